@@ -1,0 +1,72 @@
+"""Train a classifier on a folder of pictures and report how good it is.
+
+python scripts/train.py                                    # handwritten digits, nothing to download
+python scripts/train.py --data.path=FOLDER                 # your own pictures, one sub-folder a class
+python scripts/train.py --config configs/folder.toml --data.path=FOLDER --backbone.name=resnet50
+python scripts/train.py --resume runs/20260101-120000-mobilenet
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from template import config as configuration
+from template import runs
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def main() -> None:
+    """Check the settings, which takes no TensorFlow; then run."""
+    clock = runs.Clock()
+    config, folder = parse(sys.argv[1:])
+    with clock("import"):
+        runs.import_tensorflow()
+        from template import recipe
+    try:
+        metrics = recipe.run(config, folder, clock)
+    except recipe.ERRORS as error:
+        sys.exit(f"\n{error}\n(nothing was deleted; the run's folder is {folder})")
+    except KeyboardInterrupt:
+        sys.exit(f"\nStopped. Go on with: python scripts/train.py --resume {folder}")
+    test = metrics["test"] or metrics["val"]
+    value = test["accuracy"]
+    print(
+        f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
+        f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} pictures, {clock.total():.0f} s in all\n"
+        f"report:  {folder / 'report.md'}\npredict: python scripts/predict.py --run {folder} IMAGE_OR_FOLDER"
+    )
+
+
+def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
+    """Command line to configuration and run folder; leaves with a message if a setting is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="settings (recipe first, then these; later wins):\n" + configuration.describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="recipe; by default configs/digits.toml, with a path folder.toml")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument("--deterministic", action="store_true", help="short for --train.deterministic=true")
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        overrides = list(configuration.pair_up(rest)) + ["train.deterministic=true"] * known.deterministic
+        if known.resume:
+            if overrides or known.config:
+                raise configuration.ConfigError("--resume goes on with the run's own configuration; give nothing else.")
+            if (known.resume / "metrics.json").exists():
+                raise configuration.ConfigError(f"{known.resume} is finished; its report is {known.resume}/report.md")
+            return configuration.load(known.resume / "config.toml"), known.resume
+        own = any(text.startswith("data.path=") and text != "data.path=digits" for text in overrides)
+        recipe = known.config or CONFIGS / ("folder.toml" if own else "digits.toml")
+        config = configuration.load(recipe, overrides)
+    except configuration.ConfigError as error:
+        parser.exit(2, f"{error}\n(python scripts/train.py --help lists all settings)\n")
+    print(f"recipe {recipe}")
+    return config, runs.new_folder(known.runs, config.backbone.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Small-data image classification: pictures in, a classifier and an honest number out.
+
+    config.py       every setting                       runs.py         a run folder on disk
+    data/           files -> Examples -> uint8 pixels -> batches
+    model/          a plain flat keras.Model: RGB 0-255 in, logits out
+    evaluate/       Predictions -> metrics, plots, report
+    train/          stages of fine-tuning
+    recipe.py       run(config, folder): the whole story
+
+Imports go down only: recipe -> train -> data, model, evaluate -> config, runs. The wings data, model and evaluate do
+not know each other; tests/test_floors.py holds the house to that.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,303 @@
+"""Every setting of a run: its type, range, default and meaning. A recipe (TOML) and the command line fill it in.
+
+    config = load(Path("configs/folder.toml"), ["data.path=photos", "stages.0.epochs=5"])
+
+Add a setting by adding a field; the command line, `--help`, validation and the saved recipe follow from it.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Penalty = Annotated[float, Field(ge=0, le=10)]
+Positive = Annotated[int, Field(ge=1)]
+
+BackboneName = Literal[
+    "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0",
+    "convnexttiny",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Data:
+    path: str = "digits"
+    """Where the pictures are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
+    `tfds:NAME` for a TensorFlow dataset, or `digits` (1,797 handwritten digits that come with scikit-learn)."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 224
+    """Side in pixels of the square that enters the network."""
+    resize: Literal["crop", "pad", "squash"] = "crop"
+    """How a picture becomes square: cut the longer side, add a grey border, or change the aspect."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Part of the pictures held out to choose (when to stop, which weights), unless a val/ part is given."""
+    test_fraction: Fraction = 0.1
+    """Part of the pictures held out to measure, and for nothing else, unless a test/ part is given."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Another number, another split. Kept apart from train.seed so that repeated runs share their test pictures."""
+    cache: str = "cache"
+    """Folder for decoded pictures. Safe to delete; it is made again."""
+    memory_gb: Annotated[float, Field(ge=0)] = 2.0
+    """Decoded pictures are held in memory up to this many GiB, and read from the cache folder beyond."""
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self):
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction + test_fraction must be below 1 to leave pictures to train on; "
+                f"received {self.val_fraction} + {self.test_fraction}"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Augment:
+    policy: Literal["none", "light", "medium", "heavy"] = "medium"
+    """How much training pictures are varied (crop, rotation, brightness, contrast, ...); see data/augment.py."""
+    flip: bool = True
+    """Mirror half of the pictures left to right. Turn off where left and right differ (digits, text, signs)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Backbone:
+    name: BackboneName = "efficientnetb0"
+    """Which convolutional network; see model/backbones.py. `tiny` is a small residual network for training from
+    scratch on little pictures."""
+    alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
+    """Width multiplier of mobilenet and mobilenetv2."""
+    weights: str = "imagenet"
+    """`imagenet` (downloaded once by Keras), `none` (random), or a .weights.h5 / .h5 / .keras file."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Head:
+    pooling: Literal["avg", "max", "both"] = "avg"
+    """How the last feature map becomes one vector a picture: mean, maximum, or the two side by side."""
+    hidden: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Units of one hidden ReLU layer between pooling and output; 0 for none (best for small data)."""
+    dropout: Fraction = 0.3
+    """Part of the features dropped at random in training (before the hidden layer, and again after it)."""
+    l1: Penalty = 0.0
+    """L1 penalty on the head's kernels: l1 * sum |w| is added to the training loss."""
+    l2: Penalty = 1e-4
+    """L2 penalty on the head's kernels: l2 * sum w^2 is added to the training loss."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Stage:
+    unfreeze: int | str = 0
+    """What of the backbone is trained: 0 nothing (head only), k the top k blocks, a block's name (`conv4`: that block
+    and all above), or `all`."""
+    epochs: Positive = 10
+    """At most this many passes over the training pictures; early stopping may end sooner."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """Peak step size of the optimizer."""
+    warmup: Fraction = 0.1
+    """Part of the stage's steps over which the step size rises from zero; then it falls along a cosine."""
+    weight_decay: Fraction = 1e-4
+    """Decoupled weight decay (AdamW) on kernels; not on biases or normalisation."""
+
+    @model_validator(mode="after")
+    def _unfreeze_makes_sense(self):
+        if isinstance(self.unfreeze, int) and self.unfreeze < 0:
+            raise ValueError(f"unfreeze must be 0 or more blocks, a block's name or 'all'; received {self.unfreeze}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Train:
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Pictures per step."""
+    monitor: Literal["cross_entropy", "accuracy", "macro_f1"] = "cross_entropy"
+    """Validation score that picks the best epoch and stops a stage (cross-entropy without penalties)."""
+    patience: Positive = 4
+    """A stage ends when the score has not improved for this many epochs."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Arithmetic inside the network; the output is always float32. A GPU since 2017 likes a mixed one."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, order, augmentation and dropout."""
+    deterministic: bool = False
+    """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    data: Data = Field(default_factory=Data)
+    augment: Augment = Field(default_factory=Augment)
+    backbone: Backbone = Field(default_factory=Backbone)
+    head: Head = Field(default_factory=Head)
+    train: Train = Field(default_factory=Train)
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (
+        Stage(unfreeze=0, epochs=8, learning_rate=3e-3),
+        Stage(unfreeze=1, epochs=6, learning_rate=3e-4),
+        Stage(unfreeze=2, epochs=6, learning_rate=1e-4),
+    )
+    """Fine-tuning, one stage after another; in a recipe, one `[[stages]]` table each."""
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self):
+        if self.backbone.name == "tiny" and self.backbone.weights == "imagenet":
+            raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
+        return self
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, has the wrong type, or is out of its range. The message says which and why."""
+
+
+def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe, apply overrides, validate.
+
+    Args:
+        recipe: TOML file, or None for the defaults.
+        overrides: `section.field=value` texts; the value is TOML, or plain text. Later ones win.
+
+    Returns:
+        The complete configuration.
+
+    Raises:
+        ConfigError: naming the full key, what was expected, what was received, and the nearest real key.
+    """
+    tree: dict[str, Any] = {}
+    if recipe is not None:
+        try:
+            tree = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"Recipe {str(recipe)!r} does not exist.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Recipe {str(recipe)!r} is not valid TOML: {error}") from None
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"Expected section.field=value. Received: {override!r}")
+        _put(tree, key, text)
+    try:
+        return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(dict.fromkeys(_explain(e) for e in error.errors()))) from None
+
+
+def pair_up(arguments: Sequence[str]) -> Iterator[str]:
+    """Turn `--a.b=1` and `--a.b 1` of a command line into the `a.b=1` that `load` takes.
+
+    Raises:
+        ConfigError: if an argument is not a setting or has no value.
+    """
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise ConfigError(f"Expected --section.field=value. Received: {argument!r}")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"{argument} needs a value. {'' if _type_of(key) else _nearest(key)}")
+        yield f"{key}={value}"
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as a recipe that `load` reads back to an equal one."""
+    return tomli_w.dumps(TypeAdapter(Config).dump_python(config, mode="json"))
+
+
+def describe() -> str:
+    """Help text: every setting with its type, range, default and meaning."""
+    lines = []
+    for key, field, hint in _settings(Config):
+        default = field.default if field.default is not dataclasses.MISSING else ""
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"  --{key}={json.dumps(default)}  ({_type_name(hint)})\n      {meaning}")
+    return "\n".join(lines)
+
+
+def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Walk (dotted key, pydantic field, annotated type) of all settings; fields of a stage appear under `stages.0`."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    for name, field in section.__pydantic_fields__.items():
+        if dataclasses.is_dataclass(hints[name]):
+            yield from _settings(hints[name], f"{prefix}{name}.")
+        elif name == "stages":
+            yield from _settings(Stage, "stages.0.")
+        else:
+            yield f"{prefix}{name}", field, hints[name]
+
+
+def _put(tree: dict, key: str, text: str) -> None:
+    """Set a dotted key in nested dicts and lists. Text stays text where the setting is a string."""
+    parts = key.split(".")
+    if parts[0] == "stages" and len(parts) > 1 and "stages" not in tree:
+        tree["stages"] = TypeAdapter(Config).dump_python(Config(), mode="json")["stages"]
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[:depth])
+        if isinstance(node, list) and not (part.isdigit() and int(part) < len(node)):
+            raise ConfigError(f"{key}: {here} takes a number from 0 to {len(node) - 1}. Received: {part!r}")
+        if not isinstance(node, (dict, list)):
+            raise ConfigError(f"{key}: {here} is a single value, not a section.")
+        index = int(part) if isinstance(node, list) else part
+        if depth == len(parts) - 1:
+            node[index] = text if _type_of(key) is str else _toml_value(text)
+        else:
+            node = node[index] if isinstance(node, list) else node.setdefault(index, {})
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: dict) -> str:
+    """One pydantic error as: key, what was expected, what was received, nearest real key."""
+    where = [str(part) for part in error["loc"]]
+    if where[-1:] in (["int"], ["str"]):  # pydantic names the member of `int | str` that it tried
+        where.pop()
+    key = ".".join(where)
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{key}: no such setting. {_nearest(key)}"
+    if error["type"] == "value_error":
+        return ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
+    expected = _type_name(_type_of(key)) if _type_of(key) else error["msg"].removeprefix("Input should be ")
+    return f"{key}: expected {expected}. Received: {error['input']!r}"
+
+
+def _nearest(key: str) -> str:
+    """Nearest real setting to a wrong one: by its whole name, else by its last part alone."""
+    known = [*Config.__pydantic_fields__, *(k for k, _, _ in _settings(Config))]
+    near = difflib.get_close_matches(re.sub(r"\.\d+", ".0", key), known, n=1, cutoff=0.6)
+    last = key.rpartition(".")[2]
+    near = near or [k for k in known if difflib.get_close_matches(last, [k.rpartition(".")[2]], cutoff=0.7)]
+    return f"Did you mean {near[0]!r}?" if near else f"Sections: {', '.join(Config.__pydantic_fields__)}."
+
+
+def _type_of(key: str) -> Any:
+    """Annotated type of a dotted key, or None if there is no such setting."""
+    wanted = re.sub(r"\.\d+", ".0", key)
+    return next((hint for name, _, hint in _settings(Config) if name == wanted), None)
+
+
+def _type_name(hint: Any) -> str:
+    """`int >= 16 <= 1024`, `crop | pad | squash`: what help and errors show for a type."""
+    if typing.get_origin(hint) is Annotated:
+        base, *extras = typing.get_args(hint)
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        bounds = [m for extra in extras for m in getattr(extra, "metadata", [])]
+        texts = [f"{signs[name]} {getattr(m, name)}" for m in bounds for name in signs if hasattr(m, name)]
+        return " ".join([_type_name(base), *texts])
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if isinstance(hint, types.UnionType):
+        return " | ".join(map(_type_name, typing.get_args(hint)))
+    return {str: "text", bool: "true | false", int: "whole number", float: "number"}.get(hint, str(hint))

@@ -1,0 +1,121 @@
+"""The one way a picture becomes pixels, for training, evaluation and prediction alike.
+
+Pillow and not TensorFlow: TensorFlow's decoders ignore EXIF rotation, drop alpha, misread palette BMPs, and can be made
+to stall for seconds by a few hostile bytes.
+"""
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageSource = Path | bytes | np.ndarray
+"""A file, its bytes, or an array: uint8 or uint16 [height, width], [.., .., 1], [.., .., 3] or [.., .., 4]."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
+MAX_PIXELS = 50_000_000
+"""Read from the header before anything is decoded: a file of 400 bytes can claim gigabytes of pixels."""
+
+VERSION = 1
+"""Part of every cache key. Raise it when the same file would become different pixels."""
+
+
+class BadImageError(ValueError):
+    """A picture that cannot be used; the message is the reason, without the file's name."""
+
+
+def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "squash"]) -> np.ndarray:
+    """Decode, turn upright, flatten to RGB and resize a picture.
+
+    Returns:
+        uint8 [size, size, 3], RGB.
+
+    Raises:
+        BadImageError: with the reason, if the picture cannot be read.
+    """
+    try:
+        image = Image.fromarray(_squeeze(source)) if isinstance(source, np.ndarray) else _open(source, size)
+        return np.asarray(to_square(to_rgb(ImageOps.exif_transpose(image)), size, resize))
+    except BadImageError:
+        raise
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, ... on broken files
+        raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB from any mode: alpha on white, 16-bit scaled by its range, palettes and CMYK converted."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:  # 32 bits have no customary range: use the picture's own
+        values = np.asarray(image, np.float64)
+        spread = np.ptp(values)
+        scaled = (values - values.min()) * (255 / spread) if spread > 0 else np.clip(values, 0, 255)
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "squash"]) -> Image.Image:
+    """Resize to size x size with antialiasing: cut the longer side, add a grey border, or change the aspect."""
+    bilinear = Image.Resampling.BILINEAR  # Pillow's filters widen with the scale, so they antialias
+    if resize == "crop":
+        return ImageOps.fit(image, (size, size), bilinear)
+    if resize == "pad":
+        return ImageOps.pad(image, (size, size), bilinear, color=(128, 128, 128))
+    return image.resize((size, size), bilinear)
+
+
+def _open(source: Path | bytes, size: int) -> Image.Image:
+    """Check the header, then decode the first frame."""
+    data = source if isinstance(source, bytes) else _read(source)
+    if not data:
+        raise BadImageError("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadImageError(f"more than {MAX_PIXELS:,} pixels") from None
+    except Exception:
+        raise BadImageError(_what_it_is(data)) from None
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+    if image.format in {"JPEG", "MPO"}:
+        image.draft(None, (2 * size, 2 * size))  # decode large photographs at 1/2, 1/4 or 1/8, never below twice size
+    try:
+        image.load()
+    except Exception as error:
+        raise BadImageError(f"{image.format} is damaged or cut short ({' '.join(str(error).split())})") from error
+    return image
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImageError("no such file (or a link to nowhere)") from None
+    except PermissionError:
+        raise BadImageError("no permission to read it") from None
+    except OSError as error:
+        raise BadImageError(f"cannot be read: {error.strerror}") from None
+
+
+def _what_it_is(data: bytes) -> str:
+    """Say what undecodable bytes look like and what to do."""
+    head = data[:512].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
+        return f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download?)"
+    if data[4:12] in {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}:
+        return "HEIC (iPhone); convert it to JPEG"
+    if data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ":
+        return "JPEG XL; convert it to JPEG or PNG"
+    if head[:64].isascii() and head[:64].decode().isprintable():
+        return "text, not an image"
+    return f"not an image in {', '.join(FORMATS)}"
+
+
+def _squeeze(array: np.ndarray) -> np.ndarray:
+    """[h, w, 1] -> [h, w]: the only greyscale shape that Pillow takes."""
+    return array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array

@@ -1,0 +1,90 @@
+"""From pixels to batches: shuffled, augmented, one-hot labels, a few batches ahead of the network."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from ..config import Augment
+from .augment import POLICIES, augment
+from .decode import Pixels
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a network learns from: labels, and a function that gives its inputs.
+
+    Args:
+        read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
+        labels: int64 [n].
+    """
+
+    read: Callable[[int, np.ndarray], np.ndarray]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def training_source(pixels: Pixels, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
+    """These rows of the pixels and labels, augmented anew in every epoch."""
+    policy = dataclasses.replace(POLICIES[settings.policy], flip=settings.flip)
+    return Source(lambda epoch, i: augment(pixels[rows[i]], policy, seed, epoch, rows[i]), labels[rows])
+
+
+def plain_source(pixels: Pixels, rows: np.ndarray, labels: np.ndarray) -> Source:
+    """These rows of the pixels and labels as they are."""
+    return Source(lambda _, i: pixels[rows[i]], labels[rows])
+
+
+def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+    """Batches of (inputs, one-hot labels) for `fit`, `steps(source, batch_size)` an epoch.
+
+    The order is a function of (seed, epoch). Every example occurs once an epoch: instead of dropping the last batch,
+    or training batch normalisation on a batch of one, batches differ in size by at most one.
+    """
+    count = steps(source, batch_size)
+
+    def rows(step: int) -> tuple[int, np.ndarray]:
+        epoch, number = divmod(step, count)
+        order = np.random.default_rng([seed, epoch]).permutation(len(source))
+        return epoch, np.array_split(order, count)[number]
+
+    return _batches(source, classes, rows, range(epochs.start * count, epochs.stop * count))
+
+
+def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Dataset:
+    """Batches of (inputs, one-hot labels) in order, the smaller last one included, for `evaluate` and `predict`."""
+
+    def rows(step: int) -> tuple[int, np.ndarray]:
+        return 0, np.arange(len(source))[step * batch_size :][:batch_size]
+
+    return _batches(source, classes, rows, range(steps(source, batch_size)))
+
+
+def steps(source: Source, batch_size: int) -> int:
+    """Batches an epoch: the fewest of which none is larger than batch_size."""
+    return math.ceil(len(source) / batch_size)
+
+
+def _batches(source: Source, classes: int, rows: Callable, numbers: range) -> tf.data.Dataset:
+    """Map step numbers to batches in a few threads, in order, a few ahead of the network."""
+    cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
+    example = source.read(0, np.arange(1))
+
+    def batch(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        epoch, chosen = rows(int(number))
+        one_hot = source.labels[chosen, None] == np.arange(classes)
+        return source.read(epoch, chosen), one_hot.astype(np.float32)
+
+    def call(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        inputs, labels = tf.numpy_function(batch, [number], [example.dtype, np.float32], stateful=False)
+        return tf.ensure_shape(inputs, (None, *example.shape[1:])), tf.ensure_shape(labels, (None, classes))
+
+    dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
+    return dataset.map(call, num_parallel_calls=max(2, (os.cpu_count() or 2) // 2), deterministic=True).prefetch(2)

@@ -1,0 +1,125 @@
+"""Which pictures train, which choose and which measure: decided once, by content, and written down."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from .examples import DataError, Examples
+
+
+def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed: int) -> Examples:
+    """Give every example a part, stratified by class; groups and equal pictures are never divided.
+
+    A part that the source gives is kept; `val` and `test` are taken from the given `train` where they are missing.
+    Pictures are placed by the hash of their contents and the seed: the same pictures get the same parts under any
+    name and in any order, and adding a few moves few others.
+
+    Args:
+        examples: with digests, and parts "train", "val", "test" or "".
+        val_fraction: in [0, 1). With 0 and no given val, that part stays empty.
+        test_fraction: likewise.
+        seed: another number, another split.
+
+    Returns:
+        The same examples in the same order with parts train, val or test, and "" for pictures left out (also in
+        `skipped`): equal pictures with different labels, and training copies of given val or test pictures.
+
+    Raises:
+        DataError: if a class would have no picture in a part that others have, with the number it needs.
+    """
+    reasons = _conflicts(examples)
+    fractions = {"test": test_fraction, "val": val_fraction}
+    fractions = {part: 0.0 if part in examples.parts else fraction for part, fraction in fractions.items()}
+    parts = examples.parts.astype("U5")  # an array of "" alone would cut "train" to one letter
+    parts[list(reasons)] = "out"
+    free = np.flatnonzero((parts == "") | (parts == "train"))
+    clusters = _clusters(examples.take(free))
+    sizes = np.bincount(clusters)
+    counts = np.zeros((len(sizes), len(examples.class_names)), np.int64)
+    np.add.at(counts, (clusters, examples.labels[free]), 1)
+    first = sorted(zip(clusters, examples.digests[free], strict=True), reverse=True)
+    name_of = dict(first)  # of equal keys the last one stays: the smallest digest names its cluster
+    order = np.argsort([hashlib.sha256(f"{seed}:{name_of[c]}".encode()).hexdigest() for c in range(len(sizes))])
+    part_of = np.full(len(sizes), "train")
+    # A cluster is placed among those of its most frequent class, by its position in the order of their hashes.
+    for label in range(len(examples.class_names)):
+        members = order[counts[order].argmax(axis=1) == label]
+        middles = np.cumsum(sizes[members]) - sizes[members] / 2
+        start = 0
+        for part, fraction in fractions.items():
+            wanted = round(sizes[members].sum() * fraction)
+            part_of[members[(middles > start) & (middles < start + wanted)]] = part
+            start += wanted
+    parts[free] = part_of[clusters]
+    parts[parts == "out"] = ""
+    _check_every_class_is_everywhere(examples, parts, fractions)
+    skipped = [(str(examples.ids[row]), reason) for row, reason in reasons.items()]
+    return dataclasses.replace(examples, parts=parts, skipped=(*examples.skipped, *skipped))
+
+
+def to_csv(examples: Examples) -> str:
+    """The split as a table `id,sha256,label,part`."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["id", "sha256", "label", "part"])
+    labels = np.array(examples.class_names)[examples.labels]
+    writer.writerows(row for row in zip(examples.ids, examples.digests, labels, examples.parts, strict=True) if row[3])
+    return out.getvalue()
+
+
+def _clusters(examples: Examples) -> np.ndarray:
+    """Number of the cluster of each example: pictures that share contents or group, directly or through others."""
+    n = len(examples)
+    _, by_content = np.unique(examples.digests, return_inverse=True)
+    groups = np.full(n, "") if examples.groups is None else examples.groups
+    _, by_group = np.unique(np.where(groups == "", examples.digests, groups), return_inverse=True)
+    links = coo_matrix((np.ones(n), (by_content, n + by_group)), shape=(2 * n, 2 * n))
+    return np.unique(connected_components(links, directed=False)[1][by_content], return_inverse=True)[1]
+
+
+def _conflicts(examples: Examples) -> dict[int, str]:
+    """Row and reason of equal pictures with different labels, and of training copies of val or test pictures."""
+    rank = {"test": 0, "val": 1, "train": 2, "": 3}
+    labels_of: dict[str, set[int]] = {}
+    part_of: dict[str, str] = {}
+    for digest, label, part in zip(examples.digests, examples.labels, examples.parts, strict=True):
+        labels_of.setdefault(digest, set()).add(int(label))
+        part_of[digest] = min(part_of.get(digest, part), part, key=rank.__getitem__)
+    reasons: dict[int, str] = {}
+    for row, (digest, part) in enumerate(zip(examples.digests, examples.parts, strict=True)):
+        if len(labels_of[digest]) > 1:
+            names = [examples.class_names[label] for label in sorted(labels_of[digest])]
+            reasons[row] = f"the same picture has several labels: {names}"
+        elif part != part_of[digest]:
+            reasons[row] = f"the same picture is in {part_of[digest]}/"
+    return reasons
+
+
+def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, fractions: dict[str, float]) -> None:
+    if len(examples.class_names) < 2:
+        raise DataError(f"Expected at least two classes. Received: {list(examples.class_names)}")
+    wanted = {"train"} | set(parts[parts != ""]) | {part for part, fraction in fractions.items() if fraction > 0}
+    for label, name in enumerate(examples.class_names):
+        count = int(((examples.labels == label) & (parts != "")).sum())
+        missing = sorted(part for part in wanted if not ((examples.labels == label) & (parts == part)).any())
+        given = [part for part in missing if part != "train" and not fractions.get(part)]
+        if given and count:
+            raise DataError(f"Class {name!r} has no picture in the given {given} part, though other classes have.")
+        if missing:
+            need = next((n for n in range(2, 10_000) if _counts(n, fractions) > 0), 10_000)
+            raise DataError(
+                f"Class {name!r} has {count} usable pictures (or groups); dividing it as "
+                f"{fractions['val']:.0%} val and {fractions['test']:.0%} test needs at least {need}, all different. "
+                "Add pictures, remove the class, or set data.val_fraction and data.test_fraction."
+            )
+
+
+def _counts(n: int, fractions: dict[str, float]) -> int:
+    """Size of the smallest wanted part when n pictures are divided."""
+    held = [round(n * fraction) for fraction in fractions.values() if fraction > 0]
+    return min([*held, n - sum(held)])

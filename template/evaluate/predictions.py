@@ -1,0 +1,83 @@
+"""What a model said about some pictures: everything in this wing takes it, and a run saves it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from .. import runs
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of n pictures, in the order of their ids.
+
+    Args:
+        ids: [n] names of the pictures.
+        labels: int64 [n] true classes, -1 where unknown.
+        logits: float32 [n, classes], finite.
+        class_names: one a class, in index order.
+
+    Raises:
+        ValueError: if the lengths disagree, a label is out of range, or a logit is not finite.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        expected = (len(self.ids), len(self.class_names))
+        if self.logits.shape != expected or self.labels.shape != expected[:1]:
+            raise ValueError(
+                f"Expected logits {expected} and labels {expected[:1]}, one row an id and one column a class. "
+                f"Received: logits {self.logits.shape}, labels {self.labels.shape}"
+            )
+        if len(self.labels) and not -1 <= self.labels.min() <= self.labels.max() < expected[1]:
+            raise ValueError(f"Expected labels from -1 to {expected[1] - 1}. Received: {np.unique(self.labels)}")
+        bad = self.ids[~np.isfinite(self.logits).all(axis=1)]
+        if len(bad):
+            raise ValueError(f"The logits of {len(bad)} pictures are not finite, the first: {str(bad[0])!r}")
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 [n, classes], rows sum to 1."""
+        return softmax(self.logits.astype(np.float64), axis=1)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 [n], the most probable class (of equal ones, the first)."""
+        return self.logits.argmax(axis=1)
+
+    def save(self, path: Path) -> None:
+        """Write ids, labels, logits and class names as .npz; nothing in it is executed on load."""
+        with runs.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file, ids=self.ids, labels=self.labels, logits=self.logits, class_names=np.array(self.class_names)
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictions":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file["ids"], file["labels"], file["logits"], tuple(map(str, file["class_names"])))
+
+
+def predict(
+    model: Any, batches: Iterable, ids: Sequence[str], labels: np.ndarray, class_names: Sequence[str]
+) -> Predictions:
+    """Run a Keras model over ordered, complete batches.
+
+    Args:
+        model: keras.Model to logits.
+        batches: what its `predict` takes, in the order of `ids`; the smaller last batch included.
+        ids: names of the pictures.
+        labels: true classes, -1 where unknown.
+        class_names: one a column of the logits.
+    """
+    logits = np.asarray(model.predict(batches, verbose=0), np.float32)
+    return Predictions(np.asarray(ids), np.asarray(labels, np.int64), logits, tuple(class_names))

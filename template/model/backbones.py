@@ -1,0 +1,144 @@
+"""The networks that pictures are seen with: builder, preprocessing and blocks of each, in one table.
+
+Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, cut, save and load.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+from keras import KerasTensor, layers, ops
+
+from ..config import Backbone
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights that could not be had. The message says which file to put where."""
+
+
+def _as_is(pixels: KerasTensor) -> KerasTensor:
+    """EfficientNet and ConvNeXt bring their own preprocessing layers."""
+    return pixels
+
+
+def _minus_one_to_one(pixels: KerasTensor) -> KerasTensor:
+    return layers.Rescaling(1 / 127.5, offset=-1, dtype="float32", name="preprocess")(pixels)
+
+
+def _caffe(pixels: KerasTensor) -> KerasTensor:
+    """BGR with the ImageNet means taken off, as the Caffe originals of VGG and ResNet were trained."""
+    bgr = ops.flip(pixels, axis=-1)
+    return layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], dtype="float32", name="preprocess")(bgr)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a network is built, fed and divided."""
+
+    build: Callable
+    """keras.applications builder, or ours."""
+    preprocess: Callable[[KerasTensor], KerasTensor]
+    """RGB 0-255 to what the weights were trained on."""
+    block: str
+    """Regular expression for layer names; its group is the number of the block."""
+    takes_alpha: bool = False
+
+
+def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
+    """Small residual network for pictures of about 16 to 64 pixels: 3 blocks, 0.2 million weights.
+
+    Pre-activation residual blocks (He et al. 2016, "Identity Mappings in Deep Residual Networks") of width 32, 64, 96.
+    """
+    x = layers.Conv2D(32, 3, padding="same", use_bias=False, name="stem")(input_tensor)
+    for block, width in enumerate((32, 64, 96), start=1):
+        name, stride = f"block{block}_", 1 if block == 1 else 2
+        y = layers.BatchNormalization(momentum=0.9, name=name + "bn1")(x)
+        y = layers.Activation("relu", name=name + "relu1")(y)
+        if stride > 1:
+            x = layers.Conv2D(width, 1, strides=stride, use_bias=False, name=name + "shortcut")(y)
+        y = layers.Conv2D(width, 3, strides=stride, padding="same", use_bias=False, name=name + "conv1")(y)
+        y = layers.BatchNormalization(momentum=0.9, name=name + "bn2")(y)
+        y = layers.Activation("relu", name=name + "relu2")(y)
+        y = layers.Conv2D(width, 3, padding="same", use_bias=False, name=name + "conv2")(y)
+        x = layers.Add(name=name + "add")([x, y])
+    x = layers.BatchNormalization(momentum=0.9, name="top_bn")(x)
+    return keras.Model(keras.utils.get_source_inputs(x), layers.Activation("relu", name="top_relu")(x))
+
+
+_APPS = keras.applications
+BACKBONES = {
+    "tiny": Family(tiny, _minus_one_to_one, r"^block(\d+)_"),
+    "vgg16": Family(_APPS.VGG16, _caffe, r"^block(\d+)_"),
+    "vgg19": Family(_APPS.VGG19, _caffe, r"^block(\d+)_"),
+    "resnet50": Family(_APPS.ResNet50, _caffe, r"^conv(\d+)_block"),
+    "resnet101": Family(_APPS.ResNet101, _caffe, r"^conv(\d+)_block"),
+    "resnet50v2": Family(_APPS.ResNet50V2, _minus_one_to_one, r"^conv(\d+)_block"),
+    "mobilenet": Family(_APPS.MobileNet, _minus_one_to_one, r"^conv_(?:dw|pw|pad)_(\d+)", takes_alpha=True),
+    "mobilenetv2": Family(_APPS.MobileNetV2, _minus_one_to_one, r"^block_(\d+)_", takes_alpha=True),
+    "efficientnetb0": Family(_APPS.EfficientNetB0, _as_is, r"^block(\d+)[a-z]"),
+    "convnexttiny": Family(_APPS.ConvNeXtTiny, _as_is, r"(?:stage|downsampling_block)_(\d+)"),
+}
+
+
+def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
+    """A headless network: RGB pixels 0-255, float32 [n, size, size, 3], to the last feature map [n, h, w, channels].
+
+    Raises:
+        WeightsError: if its weights are neither here nor can be downloaded; never a silent fall-back to random ones.
+        ValueError: if it does not exist in this width or takes no pictures this small.
+    """
+    family = BACKBONES[settings.name]
+    pixels = keras.Input((image_size, image_size, 3), name="pixels")
+    shape = {"input_tensor": family.preprocess(pixels), "input_shape": pixels.shape[1:]}
+    alpha = {"alpha": settings.alpha} if family.takes_alpha else {}
+    weights = "imagenet" if settings.weights == "imagenet" else None
+    if settings.weights not in {"imagenet", "none"} and not Path(settings.weights).is_file():
+        raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # Keras downloads without any time limit
+    try:
+        backbone = family.build(include_top=False, weights=weights, **shape, **alpha)
+    except Exception as error:
+        raise _explained(error, settings, image_size) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    if settings.weights not in {"imagenet", "none"}:
+        try:
+            backbone.load_weights(settings.weights)
+        except Exception as error:
+            raise WeightsError(
+                f"{settings.weights!r} does not hold weights of {settings.name} without its top: {error}"
+            ) from error
+    return backbone
+
+
+def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:
+    """Block of every layer: the number in its name, else that of the layer before it; None before the first block.
+
+    So the unnumbered layers at the top (`top_conv`, `post_bn`, the head) belong to the last block, and no layer that
+    should learn stays frozen for want of a number.
+    """
+    numbers, current = {}, None
+    for layer in model.layers:
+        match = re.search(BACKBONES[name].block, layer.name)
+        current = int(match[1]) if match else current
+        numbers[layer.name] = current
+    return numbers
+
+
+def _explained(error: Exception, settings: Backbone, image_size: int) -> Exception:
+    """A failed download becomes an instruction; anything else names the network and the size it was asked for."""
+    url = re.search(r"https?://\S+/(\S+?\.h5)", str(error))
+    if not url:
+        return ValueError(f"{settings.name} cannot be built for {image_size} x {image_size} pixels: {error}")
+    folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "models")
+    return WeightsError(
+        f"The ImageNet weights of {settings.name} are not on this machine and could not be downloaded.\n"
+        f"Download {url[0]}\non a machine with internet and put it at {folder / url[1]}\n"
+        f"Or choose a file of your own (backbone.weights=FILE) or random weights (backbone.weights=none).\n"
+        f"Reason: {error}"
+    )

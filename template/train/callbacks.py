@@ -1,0 +1,156 @@
+"""What happens at the end of an epoch. Each callback is right alone; together they share one `State` of plain data."""
+
+import dataclasses
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .. import runs
+
+
+@dataclass
+class State:
+    """Where a training stands; together with the weights, all that is needed to go on."""
+
+    stage: int = 0
+    """Stages finished."""
+    epoch: int = 0
+    """Epochs finished, over all stages."""
+    start: int = 0
+    """Epochs that were finished when this stage began."""
+    best: float | None = None
+    """Best validation score so far, over all stages."""
+    wait: int = 0
+    """Epochs of this stage since its last improvement."""
+    history: list[dict] = field(default_factory=list)
+    """One row an epoch."""
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Remember the weights of the best epoch, stop when none has been better for `patience` epochs.
+
+    Unlike Keras's pair of EarlyStopping and ModelCheckpoint it has one notion of best, which lives in `state` and so
+    survives a resume, and a score that is not a number is never the best.
+
+    Args:
+        state: whose `best` and `wait` are kept up to date.
+        monitor: name in the logs.
+        patience: epochs without improvement.
+        weights: those that `state.best` belongs to; the current ones if None.
+    """
+
+    def __init__(self, state: State, monitor: str, patience: int, weights: list[np.ndarray] | None = None) -> None:
+        super().__init__()
+        self.state, self.monitor, self.patience, self.weights = state, monitor, patience, weights
+        self.sign = 1 if monitor.endswith(("accuracy", "f1")) else -1
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Start from the weights as they are: a stage can only improve on what came before."""
+        if self.weights is None:
+            self.weights = self.model.get_weights()
+
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
+        """Compare this epoch with the best."""
+        value = logs[self.monitor]
+        if math.isfinite(value) and (self.state.best is None or self.sign * (value - self.state.best) > 0):
+            self.state.best, self.state.wait = float(value), 0
+            self.weights = self.model.get_weights()
+        else:
+            self.state.wait += 1
+        if self.state.wait >= self.patience:
+            self.model.stop_training = True
+
+
+class Log(keras.callbacks.Callback):
+    """Add each epoch to `state.history`, history.csv and TensorBoard, and print a line that a person can follow."""
+
+    def __init__(self, state: State, folder: Path, stage: str, last_epoch: int, images: int) -> None:
+        super().__init__()
+        self.state, self.folder, self.stage, self.last_epoch, self.images = state, folder, stage, last_epoch, images
+        self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Start the epoch's clock."""
+        self.start, self.trained = time.perf_counter(), None
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Validation begins: the training part of the epoch is over."""
+        self.trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
+        """Write and print."""
+        now = time.perf_counter()
+        rate = self.images / ((self.trained or now) - self.start)
+        row = {"stage": self.state.stage + 1, "epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}}
+        row |= {"learning_rate": float(self.model.optimizer.learning_rate), "seconds": now - self.start}
+        self.state.history.append(row)
+        self.state.epoch = epoch + 1
+        lines = [",".join(row), *(",".join(f"{x:.6g}" for x in r.values()) for r in self.state.history)]
+        runs.write_text(self.folder / "history.csv", "\n".join(lines) + "\n")
+        with self.board.as_default(step=epoch + 1):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+        left = (self.last_epoch - epoch - 1) * (now - self.start)
+        print(
+            f"{self.stage}  epoch {epoch + 1:>2}/{self.last_epoch}  loss {row['loss']:.3f}  "
+            f"val cross-entropy {row['val_cross_entropy']:.3f}  accuracy {row['val_accuracy']:.3f}"
+            f"{'   ' if self.state.wait else ' * '} {rate:,.0f} images/s  {left:.0f} s left in this stage at most",
+            flush=True,
+        )
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After each epoch, save all that is needed to go on: weights, optimizer, random generators, best weights, state.
+
+    A checkpoint is a folder that appears by one rename when its files are safely on disk; the last two are kept.
+
+    Args:
+        state: saved as JSON.
+        folder: of the checkpoints.
+        keep: holds the best weights.
+    """
+
+    def __init__(self, state: State, folder: Path, keep: KeepBest) -> None:
+        super().__init__()
+        self.state, self.folder, self.keep = state, folder, keep
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write the checkpoint of this epoch."""
+        arrays = {f"model_{i}": v.numpy() for i, v in enumerate(self.model.variables)}
+        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.model.optimizer.variables)}
+        arrays |= {f"best_{i}": array for i, array in enumerate(self.keep.weights)}
+        final, temporary = self.folder / f"{epoch + 1:05d}", self.folder / f".tmp-{os.getpid()}-{epoch + 1:05d}"
+        temporary.mkdir(parents=True, exist_ok=True)
+        with runs.replacing(temporary / "arrays.npz") as file:
+            np.savez(file, **arrays)
+        runs.write_json(temporary / "state.json", dataclasses.asdict(self.state))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in sorted(self.folder.glob("[0-9]*"))[:-2]:
+            shutil.rmtree(old)
+
+
+def read_checkpoint(folder: Path) -> tuple[State, dict[str, list[np.ndarray]]]:
+    """Newest whole checkpoint, or a fresh state and no arrays.
+
+    Returns:
+        The state, and arrays by kind: "model", "optimizer", "best".
+    """
+    for checkpoint in sorted(folder.glob("[0-9]*"), reverse=True):
+        try:
+            state = State(**runs.read_json(checkpoint / "state.json"))
+            with np.load(checkpoint / "arrays.npz", allow_pickle=False) as file:
+                arrays: dict[str, list[np.ndarray]] = {"model": [], "optimizer": [], "best": []}
+                for name in file.files:  # in the order they were written
+                    arrays[name.partition("_")[0]].append(file[name])
+            return state, arrays
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.")
+    return State(), {}
