@@ -20,13 +20,15 @@ def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     clock = runs.Clock()
     config, folder = parse(sys.argv[1:])
-    with clock("import"):
-        runs.import_tensorflow()
-        from template import recipe
+    runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on the run can be resumed
     try:
-        metrics = recipe.run(config, folder, clock)
-    except recipe.ERRORS as error:
-        sys.exit(f"\n{error}\n(nothing was deleted; the run's folder is {folder})")
+        with clock("import"):
+            runs.import_tensorflow()
+            from template import recipe
+        try:
+            metrics = recipe.run(config, folder, clock)
+        except recipe.ERRORS as error:
+            sys.exit(f"\n{error}\n(nothing was deleted; the run's folder is {folder})")
     except KeyboardInterrupt:
         sys.exit(f"\nStopped. Go on with: python scripts/train.py --resume {folder}")
     test = metrics["test"] or metrics["val"]

@@ -66,7 +66,8 @@ class Augment:
     policy: Literal["none", "light", "medium", "heavy"] = "medium"
     """How much training pictures are varied (crop, rotation, brightness, contrast, ...); see data/augment.py."""
     flip: bool = True
-    """Mirror half of the pictures left to right. Turn off where left and right differ (digits, text, signs)."""
+    """Mirror half of the pictures left to right, unless the policy is none. Turn off where left and right differ
+    (digits, text, signs)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -107,6 +108,11 @@ class Stage:
     """Part of the stage's steps over which the step size rises from zero; then it falls along a cosine."""
     weight_decay: Fraction = 1e-4
     """Decoupled weight decay (AdamW) on kernels; not on biases or normalisation."""
+    views: Annotated[int, Field(ge=0)] = 8
+    """While lower blocks are frozen, their activations are computed once for this many augmented views of each
+    picture, which the epochs take in turn; 0 for a view an epoch."""
+    only_if_gain: Fraction = 0.0
+    """Skip this stage unless the one before lowered the validation loss (or error) by at least this part of it."""
 
     @model_validator(mode="after")
     def _unfreeze_makes_sense(self):
@@ -121,14 +127,32 @@ class Train:
     """Pictures per step."""
     monitor: Literal["cross_entropy", "accuracy", "macro_f1"] = "cross_entropy"
     """Validation score that picks the best epoch and stops a stage (cross-entropy without penalties)."""
-    patience: Positive = 4
-    """A stage ends when the score has not improved for this many epochs."""
+    patience: Positive = 8
+    """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
+    best epochs are often its last, so little patience costs accuracy."""
+    label_smoothing: Fraction = 0.1
+    """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
+    surer of pictures it knows by heart; validation is not smoothed."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Arithmetic inside the network; the output is always float32. A GPU since 2017 likes a mixed one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of weights, order, augmentation and dropout."""
+    probe: bool = True
+    """Begin with logistic regression on the frozen features, and start the head from it (pretrained backbones)."""
+    final_fit: Literal["auto", "yes", "no"] = "auto"
+    """After the choices are made, train once more on training and validation pictures together; auto: if there are
+    fewer than 50 validation pictures a class."""
+    feature_cache_gb: Annotated[float, Field(ge=0)] = 8.0
+    """Activations of frozen blocks may take up to this many GiB: a quarter in memory, beyond that in data.cache."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Evaluate:
+    mirror: bool = False
+    """Average the probabilities of each picture and its mirror image, in validation, test and predict.py: a little
+    more accurate, twice the time. Leave off where left and right differ."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -138,12 +162,10 @@ class Config:
     backbone: Backbone = Field(default_factory=Backbone)
     head: Head = Field(default_factory=Head)
     train: Train = Field(default_factory=Train)
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (
-        Stage(unfreeze=0, epochs=8, learning_rate=3e-3),
-        Stage(unfreeze=1, epochs=6, learning_rate=3e-4),
-        Stage(unfreeze=2, epochs=6, learning_rate=1e-4),
-    )
-    """Fine-tuning, one stage after another; in a recipe, one `[[stages]]` table each."""
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    stages: tuple[Stage, ...] = ()
+    """Fine-tuning, one stage after another; in a recipe, one `[[stages]]` table each. None: chosen from the data, see
+    suggest.py, and written into the run's own recipe."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self):
@@ -175,6 +197,8 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
             tree = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"Recipe {str(recipe)!r} does not exist.") from None
+        except OSError as error:
+            raise ConfigError(f"Recipe {str(recipe)!r} cannot be read: {error.strerror}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"Recipe {str(recipe)!r} is not valid TOML: {error}") from None
     for override in overrides:
@@ -185,7 +209,9 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_explain(e) for e in error.errors()))) from None
+        # Where the only stage is wrong, pydantic adds that there is none.
+        wrong = [e for e in error.errors() if not (e["type"] == "too_short" and e["input"])]
+        raise ConfigError("\n".join(dict.fromkeys(map(_explain, wrong)))) from None
 
 
 def pair_up(arguments: Sequence[str]) -> Iterator[str]:
@@ -241,7 +267,7 @@ def _put(tree: dict, key: str, text: str) -> None:
     node: Any = tree
     for depth, part in enumerate(parts):
         here = ".".join(parts[:depth])
-        if isinstance(node, list) and not (part.isdigit() and int(part) < len(node)):
+        if isinstance(node, list) and not (part.isdecimal() and int(part) < len(node)):
             raise ConfigError(f"{key}: {here} takes a number from 0 to {len(node) - 1}. Received: {part!r}")
         if not isinstance(node, (dict, list)):
             raise ConfigError(f"{key}: {here} is a single value, not a section.")
@@ -279,7 +305,10 @@ def _nearest(key: str) -> str:
     near = difflib.get_close_matches(re.sub(r"\.\d+", ".0", key), known, n=1, cutoff=0.6)
     last = key.rpartition(".")[2]
     near = near or [k for k in known if difflib.get_close_matches(last, [k.rpartition(".")[2]], cutoff=0.7)]
-    return f"Did you mean {near[0]!r}?" if near else f"Sections: {', '.join(Config.__pydantic_fields__)}."
+    if not near:
+        return f"Sections: {', '.join(Config.__pydantic_fields__)}."
+    stage = re.match(r"stages\.\d+\.", key)  # of the stage that was meant, not always the first
+    return f"Did you mean {(near[0].replace('stages.0.', stage[0]) if stage else near[0])!r}?"
 
 
 def _type_of(key: str) -> Any:

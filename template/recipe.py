@@ -9,17 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from . import config as configuration
-from . import runs
+from . import runs, suggest
 from .config import Config, Train
 from .data.decode import decode
 from .data.examples import PARTS, DataError, Examples, load_examples
-from .data.pipeline import ordered_batches, plain_source, training_source
+from .data.pipeline import Source, mirrored, ordered_batches, plain_source, training_source
 from .data.split import split, to_csv
 from .evaluate import metrics, plots, report
-from .evaluate.predictions import Predictions, predict
-from .model.backbones import WeightsError
+from .evaluate.predictions import Predictions, average, predict
+from .model.backbones import BACKBONES, WeightsError
 from .model.build import build
-from .train.stages import fit
+from .train.probe import probe_head
+from .train.stages import How, fit, repeat
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError)
 """What a user can mend; the message says how."""
@@ -47,27 +48,75 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         examples, pixels = decode(load_examples(config.data.path), config.data)
         fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
         examples = split(examples, **fractions, seed=config.data.split_seed)
-    part = {name: np.flatnonzero(examples.parts == name) for name in ("train", "val", "test")}
-    labels, classes = examples.labels, examples.class_names
+    part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
+    part["train and val"] = np.concatenate([part["train"], part["val"]])
+    config = suggested(config, len(part["train"]))
     _record(config, examples, folder)
 
-    with clock("build"):
-        model = build(config.backbone, config.head, config.data.image_size, np.bincount(labels[part["train"]]))
-    train = training_source(pixels, part["train"], labels, config.augment, config.train.seed)
-    plain = {name: plain_source(pixels, rows, labels) for name, rows in part.items()}
+    def augmented(name: str) -> Source:
+        return training_source(pixels, part[name], examples.labels, config.augment, config.train.seed)
 
+    def plain(name: str) -> Source:
+        return plain_source(pixels, part[name], examples.labels)
+
+    with clock("probe"):
+        model, said = begin(config, plain("train")), {}
+        said["probe"] = say(model, plain("val"), examples, part["val"], config)
+    how = How(config.backbone, config.stages, config.train, Path(config.data.cache))
     with clock("training"):
-        how = {"backbone": config.backbone, "stages": config.stages, "settings": config.train}
-        history = fit(model, train, plain["val"], **how, folder=folder)
+        state = fit(model, augmented("train"), plain("val"), how, folder)
+        said["val"] = say(model, plain("val"), examples, part["val"], config)
+    if refits(config, examples):
+        with clock("final fit"):
+            model = begin(config, plain("train and val"))
+            repeat(model, augmented("train and val"), state.plan, how)
+    with clock("evaluation"):
         with runs.replacing(folder / "model.keras") as file:
             model.save(file)
+        said["test"] = say(model, plain("test"), examples, part["test"], config)
+        return _report(config, said, state.history, examples, clock, folder)
 
-    with clock("evaluation"):
-        said = {}
-        for name in ("test", "val"):
-            batches = ordered_batches(plain[name], len(classes), config.train.batch_size)
-            said[name] = predict(model, batches, examples.ids[part[name]], labels[part[name]], classes)
-        return _report(config, said, history, examples, clock, folder)
+
+def suggested(config: Config, images: int) -> Config:
+    """The configuration with stages, if it names none, chosen from the number of training pictures."""
+    if config.stages:
+        return config
+    pretrained = config.backbone.weights != "none"
+    stages = suggest.stages(images, config.train.batch_size, BACKBONES[config.backbone.name].blocks, pretrained)
+    print("stages from the data: " + ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages))
+    return dataclasses.replace(config, stages=stages)
+
+
+def begin(config: Config, train: Source) -> keras.Model:
+    """A model to start training from: pretrained, and with the head of a logistic regression if the recipe says so."""
+    prepare(config.train)
+    classes = int(train.labels.max()) + 1
+    model = build(config.backbone, config.head, config.data.image_size, np.bincount(train.labels, minlength=classes))
+    if config.train.probe and config.backbone.weights != "none" and not config.head.hidden:
+        probe = probe_head(model, train, config.augment.flip, config.train.batch_size, config.train.seed)
+        print(
+            f"probe on {len(train)} pictures: accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} "
+            f"(cross-validated; strength {probe.strength:.2g})"
+        )
+    return model
+
+
+def say(model: keras.Model, source: Source, examples: Examples, rows: np.ndarray, config: Config) -> Predictions:
+    """Predictions of these examples, of one view or averaged with their mirror image."""
+    views = [source, mirrored(source)] if config.evaluate.mirror else [source]
+    names = examples.class_names
+    return average(
+        [
+            predict(model, ordered_batches(v, len(names), config.train.batch_size), examples.ids[rows], v.labels, names)
+            for v in views
+        ]
+    )
+
+
+def refits(config: Config, examples: Examples) -> bool:
+    """Whether the recipe ends with a fit on training and validation pictures together."""
+    few = (examples.parts == "val").sum() < 50 * len(examples.class_names)
+    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and bool(few))
 
 
 def prepare(settings: Train) -> None:
@@ -76,25 +125,6 @@ def prepare(settings: Train) -> None:
     keras.config.set_dtype_policy(settings.precision)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-
-
-def load(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
-    """Rebuild a finished run: its configuration, class names and model.
-
-    The model is built by our own code and only its weights are read from the file: nothing in the file is executed.
-
-    Raises:
-        DataError: if the folder does not hold a finished run.
-    """
-    missing = [name for name in ("config.toml", "classes.json", "model.keras") if not (folder / name).is_file()]
-    if missing:
-        raise DataError(f"{str(folder)!r} is not a finished run: {missing} not found in it.")
-    config = configuration.load(folder / "config.toml")
-    class_names = tuple(runs.read_json(folder / "classes.json"))
-    backbone = dataclasses.replace(config.backbone, weights="none")
-    model = build(backbone, config.head, config.data.image_size, np.ones(len(class_names)))
-    model.load_weights(folder / "model.keras")
-    return config, class_names, model
 
 
 def _record(config: Config, examples: Examples, folder: Path) -> None:

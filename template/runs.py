@@ -67,7 +67,9 @@ def import_tensorflow() -> None:
         try:
             os.dup2(said.fileno(), 2)
             import keras  # noqa: F401
-            import tensorflow  # noqa: F401, ICN001
+            import tensorflow
+
+            tensorflow.get_logger().setLevel("ERROR")  # each stage compiles a network of its own, and it minds that
         except BaseException:
             said.seek(0)
             os.write(stderr, said.read())

@@ -130,47 +130,68 @@ def _folder(root: Path) -> Examples:
         raise DataError(f"{str(root)!r} has {[f.name for f in folders]} but no train/ folder.")
     else:
         roots = {"": root}
-    found = [(part, folder, file) for part, top in roots.items() for folder in _subfolders(top)
+    found = [(part, _text(folder.name), file) for part, top in roots.items() for folder in _subfolders(top)
              for file in list_files(folder)]  # fmt: skip
-    loose = [f for top in {root, *roots.values()} for f in top.iterdir() if f.is_file() and not _is_junk(f.name)]
-    names = sorted({folder.name for top in roots.values() for folder in _subfolders(top)})
+    loose = [f for top in {root, *roots.values()} for f in _listing(top) if f.is_file()]
+    names = sorted({_text(folder.name) for top in roots.values() for folder in _subfolders(top)})
     if not names:
         raise DataError(
             f"{str(root)!r} has no class folders"
             + (f", only {len(loose)} files. Put the pictures of each class into a folder of its own." if loose else ".")
         )
-    empty = sorted(set(names) - {folder.name for _, folder, _ in found})
+    empty = sorted(set(names) - {name for _, name, _ in found})
     if empty:
         raise DataError(f"Class folders without any file: {empty}. Fill or remove them.")
     return Examples(
-        ids=np.array([file.relative_to(root).as_posix() for _, _, file in found]),
+        ids=np.array([_text(file.relative_to(root).as_posix()) for _, _, file in found]),
         images=[file for _, _, file in found],
-        labels=np.array([names.index(folder.name) for _, folder, _ in found], np.int64),
+        labels=np.array([names.index(name) for _, name, _ in found], np.int64),
         class_names=tuple(names),
         parts=np.array([part for part, _, _ in found]),
-        skipped=tuple((f.relative_to(root).as_posix(), "outside the class folders") for f in sorted(loose)),
+        skipped=tuple((_text(f.relative_to(root).as_posix()), "outside the class folders") for f in sorted(loose)),
     )
 
 
 def _subfolders(root: Path) -> list[Path]:
-    return sorted(f for f in root.iterdir() if f.is_dir() and not _is_junk(f.name))
+    return [f for f in _listing(root) if f.is_dir()]
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(f for f in folder.iterdir() if not _is_junk(f.name))
+    except OSError as error:
+        raise DataError(f"Folder {str(folder)!r} cannot be listed: {error.strerror}.") from error
+
+
+def _text(name: str) -> str:
+    """A file's name for tables and reports, which are UTF-8; bytes of another encoding are spelled out in it."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _csv(file: Path) -> Examples:
     """Columns `path,label` and optional `split` and `group`; paths are relative to the file's folder."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True)
-        columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns):
-            raise DataError(f"{str(file)!r} needs columns path,label (optional: split,group). Received: {columns}")
-        rows = list(reader)
-    if not rows:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, skipinitialspace=True)
+            columns = reader.fieldnames or []
+            numbered = [(reader.line_num, row) for row in reader]  # blank lines are no rows, but they are lines
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{str(file)!r} cannot be read as CSV in UTF-8: {error}") from error
+    if not {"path", "label"} <= set(columns):
+        raise DataError(f"{str(file)!r} needs columns path,label (optional: split,group). Received: {columns}")
+    if not numbered:
         raise DataError(f"{str(file)!r} has no rows below its header.")
-    for line, row in enumerate(rows, start=2):
+    for line, row in numbered:
+        if None in row:
+            raise DataError(
+                f"{str(file)!r} line {line} has more fields than the header ({columns}). "
+                f'Write a text with a comma as "a, b". Received: {[*row.values()]}'
+            )
         if not (row["path"] or "").strip() or not (row["label"] or "").strip():
             raise DataError(f"{str(file)!r} line {line}: path and label must both be given. Received: {dict(row)}")
         if (row.get("split") or "").strip().lower() not in {"", *_PART_OF}:
             raise DataError(f"{str(file)!r} line {line}: split must be train, val or test. Received: {row['split']!r}")
+    rows = [row for _, row in numbered]
     names = sorted({row["label"].strip() for row in rows})
     return Examples(
         ids=np.array([row["path"].strip() for row in rows]),
@@ -195,17 +216,21 @@ def _tfds(name: str) -> Examples:
     if not keys or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
         raise DataError(f"TensorFlow dataset {name!r} is not one of images with one class label each.")
     class_names = tuple(builder.info.features[keys[1]].names)
-    ids, images, labels, parts = [], [], [], []
+    ids, images, labels, parts, skipped = [], [], [], [], []
     for split in builder.info.splits:
         part = _PART_OF.get(split, "") if len(builder.info.splits) > 1 else ""
         if part or len(builder.info.splits) == 1:
             raw = tfds.load(name, split=split, decoders={keys[0]: tfds.decode.SkipDecoding()})
             for number, example in enumerate(tfds.as_numpy(raw)):
+                if example[keys[1]] < 0:  # how TensorFlow Datasets marks a test set whose labels are kept secret
+                    skipped.append((f"{split}/{number:06d}", "it has no label"))
+                    continue
                 ids.append(f"{split}/{number:06d}")
                 images.append(bytes(example[keys[0]]))
                 labels.append(int(example[keys[1]]))
                 parts.append(part)
-    return Examples(np.array(ids), images, np.array(labels, np.int64), class_names, np.array(parts))
+    labels = np.array(labels, np.int64)
+    return Examples(np.array(ids), images, labels, class_names, np.array(parts), skipped=tuple(skipped))
 
 
 def _digits() -> Examples:

@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 ImageSource = Path | bytes | np.ndarray
 """A file, its bytes, or an array: uint8 or uint16 [height, width], [.., .., 1], [.., .., 3] or [.., .., 4]."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # JPEG opens MPO too
 MAX_PIXELS = 50_000_000
 """Read from the header before anything is decoded: a file of 400 bytes can claim gigabytes of pixels."""
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key. Raise it when the same file would become different pixels."""
 
 
@@ -36,7 +36,7 @@ def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "s
         BadImageError: with the reason, if the picture cannot be read.
     """
     try:
-        image = Image.fromarray(_squeeze(source)) if isinstance(source, np.ndarray) else _open(source, size)
+        image = Image.fromarray(_as_pillow(source)) if isinstance(source, np.ndarray) else _open(source, size)
         return np.asarray(to_square(to_rgb(ImageOps.exif_transpose(image)), size, resize))
     except BadImageError:
         raise
@@ -50,6 +50,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in {"I", "F"}:  # 32 bits have no customary range: use the picture's own
         values = np.asarray(image, np.float64)
+        if not np.isfinite(values).all():
+            raise BadImageError("has values that are not finite")
         spread = np.ptp(values)
         scaled = (values - values.min()) * (255 / spread) if spread > 0 else np.clip(values, 0, 255)
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
@@ -65,6 +67,8 @@ def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "squ
     if resize == "crop":
         return ImageOps.fit(image, (size, size), bilinear)
     if resize == "pad":
+        if 2 * size * min(image.size) <= max(image.size):  # Pillow would return the border and no picture
+            raise BadImageError(f"{image.width} x {image.height} is too narrow to keep its aspect in {size} pixels")
         return ImageOps.pad(image, (size, size), bilinear, color=(128, 128, 128))
     return image.resize((size, size), bilinear)
 
@@ -88,6 +92,8 @@ def _open(source: Path | bytes, size: int) -> Image.Image:
         image.load()
     except Exception as error:
         raise BadImageError(f"{image.format} is damaged or cut short ({' '.join(str(error).split())})") from error
+    if image.format == "PPM" and image.mode == "I":  # Pillow scales these to 16 bits and keeps them in 32
+        return image.convert("I;16")
     return image
 
 
@@ -116,6 +122,9 @@ def _what_it_is(data: bytes) -> str:
     return f"not an image in {', '.join(FORMATS)}"
 
 
-def _squeeze(array: np.ndarray) -> np.ndarray:
-    """[h, w, 1] -> [h, w]: the only greyscale shape that Pillow takes."""
+def _as_pillow(array: np.ndarray) -> np.ndarray:
+    """16 bits scaled to 8, and [h, w, 1] -> [h, w]: what Pillow takes."""
+    if array.dtype not in (np.uint8, np.uint16) or array.size == 0:
+        raise BadImageError(f"expected an array of uint8 or uint16, received {array.dtype} {list(array.shape)}")
+    array = (array // 257).astype(np.uint8) if array.dtype == np.uint16 else array
     return array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array

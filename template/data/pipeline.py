@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ..config import Augment
 from .augment import POLICIES, augment
-from .decode import Pixels
+from .rows import Rows
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,20 @@ class Source:
         return len(self.labels)
 
 
-def training_source(pixels: Pixels, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
+def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
     """These rows of the pixels and labels, augmented anew in every epoch."""
-    policy = dataclasses.replace(POLICIES[settings.policy], flip=settings.flip)
+    policy = dataclasses.replace(POLICIES[settings.policy], flip=settings.flip and settings.policy != "none")
     return Source(lambda epoch, i: augment(pixels[rows[i]], policy, seed, epoch, rows[i]), labels[rows])
 
 
-def plain_source(pixels: Pixels, rows: np.ndarray, labels: np.ndarray) -> Source:
+def plain_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray) -> Source:
     """These rows of the pixels and labels as they are."""
     return Source(lambda _, i: pixels[rows[i]], labels[rows])
+
+
+def mirrored(source: Source) -> Source:
+    """The pictures of a source, left and right exchanged."""
+    return Source(lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], source.labels)
 
 
 def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
@@ -75,7 +80,7 @@ def steps(source: Source, batch_size: int) -> int:
 def _batches(source: Source, classes: int, rows: Callable, numbers: range) -> tf.data.Dataset:
     """Map step numbers to batches in a few threads, in order, a few ahead of the network."""
     cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
-    example = source.read(0, np.arange(1))
+    example = source.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
 
     def batch(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         epoch, chosen = rows(int(number))

@@ -27,7 +27,8 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
 
     Returns:
         The same examples in the same order with parts train, val or test, and "" for pictures left out (also in
-        `skipped`): equal pictures with different labels, and training copies of given val or test pictures.
+        `skipped`): equal pictures with different labels, and training pictures that are equal to given val or test
+        pictures or of their groups.
 
     Raises:
         DataError: if a class would have no picture in a part that others have, with the number it needs.
@@ -49,12 +50,15 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
     # A cluster is placed among those of its most frequent class, by its position in the order of their hashes.
     for label in range(len(examples.class_names)):
         members = order[counts[order].argmax(axis=1) == label]
+        wanted = {part: round(sizes[members].sum() * fraction) for part, fraction in fractions.items()}
+        # A group that would fill the smallest part twice goes last, to train: placed first, it would leave that empty.
+        limit = 2 * min(filter(None, wanted.values()), default=len(parts))
+        members = members[np.argsort(sizes[members] >= limit, kind="stable")]
         middles = np.cumsum(sizes[members]) - sizes[members] / 2
         start = 0
-        for part, fraction in fractions.items():
-            wanted = round(sizes[members].sum() * fraction)
-            part_of[members[(middles > start) & (middles < start + wanted)]] = part
-            start += wanted
+        for part, number in wanted.items():
+            part_of[members[(middles >= start) & (middles < start + number)]] = part
+            start += number
     parts[free] = part_of[clusters]
     parts[parts == "out"] = ""
     _check_every_class_is_everywhere(examples, parts, fractions)
@@ -76,45 +80,59 @@ def _clusters(examples: Examples) -> np.ndarray:
     """Number of the cluster of each example: pictures that share contents or group, directly or through others."""
     n = len(examples)
     _, by_content = np.unique(examples.digests, return_inverse=True)
-    groups = np.full(n, "") if examples.groups is None else examples.groups
-    _, by_group = np.unique(np.where(groups == "", examples.digests, groups), return_inverse=True)
+    _, by_group = np.unique(_groups(examples), return_inverse=True)
     links = coo_matrix((np.ones(n), (by_content, n + by_group)), shape=(2 * n, 2 * n))
     return np.unique(connected_components(links, directed=False)[1][by_content], return_inverse=True)[1]
 
 
+def _groups(examples: Examples) -> np.ndarray:
+    """Name of the group of each example; one without a group is a group of its own."""
+    groups = np.full(len(examples), "") if examples.groups is None else examples.groups
+    return np.where(groups == "", examples.digests, groups)
+
+
 def _conflicts(examples: Examples) -> dict[int, str]:
-    """Row and reason of equal pictures with different labels, and of training copies of val or test pictures."""
-    rank = {"test": 0, "val": 1, "train": 2, "": 3}
-    labels_of: dict[str, set[int]] = {}
-    part_of: dict[str, str] = {}
-    for digest, label, part in zip(examples.digests, examples.labels, examples.parts, strict=True):
-        labels_of.setdefault(digest, set()).add(int(label))
-        part_of[digest] = min(part_of.get(digest, part), part, key=rank.__getitem__)
+    """Row and reason of equal pictures with different labels, and of pictures whose equal or group is held out."""
+    rank = {"test": 0, "val": 1, "train": 2, "": 2}
+    ties = [
+        (("picture", digest), ("group", group))
+        for digest, group in zip(examples.digests, _groups(examples), strict=True)
+    ]
+    labels_of: dict[tuple[str, str], set[int]] = {}
+    part_of: dict[tuple[str, str], str] = {}
+    for (picture, group), label, part in zip(ties, examples.labels, examples.parts, strict=True):
+        labels_of.setdefault(picture, set()).add(int(label))
+        for tie in (picture, group):
+            part_of[tie] = min(part_of.get(tie, part), part, key=rank.__getitem__)
     reasons: dict[int, str] = {}
-    for row, (digest, part) in enumerate(zip(examples.digests, examples.parts, strict=True)):
-        if len(labels_of[digest]) > 1:
-            names = [examples.class_names[label] for label in sorted(labels_of[digest])]
+    for row, ((picture, group), part) in enumerate(zip(ties, examples.parts, strict=True)):
+        elsewhere = [tie for tie in (picture, group) if rank[part_of[tie]] < rank[part]]
+        if len(labels_of[picture]) > 1:
+            names = [examples.class_names[label] for label in sorted(labels_of[picture])]
             reasons[row] = f"the same picture has several labels: {names}"
-        elif part != part_of[digest]:
-            reasons[row] = f"the same picture is in {part_of[digest]}/"
+        elif elsewhere:
+            reasons[row] = f"the same {elsewhere[0][0]} is in {part_of[elsewhere[0]]}/"
     return reasons
 
 
 def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, fractions: dict[str, float]) -> None:
     if len(examples.class_names) < 2:
         raise DataError(f"Expected at least two classes. Received: {list(examples.class_names)}")
-    wanted = {"train"} | set(parts[parts != ""]) | {part for part, fraction in fractions.items() if fraction > 0}
+    wanted = {"train", *parts[parts != ""].tolist(), *(part for part, fraction in fractions.items() if fraction > 0)}
     for label, name in enumerate(examples.class_names):
-        count = int(((examples.labels == label) & (parts != "")).sum())
+        usable = (examples.labels == label) & (parts != "")
         missing = sorted(part for part in wanted if not ((examples.labels == label) & (parts == part)).any())
         given = [part for part in missing if part != "train" and not fractions.get(part)]
-        if given and count:
+        if given and usable.any():
             raise DataError(f"Class {name!r} has no picture in the given {given} part, though other classes have.")
         if missing:
-            need = next((n for n in range(2, 10_000) if _counts(n, fractions) > 0), 10_000)
+            free = examples.take(usable & np.isin(examples.parts, ["", "train"]))
+            count = len(set(_clusters(free)))
+            need = next((n for n in range(count + 1, 10_000) if _counts(n, fractions) > 0), 10_000)
             raise DataError(
-                f"Class {name!r} has {count} usable pictures (or groups); dividing it as "
-                f"{fractions['val']:.0%} val and {fractions['test']:.0%} test needs at least {need}, all different. "
+                f"Class {name!r} has {count} usable pictures to divide (equal ones, and those of "
+                f"a group, count as one); {fractions['val']:.0%} val and {fractions['test']:.0%} test need at least "
+                f"{need}, or more if groups differ much in size. "
                 "Add pictures, remove the class, or set data.val_fraction and data.test_fraction."
             )
 

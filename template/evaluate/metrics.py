@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from .predictions import Predictions
 
@@ -29,21 +30,19 @@ def score(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     labels, n = predictions.labels, len(predictions.labels)
     if n == 0 or (labels < 0).any():
         raise ValueError(f"Expected at least one picture, all with labels. Received: {n}, {(labels < 0).sum()} without")
-    classes = range(len(predictions.class_names))
     counts = confusion_counts(predictions)
-    k = min(5, len(classes) - 1)
-    in_top_k = top_k_accuracy_score(labels, predictions.logits, k=k, labels=list(classes)) if len(classes) > 2 else None
-    losses = -np.log(np.clip(predictions.probabilities[np.arange(n), labels], 1e-15, None))
+    k = max(1, min(5, len(predictions.class_names) - 1))
+    best = np.argsort(-predictions.logits, axis=1, kind="stable")[:, :k]  # of equal ones the first, as in `predicted`
+    in_top_k = int((best == labels[:, None]).sum())
+    losses = -log_softmax(predictions.logits.astype(np.float64), axis=1)[np.arange(n), labels]
     generator = np.random.default_rng(seed)
-    # Drawing n images with replacement makes the confusion counts multinomial: the same bootstrap, without the images.
-    resampled = generator.multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
     mean_losses = losses[generator.integers(n, size=(min(RESAMPLES, 2 * 10**7 // n), n))].mean(axis=1)
     correct = int(np.trace(counts))
     return {
         "images": n,
         "accuracy": proportion(correct, n),
-        "top_k": {"k": k, **proportion(correct if in_top_k is None else round(in_top_k * n), n)},
-        "macro_f1": _with_interval(macro_f1(counts), macro_f1(resampled)),
+        "top_k": {"k": k, **proportion(in_top_k, n)},
+        "macro_f1": _with_interval(macro_f1(counts), _resampled_macro_f1(counts, generator)),
         "cross_entropy": _with_interval(losses.mean(), mean_losses),
         "majority": float(np.bincount(labels).max() / n),
         "classes": _per_class(predictions),
@@ -72,6 +71,17 @@ def macro_f1(counts: np.ndarray) -> np.ndarray:
     total = counts.sum(axis=-1) + counts.sum(axis=-2)
     scores = np.divide(2 * hits, total, out=np.full(hits.shape, np.nan), where=total > 0)
     return np.nanmean(scores, axis=-1)
+
+
+def _resampled_macro_f1(counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Macro F1 of bootstrap samples, [RESAMPLES].
+
+    Drawing n images with replacement makes the confusion counts multinomial: the same bootstrap, without the images.
+    """
+    n, at_once = counts.sum(), max(1, 10**7 // counts.size)  # of a thousand classes, ten matrices fit into memory
+    draws = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    samples = (generator.multinomial(n, counts.ravel() / n, size).reshape(-1, *counts.shape) for size in draws)
+    return np.concatenate([macro_f1(sample) for sample in samples])
 
 
 def _with_interval(value: float, resampled: np.ndarray) -> dict[str, float]:

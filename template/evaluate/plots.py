@@ -23,8 +23,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path)
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count) if count else "·", ha="center", va="center", color=colour)
     short = [name if len(name) <= 20 else name[:19] + "…" for name in class_names]
-    axes.set_xticks(range(n), short, rotation=45 if max(map(len, short)) > 3 else 0, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(n), short)
+    turned = {"rotation": 45 if max(map(len, short)) > 3 else 0, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(n), short, parse_math=False, **turned)  # a $ in a name starts no formula
+    axes.set_yticks(range(n), short, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} right")
     _save(figure, path)
 

@@ -79,5 +79,21 @@ def predict(
         labels: true classes, -1 where unknown.
         class_names: one a column of the logits.
     """
-    logits = np.asarray(model.predict(batches, verbose=0), np.float32)
+    logits = model.predict(batches, verbose=0) if len(ids) else np.zeros((0, len(class_names)))
+    logits = np.asarray(logits, np.float32)
     return Predictions(np.asarray(ids), np.asarray(labels, np.int64), logits, tuple(class_names))
+
+
+def average(several: Sequence[Predictions]) -> Predictions:
+    """One prediction from several of the same pictures (test-time views, or an ensemble): mean probabilities.
+
+    Raises:
+        ValueError: if they are not of the same pictures and classes in the same order.
+    """
+    first = several[0]
+    for other in several[1:]:
+        if not np.array_equal(first.ids, other.ids) or first.class_names != other.class_names:
+            raise ValueError("Expected predictions of the same pictures and classes, in the same order.")
+    mean = np.mean([p.probabilities for p in several], axis=0)
+    logits = np.log(np.clip(mean, 1e-30, None)).astype(np.float32)
+    return Predictions(first.ids, first.labels, logits, first.class_names)

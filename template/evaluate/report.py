@@ -1,5 +1,6 @@
 """What a person wants to know about a run, first things first, as Markdown."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,14 +48,14 @@ def markdown(
     lines += ["| stage | epochs | best validation cross-entropy | accuracy there |", "|---|---|---|---|"]
     for stage in sorted({row["stage"] for row in history}):
         rows = [row for row in history if row["stage"] == stage]
-        best = min(rows, key=lambda row: row["val_cross_entropy"])
+        best = min(rows, key=lambda row: (math.isnan(row["val_cross_entropy"]), row["val_cross_entropy"]))
         lines.append(f"| {stage} | {len(rows)} | {best['val_cross_entropy']:.3f} | {best['val_accuracy']:.3f} |")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in metrics["seconds"].items())
     lines += ["", f"Seconds: {seconds}."]
     if skipped:
         lines += ["", f"## {len(skipped)} pictures were left out", ""]
-        lines += [f"- `{_safe(repr(name))}`: {_safe(reason)}" for name, reason in skipped[:50]]
-        lines += [f"- and {len(skipped) - 50} more, in skipped.csv"] if len(skipped) > 50 else []
+        lines += [f"- {_safe(repr(name))}: {_safe(reason)}" for name, reason in skipped[:50]]
+        lines += [f"- and {len(skipped) - 50} more, in skipped.json"] if len(skipped) > 50 else []
     return "\n".join(lines) + "\n"
 
 
@@ -75,6 +76,6 @@ def _row(title: str, key: str, test: dict[str, Any] | None, val: dict[str, Any])
 
 
 def _safe(text: str) -> str:
-    """A name that cannot break out of its table cell or start markup."""
+    """A text that cannot leave its table cell or start markup: as code, where only a backtick has a meaning."""
     printable = "".join(c if c.isprintable() else "?" for c in text)
-    return printable.replace("|", "¦").replace("<", "‹").replace(">", "›").replace("`", "'")
+    return "`" + printable.replace("|", "¦").replace("<", "‹").replace(">", "›").replace("`", "'") + "`"

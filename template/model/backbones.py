@@ -8,12 +8,13 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import keras
 from keras import KerasTensor, layers, ops
 
-from ..config import Backbone
+from ..config import Backbone, ConfigError
 
 
 class WeightsError(RuntimeError):
@@ -45,7 +46,10 @@ class Family:
     """RGB 0-255 to what the weights were trained on."""
     block: str
     """Regular expression for layer names; its group is the number of the block."""
+    blocks: int
+    """How many there are."""
     takes_alpha: bool = False
+    """Whether it comes in several widths."""
 
 
 def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
@@ -70,17 +74,37 @@ def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
 
 
 _APPS = keras.applications
+
+
+def efficientnet(*, weights: str | None, **shape) -> keras.Model:
+    """EfficientNet-B0 as Keras builds it for ImageNet weights, whatever its weights are.
+
+    Keras scales the colours in one more layer, but only where it downloads the weights itself. Without that layer a
+    run rebuilt from its file, or a file of these weights, would see other colours than it was trained on.
+    """
+    network = _APPS.EfficientNetB0(weights=weights, **shape)
+    if weights == "imagenet":
+        return network
+    scale = layers.Rescaling([deviation**-0.5 for deviation in (0.229, 0.224, 0.225)])
+
+    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
+        output = layer(*args, **kwargs)
+        return scale(output) if isinstance(layer, layers.Normalization) else output
+
+    return keras.models.clone_model(network, call_function=call)
+
+
 BACKBONES = {
-    "tiny": Family(tiny, _minus_one_to_one, r"^block(\d+)_"),
-    "vgg16": Family(_APPS.VGG16, _caffe, r"^block(\d+)_"),
-    "vgg19": Family(_APPS.VGG19, _caffe, r"^block(\d+)_"),
-    "resnet50": Family(_APPS.ResNet50, _caffe, r"^conv(\d+)_block"),
-    "resnet101": Family(_APPS.ResNet101, _caffe, r"^conv(\d+)_block"),
-    "resnet50v2": Family(_APPS.ResNet50V2, _minus_one_to_one, r"^conv(\d+)_block"),
-    "mobilenet": Family(_APPS.MobileNet, _minus_one_to_one, r"^conv_(?:dw|pw|pad)_(\d+)", takes_alpha=True),
-    "mobilenetv2": Family(_APPS.MobileNetV2, _minus_one_to_one, r"^block_(\d+)_", takes_alpha=True),
-    "efficientnetb0": Family(_APPS.EfficientNetB0, _as_is, r"^block(\d+)[a-z]"),
-    "convnexttiny": Family(_APPS.ConvNeXtTiny, _as_is, r"(?:stage|downsampling_block)_(\d+)"),
+    "tiny": Family(tiny, _minus_one_to_one, r"^block(\d+)_", 3),
+    "vgg16": Family(_APPS.VGG16, _caffe, r"^block(\d+)_", 5),
+    "vgg19": Family(_APPS.VGG19, _caffe, r"^block(\d+)_", 5),
+    "resnet50": Family(_APPS.ResNet50, _caffe, r"^conv(\d+)_block", 4),
+    "resnet101": Family(_APPS.ResNet101, _caffe, r"^conv(\d+)_block", 4),
+    "resnet50v2": Family(_APPS.ResNet50V2, _minus_one_to_one, r"^conv(\d+)_block", 4),
+    "mobilenet": Family(_APPS.MobileNet, _minus_one_to_one, r"^conv_(?:dw|pw|pad)_(\d+)", 13, takes_alpha=True),
+    "mobilenetv2": Family(_APPS.MobileNetV2, _minus_one_to_one, r"^block_(\d+)_", 16, takes_alpha=True),
+    "efficientnetb0": Family(efficientnet, _as_is, r"^block(\d+)[a-z]", 7),
+    "convnexttiny": Family(_APPS.ConvNeXtTiny, _as_is, r"(?:stage|downsampling_block)_(\d+)", 4),
 }
 
 
@@ -89,7 +113,7 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
 
     Raises:
         WeightsError: if its weights are neither here nor can be downloaded; never a silent fall-back to random ones.
-        ValueError: if it does not exist in this width or takes no pictures this small.
+        ConfigError: if it does not exist in this width or takes no pictures this small.
     """
     family = BACKBONES[settings.name]
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
@@ -132,13 +156,18 @@ def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:
 
 def _explained(error: Exception, settings: Backbone, image_size: int) -> Exception:
     """A failed download becomes an instruction; anything else names the network and the size it was asked for."""
-    url = re.search(r"https?://\S+/(\S+?\.h5)", str(error))
-    if not url:
-        return ValueError(f"{settings.name} cannot be built for {image_size} x {image_size} pixels: {error}")
     folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "models")
-    return WeightsError(
-        f"The ImageNet weights of {settings.name} are not on this machine and could not be downloaded.\n"
-        f"Download {url[0]}\non a machine with internet and put it at {folder / url[1]}\n"
-        f"Or choose a file of your own (backbone.weights=FILE) or random weights (backbone.weights=none).\n"
-        f"Reason: {error}"
-    )
+    url = re.search(r"https?://\S+/(\S+?\.h5)", str(error))
+    if url:
+        return WeightsError(
+            f"The ImageNet weights of {settings.name} are not on this machine and could not be downloaded.\n"
+            f"Download {url[0]}\non a machine with internet and put it at {folder / url[1]}\n"
+            f"Or choose a file of your own (backbone.weights=FILE) or random weights (backbone.weights=none).\n"
+            f"Reason: {error}"
+        )
+    if isinstance(error, (OSError, HTTPException)) or "corrupted" in str(error):  # cut off, or a file that is damaged
+        return WeightsError(
+            f"The ImageNet weights of {settings.name} could not be downloaded or read in full: {error}\n"
+            f"Try again; if that does not help, delete their file from {folder}"
+        )
+    return ConfigError(f"{settings.name} cannot be built for {image_size} x {image_size} pixels: {error}")

@@ -1,12 +1,13 @@
 """A classifier is one flat keras.Model: pixels 0-255 -> preprocessing -> backbone -> pooling -> head -> logits."""
 
+import re
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import layers
 
-from ..config import Backbone, Head
+from ..config import Backbone, ConfigError, Head
 from .backbones import block_numbers, build_backbone
 
 
@@ -40,7 +41,7 @@ def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Se
         name="logits",
         **penalty,
     )(x)
-    return keras.Model(base.input, logits, name=backbone.name)
+    return keras.Model(base.inputs[0], logits, name=backbone.name)  # `input` is a list of one, and asks for lists
 
 
 def freeze(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> int:
@@ -59,7 +60,7 @@ def freeze(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> int:
         Number of weights that will be trained.
 
     Raises:
-        ValueError: if there is no such block, naming those there are.
+        ConfigError: if there is no such block, naming those there are.
     """
     lowest = lowest_block(model, backbone, unfreeze)
     for name, block in block_numbers(model, backbone.name).items():
@@ -74,20 +75,31 @@ def lowest_block(model: keras.Model, backbone: Backbone, unfreeze: int | str) ->
     """Number of the lowest block that `unfreeze` thaws; infinite for none.
 
     Raises:
-        ValueError: if there is no such block, naming those there are.
+        ConfigError: if there is no such block, naming those there are.
     """
     blocks = sorted({b for b in block_numbers(model, backbone.name).values() if b is not None})
     if unfreeze == "all":
         return blocks[0]
     if isinstance(unfreeze, str):
-        digits = "".join(filter(str.isdigit, unfreeze))
-        if not digits or int(digits) not in blocks:
-            raise ValueError(
+        match = re.fullmatch(r"[A-Za-z_]+([0-9]+)", unfreeze)  # "2" may mean block 2 or two blocks: it must be said
+        if not match or int(match[1]) not in blocks:
+            raise ConfigError(
                 f"unfreeze: {backbone.name} has the blocks {[f'block{b}' for b in blocks]}, a number of top blocks "
                 f"from 0 to {len(blocks)}, or 'all'. Received: {unfreeze!r}"
             )
-        return int(digits)
+        return int(match[1])
     return blocks[-min(unfreeze, len(blocks))] if unfreeze else float("inf")
+
+
+def boundary(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> keras.KerasTensor | None:
+    """Tensor below which everything is frozen: input of the lowest thawed block, or of the head; None for "all"."""
+    if unfreeze == "all":
+        return None
+    lowest = lowest_block(model, backbone, unfreeze)
+    for name, block in block_numbers(model, backbone.name).items():
+        if name == "head_dropout" or block == lowest:
+            return model.get_layer(name).input
+    raise ValueError(f"{model.name} was not made by build(): it has no layer head_dropout")
 
 
 def _pool(features: keras.KerasTensor, pooling: str) -> keras.KerasTensor:

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +28,16 @@ class State:
     """Epochs that were finished when this stage began."""
     best: float | None = None
     """Best validation score so far, over all stages."""
+    best_epoch: int | None = None
+    """Epochs finished when this stage reached it; None if it is from before the stage."""
     wait: int = 0
     """Epochs of this stage since its last improvement."""
+    gain: float = 1.0
+    """Part of the validation loss (or error) that the last stage took away."""
     history: list[dict] = field(default_factory=list)
     """One row an epoch."""
+    plan: list[dict] = field(default_factory=list)
+    """What was kept of each finished stage: `epochs` trained, whether `averaged`, and which `share` of the way."""
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -60,7 +67,7 @@ class KeepBest(keras.callbacks.Callback):
         """Compare this epoch with the best."""
         value = logs[self.monitor]
         if math.isfinite(value) and (self.state.best is None or self.sign * (value - self.state.best) > 0):
-            self.state.best, self.state.wait = float(value), 0
+            self.state.best, self.state.best_epoch, self.state.wait = float(value), epoch + 1, 0
             self.weights = self.model.get_weights()
         else:
             self.state.wait += 1
@@ -114,18 +121,24 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         state: saved as JSON.
         folder: of the checkpoints.
+        whole: the model of which the one in training may be a part.
         keep: holds the best weights.
+        before: weights at the beginning of the stage.
     """
 
-    def __init__(self, state: State, folder: Path, keep: KeepBest) -> None:
+    def __init__(self, state: State, folder: Path, whole: keras.Model, keep: KeepBest, before: list) -> None:
         super().__init__()
-        self.state, self.folder, self.keep = state, folder, keep
+        self.state, self.folder, self.whole, self.keep, self.before = state, folder, whole, keep, before
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write the checkpoint of this epoch."""
-        arrays = {f"model_{i}": v.numpy() for i, v in enumerate(self.model.variables)}
-        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.model.optimizer.variables)}
-        arrays |= {f"best_{i}": array for i, array in enumerate(self.keep.weights)}
+        kinds = {
+            "model": [variable.numpy() for variable in self.whole.variables],
+            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
+            "best": self.keep.weights,
+            "before": self.before,
+        }
+        arrays = {f"{kind}_{i}": array for kind, group in kinds.items() for i, array in enumerate(group)}
         final, temporary = self.folder / f"{epoch + 1:05d}", self.folder / f".tmp-{os.getpid()}-{epoch + 1:05d}"
         temporary.mkdir(parents=True, exist_ok=True)
         with runs.replacing(temporary / "arrays.npz") as file:
@@ -141,16 +154,16 @@ def read_checkpoint(folder: Path) -> tuple[State, dict[str, list[np.ndarray]]]:
     """Newest whole checkpoint, or a fresh state and no arrays.
 
     Returns:
-        The state, and arrays by kind: "model", "optimizer", "best".
+        The state, and arrays by kind: "model", "optimizer", "best", "before".
     """
     for checkpoint in sorted(folder.glob("[0-9]*"), reverse=True):
         try:
             state = State(**runs.read_json(checkpoint / "state.json"))
             with np.load(checkpoint / "arrays.npz", allow_pickle=False) as file:
-                arrays: dict[str, list[np.ndarray]] = {"model": [], "optimizer": [], "best": []}
+                arrays: dict[str, list[np.ndarray]] = {}
                 for name in file.files:  # in the order they were written
-                    arrays[name.partition("_")[0]].append(file[name])
+                    arrays.setdefault(name.partition("_")[0], []).append(file[name])
             return state, arrays
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.")
     return State(), {}

@@ -1,0 +1,172 @@
+"""Accuracy and seconds side by side: the recipe of the Keras guides, a logistic probe, and ours.
+
+    python scripts/benchmark.py --data.path=FOLDER --per-class 50 --seeds 3 --backbone.name=mobilenet
+
+Same pictures, weights and split for all three. FOLDER is one of class folders, of which every seed takes `--per-class`
+training pictures a class and tests on the rest; or has train/ and test/ (or val/), which are taken as they are; or
+`digits`. Seconds are those from decoded pictures to a trained model, without predicting the test pictures.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from template import config as configuration
+from template import runs
+
+RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
+
+
+def main() -> None:
+    """Run the three methods on every seed, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--per-class", type=int, default=50, help="training pictures a class (default: 50)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="JSON to write or add to")
+    known, rest = parser.parse_known_args()
+    try:
+        config = configuration.load(RECIPE, list(configuration.pair_up(rest)))
+    except configuration.ConfigError as error:
+        sys.exit(str(error))
+    runs.import_tensorflow()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(known.seeds):
+            table = write_split(config.data.path, known.per_class, seed, Path(scratch))
+            for method in known.methods:
+                settings = dataclasses.replace(
+                    config,
+                    data=dataclasses.replace(config.data, path=str(table)),
+                    train=dataclasses.replace(config.train, seed=seed),
+                )
+                correct, tested, seconds = METHODS[method](settings, Path(scratch))
+                rows.append({"data": config.data.path, "per_class": known.per_class, "seed": seed, "method": method,
+                             "correct": correct, "tested": tested, "seconds": seconds})  # fmt: skip
+                print(f"seed {seed} {method:<6} accuracy {correct / tested:.4f} in {seconds:.1f} s", flush=True)
+    summarise(rows, known.methods)
+    before = json.loads(known.out.read_text()) if known.out.exists() else []
+    runs.write_json(known.out, before + rows)
+
+
+def write_split(path: str, per_class: int, seed: int, folder: Path) -> Path:
+    """A CSV of path, label and split (train or test)."""
+    from PIL import Image
+
+    from template.data.examples import load_examples
+
+    examples = load_examples(path)
+    held_out = "test" if "test" in examples.parts else "val"
+    generator = np.random.default_rng(seed)
+    chosen = np.concatenate([
+        generator.permutation(np.flatnonzero(examples.labels == label))[:per_class]
+        for label in range(len(examples.class_names))
+    ])  # fmt: skip
+    table = folder / f"split-{seed}.csv"
+    with table.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", "label", "split"])
+        for row, (image, label, part) in enumerate(zip(examples.images, examples.labels, examples.parts, strict=True)):
+            if isinstance(image, np.ndarray):
+                file = folder / f"{row:06d}.png"
+                Image.fromarray(image).save(file)
+            else:
+                file = image.resolve()
+            split = ("test" if part == held_out else "train") if part else ("train" if row in chosen else "test")
+            writer.writerow([file, examples.class_names[label], split])
+    return table
+
+
+def guide(config: configuration.Config, _: Path) -> tuple[int, int, float]:
+    """The transfer learning guide of Keras as a user would type it: 10 epochs of the head, 10 of everything."""
+    import keras
+    import tensorflow as tf
+
+    from template.model.backbones import BACKBONES
+
+    pixels, labels, train, test = _decoded(config)
+    keras.utils.set_random_seed(config.train.seed)
+    size, family = config.data.image_size, BACKBONES[config.backbone.name]
+    start = time.perf_counter()
+    alpha = {"alpha": config.backbone.alpha} if family.takes_alpha else {}
+    base = family.build(include_top=False, weights=config.backbone.weights, input_shape=(size, size, 3),
+                        input_tensor=keras.Input((size, size, 3)), **alpha)  # fmt: skip
+    base.trainable = False
+    inputs = keras.Input((size, size, 3))
+    x = keras.layers.RandomFlip("horizontal")(inputs) if config.augment.flip else inputs
+    x = keras.layers.RandomRotation(0.1)(x)
+    x = base(family.preprocess(x), training=False)
+    x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, keras.layers.Dense(labels.max() + 1)(x))
+    data = tf.data.Dataset.from_tensor_slices((pixels[train], labels[train])).shuffle(len(train))
+    data = data.batch(32).prefetch(2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss)
+    model.fit(data, epochs=10, verbose=0)
+    base.trainable = True
+    model.compile(keras.optimizers.Adam(1e-5), loss)
+    model.fit(data, epochs=10, verbose=0)
+    seconds = time.perf_counter() - start
+    predicted = model.predict(pixels[test].astype(np.float32), verbose=0).argmax(axis=1)
+    return int((predicted == labels[test]).sum()), len(test), seconds
+
+
+def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
+    """Logistic regression on frozen features of all training pictures and their mirror images; one test view."""
+    from template import recipe
+    from template.data.pipeline import plain_source
+
+    pixels, labels, train, test = _decoded(config)
+    start = time.perf_counter()
+    model = recipe.begin(config, plain_source(pixels, train, labels))
+    seconds = time.perf_counter() - start
+    predicted = model.predict(pixels[test].astype(np.float32), verbose=0).argmax(axis=1)
+    return int((predicted == labels[test]).sum()), len(test), seconds
+
+
+def ours(config: configuration.Config, scratch: Path) -> tuple[int, int, float]:
+    """What scripts/train.py does."""
+    from template import recipe
+
+    folder = runs.new_folder(scratch, "ours")
+    metrics = recipe.run(config, folder)
+    seconds = sum(metrics["seconds"].get(name, 0) for name in ("probe", "training", "final fit"))
+    test = metrics["test"]
+    return round(test["accuracy"]["value"] * test["images"]), test["images"], seconds
+
+
+METHODS = {"guide": guide, "probe": probe, "ours": ours}
+
+
+def summarise(rows: list[dict], methods: list[str]) -> None:
+    """Print mean accuracy with the 95 % interval of one run's test pictures, and mean seconds."""
+    from template.evaluate.metrics import proportion
+
+    print(f"\n{'method':<8}{'accuracy':<28}seconds")
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        accuracy = np.mean([row["correct"] / row["tested"] for row in mine])
+        interval = proportion(round(accuracy * mine[0]["tested"]), mine[0]["tested"])
+        seconds = np.mean([row["seconds"] for row in mine])
+        print(f"{method:<8}{accuracy:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]   {seconds:.1f}")
+
+
+def _decoded(config: configuration.Config) -> tuple:
+    """Pixels, labels, and the rows of the training and test part."""
+    from template.data.decode import decode
+    from template.data.examples import load_examples
+
+    examples, pixels = decode(load_examples(config.data.path), config.data)
+    everything = pixels[np.arange(len(pixels))]
+    return everything, examples.labels, *(np.flatnonzero(examples.parts == part) for part in ("train", "test"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Classify pictures with a finished run: one row a picture, bad pictures as rows with a reason.
+
+python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
+"""
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from template import runs
+
+
+def main() -> None:
+    """Parse, classify, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--out", type=Path, help="CSV file to write; by default the rows are printed")
+    parser.add_argument("--top-k", type=int, default=3, help="how many classes a picture (default: 3)")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    arguments = parser.parse_args()
+
+    from template.config import ConfigError
+    from template.data.examples import DataError, list_files
+
+    try:
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        files = [f for given in arguments.inputs for f in (list_files(given) if given.is_dir() else [given])]
+        runs.import_tensorflow()
+        from template.deploy.predictor import classify, load_run
+
+        config, classes, model = load_run(arguments.run)
+    except (DataError, ConfigError) as error:
+        sys.exit(str(error))
+    k = max(1, min(arguments.top_k, len(classes)))
+    header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "problem"]
+    rows, bad = [header], 0
+    for file, result in classify(model, config, files):
+        if isinstance(result, np.ndarray):
+            best = np.argsort(-result, kind="stable")[:k]
+            cells = [cell for i in best for cell in (_cell(classes[i]), f"{result[i]:.6f}")]
+            rows.append([_cell(str(file)), *cells, ""])
+        else:
+            bad += 1
+            rows.append([_cell(str(file)), *[""] * (2 * k), _cell(str(result))])
+    if arguments.out:
+        with runs.replacing(arguments.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+            csv.writer(out).writerows(rows)
+        print(f"{len(files)} pictures, {len(files) - bad} classified, {bad} could not be read: {arguments.out}")
+    else:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+
+
+def _cell(text: str) -> str:
+    """A spreadsheet runs cells that begin like a formula; an apostrophe makes them text. The table itself is UTF-8."""
+    text = os.fsencode(text).decode("utf-8", "backslashreplace")  # names of files may be bytes of another encoding
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Pictures for the tests, all of them generated."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def picture(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """A noisy picture of stripes or of a disc: easy to tell apart, and no two are equal. uint8 [size, size, 3]."""
+    y, x = np.mgrid[:size, :size]
+    shift = rng.integers(0, 8)
+    shape = {
+        "across": (y + shift) % 8 < 4,
+        "disc": np.hypot(x - size / 2, y - size / 2) < size / 4 + shift / 4,
+        "upright": (x + shift) % 8 < 4,
+    }[kind]
+    dark, bright = rng.integers(20, 90, 3), rng.integers(160, 230, 3)
+    noise = rng.normal(0, 8, (size, size, 3))
+    return np.clip(np.where(shape[..., None], bright, dark) + noise, 0, 255).astype(np.uint8)
+
+
+def class_folders(root: Path, each: int = 12, size: int = 32, seed: int = 0) -> Path:
+    """Write folders of class folders `across`, `disc` and `upright` with small PNG files, and return their root."""
+    rng = np.random.default_rng(seed)
+    for kind in ("across", "disc", "upright"):
+        (root / kind).mkdir(parents=True)
+        for number in range(each):
+            Image.fromarray(picture(kind, rng, size)).save(root / kind / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Makes `class_folders` below the test's own folder."""
+
+    def make(name: str = "pictures", **how) -> Path:
+        return class_folders(tmp_path / name, **how)
+
+    return make
+
+
+@pytest.fixture
+def class_folder(make_folder) -> Path:
+    """Three classes of twelve pictures each."""
+    return make_folder()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of sample data and weights beside the repository; it is not part of it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the sample data and weights in ../shared, which is not there")
+    return folder

@@ -1,0 +1,256 @@
+"""Augmentation does what its policy says, to the picture that it says, the same way every time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from template.data.augment import POLICIES, Policy, _rectangle, augment, colour_matrix, draws, warp_matrix
+
+SIZE = 32
+ALL = Policy(flip=True, area=0.3, aspect=1.5, rotation=25, shear=15, translation=0.1, brightness=0.3, contrast=0.3,
+             saturation=0.3, hue=20, erasing=0.5)  # fmt: skip
+GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=0, erasing=0)
+COLOUR = Policy(brightness=0.3, contrast=0.3, saturation=0.5, hue=30)
+
+
+def noise(n: int, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def u(**values: float) -> np.ndarray:
+    """Draws that leave everything in the middle, but for those given as u0=..., u4=..."""
+    numbers = np.full(20, 0.5)
+    numbers[0] = 0  # the whole area
+    for name, value in values.items():
+        numbers[int(name[1:])] = value
+    return numbers
+
+
+# What the numbers come from --------------------------------------------------------------------------------------
+
+
+def test_a_picture_varies_the_same_whatever_the_batch():
+    """Its numbers are a function of seed, epoch and index: neither batch size nor order nor a resumed run counts."""
+    images, indices = noise(12), np.arange(100, 112)
+    whole = augment(images, ALL, 1, 2, indices)
+    alone = np.concatenate([augment(images[i : i + 1], ALL, 1, 2, indices[i : i + 1]) for i in range(12)])
+    order = np.random.default_rng(1).permutation(12)
+    np.testing.assert_array_equal(whole, alone)
+    np.testing.assert_array_equal(whole[order], augment(images[order], ALL, 1, 2, indices[order]))
+    np.testing.assert_array_equal(whole, augment(images, ALL, 1, 2, indices))
+
+
+@pytest.mark.parametrize("other", [(2, 2, 0), (1, 3, 0), (1, 2, 1)], ids=["seed", "epoch", "index"])
+def test_another_seed_epoch_or_index_is_another_variation(other):
+    images = np.repeat(noise(1), 8, axis=0)
+    seed, epoch, shift = other
+    one = augment(images, ALL, 1, 2, np.arange(8))
+    two = augment(images, ALL, seed, epoch, np.arange(8) + 8 * shift)
+    assert (one != two).mean() > 0.5
+    assert not np.array_equal(draws(1, 2, 0), draws(seed, epoch, shift))
+
+
+def test_numbers_are_uniform_and_unrelated():
+    numbers = np.array([draws(seed, epoch, index) for seed in (0, 1) for epoch in range(20) for index in range(50)])
+    assert numbers.shape == (2000, 20)
+    assert len(np.unique(numbers)) == numbers.size
+    assert numbers.min() >= 0 and numbers.max() < 1
+    np.testing.assert_allclose(numbers.mean(axis=0), 0.5, atol=0.03)  # 4.6 standard deviations
+    related = np.corrcoef(numbers.T) - np.eye(20)
+    assert np.abs(related).max() < 0.1  # 4.5 standard deviations
+    next_one = [np.corrcoef(numbers[:-1, i], numbers[1:, i])[0, 1] for i in range(20)]
+    assert np.abs(next_one).max() < 0.1
+
+
+@pytest.mark.parametrize("policy", [Policy(), POLICIES["none"]])
+def test_no_policy_no_change(policy):
+    np.testing.assert_array_equal(augment(noise(4), policy, 0, 0, np.arange(4)), noise(4))
+
+
+@pytest.mark.parametrize("policy", [ALL, GEOMETRY, COLOUR, Policy(flip=True), POLICIES["heavy"]])
+def test_the_originals_are_not_written_to(policy):
+    images = noise(8)
+    result = augment(images, policy, 0, 0, np.arange(8))
+    np.testing.assert_array_equal(images, noise(8))
+    assert result.shape == images.shape and result.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["light", "medium", "heavy"])
+def test_named_policies_vary_every_picture_and_stronger_ones_more(name):
+    y, x = np.mgrid[:64, :64]
+    images = np.repeat(np.stack([4 * x, 4 * y, 2 * (x + y)], axis=2)[None].astype(np.uint8), 40, axis=0)
+
+    def change(policy):
+        return np.abs(augment(images, policy, 0, 0, np.arange(40)).astype(float) - images).mean(axis=(1, 2, 3))
+
+    assert change(POLICIES[name]).min() > 0
+    weaker = list(POLICIES)[list(POLICIES).index(name) - 1]
+    assert change(POLICIES[name]).mean() > 1.3 * change(POLICIES[weaker]).mean()
+
+
+# Geometry --------------------------------------------------------------------------------------------------------
+
+
+def test_about_half_are_mirrored_and_the_others_are_untouched():
+    images = np.repeat(noise(1), 400, axis=0)
+    result = augment(images, Policy(flip=True), 0, 0, np.arange(400))
+    mirrored = (result == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    untouched = (result == images).all(axis=(1, 2, 3))
+    assert (mirrored ^ untouched).all()  # exact pixels: no half of a pixel is lost
+    assert 160 < mirrored.sum() < 240  # 4 standard deviations
+
+
+@pytest.mark.parametrize("name", ["light", "medium", "heavy"])
+def test_named_policies_mirror_only_if_told_to(name):
+    for flip in (False, True):
+        policy = dataclasses.replace(POLICIES[name], flip=flip)
+        handed = [np.linalg.det(warp_matrix(draws(0, 0, i), policy, SIZE)[:, :2]) for i in range(100)]
+        assert (min(handed) < 0) == flip
+        assert max(handed) > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "numbers", "corners"),
+    [
+        # Corners of the input that the output's top left, top right and bottom left corner show, in sides.
+        (Policy(area=0.25), u(u0=1, u5=0, u6=0), [(0, 0), (0.5, 0), (0, 0.5)]),
+        (Policy(area=0.25), u(u0=1, u5=1, u6=0), [(0.5, 0), (1, 0), (0.5, 0.5)]),
+        (Policy(area=0.25), u(u0=1, u5=0, u6=1), [(0, 0.5), (0.5, 0.5), (0, 1)]),
+        (Policy(area=0.25), u(u0=1), [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75)]),
+        (Policy(area=0.25), u(u0=0), [(0, 0), (1, 0), (0, 1)]),
+        (Policy(area=0.16, aspect=4), u(u0=1, u1=1), [(0.1, 0.4), (0.9, 0.4), (0.1, 0.6)]),  # 4 times as wide as high
+        (Policy(area=0.16, aspect=4), u(u0=1, u1=0), [(0.4, 0.1), (0.6, 0.1), (0.4, 0.9)]),
+        (Policy(flip=True), u(u4=0.49), [(1, 0), (0, 0), (1, 1)]),
+        (Policy(flip=True), u(u4=0.51), [(0, 0), (1, 0), (0, 1)]),
+        (Policy(flip=True, area=0.25), u(u0=1, u4=0, u5=0, u6=0), [(0.5, 0), (0, 0), (0.5, 0.5)]),
+        (Policy(translation=0.1), u(u5=1, u6=0), [(0.1, -0.1), (1.1, -0.1), (0.1, 0.9)]),
+        (Policy(rotation=90), u(u2=1), [(1, 0), (1, 1), (0, 0)]),
+        (Policy(rotation=90), u(u2=0), [(0, 1), (0, 0), (1, 1)]),
+        (Policy(shear=45), u(u3=1), [(-0.5, 0), (0.5, 0), (0.5, 1)]),
+        (Policy(shear=45, rotation=90), u(u2=1, u3=1), [(1, -0.5), (1, 0.5), (0, 0.5)]),  # first sheared, then turned
+    ],
+)
+def test_corners_of_the_output_lie_where_they_should_in_the_input(policy, numbers, corners):
+    for size in (32, 224):
+        edges = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1]]) * [size, size, 1] - [0.5, 0.5, 0]  # of pixels, not centres
+        found = (edges @ warp_matrix(numbers, policy, size).T + 0.5) / size
+        np.testing.assert_allclose(found, corners, atol=1e-9)
+
+
+def test_pixels_come_from_where_the_matrix_says():
+    """In a picture whose colours are its coordinates, every output pixel tells where it came from."""
+    size = 64
+    y, x = np.mgrid[:size, :size]
+    picture = np.stack([3 * x, 3 * y, np.full_like(x, 77)], axis=2).astype(np.uint8)
+    for index in range(50):
+        result = augment(picture[None], GEOMETRY, 0, 0, np.array([index]))[0].astype(float)
+        matrix = warp_matrix(draws(0, 0, index), GEOMETRY, size)
+        source = np.stack([x, y, np.ones_like(x)], axis=2) @ matrix.T
+        inside = ((source >= 0) & (source <= size - 1)).all(axis=2)
+        assert inside.mean() > 0.3
+        # OpenCV rounds places to 1/32 pixel, which is 0.05 in value, and values to whole numbers.
+        np.testing.assert_allclose(result[inside][:, :2], 3 * source[inside], atol=0.7)
+        np.testing.assert_array_equal(result[..., 2], 77)  # outside, the picture is continued by its mirror image
+
+
+def test_crops_show_the_stated_part_of_the_area_and_lie_inside():
+    policy = Policy(area=0.5, aspect=4 / 3)
+    square = np.array([[-0.5, -0.5, 1], [SIZE - 0.5, -0.5, 1], [-0.5, SIZE - 0.5, 1]])
+    areas, aspects = [], []
+    for index in range(500):
+        corner, right, below = square @ warp_matrix(draws(0, 0, index), policy, SIZE).T
+        width, height = right[0] - corner[0], below[1] - corner[1]
+        assert min(corner) > -0.5 - 1e-9 and max(right[0], below[1]) < SIZE - 0.5 + 1e-9
+        areas.append(width * height / SIZE**2)
+        aspects.append(width / height)
+    # A crop that would be wider than the picture is cut, so the smallest is a little below the stated area.
+    assert 0.45 < min(areas) < 0.55 and 0.9 < max(areas) <= 1
+    assert 3 / 4 - 1e-9 < min(aspects) < 0.8 and 1.25 < max(aspects) < 4 / 3 + 1e-9
+
+
+# Colour ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "numbers", "colour", "expected"),
+    [
+        (Policy(brightness=0.2), u(u7=1), (100, 50, 10), (120, 60, 12)),
+        (Policy(brightness=0.2), u(u7=0), (100, 50, 10), (80, 40, 8)),
+        (Policy(contrast=0.5), u(u8=1), (127.5, 227.5, 27.5), (127.5, 277.5, -22.5)),  # 127.5 + 1.5 * (x - 127.5)
+        (Policy(contrast=0.5), u(u8=0), (127.5, 227.5, 27.5), (127.5, 177.5, 77.5)),
+        # luminance 0.299 * 100 + 0.587 * 200 + 0.114 * 50 = 153
+        (Policy(saturation=1), u(u9=0), (100, 200, 50), (153, 153, 153)),
+        (Policy(saturation=1), u(u9=1), (100, 200, 50), (47, 247, -53)),
+        (Policy(saturation=0.5), u(u9=0), (100, 200, 50), (126.5, 176.5, 101.5)),
+        # a third of a turn about the grey axis: red becomes green, green blue, blue red
+        (Policy(hue=120), u(u10=1), (100, 200, 50), (50, 100, 200)),
+        (Policy(hue=120), u(u10=0), (100, 200, 50), (200, 50, 100)),
+        (Policy(hue=120), u(u10=0.5), (100, 200, 50), (100, 200, 50)),
+        # by hand: grey 153; contrast 127.5 + 1.5 * 25.5 = 165.75; brightness 1.2 * 165.75
+        (Policy(saturation=1, contrast=0.5, brightness=0.2), u(u9=0, u8=1, u7=1), (100, 200, 50), (198.9,) * 3),
+    ],
+)
+def test_colours_worked_out_by_hand(policy, numbers, colour, expected):
+    np.testing.assert_allclose(colour_matrix(numbers, policy) @ [*colour, 1], expected, atol=1e-9)
+
+
+def test_pixels_are_multiplied_by_the_matrix_and_cut_to_the_range():
+    images = noise(20)
+    result = augment(images, COLOUR, 0, 0, np.arange(20))
+    for index in range(20):
+        matrix = colour_matrix(draws(0, 0, index), COLOUR)
+        expected = np.clip(images[index] @ matrix[:, :3].T + matrix[:, 3], 0, 255)
+        # OpenCV rounds the matrix to 1/1024, which is worth 3 * 255 / 2048 = 0.37 at most and 0.19 on the mean of
+        # noise. The results are rounded too; if they were cut off, they would be low by 0.5 on average.
+        np.testing.assert_allclose(result[index], expected, atol=0.5 + 0.38)
+        assert abs((result[index] - expected).mean()) < 0.19
+
+
+def test_greys_stay_grey_under_hue_and_saturation():
+    greys = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=3)
+    for index in range(30):
+        result = augment(greys, Policy(saturation=0.9, hue=180), 0, 0, np.array([index]))
+        np.testing.assert_array_equal(result, greys)
+
+
+def test_hue_keeps_the_mean_of_the_channels():
+    for index in range(30):
+        matrix = colour_matrix(draws(0, 0, index), Policy(hue=180))
+        np.testing.assert_allclose(matrix[:, :3].sum(axis=0), 1, atol=1e-12)
+        np.testing.assert_allclose(matrix[:, :3] @ matrix[:, :3].T, np.eye(3), atol=1e-12)
+
+
+# Erasing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_rectangle_of_one_colour_is_erased_as_often_as_stated():
+    images = np.repeat(noise(1), 1000, axis=0)
+    result = augment(images, Policy(erasing=0.3), 0, 0, np.arange(1000))
+    erased = 0
+    for one in result:
+        rows, columns = np.nonzero((one != images[0]).any(axis=2))
+        if len(rows):
+            erased += 1
+            inside = one[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert len(np.unique(inside.reshape(-1, 3), axis=0)) == 1
+    assert 240 < erased < 360  # 4 standard deviations
+
+
+@pytest.mark.parametrize("size", [16, 32, 224])
+def test_rectangles_have_the_stated_area_and_aspect_and_lie_anywhere_inside(size):
+    heights, widths = [], []
+    for index in range(3000):
+        top, left, bottom, right = _rectangle(draws(0, 0, index)[13:17], size)
+        assert 0 <= top < bottom <= size and 0 <= left < right <= size
+        heights.append(bottom - top)
+        widths.append(right - left)
+    heights, widths = np.array(heights), np.array(widths)
+    for area, aspect in ((0, 0), (1, 0.5), (0.5, 0.999)):
+        assert _rectangle(np.array([area, aspect, 0, 0]), size)[:2] == (0, 0)
+        assert _rectangle(np.array([area, aspect, 0.9999, 0.9999]), size)[2:] == (size, size)
+    # Sides are rounded down to whole pixels: the area lies between that of the sides and that of the sides + 1.
+    assert (heights * widths).max() <= 0.2 * size**2
+    assert ((heights + 1) * (widths + 1)).min() >= 0.02 * size**2
+    assert ((heights + 1) / widths).min() >= 0.3 and (heights / (widths + 1)).max() <= 3.34
+    assert abs(np.mean(heights * widths) / size**2 - 0.11) < (0.01 if size > 100 else 0.03)

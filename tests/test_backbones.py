@@ -1,0 +1,281 @@
+"""Every row of BACKBONES: fed as its weights were trained, divided without loss, saved and loaded without change."""
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras.src.utils import file_utils
+
+from template.config import Backbone, Head
+from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
+from template.model.build import boundary, build, freeze, lowest_block
+
+SIZE = 64
+# Keras has MobileNet's ImageNet weights for other sizes, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:`input_shape` is undefined:UserWarning")
+APPS = keras.applications
+# The network as Keras makes it for its ImageNet weights, and what Keras feeds it with.
+KERAS = {
+    "tiny": (tiny, lambda pixels: pixels / 127.5 - 1),
+    "vgg16": (APPS.VGG16, APPS.vgg16.preprocess_input),
+    "vgg19": (APPS.VGG19, APPS.vgg19.preprocess_input),
+    "resnet50": (APPS.ResNet50, APPS.resnet.preprocess_input),
+    "resnet101": (APPS.ResNet101, APPS.resnet.preprocess_input),
+    "resnet50v2": (APPS.ResNet50V2, APPS.resnet_v2.preprocess_input),
+    "mobilenet": (APPS.MobileNet, APPS.mobilenet.preprocess_input),
+    "mobilenetv2": (APPS.MobileNetV2, APPS.mobilenet_v2.preprocess_input),
+    "efficientnetb0": (APPS.EfficientNetB0, APPS.efficientnet.preprocess_input),
+    "convnexttiny": (APPS.ConvNeXtTiny, APPS.convnext.preprocess_input),
+}
+BLOCKS = {
+    "tiny": range(1, 4),
+    "vgg16": range(1, 6),
+    "vgg19": range(1, 6),
+    "resnet50": range(2, 6),
+    "resnet101": range(2, 6),
+    "resnet50v2": range(2, 6),
+    "mobilenet": range(1, 14),
+    "mobilenetv2": range(1, 17),
+    "efficientnetb0": range(1, 8),
+    "convnexttiny": range(4),
+}
+
+
+@dataclass
+class Built:
+    """A classifier that is not as it was initialised, two pictures, and what it says of them."""
+
+    settings: Backbone
+    model: keras.Model
+    pixels: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def backbone(self) -> keras.Model:
+        """Pixels to the last feature map, on the same layers."""
+        return keras.Model(self.model.input, self.model.get_layer("pool_avg").input)
+
+
+def run(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    return np.asarray(model(inputs, training=False))
+
+
+def preprocessing(name: str) -> keras.Model:
+    """What a row does to pixels before the network."""
+    pixels = keras.Input((None, None, 3))
+    return keras.Model(pixels, BACKBONES[name].preprocess(pixels))
+
+
+def enliven(model: keras.Model, pixels: np.ndarray) -> None:
+    """Give every bias, scale and statistic a value of its own, as kernels have, and the statistics the pictures'.
+
+    In a network as it is initialised, they are equal in every copy, some blocks do nothing yet, and the features of
+    all pictures fade to almost the same: a test on it would see no difference.
+    """
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if len(weight.shape) == 1 and "float" in weight.dtype:
+            weight.assign(np.asarray(weight) * rng.uniform(0.9, 1.1, weight.shape) + rng.uniform(0, 0.1, weight.shape))
+    refresh(model)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(pixels, training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+        variance = np.asarray(layer.moving_variance)
+        layer.moving_variance.assign(np.maximum(variance, 0.1 * variance.mean()))  # of two pictures, some are near 0
+
+
+def refresh(model: keras.Model) -> None:
+    """Keras's Normalization computes with copies of its weights, which assigning does not renew as loading does."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """One picture of noise and one of a slope in other colours, RGB 0-255."""
+    noise = np.random.default_rng(0).uniform(0, 255, (SIZE, SIZE, 3))
+    slope = np.linspace(0, 1, SIZE)[:, None, None] * np.array([255.0, 120.0, 30.0]) * np.ones((1, SIZE, 1))
+    return np.stack([noise, slope]).round().astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def built(request, pixels) -> Built:
+    keras.utils.set_random_seed(0)
+    settings = Backbone(name=request.param, weights="none")
+    model = build(settings, Head(), SIZE, [1, 2, 3])
+    enliven(model, pixels)
+    logits = run(model, pixels)
+    assert np.abs(logits[0] - logits[1]).max() > 0.01, "these tests need a network that sees a difference"
+    return Built(settings, model, pixels, logits)
+
+
+@pytest.fixture(scope="module")
+def saved(built, tmp_path_factory):
+    """The model in a file, as a run saves it; removed afterwards, because they are large."""
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    built.model.save(path)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    """With weights="imagenet", Keras's builders make their network without fetching or reading the weights."""
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: "nowhere")
+    monkeypatch.setattr(keras.Model, "load_weights", lambda *_, **__: None)
+
+
+def test_takes_pixels_and_gives_float32_logits(built):
+    assert built.model.input_shape == (None, SIZE, SIZE, 3)
+    assert built.model.input.dtype == "float32"  # one tensor, not a list of one
+    assert built.model.output_shape == (None, 3)
+    assert built.logits.dtype == np.float32
+    assert np.isfinite(built.logits).all()
+    np.testing.assert_array_equal(run(built.model, built.pixels.astype(np.uint8)), built.logits)
+
+
+def test_is_flat_and_has_no_code_of_its_own_to_load(built):
+    model = built.model
+    assert type(model).__module__.startswith("keras."), "a plain keras.Model, not a class of ours"
+    nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    # ConvNeXt's stem and reductions are pairs of layers inside Keras; no block boundary lies within one.
+    assert all(built.settings.name == "convnexttiny" and isinstance(layer, keras.Sequential) for layer in nested)
+    for layer in model._flatten_layers():
+        assert not isinstance(layer, keras.layers.Lambda)
+        assert type(layer).__module__.startswith("keras."), f"{layer.name} would have to be registered to be loaded"
+
+
+def test_is_fed_as_keras_feeds_its_imagenet_weights(built, no_download):
+    make, preprocess_input = KERAS[built.settings.name]
+    fed = run(preprocessing(built.settings.name), built.pixels)
+    np.testing.assert_allclose(fed, preprocess_input(built.pixels.copy()), rtol=1e-5, atol=1e-5)  # it may write into it
+    # In two steps, because the last bit of a pixel can grow a thousandfold on its way through a random network.
+    reference = make(weights="imagenet", include_top=False, input_tensor=keras.Input((SIZE, SIZE, 3)))
+    reference.set_weights(built.backbone.get_weights())
+    refresh(reference)
+    expected = run(keras.Model(reference.inputs[0], reference.outputs[0]), fed)
+    np.testing.assert_allclose(run(built.backbone, built.pixels), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+def test_efficientnet_is_one_network_with_and_without_the_download(no_download):
+    # Keras gives it a layer more with weights="imagenet": a run rebuilt without the download would lack it.
+    with_download, without = (
+        [(type(layer).__name__, layer.get_config().get("scale")) for layer in model.layers]
+        for model in (build_backbone(Backbone(weights=weights), SIZE) for weights in ("imagenet", "none"))
+    )
+    assert with_download == without
+    assert [kind for kind, _ in without][1:4] == ["Rescaling", "Normalization", "Rescaling"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vgg16", (30 - 103.939, 20 - 116.779, 10 - 123.68)),  # blue, green, red, each without its ImageNet mean
+        ("resnet50", (30 - 103.939, 20 - 116.779, 10 - 123.68)),
+        ("mobilenet", (10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1)),
+        ("tiny", (10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1)),
+    ],
+)
+def test_preprocessing_of_one_colour_by_hand(name, expected):
+    colour = np.array([10, 20, 30], np.float32).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(run(preprocessing(name), colour).ravel(), expected, rtol=1e-5)
+
+
+def test_blocks_go_up_through_the_network_and_hold_its_weights(built):
+    numbers = block_numbers(built.model, built.settings.name)
+    assert list(numbers) == [layer.name for layer in built.model.layers]
+    order = [number for number in numbers.values() if number is not None]
+    assert order == sorted(order), "blocks must not interleave, or they cannot be cut"
+    assert list(numbers.values())[: -len(order)] == [None] * (len(numbers) - len(order)), "None only below the first"
+    found = sorted(set(order))
+    assert found == list(BLOCKS.get(built.settings.name, range(found[0], found[0] + len(found))))
+    assert len(found) == BACKBONES[built.settings.name].blocks >= 3
+    weights = {number: 0 for number in {None, *found}}
+    for layer in built.model.layers:
+        weights[numbers[layer.name]] += layer.count_params()
+    assert weights.pop(None) < 0.02 * built.model.count_params(), "what belongs to no block is a stem, and small"
+    assert all(weights.values())
+
+
+def test_thawing_more_trains_more_up_to_all(built):
+    model, settings = built.model, built.settings
+    numbers = block_numbers(model, settings.name)
+    found = sorted({number for number in numbers.values() if number is not None})
+    head = {layer.path for layer in model.get_layer("logits").weights}
+    counts = []
+    for k in range(len(found) + 1):
+        counts.append(freeze(model, settings, k))
+        assert counts[-1] == sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+        trained = {weight.path for weight in model.trainable_weights}
+        assert head <= trained
+        for layer in model.layers:
+            thawed = layer.name == "logits" or numbers[layer.name] in found[len(found) - k :]
+            assert thawed or not {weight.path for weight in layer.weights} & trained, f"{layer.name} with {k} thawed"
+        if k:  # by its name it is the same
+            assert freeze(model, settings, f"block{found[-k]}") == counts[-1]
+            assert lowest_block(model, settings, k) == found[-k]
+    assert (np.diff(counts) > 0).all()
+    everything = freeze(model, settings, "all")
+    model.trainable = True
+    assert everything == sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert everything >= counts[-1]
+    # Of a pretrained network all but batch normalisation; nothing looks for it inside layers, so it must not be there.
+    pretrained = Backbone(name=settings.name, weights="imagenet")
+    freeze(model, pretrained, "all")
+    for layer in model.layers:
+        inside = [x for x in layer._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+        assert inside in ([], [layer])
+        assert not inside or not layer.trainable_weights
+        assert inside or len(layer.trainable_weights) == sum(w.trainable for w in layer.weights)
+
+
+@pytest.mark.parametrize("unknown", ["block99", "conv99", "top", "", "block", "-1", "2", "block²"])
+def test_an_unknown_block_is_an_error_that_names_the_blocks(built, unknown):
+    found = sorted({n for n in block_numbers(built.model, built.settings.name).values() if n is not None})
+    with pytest.raises(ValueError) as caught:
+        freeze(built.model, built.settings, unknown)
+    message = str(caught.value)
+    assert all(f"'block{number}'" in message for number in found)
+    assert re.search(rf"0 to {len(found)}, or 'all'. Received: '{unknown}'", message)
+
+
+def test_cut_at_any_block_the_two_parts_are_the_whole(built):
+    numbers = block_numbers(built.model, built.settings.name)
+    for block in sorted({number for number in numbers.values() if number is not None}):
+        first = next(layer for layer in built.model.layers if numbers[layer.name] == block)
+        assert boundary(built.model, built.settings, f"block{block}") is first.input
+        bottom = keras.Model(built.model.input, first.input)
+        tail = keras.Model(first.input, built.model.output)
+        np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), built.logits, atol=1e-4, rtol=0)
+        # Nothing of the tail is in the bottom: what is cached below a boundary does not change while the tail trains.
+        assert not {id(weight) for weight in bottom.weights} & {id(weight) for weight in tail.weights}
+
+
+def test_the_boundary_of_the_head_and_of_all(built):
+    below = keras.Model(built.model.input, boundary(built.model, built.settings, 0))
+    pooled = keras.Model(built.model.input, built.model.get_layer("pool_avg").output)
+    np.testing.assert_array_equal(run(below, built.pixels), run(pooled, built.pixels))
+    assert boundary(built.model, built.settings, "all") is None
+
+
+def test_a_saved_model_rebuilt_from_our_code_says_the_same(built, saved):
+    again = build(built.settings, Head(), SIZE, [1, 1, 1])
+    with zipfile.ZipFile(saved) as archive:  # unpacked, because Keras reads large files in an archive very slowly
+        weights = Path(archive.extract("model.weights.h5", saved.parent))
+    again.load_weights(weights)
+    weights.unlink()
+    np.testing.assert_allclose(run(again, built.pixels), built.logits, atol=1e-5, rtol=0)
+
+
+def test_a_saved_model_loads_without_our_code(built, saved):
+    again = keras.saving.load_model(saved, safe_mode=True)
+    np.testing.assert_allclose(run(again, built.pixels), built.logits, atol=1e-5, rtol=0)

@@ -1,0 +1,252 @@
+"""The classifier starts at the shares of the classes, is penalised as told, and trains what it should and no more."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from scipy.special import softmax
+
+from template.config import Backbone, Head
+from template.model.backbones import build_backbone
+from template.model.build import build, freeze
+
+TINY = Backbone(name="tiny", weights="none")
+PLAIN = Head(dropout=0.0, l2=0.0)
+SIZE = 32
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """Noise in a colour for each picture; of noise alone, a network sees eight times almost the same."""
+    rng = np.random.default_rng(0)
+    return (rng.uniform(0, 1, (8, SIZE, SIZE, 3)) * rng.uniform(30, 255, (8, 1, 1, 3))).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def policy():
+    """Sets the arithmetic for one test."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+def run(model: keras.Model, inputs: np.ndarray, training: bool = False) -> np.ndarray:
+    return np.asarray(model(inputs, training=training))
+
+
+def values(model: keras.Model) -> dict[str, np.ndarray]:
+    return {weight.path: np.asarray(weight).copy() for weight in model.weights}
+
+
+@pytest.mark.parametrize("frequencies", [[0.7, 0.2, 0.1], [35, 10, 5], np.array([1, 1]), [1e-3, 0.999]])
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_starts_at_the_shares_of_the_classes(frequencies, hidden, pixels):
+    model = build(TINY, Head(hidden=hidden), SIZE, frequencies)
+    logits = model.get_layer("logits")
+    logits.kernel.assign(np.zeros(logits.kernel.shape))
+    shares = np.asarray(frequencies) / np.sum(frequencies)
+    expected = np.broadcast_to(shares, (8, len(shares)))
+    np.testing.assert_allclose(softmax(run(model, pixels), axis=1), expected, rtol=1e-5)
+
+
+def test_a_fresh_classifier_loses_little_more_than_the_entropy_of_the_classes(pixels):
+    shares = np.array([0.9, 0.05, 0.05])
+    losses = []
+    for seed in range(5):
+        keras.utils.set_random_seed(seed)
+        probabilities = softmax(run(build(TINY, Head(), SIZE, shares), pixels), axis=1)
+        losses.append(-(np.log(probabilities) * shares).sum(axis=1).mean())
+    entropy = -(shares * np.log(shares)).sum()
+    assert entropy <= np.mean(losses) < entropy + 0.35 < np.log(3)
+
+
+def penalty_by_hand(model: keras.Model, head: Head) -> float:
+    kernels = [np.asarray(layer.kernel) for layer in model.layers if layer.name in {"logits", "head_hidden"}]
+    return sum(head.l1 * np.abs(kernel).sum() + head.l2 * (kernel**2).sum() for kernel in kernels)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [Head(l1=0.0, l2=0.01), Head(l1=0.02, l2=0.0), Head(l1=0.02, l2=0.01, hidden=5)],
+    ids=["l2", "l1", "both, hidden"],
+)
+def test_penalties_are_in_the_loss_and_survive_saving(head, tmp_path, pixels):
+    model = build(TINY, head, SIZE, [1, 2, 3])
+    expected = penalty_by_hand(model, head)
+    assert expected > 0
+    assert len(model.losses) == (2 if head.hidden else 1)
+    assert sum(map(float, model.losses)) == pytest.approx(expected, rel=1e-5)
+
+    # Training really minimises it: what fit reports is the cross-entropy and the penalty.
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    targets = np.eye(3, dtype=np.float32)[np.arange(8) % 3]
+    plain = -(np.log(softmax(run(model, pixels), axis=1)) * targets).sum(axis=1).mean()
+    assert model.evaluate(pixels, targets, verbose=0) == pytest.approx(plain + expected, rel=1e-4)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    rebuilt = build(TINY, head, SIZE, [1, 1, 1])
+    rebuilt.load_weights(tmp_path / "model.keras")
+    for again in (loaded, rebuilt):
+        assert sum(map(float, again.losses)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_penalties_there_are_none():
+    assert build(TINY, PLAIN, SIZE, [1, 1]).losses == []
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "both"])
+def test_pooling_is_what_it_says(pooling, pixels):
+    model = build(TINY, Head(pooling=pooling, dropout=0.0), SIZE, [1, 1])
+    vector = model.get_layer("logits").input
+    features = run(keras.Model(model.input, model.get_layer("top_relu").output), pixels)
+    assert features.std() > 0
+    parts = {"avg": [features.mean(axis=(1, 2))], "max": [features.max(axis=(1, 2))]}
+    expected = np.concatenate(parts["avg"] + parts["max"] if pooling == "both" else parts[pooling], axis=1)
+    np.testing.assert_allclose(run(keras.Model(model.input, vector), pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_layer_is_relu_between_pooling_and_logits(pixels):
+    model = build(TINY, Head(hidden=7, dropout=0.0), SIZE, [1, 1])
+    hidden, logits, pool = (model.get_layer(name) for name in ("head_hidden", "logits", "pool_avg"))
+    pooled = run(keras.Model(model.input, pool.output), pixels)
+    relu = np.maximum(0, pooled @ np.asarray(hidden.kernel) + np.asarray(hidden.bias))
+    assert relu.shape == (8, 7)
+    expected = relu @ np.asarray(logits.kernel) + np.asarray(logits.bias)
+    np.testing.assert_allclose(run(model, pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [0, 200])
+def test_dropout_works_in_training_and_only_there(hidden, pixels):
+    model = build(TINY, Head(dropout=0.4, hidden=hidden), SIZE, [1, 1])
+    for name in ["head_dropout", "head_hidden_dropout"] if hidden else ["head_dropout"]:
+        layer = model.get_layer(name)
+        both = keras.Model(model.input, [layer.input, layer.output])
+        before, after = map(np.asarray, both(pixels, training=True))
+        active = before > 0
+        dropped = active & (after == 0)
+        assert active.sum() > 300
+        assert dropped.sum() / active.sum() == pytest.approx(0.4, abs=0.1)
+        np.testing.assert_allclose(after[~dropped], before[~dropped] / 0.6, rtol=1e-5)  # so that the mean stays
+        before, after = map(np.asarray, both(pixels, training=False))
+        np.testing.assert_array_equal(before, after)
+    assert (run(model, pixels) == run(model, pixels)).all()
+
+
+def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):
+    # A frozen network below must not take its head into inference mode. Without dropout, two passes over one batch at
+    # a learning rate of zero would have one loss.
+    model = build(TINY, Head(dropout=0.5, l2=0.0), SIZE, [1, 1])
+    freeze(model, Backbone(name="tiny"), 0)
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True))
+    targets = np.eye(2, dtype=np.float32)[np.arange(8) % 2]
+    losses = model.fit(pixels, targets, batch_size=8, epochs=4, verbose=0).history["loss"]
+    assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("backbone", ["tiny", "mobilenet"])
+def test_logits_are_float32_under_mixed_precision(policy, pixels, name, backbone):
+    settings = Backbone(name=backbone, alpha=0.25, weights="none")
+    exact = build(settings, PLAIN, SIZE, [1, 2])
+    policy(name)
+    model = build(settings, PLAIN, SIZE, [1, 2])
+    model.set_weights(exact.get_weights())
+    assert any(layer.compute_dtype == name.removeprefix("mixed_") for layer in model.layers), "it is mixed at all"
+    logits = run(model, pixels)
+    assert logits.dtype == np.float32
+    assert model.get_layer("logits").kernel.dtype == "float32"
+    np.testing.assert_allclose(logits, run(exact, pixels), atol=0.05)
+    # Pixels are scaled before they are rounded: in bfloat16, 251 to 253 would all be 252.
+    assert model.get_layer("preprocess").compute_dtype == "float32"
+
+
+def train(model: keras.Model, pixels: np.ndarray, epochs: int = 2) -> None:
+    # Adam's steps do not depend on the size of the gradient: all that has one moves.
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.fit(pixels, np.eye(2, dtype=np.float32)[np.arange(8) % 2], batch_size=4, epochs=epochs, verbose=0)
+
+
+@pytest.fixture(params=["tiny", "mobilenet"])
+def pretrained(request, tmp_path, pixels) -> Backbone:
+    """A network whose weights come from a file, and whose batch normalisation has seen pictures."""
+    settings = Backbone(name=request.param, alpha=0.25, weights="none")
+    backbone = build_backbone(settings, SIZE)
+    for layer in backbone.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0  # the statistics become those of these pictures at once
+    backbone([pixels], training=True)
+    backbone.save_weights(tmp_path / "mine.weights.h5")
+    return Backbone(name=request.param, alpha=0.25, weights=str(tmp_path / "mine.weights.h5"))
+
+
+def test_pretrained_batch_norm_stays_as_it_is_while_all_else_trains(pretrained, pixels):
+    model = build(pretrained, PLAIN, SIZE, [1, 1])
+    trained = freeze(model, pretrained, "all")
+    before = values(model)
+    train(model, pixels)
+    after = values(model)
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    assert len(norms) > 5
+    for weight in (weight for layer in norms for weight in layer.weights):  # gamma, beta and both statistics
+        assert before[weight.path].tobytes() == after[weight.path].tobytes(), weight.path
+    others = [layer for layer in model.layers if layer.weights and layer not in norms]
+    for layer in others:
+        assert (before[layer.weights[0].path] != after[layer.weights[0].path]).any(), layer.name
+    assert trained == sum(before[weight.path].size for layer in others for weight in layer.weights)
+
+
+def test_with_pretrained_batch_norm_training_and_inference_see_the_same_features(pretrained, pixels):
+    # The second of two stages thaws what the first has frozen: the statistics must stay in use then too.
+    model = build(pretrained, PLAIN, SIZE, [1, 1])
+    for unfreeze in (0, 1, "all"):
+        freeze(model, pretrained, unfreeze)
+        np.testing.assert_allclose(run(model, pixels, training=True), run(model, pixels), atol=1e-5)
+
+
+def test_batch_norm_trains_from_scratch(pixels):
+    model = build(TINY, PLAIN, SIZE, [1, 1])
+    freeze(model, TINY, "all")
+    before = values(model)
+    train(model, pixels)
+    after = values(model)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            for weight in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
+                assert (before[weight.path] != after[weight.path]).any(), weight.path
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "settings"),
+    [(0, TINY), (1, TINY), ("block2", Backbone(name="tiny", weights="a file"))],
+    ids=["head, scratch", "top block, scratch", "two blocks, pretrained"],
+)
+def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, pixels):
+    model = build(TINY, Head(hidden=4, dropout=0.0), SIZE, [1, 1])
+    freeze(model, settings, unfreeze)
+    before = values(model)
+    train(model, pixels)
+    after = values(model)
+    thawed = {0: ("logits", "head_"), 1: ("logits", "head_", "block3", "top_"),
+              "block2": ("logits", "head_", "block3", "top_", "block2")}[unfreeze]  # fmt: skip
+    for layer in model.layers:
+        moves = layer.name.startswith(thawed)
+        if settings is not TINY and isinstance(layer, layers.BatchNormalization):
+            moves = False
+        for weight in layer.weights:
+            assert (before[weight.path] != after[weight.path]).any() == moves, weight.path
+
+
+def test_freezing_again_undoes_thawing():
+    model = build(TINY, PLAIN, SIZE, [1, 1])
+    head_only = freeze(model, TINY, 0)
+    assert head_only == 96 * 2 + 2
+    assert freeze(model, TINY, "all") > freeze(model, TINY, 1) > head_only
+    assert freeze(model, TINY, 0) == head_only
+    # A pretrained network must not keep batch norms that another setting has thawed.
+    assert freeze(model, TINY, "all") > freeze(model, Backbone(name="tiny", weights="a file"), "all")

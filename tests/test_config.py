@@ -1,0 +1,292 @@
+"""A wrong setting stops with its key, what was expected, what was received and the nearest key; right ones survive."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from template.config import (
+    Augment,
+    Backbone,
+    Config,
+    ConfigError,
+    Data,
+    Head,
+    Stage,
+    Train,
+    describe,
+    load,
+    pair_up,
+    to_toml,
+)
+
+TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
+
+
+def refusal(overrides=(), recipe=None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(recipe, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # not of its type
+        ("data.image_size=big", "data.image_size: expected whole number >= 16 <= 1024. Received: 'big'"),
+        ("data.image_size=224.0", "data.image_size: expected whole number >= 16 <= 1024. Received: 224.0"),
+        ("data.image_size=", "data.image_size: expected whole number >= 16 <= 1024. Received: ''"),
+        ("data.image_size=[224, 224]", "data.image_size: expected whole number >= 16 <= 1024. Received: [224, 224]"),
+        ("data.val_fraction=2020-01-01", "data.val_fraction: expected number > 0 < 1. Received: '2020-01-01'"),
+        ("data.memory_gb=true", "data.memory_gb: expected number >= 0. Received: True"),
+        ("augment.flip=no", "augment.flip: expected true | false. Received: 'no'"),
+        ("augment.flip=1", "augment.flip: expected true | false. Received: 1"),
+        ("stages.0.epochs=true", "stages.0.epochs: expected whole number >= 1. Received: True"),
+        ("stages.0.unfreeze=true", "stages.0.unfreeze: expected whole number | text. Received: True"),
+        ("stages.0.unfreeze=0.5", "stages.0.unfreeze: expected whole number | text. Received: 0.5"),
+        # out of its range, the ends of it included
+        ("data.image_size=15", "data.image_size: expected whole number >= 16 <= 1024. Received: 15"),
+        ("data.image_size=1025", "data.image_size: expected whole number >= 16 <= 1024. Received: 1025"),
+        ("data.val_fraction=0", "data.val_fraction: expected number > 0 < 1. Received: 0"),
+        ("data.val_fraction=1.0", "data.val_fraction: expected number > 0 < 1. Received: 1.0"),
+        ("data.test_fraction=-0.1", "data.test_fraction: expected number >= 0 < 1. Received: -0.1"),
+        ("head.l2=inf", "head.l2: expected number >= 0 <= 10. Received: inf"),
+        ("data.memory_gb=inf", "data.memory_gb: expected number >= 0. Received: inf"),
+        ("head.l2=nan", "head.l2: expected number >= 0 <= 10. Received: nan"),
+        ("head.dropout=1", "head.dropout: expected number >= 0 < 1. Received: 1"),
+        ("train.seed=2147483648", "train.seed: expected whole number >= 0 < 2147483648. Received: 2147483648"),
+        ("stages.2.learning_rate=0", "stages.2.learning_rate: expected number > 0 <= 10. Received: 0"),
+        ("stages.1.epochs=0", "stages.1.epochs: expected whole number >= 1. Received: 0"),
+        ("backbone.alpha=0.7", "backbone.alpha: expected 0.25 | 0.35 | 0.5 | 0.75 | 1.0 | 1.3 | 1.4. Received: 0.7"),
+        ("augment.policy=hevy", "augment.policy: expected none | light | medium | heavy. Received: 'hevy'"),
+        ("data.resize=fit", "data.resize: expected crop | pad | squash. Received: 'fit'"),
+        # no such setting
+        ("data.imge_size=224", "data.imge_size: no such setting. Did you mean 'data.image_size'?"),
+        ("backbon.name=vgg16", "backbon: no such setting. Did you mean 'backbone'?"),
+        ("learning_rate=0.1", "learning_rate: no such setting. Did you mean 'stages.0.learning_rate'?"),
+        ("train.dropout=0.1", "train.dropout: no such setting. Did you mean 'head.dropout'?"),
+        ("stages.2.epoch=3", "stages.2.epoch: no such setting. Did you mean 'stages.2.epochs'?"),
+        ("zzz=1", "zzz: no such setting. Sections: data, augment, backbone, head, train, stages."),
+        ("=1", "no such setting. Sections:"),
+        # not where a setting can be
+        ("data.path", "Expected section.field=value. Received: 'data.path'"),
+        ("data=5", "data: expected an object. Received: 5"),
+        ("data.path.x=1", "data.path: expected text. Received: {'x': 1}"),
+        ("stages.3.epochs=1", "stages.3.epochs: stages takes a number from 0 to 2. Received: '3'"),
+        ("stages.-1.epochs=1", "stages takes a number from 0 to 2. Received: '-1'"),
+        ("stages.².epochs=1", "stages takes a number from 0 to 2. Received: '²'"),
+        ("stages.last.epochs=1", "stages takes a number from 0 to 2. Received: 'last'"),
+        ("stages=[]", "stages: expected"),
+        ("stages=5", "stages: expected"),
+        # each right, together wrong
+        ("backbone.name=tiny", "backbone `tiny` has no ImageNet weights; set backbone.weights=none"),
+        ("data.test_fraction=0.8", "val_fraction + test_fraction must be below 1"),
+        ("stages.0.unfreeze=-1", "stages.0: unfreeze must be 0 or more blocks, a block's name or 'all'; received -1"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected_and_received(override, message):
+    assert message in refusal([override])
+
+
+def test_all_wrong_settings_are_listed_at_once():
+    said = refusal(["data.image_size=1", "head.l1=-1", "train.sed=3"])
+    assert len(said.splitlines()) == 3
+    assert all(key in said for key in ("data.image_size", "head.l1", "train.sed"))
+
+
+def test_a_value_cannot_also_be_a_section():
+    assert "data is a single value, not a section" in refusal(["data=5", "data.path=x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "x: no such setting."),
+        ("[data]\npath = 3", "data.path: expected text. Received: 3"),
+        ("[data]\npath = 'a'\npath = 'b'", "is not valid TOML"),  # YAML would take the second without a word
+        ("[data]\npath = 'a'\n[data]\nimage_size = 32", "is not valid TOML"),
+        ("[data\n", "is not valid TOML"),
+        ("[stages]\nepochs = 3", "stages: expected"),
+        ("[[stages]]\nepochs = 3\n[[stages]]\nepohcs = 3", "stages.1.epohcs: no such setting"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path, text, message):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    assert message in refusal(recipe=recipe)
+
+
+def test_a_wrong_value_in_the_only_stage_is_the_only_complaint(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[[stages]]\nepochs = 'three'")
+    assert refusal(recipe=recipe) == "stages.0.epochs: expected whole number >= 1. Received: 'three'"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "cannot be read"),
+        (lambda path: path.write_bytes(b"[data]\npath = '\xe9'"), "not valid TOML"),
+    ],
+    ids=["missing", "folder", "latin-1"],
+)
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, make, message):
+    make(tmp_path / "recipe.toml")
+    said = refusal(recipe=tmp_path / "recipe.toml")
+    assert message in said
+    assert "recipe.toml" in said
+
+
+def test_a_recipe_beats_the_defaults_and_an_override_beats_the_recipe_and_the_later_one_wins(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[data]\nimage_size = 64\nresize = 'pad'\n[train]\nseed = 5")
+    config = load(recipe, ["data.image_size=96", "train.batch_size=8", "data.image_size=128"])
+    assert (config.data.image_size, config.data.resize) == (128, "pad")
+    assert (config.train.seed, config.train.batch_size) == (5, 8)
+    assert config.head == Config().head
+
+
+def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
+    assert load(None, ["stages.1.epochs=2"]).stages == (
+        Config().stages[0],
+        dataclasses.replace(Config().stages[1], epochs=2),
+        Config().stages[2],
+    )
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[[stages]]\nepochs = 3")
+    assert load(recipe, ["stages.0.unfreeze=all"]).stages == (Stage(epochs=3, unfreeze="all"),)
+    assert load(recipe, ["stages=[{epochs=7}, {}]"]).stages == (Stage(epochs=7), Stage())
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("data.path=123", lambda c: c.data.path == "123"),  # text stays text
+        ("data.path=a=b.csv", lambda c: c.data.path == "a=b.csv"),
+        ("data.path=true", lambda c: c.data.path == "true"),
+        ("stages.0.unfreeze=2", lambda c: c.stages[0].unfreeze == 2),
+        ("stages.0.unfreeze=conv4", lambda c: c.stages[0].unfreeze == "conv4"),
+        ("stages.0.learning_rate=1e-3", lambda c: c.stages[0].learning_rate == 0.001),  # YAML would make it text
+        ("backbone.alpha=1", lambda c: c.backbone.alpha == 1.0),
+        ("data.memory_gb=4", lambda c: c.data.memory_gb == 4.0),
+        ("augment.policy=none", lambda c: c.augment.policy == "none"),
+        ("augment.flip=false", lambda c: c.augment.flip is False),
+    ],
+)
+def test_values_of_the_command_line_get_the_type_of_the_setting(override, read):
+    assert read(load(None, [override]))
+
+
+WORDS = ["plain", "with space", 'quote"s', "back\\slash", "new\nline", "# no comment", "été 🌻", "[a]\nb = 1", ""]
+
+
+def some_config(rng: np.random.Generator) -> Config:
+    """A valid configuration in which every kind of value varies."""
+    unfreeze = [0, 3, "all", "conv4"]
+    stages = [
+        Stage(unfreeze=unfreeze[rng.integers(4)], warmup=rng.random(), learning_rate=float(10 ** rng.uniform(-9, 1)))
+        for _ in range(rng.integers(1, 5))
+    ]
+    return Config(
+        data=Data(path=str(rng.choice(WORDS)), val_fraction=rng.uniform(0.01, 0.5), memory_gb=rng.random() * 1e-5),
+        augment=Augment(flip=bool(rng.integers(2)), policy=str(rng.choice(["none", "light", "heavy"]))),
+        backbone=Backbone(alpha=float(rng.choice([0.25, 1.0, 1.4])), weights=str(rng.choice(WORDS))),
+        head=Head(l1=float(10 ** rng.uniform(-12, 1)), hidden=int(rng.integers(0, 8193))),
+        train=Train(seed=int(rng.integers(0, 2**31)), deterministic=bool(rng.integers(2))),
+        stages=tuple(stages),
+    )
+
+
+def test_a_saved_configuration_is_read_back_equal(tmp_path):
+    rng = np.random.default_rng(0)
+    recipe = tmp_path / "config.toml"
+    for config in [Config(), *(some_config(rng) for _ in range(40))]:
+        recipe.write_text(to_toml(config), encoding="utf-8")
+        assert load(recipe) == config
+
+
+def test_a_configuration_cannot_be_changed():
+    config = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.data.image_size = 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pairs"),
+    [
+        (["--data.path=a", "--train.seed", "3"], ["data.path=a", "train.seed=3"]),
+        (["--data.path", "a b"], ["data.path=a b"]),
+        (["--data.path=a=b"], ["data.path=a=b"]),
+        (["--data.test_fraction", "-1"], ["data.test_fraction=-1"]),  # refused later, by its range
+        (["--data.path="], ["data.path="]),
+    ],
+)
+def test_both_ways_to_write_an_argument(arguments, pairs):
+    assert list(pair_up(arguments)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos"], "Expected --section.field=value. Received: 'photos'"),
+        (["-x"], "Received: '-x'"),
+        (["--data.path"], "--data.path needs a value."),
+        (["--data.path", "--train.seed=1"], "--data.path needs a value."),
+        (["--data.pth"], "Did you mean 'data.path'?"),
+    ],
+)
+def test_arguments_that_are_no_settings(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        list(pair_up(arguments))
+    assert message in str(caught.value)
+
+
+def test_help_lists_every_setting_with_its_default_and_meaning():
+    lines = describe().splitlines()
+    listed = {
+        line.split("=")[0].strip(): meaning.strip() for line, meaning in zip(lines[::2], lines[1::2], strict=True)
+    }
+    expected = set()
+    for section, hint in typing.get_type_hints(Config).items():
+        fields = dataclasses.fields(Stage if section == "stages" else hint)
+        expected |= {f"--{section}{'.0' if section == 'stages' else ''}.{field.name}" for field in fields}
+    assert set(listed) == expected
+    assert all(len(meaning) > 10 for meaning in listed.values())
+    assert any(line.startswith(f"  --data.image_size={json.dumps(Config().data.image_size)}  (whole") for line in lines)
+
+
+SPY = """
+import runpy, sys, time
+sys.argv = [sys.argv[1], *sys.argv[2:]]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    heavy = {"tensorflow", "keras", "sklearn", "matplotlib", "cv2"} & set(sys.modules)
+    print(f"heavy={sorted(heavy)} cpu={time.process_time():.2f}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--data.imge_size=224", "data.imge_size: no such setting. Did you mean 'data.image_size'?"),
+        ("--train.batch_size=0", "train.batch_size: expected whole number >= 1 <= 4096. Received: 0"),
+        ("--config=nowhere.toml", "'nowhere.toml' does not exist"),
+    ],
+)
+def test_training_stops_at_a_wrong_setting_before_it_imports_anything_heavy(tmp_path, argument, message):
+    done = subprocess.run(
+        [sys.executable, "-c", SPY, str(TRAIN), argument], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "heavy=[]" in done.stdout
+    assert float(done.stdout.rpartition("cpu=")[2]) < 2
+    assert not list(tmp_path.iterdir())  # no run folder for a run that never began

@@ -1,0 +1,239 @@
+"""Every picture is decoded once, is found again by its contents, and one that cannot be used is named."""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from template.config import Data
+from template.data import decode as module
+from template.data.decode import decode
+from template.data.examples import Examples, load_examples
+from template.data.images import load_image
+
+SIZE = 16
+
+
+def settings(folder, **changes) -> Data:
+    return Data(cache=str(folder / "cache"), image_size=SIZE, **changes)
+
+
+def caches(folder) -> list[str]:
+    return sorted(file.name for file in (folder / "cache").iterdir())
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list:
+    """Grows by one picture whenever one is decoded."""
+    seen = []
+
+    def counting(source, size, resize):
+        seen.append(source)
+        return load_image(source, size, resize)
+
+    monkeypatch.setattr(module, "load_image", counting)
+    return seen
+
+
+def pixels_of(examples: Examples, data: Data) -> np.ndarray:
+    examples, pixels = decode(examples, data)
+    return pixels[np.arange(len(examples))]
+
+
+def test_pixels_are_those_of_load_image_in_the_order_of_the_examples(class_folder, tmp_path):
+    examples, pixels = decode(load_examples(str(class_folder)), settings(tmp_path))
+    assert len(examples) == len(pixels) == 36
+    assert pixels.shape == (36, SIZE, SIZE, 3)
+    expected = [load_image(class_folder / name, SIZE, "crop") for name in examples.ids]
+    np.testing.assert_array_equal(pixels[np.arange(36)], expected)
+
+
+def test_a_second_run_finds_the_pictures_decoded_even_under_new_names(class_folder, tmp_path, decoded):
+    first = pixels_of(load_examples(str(class_folder)), settings(tmp_path))
+    assert len(decoded) == 36
+    (class_folder / "disc").rename(class_folder / "circle")
+    for number, file in enumerate(sorted((class_folder / "upright").iterdir())):
+        file.rename(file.with_name(f"IMG {number:04d}.jpeg"))
+    class_folder.rename(tmp_path / "moved")
+    second = pixels_of(load_examples(str(tmp_path / "moved")), settings(tmp_path))
+    assert len(decoded) == 36
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("change", [{"image_size": 20}, {"resize": "squash"}])
+def test_other_pixels_are_another_cache(class_folder, tmp_path, decoded, change):
+    examples = load_examples(str(class_folder))
+    decode(examples, settings(tmp_path))
+    data = Data(**{"cache": str(tmp_path / "cache"), "image_size": SIZE} | change)
+    np.testing.assert_array_equal(
+        pixels_of(examples, data), [load_image(file, data.image_size, data.resize) for file in examples.images]
+    )
+    assert len(caches(tmp_path)) == 2
+
+
+def test_changed_contents_under_the_same_name_are_decoded_anew(class_folder, tmp_path):
+    examples = load_examples(str(class_folder))
+    before, old = decode(examples, settings(tmp_path))
+    Image.new("RGB", (30, 30), (1, 2, 3)).save(class_folder / "disc" / "05.png")
+    after, new = decode(examples, settings(tmp_path))
+    row = examples.ids.tolist().index("disc/05.png")
+    assert np.flatnonzero(before.digests != after.digests).tolist() == [row]
+    np.testing.assert_array_equal(new[np.array([row])][0], np.broadcast_to((1, 2, 3), (SIZE, SIZE, 3)))
+    rest = np.delete(np.arange(36), row)
+    np.testing.assert_array_equal(old[rest], new[rest])
+
+
+def test_equal_contents_have_equal_digests_whatever_the_source(class_folder, tmp_path):
+    file = class_folder / "disc" / "05.png"
+    shutil.copy(file, class_folder / "disc" / "copy.png")
+    examples, _ = decode(load_examples(str(class_folder)), settings(tmp_path))
+    digest = dict(zip(examples.ids.tolist(), examples.digests.tolist(), strict=True))
+    assert digest["disc/copy.png"] == digest["disc/05.png"]
+    assert len(set(digest.values())) == len(digest) - 1
+    assert module._digest(file.read_bytes()) == digest["disc/05.png"]
+    # The same 12 numbers as another shape or type are another picture.
+    arrays = [np.zeros((2, 2, 3), np.uint8), np.zeros((4, 3), np.uint8), np.zeros((2, 3), np.uint16)]
+    assert len({module._digest(array) for array in arrays}) == 3
+
+
+@pytest.fixture
+def flawed_folder(class_folder):
+    """36 good pictures and, before, between and after them, six files that are none."""
+    out = io.BytesIO()
+    Image.open(class_folder / "disc" / "00.png").save(out, "JPEG")
+    (class_folder / "across" / "!empty.jpg").write_bytes(b"")
+    (class_folder / "across" / "05b.jpg").write_bytes(out.getvalue()[:-40])
+    (class_folder / "disc" / "page.jpg").write_text("<html>404</html>")
+    (class_folder / "disc" / "notes.txt").write_text("nothing to see")
+    (class_folder / "upright" / "link.png").symlink_to("nowhere.png")
+    (class_folder / "upright" / "zz.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (class_folder / "loose.png").write_bytes(b"")
+    return class_folder
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_files_that_are_no_pictures_are_named_with_a_reason_and_no_label_moves(flawed_folder, tmp_path, memory_gb):
+    found = load_examples(str(flawed_folder))
+    examples, pixels = decode(found, settings(tmp_path, memory_gb=memory_gb))
+    reasons = dict(examples.skipped)
+    assert set(reasons) == {
+        "across/!empty.jpg", "across/05b.jpg", "disc/page.jpg", "disc/notes.txt", "upright/link.png",
+        "upright/zz.heic", "loose.png",
+    }  # fmt: skip
+    assert reasons["across/!empty.jpg"] == "the file is empty"
+    assert "cut short" in reasons["across/05b.jpg"]
+    assert "web page" in reasons["disc/page.jpg"]
+    assert "link to nowhere" in reasons["upright/link.png"]
+    assert "HEIC" in reasons["upright/zz.heic"]
+    everything = [file for file in flawed_folder.rglob("*") if not file.is_dir()]
+    assert len(examples) + len(examples.skipped) == len(everything)
+    for row, name in enumerate(examples.ids):
+        assert examples.class_names[examples.labels[row]] == name.split("/")[0]
+        np.testing.assert_array_equal(pixels[np.array([row])][0], load_image(flawed_folder / name, SIZE, "crop"))
+
+
+def test_a_second_run_names_the_same_files(flawed_folder, tmp_path, decoded):
+    first, _ = decode(load_examples(str(flawed_folder)), settings(tmp_path))
+    count = len(decoded)
+    second, _ = decode(load_examples(str(flawed_folder)), settings(tmp_path))
+    assert len(decoded) == count
+    assert first.skipped == second.skipped
+    assert first.ids.tolist() == second.ids.tolist()
+
+
+def test_a_file_that_comes_back_is_used(flawed_folder, tmp_path):
+    decode(load_examples(str(flawed_folder)), settings(tmp_path))
+    shutil.copy(flawed_folder / "disc" / "00.png", flawed_folder / "upright" / "nowhere.png")
+    examples, _ = decode(load_examples(str(flawed_folder)), settings(tmp_path))
+    assert {"upright/link.png", "upright/nowhere.png"} <= set(examples.ids)
+
+
+def test_if_nothing_can_be_used_everything_is_listed(tmp_path):
+    for name in ("cat/1.jpg", "dog/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    examples, pixels = decode(load_examples(str(tmp_path)), settings(tmp_path))
+    assert len(examples) == len(pixels) == 0
+    assert len(examples.skipped) == 2
+
+
+@pytest.mark.parametrize("rows", [[0], [35, 0, 17], [3, 3, 3], []])
+def test_disk_and_memory_give_the_same_pixels(class_folder, tmp_path, rows):
+    examples = load_examples(str(class_folder))
+    _, memory = decode(examples, settings(tmp_path, memory_gb=1.0))
+    _, disk = decode(examples, settings(tmp_path, memory_gb=0.0))
+    assert memory._array is not None and disk._array is None
+    rows = np.array(rows, int)
+    np.testing.assert_array_equal(memory[rows], disk[rows])
+    assert disk[rows].shape == (len(rows), SIZE, SIZE, 3)
+    assert disk[rows].dtype == memory[rows].dtype == np.uint8
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_whoever_writes_into_a_batch_does_not_write_into_the_data(class_folder, tmp_path, memory_gb):
+    _, pixels = decode(load_examples(str(class_folder)), settings(tmp_path, memory_gb=memory_gb))
+    rows = np.arange(4)
+    before = pixels[rows].copy()
+    pixels[rows][:] = 0
+    np.testing.assert_array_equal(pixels[rows], before)
+
+
+def test_the_budget_of_memory_is_in_gibibytes(class_folder, tmp_path):
+    examples = load_examples(str(class_folder))
+    needed = 36 * SIZE * SIZE * 3 / 2**30
+    assert decode(examples, settings(tmp_path, memory_gb=needed))[1]._array is not None
+    assert decode(examples, settings(tmp_path, memory_gb=needed * 0.99))[1]._array is None
+
+
+def test_a_cache_that_was_cut_short_is_refused_by_name(class_folder, tmp_path):
+    examples = load_examples(str(class_folder))
+    decode(examples, settings(tmp_path))
+    (name,) = caches(tmp_path)
+    os.truncate(tmp_path / "cache" / name / "pixels", 36 * SIZE * SIZE * 3 - 1)
+    with pytest.raises(OSError, match=f"{name}.*damaged"):
+        decode(examples, settings(tmp_path))
+
+
+def test_a_cache_that_is_cut_short_later_gives_no_invented_pixels(class_folder, tmp_path):
+    _, pixels = decode(load_examples(str(class_folder)), settings(tmp_path, memory_gb=0.0))
+    (name,) = caches(tmp_path)
+    os.truncate(tmp_path / "cache" / name / "pixels", 100)
+    with pytest.raises(OSError, match="shorter"):
+        pixels[np.array([0])]
+
+
+@pytest.mark.parametrize("death", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+def test_if_decoding_dies_nothing_half_written_is_left_and_the_next_run_is_right(
+    class_folder, tmp_path, monkeypatch, death
+):
+    examples = load_examples(str(class_folder))
+
+    def dying(source, size, resize):
+        if source.name == "07.png":
+            raise death
+        return load_image(source, size, resize)
+
+    with monkeypatch.context() as patch, pytest.raises(BaseException):  # noqa: B017, PT011
+        patch.setattr(module, "load_image", dying)
+        decode(examples, settings(tmp_path))
+    assert caches(tmp_path) == []
+    np.testing.assert_array_equal(
+        pixels_of(examples, settings(tmp_path)), [load_image(file, SIZE, "crop") for file in examples.images]
+    )
+
+
+@pytest.mark.parametrize("missing", ["bad.json", "pixels"])
+def test_what_a_killed_run_left_is_never_taken_for_a_cache(class_folder, tmp_path, missing):
+    """In a container, the next run may even have the number of the killed one."""
+    examples = load_examples(str(class_folder))
+    expected = pixels_of(examples, settings(tmp_path))
+    (name,) = caches(tmp_path)
+    cache = tmp_path / "cache"
+    (cache / name / "pixels").write_bytes(b"half")
+    (cache / name / missing).unlink()
+    (cache / name).rename(cache / f".tmp-{os.getpid()}-{name}")
+    np.testing.assert_array_equal(pixels_of(examples, settings(tmp_path)), expected)
+    assert caches(tmp_path) == [name]

@@ -1,0 +1,379 @@
+"""Every source gives the right label to the right picture, and says what it left out."""
+
+import dataclasses
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from template.data.examples import DataError, Examples, list_files, load_examples
+from template.data.images import load_image
+from template.data.split import to_csv
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Files that hold their own name; finding examples decodes nothing."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def refusal(path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_examples(str(path))
+    return str(caught.value)
+
+
+def label_of(examples: Examples) -> dict[str, str]:
+    return {str(name): examples.class_names[label] for name, label in zip(examples.ids, examples.labels, strict=True)}
+
+
+def part_of(examples: Examples) -> dict[str, str]:
+    return dict(zip(examples.ids.tolist(), examples.parts.tolist(), strict=True))
+
+
+# Folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_class_folders(tmp_path):
+    examples = load_examples(str(touch(tmp_path, "dog/2.jpg", "cat/1.jpg", "cat/more/3.JPG", "bird/x")))
+    assert examples.class_names == ("bird", "cat", "dog")
+    assert label_of(examples) == {"bird/x": "bird", "cat/1.jpg": "cat", "cat/more/3.JPG": "cat", "dog/2.jpg": "dog"}
+    assert set(part_of(examples).values()) == {""}
+    for name, file in zip(examples.ids, examples.images, strict=True):
+        assert file.read_text() == name
+    assert examples.skipped == ()
+
+
+def test_parts_are_kept_and_a_class_that_one_lacks_shifts_no_label(tmp_path):
+    touch(tmp_path, "train/ants/1", "train/bees/1", "train/wasps/1", "valid/bees/1", "valid/wasps/2", "test/wasps/1")
+    examples = load_examples(str(tmp_path))
+    assert examples.class_names == ("ants", "bees", "wasps")
+    assert label_of(examples)["valid/bees/1"] == "bees"
+    assert label_of(examples)["test/wasps/1"] == "wasps"
+    assert part_of(examples) == {
+        "train/ants/1": "train", "train/bees/1": "train", "train/wasps/1": "train",
+        "valid/bees/1": "val", "valid/wasps/2": "val", "test/wasps/1": "test",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folder", "part"), [("val", "val"), ("valid", "val"), ("Validation", "val"), ("test", "test"), ("TEST", "test")]
+)
+def test_parts_have_several_names(tmp_path, folder, part):
+    examples = load_examples(str(touch(tmp_path, "Train/a/1", "Train/b/1", f"{folder}/a/1", f"{folder}/b/1")))
+    assert part_of(examples) == {
+        "Train/a/1": "train", "Train/b/1": "train", f"{folder}/a/1": part, f"{folder}/b/1": part
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["1.jpg", "2.jpg"], ["no class folders", "2 files", "folder of its own"]),
+        ([".hidden/1.jpg"], ["no class folders"]),
+        (["train/1.jpg", "train/2.jpg"], ["no class folders", "2 files"]),
+        (["train/a/1", "train/b/1", "cats/1"], ["train/ beside ['cats']"]),
+        (["train/a/1", "val/a/1", "valid/a/1"], ["names a part twice", "val", "valid"]),
+        (["val/a/1", "test/a/1"], ["no train/ folder"]),
+    ],
+    ids=["flat", "only hidden", "flat train", "class beside train", "val twice", "no train"],
+)
+def test_a_folder_of_another_shape_is_refused_with_what_it_has(tmp_path, names, said):
+    message = refusal(touch(tmp_path, *names))
+    assert all(text in message for text in said), message
+
+
+def test_a_missing_path_and_one_that_is_no_folder(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "photos")
+    assert "neither a folder nor a CSV file" in refusal(touch(tmp_path, "photos.zip") / "photos.zip")
+
+
+def test_an_empty_class_folder_is_refused(tmp_path):
+    """It would be an output that nobody trains."""
+    touch(tmp_path, "cat/1.jpg", "dog/.DS_Store")
+    (tmp_path / "bird" / "inner").mkdir(parents=True)
+    assert "Class folders without any file: ['bird', 'dog']" in refusal(tmp_path)
+
+
+def test_loose_files_are_left_out_and_listed(tmp_path):
+    touch(tmp_path, "train/a/1", "train/b/1", "train/loose.jpg", "notes.txt", "test/a/1", ".DS_Store")
+    examples = load_examples(str(tmp_path))
+    reason = "outside the class folders"
+    assert sorted(examples.skipped) == [("notes.txt", reason), ("train/loose.jpg", reason)]
+    assert len(examples) == 3
+
+
+def test_litter_of_operating_systems_is_neither_class_nor_picture(tmp_path):
+    touch(
+        tmp_path,
+        "cat/1.jpg", "cat/._1.jpg", "cat/.hidden.jpg", "cat/Thumbs.db", "cat/desktop.ini", "cat/.thumbs/1.jpg",
+        "dog/1.jpg", "dog/__MACOSX/._1.jpg", "dog/@eaDir/1.jpg",
+        "__MACOSX/cat/._1.jpg", "@eaDir/1.jpg", ".ipynb_checkpoints/1.jpg", ".DS_Store",
+    )  # fmt: skip
+    examples = load_examples(str(tmp_path))
+    assert label_of(examples) == {"cat/1.jpg": "cat", "dog/1.jpg": "dog"}
+    assert examples.skipped == ()
+
+
+WEIRD = ["with space", "new\nline", "'quote'", '"double"', "🌻", "写真", "[*]", "50 %", "-dash", "a,b", "=1+1"]
+
+
+def test_any_name_that_a_file_can_have(tmp_path):
+    names = [f"{folder} {i}/{name}.jpg" for i, folder in enumerate(WEIRD) for name in WEIRD]
+    examples = load_examples(str(touch(tmp_path, *names)))
+    assert label_of(examples) == {name: name.split("/")[0] for name in names}
+    for name, file in zip(examples.ids, examples.images, strict=True):
+        assert file.read_text() == name
+
+
+def test_names_of_another_encoding_can_be_written_to_a_table(tmp_path):
+    """An archive made on another system leaves names that are not UTF-8."""
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).mkdir()
+        file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/\xe9.jpg"))
+        file.write_text("found")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    examples = load_examples(str(tmp_path))
+    assert label_of(examples) == {"caf\\xe9/\\xe9.jpg": "caf\\xe9", "cat/1.jpg": "cat", "dog/1.jpg": "dog"}
+    assert examples.images[0].read_text() == "found"
+    written = dataclasses.replace(examples, digests=examples.ids, parts=examples.ids)
+    assert "caf\\xe9/" in to_csv(written).encode().decode()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+@pytest.mark.parametrize("locked", [".", "cat", "cat/more"])
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, locked):
+    """Its pictures would be missing without a word."""
+    root = touch(tmp_path / "photos", "cat/1.jpg", "cat/more/1.jpg", "dog/1.jpg")
+    (root / locked).chmod(0)
+    try:
+        assert "cannot be listed" in refusal(root)
+    finally:
+        (root / locked).chmod(0o700)
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_is_refused(tmp_path, monkeypatch):
+    """Like one without permission, which is none to root."""
+    with pytest.raises(DataError, match="cannot be listed: No such file"):
+        list(list_files(tmp_path / "vanished"))
+    monkeypatch.setattr(Path, "iterdir", lambda self: os.scandir(self / "vanished"))
+    assert "cannot be listed: No such file" in refusal(tmp_path)
+
+
+def test_files_come_in_the_same_order_everywhere(tmp_path):
+    touch(tmp_path, *(f"{folder}/{number}" for folder in "cab" for number in (10, 9, 1)))
+    found = [file.relative_to(tmp_path).as_posix() for file in list_files(tmp_path)]
+    assert found == ["a/1", "a/10", "a/9", "b/1", "b/10", "b/9", "c/1", "c/10", "c/9"]
+
+
+# Tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(folder: Path, text: str | bytes) -> Path:
+    file = folder / "labels.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def test_a_table_with_parts_and_groups(tmp_path):
+    file = table(
+        tmp_path,
+        "path,label,split,group\n"
+        "b/1.jpg,dog,Train,rex\n"
+        '"a, b.jpg", cat ,val,\n'
+        "/abs/2.jpg,dog,valid,rex\n"
+        "c.jpg,10,test,tom\n"
+        "d.jpg,9,,tom\n",
+    )
+    examples = load_examples(str(file))
+    assert label_of(examples) == {"b/1.jpg": "dog", "a, b.jpg": "cat", "/abs/2.jpg": "dog", "c.jpg": "10", "d.jpg": "9"}
+    assert examples.class_names == ("10", "9", "cat", "dog")
+    assert examples.parts.tolist() == ["train", "val", "val", "test", ""]
+    assert examples.groups.tolist() == ["rex", "", "rex", "tom", "tom"]
+    assert examples.images[0] == tmp_path / "b/1.jpg"  # beside the table, wherever the program runs
+    assert examples.images[2] == Path("/abs/2.jpg")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\n1.jpg,cat\n2.jpg,dog\n",
+        "label,path,photographer\ncat,1.jpg,me\ndog,2.jpg,you\n",
+        b"\xef\xbb\xbfpath,label\r\n1.jpg,cat\r\n2.jpg,dog\r\n",  # as Excel writes it
+        'path, label\n"1.jpg", "cat"\n2.jpg , dog\n',
+        "path,label\n\n1.jpg,cat\n\n2.jpg,dog\n\n",
+    ],
+    ids=["plain", "other columns", "Excel", "spaces", "blank lines"],
+)
+def test_ways_to_write_the_same_table(tmp_path, text):
+    examples = load_examples(str(table(tmp_path, text)))
+    assert label_of(examples) == {"1.jpg": "cat", "2.jpg": "dog"}
+    assert examples.groups is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ["path,label"]),
+        ("file;class\n1.jpg;cat\n", ["needs columns path,label", "file;class"]),
+        ("path,label\n", ["no rows"]),
+        ("path,label\n1.jpg,cat\n,dog\n", ["line 3", "path and label"]),
+        ("path,label\n1.jpg,cat\n2.jpg\n", ["line 3", "path and label"]),
+        ("path,label\n1.jpg,  \n", ["line 2", "path and label"]),
+        ("path,label\n\n\n1.jpg,cat\n,dog\n", ["line 5"]),  # blank lines are lines
+        ('path,label\n"1\n2.jpg",cat\n,dog\n', ["line 4"]),  # and a name may go over two
+        ("path,label,split\n1.jpg,cat,train\n2.jpg,dog,trian\n", ["line 3", "train, val or test", "'trian'"]),
+        ("path,label\na,b.jpg,cat\n", ["line 2", "more fields", "comma"]),  # would be the class `b.jpg`
+        ("path,label\ncaf\xe9.jpg,cat\n".encode("latin-1"), ["UTF-8"]),
+    ],
+)
+def test_errors_of_a_table_name_the_line(tmp_path, text, said):
+    message = refusal(table(tmp_path, text))
+    assert all(part in message for part in [*said, "labels.csv"]), message
+
+
+# What an Examples can do -----------------------------------------------------------------------------------------
+
+
+def some(**changes) -> Examples:
+    fields = {
+        "ids": np.array(["p0", "p1", "p2", "p3"]),
+        "images": [b"0", b"1", b"2", b"3"],
+        "labels": np.array([0, 1, 2, 1]),
+        "class_names": ("ant", "bee", "wasp"),
+        "parts": np.array(["train", "val", "test", ""]),
+        "groups": np.array(["g0", "g1", "g2", "g3"]),
+        "digests": np.array(["d0", "d1", "d2", "d3"]),
+        "skipped": (("old", "reason"),),
+    }
+    return Examples(**(fields | changes))
+
+
+@pytest.mark.parametrize("rows", [np.array([3, 0]), np.array([True, False, False, True])])
+def test_take_keeps_all_columns_together(rows):
+    taken = some().take(rows, [("new", "other reason")])
+    expected = [3, 0] if rows.dtype == int else [0, 3]
+    for column, letter in (("ids", "p"), ("groups", "g"), ("digests", "d")):
+        assert getattr(taken, column).tolist() == [f"{letter}{i}" for i in expected]
+    assert taken.images == [str(i).encode() for i in expected]
+    assert taken.labels.tolist() == [[0, 1, 2, 1][i] for i in expected]
+    assert taken.parts.tolist() == [["train", "val", "test", ""][i] for i in expected]
+    assert taken.skipped == (("old", "reason"), ("new", "other reason"))
+
+
+def test_labels_are_matched_to_another_list_of_classes_by_name():
+    """A test folder without wasps, or with more classes in the model, must not shift any label."""
+    model_classes = ["wasp", "fly", "bee", "ant"]
+    mapped = some().with_classes(model_classes)
+    assert mapped.class_names == tuple(model_classes)
+    assert label_of(mapped) == label_of(some())
+    assert mapped.labels.tolist() == [3, 2, 0, 2]
+
+
+def test_classes_that_the_model_does_not_know_are_named():
+    with pytest.raises(DataError, match=r"\['bee', 'wasp'\].*knows \['ant', 'fly'\]"):
+        some().with_classes(["ant", "fly"])
+
+
+# Other sources ---------------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    examples = load_examples("digits")
+    assert len(examples) == len(set(examples.ids)) == 1797
+    assert examples.class_names == tuple("0123456789")
+    np.testing.assert_array_equal(examples.labels, digits.target)
+    np.testing.assert_allclose(np.array(examples.images), digits.images * 255 / 16, atol=1)
+    assert examples.images[0].dtype == np.uint8
+    assert np.max(examples.images) == 255
+
+
+def square(value: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((20, 20, 3), value % 256, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tfds():
+    """TensorFlow Datasets with three data sets of our own; 10 * label + number is the grey of a picture."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class OwnSquares(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        parts = {"train": [2, 0, 1, 0, 2, 1], "test": [1, 2, 0], "unlabelled": [0]}
+        keys = ("image", "label")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=["zebra", "ant", "moth"]),  # not in alphabetical order
+                "number": np.int64,
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=self.keys
+            )
+
+        def _split_generators(self, dl_manager):
+            return {name: self._generate_examples(labels) for name, labels in self.parts.items()}
+
+        def _generate_examples(self, labels):
+            for number, label in enumerate(labels):
+                yield number, {"image": io.BytesIO(square(10 * label + number)), "label": label, "number": number}
+
+    class OwnOnePart(OwnSquares):
+        parts = {"train": [0, 1, 2]}
+
+    class OwnSecretLabels(OwnSquares):
+        parts = {"train": [0, 1, 2], "test": [-1, -1]}
+
+    class OwnNumbers(OwnSquares):
+        keys = ("image", "number")
+
+    return tfds
+
+
+@pytest.fixture
+def own_data(tfds, tmp_path, monkeypatch):
+    """Lets TensorFlow Datasets build in a folder of the test and nowhere else."""
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+
+
+def test_a_tensorflow_dataset_keeps_bytes_labels_and_parts(own_data):
+    examples = load_examples("tfds:own_squares")
+    assert examples.class_names == ("zebra", "ant", "moth")
+    assert sorted(examples.ids) == [*(f"test/{i:06d}" for i in range(3)), *(f"train/{i:06d}" for i in range(6))]
+    for part, labels in (("train", [2, 0, 1, 0, 2, 1]), ("test", [1, 2, 0])):
+        rows = np.flatnonzero(examples.parts == part)
+        # The dataset has an order of its own. Each picture knows which one it is.
+        greys = [int(load_image(examples.images[row], 16, "crop")[0, 0, 0]) for row in rows]
+        assert [10 * label for label in examples.labels[rows]] == [grey // 10 * 10 for grey in greys]
+        assert sorted(greys) == sorted(10 * label + number for number, label in enumerate(labels))
+    assert examples.images[0] in [square(grey) for grey in range(30)]  # encoded as they came, not decoded before
+
+
+def test_a_tensorflow_dataset_of_one_part_is_left_to_be_split(own_data):
+    examples = load_examples("tfds:own_one_part")
+    assert sorted(examples.labels) == [0, 1, 2]
+    assert set(examples.parts) == {""}
+
+
+def test_pictures_without_a_label_do_not_get_the_last_one(own_data):
+    examples = load_examples("tfds:own_secret_labels")
+    assert sorted(examples.labels) == [0, 1, 2]
+    assert examples.skipped == (("test/000000", "it has no label"), ("test/000001", "it has no label"))
+
+
+def test_tensorflow_datasets_that_cannot_be_used(own_data):
+    assert "one class label each" in refusal("tfds:own_numbers")
+    assert "'own_nothing' could not be loaded" in refusal("tfds:own_nothing")

@@ -1,0 +1,418 @@
+"""What a file becomes: the right pixels, the right way up, or a reason; never a wrong picture without a word."""
+
+import io
+import os
+import struct
+import time
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from template.data import images
+from template.data.images import BadImageError, load_image
+
+RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def flat(mode: str, colour) -> Image.Image:
+    return Image.new(mode, (24, 24), colour)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def reason(source, size: int = 16) -> str:
+    with pytest.raises(BadImageError) as caught:
+        load_image(source, size, "crop")
+    return str(caught.value)
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+# The right pixels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP", "JPEG", "AVIF", "MPO"])
+def test_every_format_is_read(kind):
+    # The middle of a flat colour survives any compression; palettes of 256 colours hold these.
+    pixels = load_image(encode(flat("RGB", (200, 100, 50)), kind), 16, "squash")
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels[8, 8], (200, 100, 50), atol=3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_file_bytes_and_array_agree_to_the_bit(tmp_path, kind):
+    array = noise(40, 60)
+    data = encode(Image.fromarray(array), kind)
+    (tmp_path / "wrong_ending.jpg").write_bytes(data)  # the contents count, not the name
+    expected = load_image(array, 24, "crop")
+    np.testing.assert_array_equal(load_image(data, 24, "crop"), expected)
+    np.testing.assert_array_equal(load_image(tmp_path / "wrong_ending.jpg", 24, "crop"), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: a[::-1, ::-1].transpose(1, 0, 2)),
+        (8, np.rot90),
+        (99, lambda a: a),  # no such orientation
+    ],
+)
+def test_exif_orientation_turns_the_picture(kind, orientation, upright):
+    stored = noise(20, 30)
+    turned = load_image(encode(Image.fromarray(stored), kind, exif=exif(orientation)), 16, "squash")
+    np.testing.assert_array_equal(turned, load_image(np.ascontiguousarray(upright(stored)), 16, "squash"))
+
+
+def test_a_phone_held_upright_has_its_left_edge_on_top():
+    stored = np.zeros((40, 80, 3), np.uint8)
+    stored[:, :40] = 255  # orientation 6: turn by 90 degrees clockwise to see it upright
+    pixels = load_image(encode(Image.fromarray(stored), "JPEG", exif=exif(6)), 16, "squash").astype(int)
+    assert pixels[:7].min() > 240
+    assert pixels[9:].max() < 15
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow says so too
+def test_broken_exif_costs_no_picture():
+    data = encode(flat("RGB", BLUE), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    np.testing.assert_allclose(load_image(data, 16, "crop")[0, 0], BLUE, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (flat("RGBA", (255, 0, 0, 0)), WHITE),  # hidden colours must not come out
+        (flat("RGBA", (255, 0, 0, 255)), RED),
+        (flat("RGBA", (255, 0, 0, 51)), (255, 204, 204)),  # 20 % red on 80 % white
+        (flat("LA", (100, 255)), (100, 100, 100)),
+        (flat("LA", (100, 51)), (224, 224, 224)),  # 0.2 * 100 + 0.8 * 255
+        (flat("L", 77), (77, 77, 77)),
+        (flat("1", 1), WHITE),
+        (flat("1", 0), (0, 0, 0)),
+    ],
+    ids=["clear", "opaque", "faint", "grey", "faint grey", "L", "1-bit white", "1-bit black"],
+)
+def test_alpha_lies_on_white_and_grey_is_three_equal_channels(image, expected):
+    pixels = load_image(encode(image, "PNG"), 16, "crop")
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_the_transparent_colour_of_a_palette_lies_on_white(kind):
+    image = Image.new("P", (24, 24), 1)
+    image.putpalette([*RED, *BLUE])
+    image.paste(0, (0, 0, 12, 24))
+    pixels = load_image(encode(image, kind, transparency=0), 24, "crop")
+    np.testing.assert_array_equal(pixels[:, 2], np.broadcast_to(WHITE, (24, 3)))
+    np.testing.assert_array_equal(pixels[:, 21], np.broadcast_to(BLUE, (24, 3)))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PNG", "GIF"])
+def test_palettes_give_their_colours_and_not_their_numbers(kind):
+    image = Image.new("P", (24, 24), 2)
+    image.putpalette([*RED, *GREEN, 10, 20, 230])
+    image.paste(0, (0, 0, 12, 24))
+    pixels = load_image(encode(image, kind), 24, "crop")
+    assert tuple(pixels[12, 2]) == RED
+    assert tuple(pixels[12, 21]) == (10, 20, 230)
+
+
+def test_one_bit_bmp():
+    array = np.zeros((24, 24), bool)
+    array[:12] = True
+    pixels = load_image(encode(Image.fromarray(array), "BMP"), 24, "crop")
+    assert pixels[:12].min() == 255
+    assert pixels[12:].max() == 0
+
+
+def test_cmyk_jpeg_keeps_its_colour():
+    data = encode(flat("RGB", (200, 60, 30)).convert("CMYK"), "JPEG", quality=95)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    np.testing.assert_allclose(load_image(data, 16, "crop")[8, 8], (200, 60, 30), atol=5)
+
+
+def ramp16() -> np.ndarray:
+    """All levels of 16 bits, from 0 to 65,535."""
+    return np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+
+
+def pgm16(array: np.ndarray) -> bytes:
+    return b"P5 %d %d 65535\n" % array.shape[::-1] + array.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: encode(Image.fromarray(ramp16()), "PNG"),
+        lambda: encode(Image.fromarray(ramp16()), "TIFF"),
+        lambda: pgm16(ramp16()),
+        ramp16,
+        lambda: ramp16()[..., None],
+        lambda: np.repeat(ramp16()[..., None], 3, axis=2),
+        cv2.imencode(".png", np.repeat(ramp16()[..., None], 3, axis=2))[1].tobytes,
+    ],
+    ids=["PNG", "TIFF", "PGM", "array", "array with a channel", "colour array", "colour PNG"],
+)
+def test_16_bits_are_scaled_by_their_range(make):
+    """Pillow's own conversion saturates: all but the darkest 256 levels become white."""
+    pixels = load_image(make(), 32, "squash").astype(float)
+    np.testing.assert_allclose(pixels, np.repeat(ramp16()[..., None] / 257, 3, axis=2), atol=1)
+
+
+@pytest.mark.parametrize("make", [lambda a: encode(Image.fromarray(a), "PNG"), pgm16, lambda a: a])
+def test_a_dark_16_bit_picture_stays_dark(make):
+    # Scaled by what it holds instead of by its range, it would become bright.
+    array = np.random.default_rng(0).integers(0, 6000, (16, 16)).astype(np.uint16)
+    assert load_image(make(array), 16, "squash").max() <= 6000 // 257 + 1
+
+
+def test_floats_are_spread_over_their_own_range_and_must_be_finite():
+    array = np.linspace(-3, 5, 256, dtype=np.float32).reshape(16, 16)
+    pixels = load_image(encode(Image.fromarray(array), "TIFF"), 16, "squash")[..., 0]
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert (np.diff(pixels.ravel().astype(int)) >= 0).all()
+    array[3, 3] = np.nan
+    assert "finite" in reason(encode(Image.fromarray(array), "TIFF"))
+
+
+def test_of_an_animation_the_first_frame_is_used():
+    frames = [flat("RGB", RED), flat("RGB", BLUE)]
+    for kind in ("GIF", "PNG", "WEBP"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        np.testing.assert_allclose(load_image(data, 16, "crop")[8, 8], RED, atol=3)
+
+
+# The right geometry ----------------------------------------------------------------------------------------------
+
+
+def wide() -> np.ndarray:
+    """40 high and 80 wide: red | green | blue | red, of 20 columns each."""
+    array = np.zeros((40, 80, 3), np.uint8)
+    for column, colour in zip(range(0, 80, 20), (RED, GREEN, BLUE, RED), strict=True):
+        array[:, column : column + 20] = colour
+    return array
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_crop_cuts_the_longer_side_equally(tall):
+    pixels = load_image(wide().transpose(1, 0, 2).copy() if tall else wide(), 40, "crop")
+    pixels = pixels.transpose(1, 0, 2) if tall else pixels
+    np.testing.assert_array_equal(pixels[:, :20], np.broadcast_to(GREEN, (40, 20, 3)))
+    np.testing.assert_array_equal(pixels[:, 20:], np.broadcast_to(BLUE, (40, 20, 3)))
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_pad_keeps_everything_between_equal_grey_borders(tall):
+    pixels = load_image(wide().transpose(1, 0, 2).copy() if tall else wide(), 80, "pad")
+    pixels = pixels.transpose(1, 0, 2) if tall else pixels
+    np.testing.assert_array_equal(pixels[20:60], wide())
+    for border in (pixels[:20], pixels[60:]):
+        np.testing.assert_array_equal(border, np.broadcast_to(GREY, (20, 80, 3)))
+
+
+def test_squash_keeps_everything_and_changes_the_aspect():
+    pixels = load_image(wide(), 40, "squash")
+    for start, colour in zip(range(0, 40, 10), (RED, GREEN, BLUE, RED), strict=True):
+        inner = pixels[:, start + 2 : start + 8]  # the edges between the colours are blended
+        np.testing.assert_array_equal(inner, np.broadcast_to(colour, inner.shape))
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 31), (31, 1), (2, 3), (17, 16)])
+def test_the_smallest_and_longest_pictures_have_a_size_too(shape, resize):
+    pixels = load_image(np.full((*shape, 3), 90, np.uint8), 16, resize)
+    assert pixels.shape == (16, 16, 3)
+    assert (pixels == 90).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1)])
+def test_a_picture_that_padding_would_lose_is_refused(shape):
+    line = np.full((*shape, 3), 90, np.uint8)
+    with pytest.raises(BadImageError, match="too narrow"):
+        load_image(line, 16, "pad")
+    for resize in ("crop", "squash"):
+        np.testing.assert_array_equal(load_image(line, 16, resize), 90)
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_making_a_picture_smaller_averages_and_does_not_pick(resize):
+    """Uniform noise has a standard deviation of 73.9; tf.image.resize leaves 37 of it after a reduction by 16."""
+    assert noise(512, 512).std() > 70
+    assert load_image(noise(512, 512), 32, resize).std() < 4
+
+
+def test_a_large_jpeg_decoded_at_a_part_of_its_size_is_the_same_picture():
+    """With waves as fine as the result can show; decoded at less than twice the result, they would blur by 7 to 10."""
+    y, x = np.mgrid[:900, :1200]
+    waves = [127 + 120 * np.sin(2 * np.pi * x / 48), y * 255 / 900, 127 + 120 * np.sin(2 * np.pi * (x + y) / 48)]
+    array = np.stack(waves, axis=2).astype(np.uint8)
+    data = encode(Image.fromarray(array), "JPEG", quality=95, subsampling=0)
+    for resize in ("crop", "squash"):
+        difference = load_image(data, 100, resize).astype(float) - load_image(array, 100, resize)
+        assert np.abs(difference).mean() < 1.5
+        assert np.abs(difference).max() < 8
+
+
+# A reason instead of a picture -----------------------------------------------------------------------------------
+
+
+def jpeg() -> bytes:
+    return encode(Image.fromarray(noise(64, 64)), "JPEG")
+
+
+def png(array: np.ndarray | None = None) -> bytes:
+    return encode(Image.fromarray(noise(64, 64) if array is None else array), "PNG")
+
+
+def bad_checksum() -> bytes:
+    data = bytearray(png())
+    data[len(data) // 2] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "empty"),
+        (jpeg()[: len(jpeg()) // 2], "JPEG is damaged or cut short"),
+        (jpeg()[: len(jpeg()) * 99 // 100], "JPEG is damaged or cut short"),
+        (jpeg()[:-2], "JPEG is damaged or cut short"),  # only the end marker is missing
+        (png()[: len(png()) // 2], "PNG is damaged or cut short"),
+        (bad_checksum(), "PNG is damaged or cut short"),
+        (b"\xff\xd8\xff\xe0", "not an image"),  # a JPEG's first four bytes and no more
+        (b"<!DOCTYPE html><html><body>404", "a web page or SVG"),
+        (b"\n  <html>Not found</html>", "a web page or SVG"),
+        (b'<?xml version="1.0"?><svg/>', "a web page or SVG"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC (iPhone); convert"),
+        (b"\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00mif1heic", "HEIC (iPhone); convert"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL; convert"),
+        (b"cats, dogs and birds", "text, not an image"),
+        (bytes(780), "not an image in JPEG, PNG"),
+        (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "not an image in JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # Pillow would start Ghostscript
+    ],
+    ids=["empty", "half", "99 %", "no end marker", "half PNG", "bad checksum", "4 bytes", "HTML", "more HTML", "SVG",
+         "HEIC", "HEIF", "JPEG XL", "text", "zeros", "PDF", "EPS"],
+)  # fmt: skip
+def test_unusable_bytes_have_a_reason(data, said):
+    assert said in reason(data)
+
+
+def test_a_jpeg_of_any_length_but_the_whole_is_refused():
+    """A part of a photograph must not pass as one with a grey lower half."""
+    data = jpeg()
+    for length in range(0, len(data), 97):
+        assert reason(data[:length])
+    load_image(data, 16, "crop")
+
+
+def test_eleven_bytes_of_jpeg_xl_are_refused_at_once():
+    """TensorFlow's decoders stall for ten seconds on these."""
+    data = b"\xff\x0a" + bytes([0xFF] * 9)
+    start = time.process_time()
+    assert "JPEG XL" in reason(data)
+    assert time.process_time() - start < 0.5
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of less than a hundred bytes whose header claims this many pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def gif_claiming(width: int, height: int) -> bytes:
+    header = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    return header + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"  # with one frame of 1 x 1
+
+
+def bmp_claiming(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("claiming", [png_claiming, gif_claiming, bmp_claiming])
+@pytest.mark.parametrize("side", [7072, 40_000])  # 50.01 million pixels and 1,600 million
+def test_too_many_pixels_are_refused_by_the_header(monkeypatch, claiming, side):
+    decoded = []
+    data = claiming(side, side)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
+    assert "more than 50,000,000 pixels" in reason(data)
+    assert not decoded
+
+
+def test_the_limit_of_pixels_itself_is_allowed(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 110)
+    load_image(png(noise(10, 11)), 16, "crop")
+    assert "11 x 11 is more than 110 pixels" in reason(png(noise(11, 11)))
+
+
+def test_files_that_cannot_be_read_have_a_reason(tmp_path):
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    assert "no such file" in reason(tmp_path / "missing.jpg")
+    assert "link to nowhere" in reason(tmp_path / "link.jpg")
+    assert "directory" in reason(tmp_path / "folder.jpg").lower()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_has_a_reason(tmp_path):
+    (tmp_path / "secret.png").write_bytes(png())
+    (tmp_path / "secret.png").chmod(0)
+    assert "no permission" in reason(tmp_path / "secret.png")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((8, 8, 3), 0.5, np.float32),
+        np.full((8, 8), 0.5),  # grey between 0 and 1: taken for 0 to 255, it would be black
+        np.full((8, 8), 70_000, np.int32),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((2, 8, 8, 3), np.uint8),
+        np.zeros((8, 8, 5), np.uint8),
+    ],
+    ids=["floats", "grey floats", "int32", "empty", "a batch", "5 channels"],
+)
+def test_an_array_of_another_kind_is_refused(array):
+    assert reason(array)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged tags and many pixels
+def test_damaged_files_give_pixels_or_a_reason_and_nothing_else():
+    """Any other exception would stop a run, and a crash would stop a server."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(noise(12, 12))
+    originals = [encode(small, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+    for attempt in range(3500):
+        data = bytearray(originals[attempt % len(originals)])
+        for place in rng.integers(0, len(data), rng.integers(1, 6)):
+            data[place] = rng.integers(0, 256)
+        try:
+            assert load_image(bytes(data), 16, "crop").shape == (16, 16, 3)
+        except BadImageError as error:
+            assert str(error)

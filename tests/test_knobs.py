@@ -1,0 +1,120 @@
+"""Every setting does something and says what: none is read nowhere, none is without a description."""
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from template import config
+
+PACKAGE = Path(config.__file__).parent
+SECTIONS = {
+    name: value for name, value in vars(config).items() if isinstance(value, type) and dataclasses.is_dataclass(value)
+}
+SETTINGS = [(name, field) for name, section in SECTIONS.items() for field in section.__pydantic_fields__]
+
+
+class Reads(ast.NodeVisitor):
+    """Collects (section, field) of every setting that a module reads.
+
+    A value is a section if it is a parameter annotated with one (`settings: Head`), a variable named like one
+    (`head`), or a field that holds one (`config.head`, or `how.settings` where a class says `settings: Train`).
+    Matching the field's name alone would take any `.path` or `.name` for a setting.
+    """
+
+    def __init__(self, source: str) -> None:
+        tree = ast.parse(source)
+        self.found: set[tuple[str, str]] = set()
+        self.fields = {
+            line.target.id: ast.unparse(line.annotation)
+            for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+            for line in node.body if isinstance(line, ast.AnnAssign)
+        }  # fmt: skip
+        self.scopes: list[dict[str, str | None]] = [{name.lower(): name for name in SECTIONS}]
+        self.visit(tree)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        annotated = {a.arg: ast.unparse(a.annotation).rpartition(".")[2] for a in arguments if a.annotation}
+        # A parameter of another type hides a section of the same name: `train: Source` is no settings.
+        self.scopes.append({name: kind if kind in SECTIONS else None for name, kind in annotated.items()})
+        self.generic_visit(node)  # in which `settings = how.settings` may give a section a short name
+        self.scopes.pop()
+
+    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+        if isinstance(node.targets[0], ast.Name) and self.section(node.value):
+            self.scopes[-1][node.targets[0].id] = self.section(node.value)
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+        section = self.section(node.value)
+        if section and isinstance(node.ctx, ast.Load):
+            self.found.add((section, node.attr))
+        self.generic_visit(node)
+
+    def section(self, node: ast.expr) -> str | None:
+        """Section that an expression stands for, or None."""
+        if isinstance(node, ast.Name):
+            return next((scope[node.id] for scope in reversed(self.scopes) if node.id in scope), None)
+        if isinstance(node, ast.Attribute) and self.section(node.value) == "Config":
+            return next((name for name in SECTIONS if name.lower() == node.attr), None)
+        if isinstance(node, ast.Attribute) and self.fields.get(node.attr) in SECTIONS:
+            return self.fields[node.attr]
+        return None
+
+
+def sources() -> Iterator[str]:
+    for file in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.joinpath("scripts").glob("*.py")]:
+        if file.name != "config.py":
+            yield file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def read() -> set[tuple[str, str]]:
+    return {pair for source in sources() for pair in Reads(source).found}
+
+
+def test_all_sections_are_looked_at():
+    assert {"Config", "Data", "Augment", "Backbone", "Head", "Stage", "Train"} <= set(SECTIONS)
+    assert ("Head", "dropout") in SETTINGS
+
+
+@pytest.mark.parametrize(("section", "field"), SETTINGS, ids=[f"{s}.{f}" for s, f in SETTINGS])
+def test_every_setting_is_read(read, section, field):
+    assert (section, field) in read, (
+        f"{section}.{field} can be set, but nothing outside config.py reads it, as far as can be seen: through a "
+        f"parameter annotated `{section}`, a variable named `{section.lower()}`, or `config.{section.lower()}`."
+    )
+
+
+@pytest.mark.parametrize(("section", "field"), SETTINGS, ids=[f"{s}.{f}" for s, f in SETTINGS])
+def test_every_setting_is_described(section, field):
+    info = SECTIONS[section].__pydantic_fields__[field]
+    if info.annotation in SECTIONS.values():
+        return  # a section of its own; its settings are described one by one
+    description = " ".join((info.description or "").split())
+    assert len(description) >= 15, f"{section}.{field} has no docstring in config.py"
+    assert description.rstrip(")").endswith("."), f"{section}.{field}: {description!r} is not a whole sentence"
+    assert field == "stages" or description in config.describe(), "--help does not show it"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("config.data.image_size", {("Config", "data"), ("Data", "image_size")}),
+        ("def f(settings: Head): return settings.l1", {("Head", "l1")}),
+        ("def f(settings: configuration.Head): return settings.l1", {("Head", "l1")}),
+        ("def f(data: Data):\n  def g(): return data.resize", {("Data", "resize")}),
+        ("for stage in stages: stage.epochs", {("Stage", "epochs")}),
+        ("class How:\n  settings: Train\ndef f(how: How): return how.settings.seed", {("Train", "seed")}),
+        ("class How:\n  settings: Train\ndef f(how: How):\n  s = how.settings\n  s.seed", {("Train", "seed")}),
+        ("def f(train: Source): return train.seed", set()),
+        ("def f(file: Path): return file.name", set()),
+        ("config.data.image_size = 3", {("Config", "data")}),
+        ("def f(settings: Head): pass\nsettings.l1", set()),
+    ],
+)
+def test_a_read_is_told_from_what_looks_like_one(source, expected):
+    assert Reads(source).found == expected

@@ -1,0 +1,82 @@
+"""The notebooks run from top to bottom, show what they promise, and are stored without outputs."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_notebooks_are_valid_and_hold_no_outputs(file):
+    notebook = nbformat.read(file, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+
+
+class Executed:
+    """A notebook after it was run in a folder of its own."""
+
+    def __init__(self, name: str, folder: Path, **parameters) -> None:
+        self.notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        for cell in self.notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+        NotebookClient(self.notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+        (self.run,) = (folder / "runs").iterdir()
+        self.metrics = json.loads((self.run / "metrics.json").read_text())
+
+    def outputs(self, cell: str) -> list:
+        (found,) = [c for c in self.notebook.cells if c.id == cell]
+        return found.outputs
+
+    def printed(self, cell: str) -> str:
+        return "".join(o.text for o in self.outputs(cell) if o.output_type == "stream" and o.name == "stdout")
+
+    def pictures(self, cell: str) -> int:
+        return sum("image/png" in output.get("data", {}) for output in self.outputs(cell))
+
+    def noise(self) -> list[str]:
+        """What no cell means to say: warnings of libraries, which in a notebook arrive on either stream."""
+        cells = [c for c in self.notebook.cells if c.cell_type == "code"]
+        said = [o for c in cells for o in c.outputs if o.output_type == "stream"]
+        return [o.text for o in said if o.name == "stderr" or "WARNING" in o.text]
+
+
+@pytest.fixture(autouse=True)
+def a_kernel_as_a_person_starts_it(monkeypatch):
+    """Where it sees this variable, a kernel does not show what libraries write past sys.stderr."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+
+
+def test_first_result(tmp_path):
+    done = Executed("01_first_result.ipynb", tmp_path, epochs=2)
+    accuracy = done.metrics["test"]["accuracy"]["value"]
+    assert accuracy > 0.8  # ten classes, two epochs
+    assert f"{accuracy:.1%} of {done.metrics['test']['images']} test pictures" in done.printed("number")
+    assert done.pictures("plots") == 2
+    assert done.pictures("mistakes") == 1
+    assert done.printed("use").count("with probability") == 3
+    assert done.noise() == []
+
+
+def test_your_own_images(tmp_path):
+    done = Executed("02_your_own_images.ipynb", tmp_path)
+    assert "120 pictures of 3 classes" in done.printed("look")
+    assert "disc/broken.jpg: text, not an image" in done.printed("look")
+    assert done.pictures("look") == 1
+    assert done.metrics["test"]["accuracy"]["low"] > done.metrics["test"]["majority"]
+    (report,) = done.outputs("report")
+    assert f"{100 * done.metrics['test']['accuracy']['value']:.1f} %" in report.data["text/markdown"]
+    for name in ("confusion_matrix.png", "learning_curves.png"):
+        assert f"({done.run.relative_to(tmp_path)}/{name})" in report.data["text/markdown"]
+    assert "disc/broken.jpg: text, not an image" in done.printed("use")
+    assert done.printed("use").count("%)") == 5
+    assert done.noise() == []

@@ -1,0 +1,315 @@
+"""What a run leaves behind is true, no test picture is learned from, and a killed run ends as a whole one."""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import class_folders
+from PIL import Image
+from scipy.special import log_softmax
+from sklearn.metrics import accuracy_score, f1_score
+
+from template import config as configuration
+from template import recipe
+from template.config import Backbone, Config, Data, Stage, Train
+from template.data.examples import DataError
+from template.data.images import load_image
+from template.evaluate.predictions import Predictions
+
+CLASSES = ("across", "disc", "upright")
+STAGES = (Stage(unfreeze=0, epochs=2, learning_rate=3e-3), Stage(unfreeze="all", epochs=3, learning_rate=3e-3))
+SHORT = (Stage(unfreeze=1, epochs=1, learning_rate=3e-3),)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32_afterwards():
+    """The precision of a run is a setting of the whole process."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def pictures(home) -> Path:
+    folder = class_folders(home / "pictures")
+    whole = (folder / "disc" / "00.png").read_bytes()
+    (folder / "disc" / "cut-short.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def settings(path: Path, stages=SHORT, train: dict | None = None, **data) -> Config:
+    """A small network and few steps."""
+    how = {"image_size": 32, "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(path.parent / "cache")}
+    return Config(
+        data=Data(path=str(path), **(how | data)),
+        backbone=Backbone(name="tiny", weights="none"),
+        train=Train(**({"batch_size": 8, "final_fit": "no"} | (train or {}))),
+        stages=stages,
+    )
+
+
+@dataclasses.dataclass
+class Run:
+    config: Config
+    folder: Path
+    result: dict
+    printed: str
+
+    @property
+    def test(self) -> Predictions:
+        return Predictions.load(self.folder / "predictions.npz")
+
+    @property
+    def val(self) -> Predictions:
+        return Predictions.load(self.folder / "predictions_val.npz")
+
+    @property
+    def split(self) -> list[dict]:
+        with (self.folder / "split.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def weights(self) -> list[bytes]:
+        model = keras.saving.load_model(self.folder / "model.keras", compile=False)
+        return [array.tobytes() for array in model.get_weights()]
+
+
+def train(config: Config, folder: Path) -> Run:
+    folder.mkdir(exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = recipe.run(config, folder)
+    return Run(config, folder, result, printed.getvalue())
+
+
+@pytest.fixture(scope="module")
+def run(home, pictures) -> Run:
+    return train(settings(pictures, STAGES, {"final_fit": "yes"}), home / "run")
+
+
+def test_the_saved_recipe_is_the_configuration(run):
+    assert configuration.load(run.folder / "config.toml") == run.config
+
+
+def test_the_record_names_the_versions_and_the_split(run):
+    record = json.loads((run.folder / "run.json").read_text())
+    for package in ("tensorflow", "keras", "numpy", "pillow"):
+        assert record["environment"][package] == version(package)
+    assert record["split_sha256"] == hashlib.sha256((run.folder / "split.csv").read_bytes()).hexdigest()
+
+
+def test_the_split_lists_every_used_picture_once_with_the_hash_of_its_file(run, pictures):
+    used = {f"{kind}/{number:02d}.png" for kind in CLASSES for number in range(12)}
+    assert sorted(row["id"] for row in run.split) == sorted(used)
+    for row in run.split:
+        assert row["sha256"] == hashlib.sha256((pictures / row["id"]).read_bytes()).hexdigest()
+        assert row["label"] == row["id"].partition("/")[0]
+    for kind in CLASSES:
+        parts = [row["part"] for row in run.split if row["label"] == kind]
+        assert {part: parts.count(part) for part in set(parts)} == {"train": 6, "val": 3, "test": 3}
+
+
+def test_found_is_used_plus_skipped_and_the_broken_file_is_named(run):
+    assert "37 found = 36 used + 1 skipped; 18 train, 9 val, 9 test" in run.printed
+    assert "skipped 'disc/cut-short.png': PNG is damaged or cut short" in run.printed
+    (skipped,) = json.loads((run.folder / "skipped.json").read_text())
+    assert skipped["id"] == "disc/cut-short.png"
+    assert "disc/cut-short.png" in (run.folder / "report.md").read_text()
+
+
+def test_classes_are_in_the_order_of_the_logits(run):
+    assert tuple(json.loads((run.folder / "classes.json").read_text())) == CLASSES == run.test.class_names
+
+
+def test_the_history_has_one_row_an_epoch_of_every_stage(run):
+    with (run.folder / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [row["stage"] for row in rows] == ["1", "1", "2", "2", "2"]
+    for row in rows:
+        assert np.isfinite([float(row[name]) for name in ("loss", "val_cross_entropy", "val_accuracy")]).all()
+
+
+def test_predictions_are_of_the_whole_test_part(run):
+    expected = [(row["id"], row["label"]) for row in run.split if row["part"] == "test"]
+    said = run.test
+    assert [(str(i), CLASSES[label]) for i, label in zip(said.ids, said.labels, strict=True)] == expected
+    assert [str(i) for i in run.val.ids] == [row["id"] for row in run.split if row["part"] == "val"]
+
+
+def test_the_saved_model_says_what_the_predictions_say(run, pictures):
+    model = keras.saving.load_model(run.folder / "model.keras", compile=False)
+    pixels = np.stack([load_image(pictures / str(name), 32, "crop") for name in run.test.ids])
+    logits = model.predict(pixels.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(log_softmax(logits, axis=1), log_softmax(run.test.logits, axis=1), rtol=0, atol=1e-5)
+
+
+def test_metrics_are_those_of_the_predictions(run):
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert metrics == run.result
+    assert set(metrics) == {"test", "val", "seconds"}
+    for said, scores in ((run.test, metrics["test"]), (run.val, metrics["val"])):
+        truth, guess = said.labels, said.logits.argmax(axis=1)
+        assert scores["images"] == 9
+        assert scores["accuracy"]["value"] == pytest.approx(accuracy_score(truth, guess))
+        assert scores["macro_f1"]["value"] == pytest.approx(f1_score(truth, guess, average="macro"))
+        for key in ("accuracy", "macro_f1", "top_k", "cross_entropy"):
+            assert {"value", "low", "high"} <= set(scores[key])
+            assert scores[key]["low"] <= scores[key]["value"] <= scores[key]["high"]
+
+
+def test_the_seconds_name_every_phase_and_hold_no_more_than_the_whole(run):
+    seconds = dict(run.result["seconds"])
+    total = seconds.pop("total")
+    assert {"decode", "training", "evaluation"} <= set(seconds)
+    assert 0 < sum(seconds.values()) <= total
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png"])
+def test_plots_show_something(run, name):
+    with Image.open(run.folder / name) as image:
+        assert image.format == "PNG"
+        assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 10
+
+
+def test_the_first_line_of_the_report_is_the_accuracy(run):
+    first = (run.folder / "report.md").read_text().splitlines()[0]
+    accuracy = accuracy_score(run.test.labels, run.test.predicted)
+    assert first.startswith(f"# {100 * accuracy:.1f} %")
+    assert "9 test pictures" in first
+
+
+def test_nothing_temporary_is_left(run):
+    assert not list(run.folder.rglob(".tmp*"))
+
+
+@pytest.fixture(scope="module")
+def given_parts(home) -> tuple[Path, Path]:
+    """Two folders of train/, val/ and test/ with the same names, and other pictures in test/ alone."""
+    one, two = home / "one", home / "two"
+    for part, each, seed in (("train", 6, 1), ("val", 3, 2), ("test", 3, 3)):
+        class_folders(one / part, each=each, seed=seed)
+    shutil.copytree(one, two)
+    rng = np.random.default_rng(0)
+    for file in two.glob("test/*/*.png"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    return one, two
+
+
+@pytest.fixture(scope="module")
+def one(home, given_parts) -> Run:
+    return train(settings(given_parts[0], SHORT, {"final_fit": "yes"}), home / "run-one")
+
+
+@pytest.fixture(scope="module")
+def two(home, given_parts) -> Run:
+    return train(settings(given_parts[1], SHORT, {"final_fit": "yes"}), home / "run-two")
+
+
+def test_no_test_picture_is_learned_from(one, two):
+    # Other pictures in test/ and the same weights, to the last bit: they had no part in them, neither as pixels nor
+    # through the order of the batches, the best epoch or the statistics of batch normalisation.
+    assert one.test.ids.tolist() == two.test.ids.tolist()
+    assert not np.allclose(one.test.logits, two.test.logits), "the test pictures were not exchanged"
+    assert one.weights == two.weights
+
+
+def test_a_result_is_a_function_of_the_seed(home, given_parts, one, two):
+    assert one.val.logits.tobytes() == two.val.logits.tobytes(), "two runs with one seed"
+    other = train(settings(given_parts[0], SHORT, {"seed": 1}), home / "run-other")
+    assert other.test.ids.tolist() == one.test.ids.tolist(), "the seed of the training does not move the split"
+    assert not np.allclose(other.val.logits, one.val.logits)
+
+
+@pytest.fixture(scope="module")
+def cut(home, pictures) -> Run:
+    """A run that was stopped in the middle of its fourth epoch, the second of stage 2."""
+    path = home / "copy" / "pictures"
+    shutil.copytree(pictures, path)
+    config, folder, batches = settings(path, STAGES, {"final_fit": "yes"}), home / "cut", []
+
+    def stop(self, batch, logs=None):
+        batches.append(batch)
+        if len(batches) == 3 * 3 + 2:  # 18 pictures are 3 batches an epoch
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(keras.callbacks.History, "on_train_batch_end", stop, raising=False)
+        train(config, folder)
+    return Run(config, folder, {}, "")
+
+
+def moved(pictures: Path) -> None:
+    (pictures / "disc" / "03.png").rename(pictures / "across" / "disc03.png")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda p: shutil.copy(p / "disc" / "01.png", p / "disc" / "02.png"), id="other contents"),
+        pytest.param(lambda p: (p / "upright" / "07.png").unlink(), id="one less"),
+        pytest.param(lambda p: class_folders(p / "upright", each=1, seed=9), id="more"),
+        pytest.param(moved, id="another label"),
+    ],
+)
+def test_an_interrupted_run_does_not_go_on_with_other_pictures(cut, tmp_path, change):
+    path, before = Path(cut.config.data.path), snapshot(cut.folder)
+    shutil.copytree(path, tmp_path / "kept")
+    try:
+        change(path)
+        with pytest.raises(DataError, match="pictures or their split have changed"):
+            train(cut.config, cut.folder)
+    finally:
+        shutil.rmtree(path)
+        (tmp_path / "kept").rename(path)
+    assert snapshot(cut.folder) == before, "the interrupted run must stay as it was"
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_interrupted_run_that_goes_on_ends_as_a_whole_one(cut, run):
+    assert not (cut.folder / "metrics.json").exists()
+    resumed = train(cut.config, cut.folder)
+    assert "epoch  4/5" in resumed.printed
+    assert "epoch  3/5" not in resumed.printed, "epochs that were done are not done again"
+    assert resumed.test.logits.tobytes() == run.test.logits.tobytes()
+    assert resumed.weights == run.weights
+    assert {k: v for k, v in resumed.result.items() if k != "seconds"} == {
+        k: v for k, v in run.result.items() if k != "seconds"
+    }
+
+
+def test_without_a_test_part_the_report_says_so(home, pictures):
+    done = train(settings(pictures, STAGES[:1], test_fraction=0), home / "no-test")
+    assert done.result["test"] is None
+    assert {row["part"] for row in done.split} == {"train", "val"}
+    report = (done.folder / "report.md").read_text()
+    assert "validation pictures" in report.splitlines()[0]
+    assert "There was no test part" in report
+    assert "27 train, 9 val, 0 test" in done.printed
+
+
+def test_mixed_precision_computes_in_bfloat16_and_answers_in_float32(home, pictures):
+    done = train(settings(pictures, STAGES[:1], {"precision": "mixed_bfloat16"}), home / "mixed")
+    model = keras.saving.load_model(done.folder / "model.keras", compile=False)
+    assert model.get_layer("block1_conv1").compute_dtype == "bfloat16"
+    assert model.output.dtype == "float32"
+    logits = done.test.logits
+    assert logits.dtype == np.float32
+    rounded = tf.cast(tf.cast(logits, tf.bfloat16), tf.float32).numpy()
+    assert (rounded != logits).mean() > 0.5, "answers that were bfloat16 all along"

@@ -1,0 +1,218 @@
+"""The report says first what matters, says it whole, and no name in it is taken for markup; the plots are pictures."""
+
+import re
+import warnings
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from template.evaluate import metrics, plots, report
+from template.evaluate.predictions import Predictions
+
+NASTY = ["<script>|", "two\nlines\r\n", "`code`", "**bold** [link](http://x)", "![image](http://x/y.png)", "a | b",
+         "__init__", "&lt;b&gt;", "US$ and CA$", "$\\frac$", "tab\there", "犬", "'; DROP TABLE"]  # fmt: skip
+
+
+def scores(right: int, wrong: int, names=("cat", "dog", "owl")) -> dict:
+    """Scores of so many right and wrong predictions."""
+    labels = np.arange(right + wrong) % len(names)
+    said = np.where(np.arange(right + wrong) < right, labels, (labels + 1) % len(names))
+    logits = 3 * np.eye(len(names), dtype=np.float32)[said]
+    return metrics.score(Predictions(np.arange(right + wrong).astype(str), labels, logits, tuple(names)))
+
+
+def history(*losses: float, stage: int = 1, start: int = 0) -> list[dict]:
+    """Rows of epochs with these validation losses."""
+    return [
+        {"stage": stage, "epoch": epoch, "cross_entropy": loss / 2, "val_cross_entropy": loss, "accuracy": 0.9}
+        | {"val_accuracy": 1 - loss / 2}
+        for epoch, loss in enumerate(losses, start + 1)
+    ]
+
+
+def write(test=None, val=None, rows=None, skipped=()) -> str:
+    numbers = {"test": test, "val": val or scores(30, 10), "seconds": {"decode": 1.25, "training": 60.0}}
+    return report.markdown(numbers, "tiny, 32 pixels.", rows or history(0.5), skipped)
+
+
+def cells(text: str, first: str) -> list[str]:
+    """Cells of the only table row that begins so."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_headline_is_the_test_accuracy_with_its_interval():
+    text = write(test=scores(right=45, wrong=5))
+    # Wilson: 45 of 50
+    assert text.splitlines()[0] == "# 90.0 % [78.6, 95.7] accuracy on 50 test pictures"
+    assert "no test part" not in text
+
+
+def test_without_a_test_part_the_report_says_so_at_once():
+    text = write(test=None, val=scores(right=30, wrong=10))
+    lines = text.splitlines()
+    assert lines[0] == "# 75.0 % [59.8, 85.8] accuracy on 40 validation pictures"
+    assert lines[2].startswith("**There was no test part.**")
+    assert "flattering" in lines[2]
+    for row in ("accuracy", "macro F1", "top-2 accuracy", "cross-entropy"):
+        assert cells(text, row)[1] == "none"
+
+
+def test_every_number_stands_under_its_own_heading():
+    test, val = scores(45, 5), scores(30, 10)
+    text = write(test, val)
+    assert "| | test | validation (chose the weights) |" in text
+    assert cells(text, "accuracy")[1:] == ["90.0 % [78.6, 95.7]", "75.0 % [59.8, 85.8]"]
+    assert cells(text, "macro F1")[1:] == [report.percent(part["macro_f1"]) for part in (test, val)]
+    assert cells(text, "top-2 accuracy")[1:] == [report.percent(part["top_k"]) for part in (test, val)]
+    loss = [part["cross_entropy"] for part in (test, val)]
+    assert cells(text, "cross-entropy")[1:] == [f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in loss]
+    assert f"guessing the commonest class would give {100 * test['majority']:.1f} %" in text
+    assert "tiny, 32 pixels." in text
+    assert "decode 1.2, training 60.0" in text
+
+
+def test_the_table_of_classes_has_each_class_and_says_where_a_score_is_undefined():
+    labels = np.array([0, 0, 1])
+    said = np.eye(3, dtype=np.float32)[[0, 0, 0]]
+    text = write(test=metrics.score(Predictions(np.arange(3).astype(str), labels, said, ("cat", "dog", "owl"))))
+    assert cells(text, "`cat`")[1:] == ["2", "0.667", "1.000", "0.800"]
+    assert cells(text, "`dog`")[1:] == ["1", "undefined", "0.000", "0.000"]
+    assert cells(text, "`owl`")[1:] == ["0", "undefined", "undefined", "undefined"]
+
+
+def test_each_stage_is_summed_up_by_its_best_epoch():
+    rows = [*history(0.9, 0.5, 0.7), *history(0.6, 0.4, stage=2, start=3)]
+    text = write(rows=rows)
+    assert cells(text, "1") == ["1", "3", "0.500", "0.750"]
+    assert cells(text, "2") == ["2", "2", "0.400", "0.800"]
+
+
+def test_an_epoch_that_went_wrong_is_not_the_best():
+    assert cells(write(rows=history(float("nan"), 0.5)), "1")[1:3] == ["2", "0.500"]
+
+
+def test_pictures_left_out_are_listed_with_reasons():
+    text = write(skipped=[("cat/1.png", "truncated"), ("dog/2.png", "not a picture")])
+    assert "## 2 pictures were left out" in text
+    assert re.search(r"cat/1\.png.*truncated", text)
+    assert re.search(r"dog/2\.png.*not a picture", text)
+    assert "left out" not in write()
+
+
+def test_of_many_pictures_left_out_the_first_fifty_are_listed_and_all_are_counted():
+    text = write(skipped=[(f"{i:03d}.png", "truncated") for i in range(60)])
+    assert "## 60 pictures were left out" in text
+    assert "049.png" in text
+    assert "050.png" not in text
+    assert "and 10 more, in skipped.json" in text
+
+
+class Tags(HTMLParser):
+    """Counts tags, and collects what they link to and the text in table cells."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.links, self.rows = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in {"href", "src"}]
+        if tag == "tr":
+            self.rows.append(0)
+        if tag in {"td", "th"}:
+            self.rows[-1] += 1
+
+
+def test_no_name_is_taken_for_markup():
+    markdown = pytest.importorskip("markdown", reason="comes with TensorBoard")
+    plain = [f"class {i}" for i in range(len(NASTY))]
+    skipped = [(name, name) for name in NASTY]
+    text = write(test=scores(30, 10, NASTY), val=scores(30, 10, NASTY), skipped=skipped)
+    simple = write(test=scores(30, 10, plain), val=scores(30, 10, plain), skipped=[(n, n) for n in plain])
+    found, expected = (Tags(markdown.markdown(t, extensions=["tables"])) for t in (text, simple))
+    assert found.tags == expected.tags, "the page has the same parts as with simple names"
+    assert found.rows == expected.rows
+    assert found.links == ["confusion_matrix.png", "learning_curves.png"]
+    assert "<" not in text, "nor in a viewer that lets HTML through"
+    bars = [[line.count("|") for line in t.splitlines()] for t in (text, simple)]
+    assert bars[0] == bars[1], "GitHub ends a cell at a bar in code too; and no name begins a line"
+    assert "犬" in text, "letters of all languages stay"
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """The figures that are saved, to be asked what is in them."""
+    drawn, save = [], plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    return drawn
+
+
+def check_png(path) -> None:
+    """A whole picture, with something in it."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        image.verify()
+    with Image.open(path) as image:
+        assert min(image.size) > 200
+        assert np.asarray(image.convert("L")).std() > 5
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no temporary file is left"
+
+
+def test_confusion_matrix_has_the_truth_in_rows(tmp_path, figures):
+    counts = np.array([[5, 2, 0], [0, 1, 0], [3, 0, 4]])
+    plots.confusion_matrix(counts, ("cat", "dog", "owl"), tmp_path / "c.png")
+    check_png(tmp_path / "c.png")
+    (axes,) = figures[0].axes
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+    assert axes.get_title() == "10 of 15 right"
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cat", "dog", "owl"]
+    at = {text.get_position(): text.get_text() for text in axes.texts}  # (x, y) = (predicted, true)
+    assert at[1, 0] == "2"
+    assert at[0, 2] == "3"
+    assert at[0, 1] == "·"
+    shares = axes.images[0].get_array()
+    assert shares[2].tolist() == pytest.approx([3 / 7, 0, 4 / 7])
+
+
+@pytest.mark.parametrize("n", [2, 30, 31, 120])
+def test_confusion_matrix_of_few_and_many_classes(tmp_path, n):
+    counts = np.diag(np.arange(n))  # the first class has no pictures
+    plots.confusion_matrix(counts, [f"class number {i} with a long name" for i in range(n)], tmp_path / "c.png")
+    check_png(tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as image:
+        assert max(image.size) < 2500
+
+
+def test_confusion_matrix_takes_any_name_as_it_is(tmp_path, figures):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        plots.confusion_matrix(np.eye(len(NASTY), dtype=int), NASTY, tmp_path / "c.png")
+    check_png(tmp_path / "c.png")
+    shown = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
+    for name, label in zip(NASTY, shown, strict=True):
+        assert label == name or (len(name) > 20 and label[:-1] == name[:19])
+    assert not any(label.get_parse_math() for label in figures[0].axes[0].get_xticklabels()), "$ is no formula"
+
+
+def test_learning_curves_draw_each_number_at_its_epoch_and_each_stage(tmp_path, figures):
+    rows = [*history(0.9, 0.5, 0.7), *history(0.6, 0.4, stage=2, start=3)]
+    plots.learning_curves(rows, tmp_path / "l.png")
+    check_png(tmp_path / "l.png")
+    for axes, name in zip(figures[0].axes, ("cross_entropy", "accuracy"), strict=True):
+        for line, key in zip(axes.lines, (name, f"val_{name}"), strict=True):
+            assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
+            assert line.get_ydata().tolist() == [row[key] for row in rows]
+            assert line.get_label().startswith("validation" if key.startswith("val") else "training")
+        assert sorted(text.get_text() for text in axes.texts) == ["stage 1", "stage 2"]
+
+
+@pytest.mark.parametrize("losses", [[0.5], [0.5, float("nan"), float("inf"), 0.4]], ids=["one epoch", "not finite"])
+def test_learning_curves_of_odd_runs(tmp_path, losses):
+    plots.learning_curves(history(*losses), tmp_path / "l.png")
+    check_png(tmp_path / "l.png")

@@ -1,0 +1,143 @@
+"""A run's files are whole or as they were before, its folder is its own, and its clock does not lose time."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from template import runs
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing_writes_the_new_file_and_nothing_else(tmp_path):
+    target = tmp_path / "model.keras"
+    target.write_text("old")
+    with runs.replacing(target) as temporary:
+        assert temporary.suffix == ".keras", "Keras chooses the format by the ending"
+        temporary.write_text("new")
+        assert target.read_text() == "old", "until the block ends, others see the old file"
+    assert target.read_text() == "new"
+    assert names(tmp_path) == ["model.keras"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_failure_inside_the_block_changes_nothing(tmp_path, old, error):
+    target = tmp_path / "report.md"
+    if old:
+        target.write_text(old)
+    with pytest.raises(error), runs.replacing(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert names(tmp_path) == (["report.md"] if old else [])
+    assert not old or target.read_text() == old
+
+
+def test_a_block_that_wrote_nothing_is_an_error_and_keeps_the_old_file(tmp_path):
+    runs.write_text(tmp_path / "report.md", "old")
+    with pytest.raises(FileNotFoundError), runs.replacing(tmp_path / "report.md"):
+        pass
+    assert (tmp_path / "report.md").read_text() == "old"
+
+
+def test_the_new_contents_are_on_disk_before_they_get_the_name(tmp_path, monkeypatch):
+    # Otherwise a power cut can leave the new name with no contents.
+    happened = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (happened.append("fsync"), fsync(file)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (happened.append("rename"), replace(self, to))[1])
+    runs.write_text(tmp_path / "a.txt", "a")
+    assert happened[:2] == ["fsync", "rename"]
+
+
+def test_text_is_utf8_everywhere(tmp_path):
+    runs.write_text(tmp_path / "a.txt", "Käfer 犬\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Käfer 犬\n".encode()
+
+
+def test_json_comes_back_equal(tmp_path):
+    value = {"name": "Käfer", "low": 0.1 + 0.2, "none": None, "list": [1, True, "x"]}
+    runs.write_json(tmp_path / "a.json", value)
+    assert runs.read_json(tmp_path / "a.json") == value
+    assert "Käfer" in (tmp_path / "a.json").read_text(encoding="utf-8"), "for people too"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_json_refuses_what_other_programs_cannot_read(tmp_path, bad):
+    runs.write_json(tmp_path / "metrics.json", {"f1": 0.5})
+    with pytest.raises(ValueError):
+        runs.write_json(tmp_path / "metrics.json", {"classes": {"a": {"f1": bad}}})
+    assert runs.read_json(tmp_path / "metrics.json") == {"f1": 0.5}
+    assert names(tmp_path) == ["metrics.json"]
+
+
+def test_new_folder_is_never_one_that_was_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-120000")  # all in the same second
+    (tmp_path / "20260101-120000-tiny").write_text("a file may have the name too")
+    folders = [runs.new_folder(tmp_path, "tiny") for _ in range(99)]
+    assert len(set(folders)) == 99
+    assert all(folder.is_dir() and not names(folder) and folder.parent == tmp_path for folder in folders)
+    with pytest.raises(FileExistsError, match="100 runs"):
+        runs.new_folder(tmp_path, "tiny")
+
+
+def test_new_folder_makes_its_parents_and_says_when_and_what(tmp_path):
+    before = time.strftime("%Y%m%d-%H%M%S")
+    folder = runs.new_folder(tmp_path / "a" / "b", "vgg16")
+    assert folder.parent == tmp_path / "a" / "b"
+    assert before <= folder.name[:15] <= time.strftime("%Y%m%d-%H%M%S")
+    assert folder.name[15:] == "-vgg16"
+
+
+def test_clock_adds_up_under_each_name(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = runs.Clock()
+    for name, seconds in [("decode", 2.0), ("training", 10.0), ("decode", 3.0)]:
+        with clock(name):
+            now += seconds
+        now += 1  # between the blocks: in the total alone
+    with pytest.raises(RuntimeError), clock("training"):
+        now += 5
+        raise RuntimeError("the time was spent all the same")
+    assert clock.seconds == {"decode": 5.0, "training": 15.0}
+    assert clock.total() == 23.0
+
+
+def test_environment_names_the_versions_that_are_installed():
+    said = runs.environment()
+    json.dumps(said, allow_nan=False)
+    assert said["python"] == sys.version.split()[0]
+    assert said["keras"] == version("keras")
+    assert said["tensorflow"] == version("tensorflow")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_import_tensorflow_is_silent_unless_it_fails(tmp_path, fails):
+    # A stand-in for TensorFlow that writes past sys.stderr, as its C++ part does.
+    (tmp_path / "keras.py").write_text("import os\nos.write(2, b'noise about oneDNN\\n')\n")
+    works = "from unittest.mock import MagicMock\ndef __getattr__(name): return MagicMock()\n"
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('no libcuda')" if fails else works)
+    code = "import sys; from template import runs; runs.import_tensorflow(); sys.stderr.write('after\\n')"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=Path(runs.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if fails:
+        assert result.returncode != 0
+        assert "noise about oneDNN" in result.stderr
+        assert "no libcuda" in result.stderr
+    else:
+        assert (result.returncode, result.stderr) == (0, "after\n")

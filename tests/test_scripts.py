@@ -1,0 +1,344 @@
+"""The three commands as a person uses them: what they print and write is true, and what is wrong is said plainly."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import class_folders, picture
+from PIL import Image
+
+from template import config as configuration
+from template import runs
+from template.evaluate.predictions import Predictions
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+CLASSES = ("across", "disc", "upright")
+TINY = ["--backbone.name=tiny", "--backbone.weights=none", "--data.image_size=32", "--train.batch_size=8"]
+
+
+def command(script: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
+    """A script in a process of its own."""
+    line = [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def call(script: str, *arguments) -> tuple[int | str | None, str]:
+    """A script in this process, where TensorFlow is imported already: its exit code or last words, and its output.
+
+    Anything but a planned exit is an exception here, as it would be a traceback there.
+    """
+    path, code = SCRIPTS / f"{script}.py", 0
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as said:
+        patched.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        with contextlib.redirect_stderr(said):
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+    return code, said.getvalue()
+
+
+class Finished:
+    """A run that was stopped by Ctrl-C after two epochs and then resumed to its end."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.pictures = class_folders(home / "my pictures")
+        settings = [f"--data.path={self.pictures}", *TINY, "--data.val_fraction=0.25", "--data.test_fraction=0.25"]
+        settings += ["--augment.policy=light", "--train.patience=99", "--train.final_fit=no", "--evaluate.mirror=true"]
+        settings += ['--stages=[{unfreeze="all", epochs=12, learning_rate=3e-3}]']
+        # Whoever starts the tests in the background makes all their processes deaf to Ctrl-C; this one listens again.
+        listen = (
+            "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        line = [sys.executable, "-c", listen, str(SCRIPTS / "train.py"), *settings]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(line, cwd=home, **pipes) as process:
+            for printed in process.stdout:
+                if re.search(r"epoch +2/", printed):  # by now the first is saved
+                    process.send_signal(signal.SIGINT)
+                    break
+            _, self.last_words = process.communicate(timeout=120)
+        self.interrupted = process.returncode
+        (self.folder,) = (home / "runs").iterdir()
+        self.left = sorted(path.name for path in self.folder.iterdir())
+        self.resumed = command("train", "--resume", self.folder.relative_to(home), cwd=home)
+
+    @property
+    def test(self) -> Predictions:
+        return Predictions.load(self.folder / "predictions.npz")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Finished:
+    return Finished(tmp_path_factory.mktemp("scripts"))
+
+
+# train.py
+
+
+def test_help_lists_every_setting(tmp_path):
+    done = command("train", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for line in configuration.describe().splitlines():
+        assert line in done.stdout
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(finished):
+    assert finished.interrupted == 1
+    assert "Traceback" not in finished.last_words
+    assert f"--resume runs/{finished.folder.name}" in finished.last_words
+    assert "metrics.json" not in finished.left
+
+
+def test_the_resumed_run_does_the_rest_and_reports(finished):
+    assert (finished.resumed.returncode, finished.resumed.stderr) == (0, "")
+    assert not re.search(r"epoch +1/12", finished.resumed.stdout), "done before the interruption"
+    with (finished.folder / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(1, 13)]
+    value = json.loads((finished.folder / "metrics.json").read_text())["test"]["accuracy"]["value"]
+    assert f"test accuracy {value:.3f} [" in finished.resumed.stdout
+    assert value == np.mean(finished.test.labels == finished.test.predicted)
+
+
+def test_a_finished_run_is_not_resumed(finished):
+    before = (finished.folder / "metrics.json").read_bytes()
+    code, said = call("train", "--resume", finished.folder)
+    assert code == 2
+    assert "is finished" in said and "report.md" in said
+    assert (finished.folder / "metrics.json").read_bytes() == before
+
+
+def test_resuming_takes_no_other_settings_and_needs_a_run(finished, tmp_path):
+    code, said = call("train", "--resume", finished.folder, "--train.seed=1")
+    assert code == 2 and "give nothing else" in said
+    code, said = call("train", "--resume", tmp_path / "nowhere")
+    assert code == 2 and "nowhere/config.toml' does not exist" in said
+
+
+def flat(root: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture("disc", np.random.default_rng(0), 32)).save(root / name)
+
+
+def single(root: Path) -> None:
+    class_folders(root)
+    shutil.rmtree(root / "across")
+    shutil.rmtree(root / "upright")
+
+
+def broken(root: Path) -> None:
+    for file in class_folders(root, each=5).rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root.rmdir(), "does not exist"),
+        (flat, "has no class folders, only 2 files. Put the pictures of each class into a folder of its own."),
+        (single, "Expected at least two classes. Received: ['disc']"),
+        (broken, "Class 'across' has 0 usable pictures"),
+    ],
+)
+def test_pictures_that_cannot_be_trained_on(tmp_path, monkeypatch, make, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    make(tmp_path / "pictures")
+    last_words, _ = call("train", "--data.path=pictures", *TINY)
+    assert isinstance(last_words, str), "Python exits with 1 and prints them"
+    assert message in last_words
+
+
+def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path, monkeypatch):
+    # Decoding many photographs takes minutes: long enough to press Ctrl-C.
+    from template import recipe
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "pictures")
+    monkeypatch.setattr(recipe, "decode", stop)
+    last_words, _ = call("train", "--data.path=pictures", *TINY)
+    folder = Path(re.search(r"--resume (\S+)", last_words)[1])
+    assert configuration.load(folder / "config.toml").data.path == "pictures"
+
+
+# predict.py
+
+
+@pytest.fixture(scope="module")
+def odd(finished) -> Path:
+    """Files whose names or contents are not what one would wish for."""
+    folder, rng = finished.home / "odd", np.random.default_rng(5)
+    folder.mkdir()
+    names = ["=cmd.png", "+1.png", "@sum.png", "\ttab.png", "with space.png", "new\nline.png", 'comma, "quote".png']
+    for name in [*names, os.fsdecode(b"latin-\xe9.png")]:
+        with contextlib.suppress(OSError):  # not every file system takes every name
+            Image.fromarray(picture("disc", rng, 40)).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "empty.jpg").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(finished, odd) -> list[dict]:
+    """What predict.py prints for the odd files, given by name, and for all the training's pictures."""
+    names = [file.name for file in sorted(odd.iterdir())]
+    done = command(
+        "predict", "--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.pictures, cwd=odd
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(csv.DictReader(io.StringIO(done.stdout, newline="")))
+
+
+def test_there_is_one_row_an_input_in_order(table, finished, odd):
+    names = [os.fsencode(file.name).decode("utf-8", "backslashreplace") for file in sorted(odd.iterdir())]
+    expected = [*names, "missing.jpg", *map(str, sorted(finished.pictures.rglob("*.png")))]
+    assert [row["path"].removeprefix("'") for row in table] == expected
+
+
+def test_rows_have_probabilities_or_a_reason(table):
+    problems = {row["path"]: row["problem"] for row in table if row["problem"]}
+    assert problems == {
+        "notes.txt": "text, not an image",
+        "empty.jpg": "the file is empty",
+        "missing.jpg": "no such file (or a link to nowhere)",
+    }
+    for row in table:
+        said = [row["class_1"], row["probability_1"], row["class_2"], row["probability_2"]]
+        if row["problem"]:
+            assert said == [""] * 4
+        else:
+            first, second = float(said[1]), float(said[3])
+            assert 0 <= second <= first and 0.6 < first + second <= 1  # two of three classes hold two thirds or more
+            assert {said[0], said[2]} < set(CLASSES)
+
+
+def test_a_spreadsheet_runs_no_file_name(table):
+    cells = [cell for row in table for cell in row.values()]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))]
+    assert {"'=cmd.png", "'+1.png", "'@sum.png", "'\ttab.png"} <= set(cells)
+
+
+def test_predictions_for_the_test_pictures_are_those_of_the_run(table, finished):
+    rows = {row["path"]: row for row in table}
+    said = finished.test
+    for name, probabilities in zip(said.ids, said.probabilities, strict=True):
+        row = rows[str(finished.pictures / str(name))]
+        best = np.argsort(-probabilities)[:2]
+        assert [row["class_1"], row["class_2"]] == [CLASSES[i] for i in best]
+        assert [float(row["probability_1"]), float(row["probability_2"])] == pytest.approx(
+            probabilities[best], abs=1e-5
+        )
+
+
+def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
+    out = tmp_path / "new folder" / "predictions.csv"
+    code, said = call("predict", "--run", finished.folder, "--out", out, odd)
+    assert code == 0
+    total = len(list(odd.iterdir()))
+    assert f"{total} pictures, {total - 2} classified, 2 could not be read" in said
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["path", *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability")), "problem"]
+    assert len(rows) == 1 + total
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def without(name):
+    return lambda run: (run / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("model.keras"), "does not hold a finished run: it has no model.keras"),
+        (lambda run: (run / "model.keras").write_bytes(b"PK half a file"), "model.keras"),
+        (lambda run: (run / "config.toml").write_text("[data]\nside = 3\n"), "data.side: no such setting"),
+    ],
+)
+def test_a_run_that_cannot_be_used_is_named(finished, odd, tmp_path, damage, message):
+    run = shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    damage(run)
+    for script, arguments in (("predict", [odd]), ("evaluate", ["--path", finished.pictures])):
+        last_words, _ = call(script, "--run", run, *arguments)
+        assert isinstance(last_words, str) and message in last_words
+
+
+# evaluate.py
+
+
+def test_scoring_a_run_again_takes_no_tensorflow_and_gives_its_numbers(finished):
+    spy = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print('heavy', sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    line = [sys.executable, "-c", spy, str(SCRIPTS / "evaluate.py"), "--run", str(finished.folder)]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert "heavy []" in said
+    test = json.loads((finished.folder / "metrics.json").read_text())["test"]
+    value, low, high = (100 * test["accuracy"][key] for key in ("value", "low", "high"))
+    assert f"test predictions of the run: {test['images']} pictures" in said
+    assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in said
+
+
+def test_validation_predictions_are_not_called_test_predictions(finished, tmp_path):
+    # Of a run without a test part, predictions.npz holds the validation part.
+    shutil.copy(finished.folder / "predictions_val.npz", tmp_path / "predictions.npz")
+    metrics = json.loads((finished.folder / "metrics.json").read_text())
+    runs.write_json(tmp_path / "metrics.json", metrics | {"test": None})
+    code, said = call("evaluate", "--run", tmp_path)
+    assert code == 0
+    assert "validation predictions" in said and "test predictions" not in said
+
+
+def test_a_folder_that_lacks_a_class_is_scored_by_names(finished, tmp_path):
+    # Counted from 0 in this folder, disc and upright would be taken for across and disc.
+    test = finished.test
+    kept = [row for row, name in enumerate(test.ids) if not str(name).startswith("across/")]
+    for name in test.ids[kept]:
+        (tmp_path / "others" / str(name)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(finished.pictures / str(name), tmp_path / "others" / str(name))
+    code, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / "others", "--out", tmp_path / "out")
+    assert code == 0
+    assert "no pictures of ['across']" in said
+    again = Predictions.load(tmp_path / "out" / "predictions.npz")
+    assert again.class_names == CLASSES
+    assert again.ids.tolist() == test.ids[kept].tolist()
+    assert again.labels.tolist() == test.labels[kept].tolist()
+    np.testing.assert_allclose(again.probabilities, test.probabilities[kept], rtol=0, atol=1e-5)
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    right = np.mean(test.predicted[kept] == test.labels[kept])
+    assert scores["accuracy"]["value"] == pytest.approx(right)
+    assert f"{100 * right:.1f} %" in said
+
+
+def test_a_class_that_the_model_does_not_know_is_refused(finished, tmp_path):
+    others = shutil.copytree(finished.pictures, tmp_path / "others")
+    (others / "disc").rename(others / "ring")
+    last_words, _ = call("evaluate", "--run", finished.folder, "--path", others)
+    assert "not trained on: ['ring']" in last_words
+    assert "across" in last_words and "disc" in last_words, "the names that it does know"
+    assert not list(finished.folder.glob("evaluation-*"))
+
+
+def test_a_folder_of_broken_pictures_has_no_score(finished, tmp_path):
+    (tmp_path / "others").mkdir()
+    broken(tmp_path / "others")
+    last_words, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / "others")
+    assert isinstance(last_words, str) and "none of the pictures could be read" in last_words
+    assert "across/00.png" in said
