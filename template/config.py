@@ -130,7 +130,7 @@ class Train:
     patience: Positive = 8
     """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
     best epochs are often its last, so little patience costs accuracy."""
-    label_smoothing: Fraction = 0.1
+    label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
     surer of pictures it knows by heart; validation is not smoothed."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -260,22 +260,25 @@ def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
 
 
 def _put(tree: dict, key: str, text: str) -> None:
-    """Set a dotted key in nested dicts and lists. Text stays text where the setting is a string."""
+    """Set a dotted key in nested dicts and lists. Text stays text where the setting is a string.
+
+    A list takes the number of an element, or the next one, which adds an element: a stage of defaults.
+    """
     parts = key.split(".")
-    if parts[0] == "stages" and len(parts) > 1 and "stages" not in tree:
-        tree["stages"] = TypeAdapter(Config).dump_python(Config(), mode="json")["stages"]
     node: Any = tree
     for depth, part in enumerate(parts):
         here = ".".join(parts[:depth])
-        if isinstance(node, list) and not (part.isdecimal() and int(part) < len(node)):
-            raise ConfigError(f"{key}: {here} takes a number from 0 to {len(node) - 1}. Received: {part!r}")
-        if not isinstance(node, (dict, list)):
+        if isinstance(node, list):
+            if not (part.isdecimal() and int(part) <= len(node)):
+                raise ConfigError(f"{key}: {here} takes a number from 0 to {len(node)}. Received: {part!r}")
+            node.extend([{}] if int(part) == len(node) else [])
+        elif not isinstance(node, dict):
             raise ConfigError(f"{key}: {here} is a single value, not a section.")
         index = int(part) if isinstance(node, list) else part
         if depth == len(parts) - 1:
             node[index] = text if _type_of(key) is str else _toml_value(text)
         else:
-            node = node[index] if isinstance(node, list) else node.setdefault(index, {})
+            node = node[index] if isinstance(node, list) else node.setdefault(index, [] if index == "stages" else {})
 
 
 def _toml_value(text: str) -> Any:

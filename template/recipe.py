@@ -42,7 +42,6 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         WeightsError: if the pretrained weights are not to be had.
     """
     clock = clock or runs.Clock()
-    prepare(config.train)
 
     with clock("decode"):
         examples, pixels = decode(load_examples(config.data.path), config.data)
@@ -74,7 +73,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         with runs.replacing(folder / "model.keras") as file:
             model.save(file)
         said["test"] = say(model, plain("test"), examples, part["test"], config)
-        return _report(config, said, state.history, examples, clock, folder)
+    return _report(config, said, state.history, examples, clock, folder)
 
 
 def suggested(config: Config, images: int) -> Config:

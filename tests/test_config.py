@@ -28,9 +28,12 @@ from template.config import (
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 
 
+THREE_STAGES = "stages=[{unfreeze=0}, {unfreeze=1}, {unfreeze=2}]"
+
+
 def refusal(overrides=(), recipe=None) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(recipe, overrides)
+        load(recipe, overrides if recipe else [THREE_STAGES, *overrides])
     return str(caught.value)
 
 
@@ -71,17 +74,16 @@ def refusal(overrides=(), recipe=None) -> str:
         ("learning_rate=0.1", "learning_rate: no such setting. Did you mean 'stages.0.learning_rate'?"),
         ("train.dropout=0.1", "train.dropout: no such setting. Did you mean 'head.dropout'?"),
         ("stages.2.epoch=3", "stages.2.epoch: no such setting. Did you mean 'stages.2.epochs'?"),
-        ("zzz=1", "zzz: no such setting. Sections: data, augment, backbone, head, train, stages."),
+        ("zzz=1", "zzz: no such setting. Sections: data, augment, backbone, head, train, evaluate, stages."),
         ("=1", "no such setting. Sections:"),
         # not where a setting can be
         ("data.path", "Expected section.field=value. Received: 'data.path'"),
         ("data=5", "data: expected an object. Received: 5"),
         ("data.path.x=1", "data.path: expected text. Received: {'x': 1}"),
-        ("stages.3.epochs=1", "stages.3.epochs: stages takes a number from 0 to 2. Received: '3'"),
-        ("stages.-1.epochs=1", "stages takes a number from 0 to 2. Received: '-1'"),
-        ("stages.².epochs=1", "stages takes a number from 0 to 2. Received: '²'"),
-        ("stages.last.epochs=1", "stages takes a number from 0 to 2. Received: 'last'"),
-        ("stages=[]", "stages: expected"),
+        ("stages.4.epochs=1", "stages.4.epochs: stages takes a number from 0 to 3. Received: '4'"),
+        ("stages.-1.epochs=1", "stages takes a number from 0 to 3. Received: '-1'"),
+        ("stages.².epochs=1", "stages takes a number from 0 to 3. Received: '²'"),
+        ("stages.last.epochs=1", "stages takes a number from 0 to 3. Received: 'last'"),
         ("stages=5", "stages: expected"),
         # each right, together wrong
         ("backbone.name=tiny", "backbone `tiny` has no ImageNet weights; set backbone.weights=none"),
@@ -153,10 +155,11 @@ def test_a_recipe_beats_the_defaults_and_an_override_beats_the_recipe_and_the_la
 
 
 def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
-    assert load(None, ["stages.1.epochs=2"]).stages == (
-        Config().stages[0],
-        dataclasses.replace(Config().stages[1], epochs=2),
-        Config().stages[2],
+    assert load(None, [THREE_STAGES, "stages.1.epochs=2", "stages.3.epochs=5"]).stages == (
+        Stage(unfreeze=0),
+        Stage(unfreeze=1, epochs=2),
+        Stage(unfreeze=2),
+        Stage(epochs=5),  # the next number adds a stage
     )
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[[stages]]\nepochs = 3")

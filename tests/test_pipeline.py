@@ -83,13 +83,13 @@ def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_picture():
     np.testing.assert_array_equal(read, data.read(2, np.array([2, 0])))
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_pictures_are_mirrored_only_if_the_settings_say_so(flip):
+@pytest.mark.parametrize(("flip", "policy"), [(True, "light"), (False, "light"), (True, "none")])
+def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
     pixels = np.zeros((64, 16, 16, 3), np.uint8)
     pixels[:, :, :8] = 200
-    data = training_source(pixels, np.arange(64), np.zeros(64, int), Augment(policy="none", flip=flip), seed=0)
-    mirrored = data.read(0, np.arange(64))[:, 0, 0, 0] == 0
-    assert 16 < mirrored.sum() < 48 if flip else not mirrored.any()
+    data = training_source(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
+    mirrored = data.read(0, np.arange(64))[:, 8, 1, 0] < 100  # the bright half is on the right
+    assert 16 < mirrored.sum() < 48 if flip and policy != "none" else not mirrored.any()
 
 
 def test_a_source_reads_its_own_rows_only():

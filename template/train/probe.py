@@ -68,7 +68,8 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int)
         hits = [(p.argmax(axis=1) == labels).mean() for p in held_out]
         best = int(np.argmin(losses))
     strength = float(STRENGTHS[best])
-    model = _regression(tolerance=1e-5).set_params(C=strength / views)  # each picture counts once, however often it is seen
+    # Each picture counts once, however many views of it there are.
+    model = _regression(tolerance=1e-4).set_params(C=strength / views)
     model.fit(features.reshape(views * n, -1), np.tile(labels, views))
     kernel, bias = model.coef_.T, model.intercept_
     if classes == 2:  # one column of log-odds becomes two of logits
