@@ -140,8 +140,8 @@ class Train:
     probe: bool = True
     """Begin with logistic regression on the frozen features, and start the head from it (pretrained backbones)."""
     final_fit: Literal["auto", "yes", "no"] = "auto"
-    """After the choices are made, train once more on training and validation pictures together; auto: if there are
-    fewer than 50 validation pictures a class."""
+    """After the choices are made, train once more on training and validation pictures together; auto: with pretrained
+    weights and fewer than 50 validation pictures a class."""
     feature_cache_gb: Annotated[float, Field(ge=0)] = 8.0
     """Activations of frozen blocks may take up to this many GiB: a quarter in memory, beyond that in data.cache."""
     deterministic: bool = False

@@ -60,7 +60,8 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
 
     with clock("probe"):
         model, said = begin(config, plain("train")), {}
-        said["probe"] = say(model, plain("val"), examples, part["val"], config)
+        if probes(config):
+            said["probe"] = say(model, plain("val"), examples, part["val"], config)
     how = How(config.backbone, config.stages, config.train, Path(config.data.cache))
     with clock("training"):
         state = fit(model, augmented("train"), plain("val"), how, folder)
@@ -91,13 +92,18 @@ def begin(config: Config, train: Source) -> keras.Model:
     prepare(config.train)
     classes = int(train.labels.max()) + 1
     model = build(config.backbone, config.head, config.data.image_size, np.bincount(train.labels, minlength=classes))
-    if config.train.probe and config.backbone.weights != "none" and not config.head.hidden:
+    if probes(config):
         probe = probe_head(model, train, config.augment.flip, config.train.batch_size, config.train.seed)
         print(
             f"probe on {len(train)} pictures: accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} "
             f"(cross-validated; strength {probe.strength:.2g})"
         )
     return model
+
+
+def probes(config: Config) -> bool:
+    """Whether training begins with logistic regression: on pretrained features, and no hidden layer above them."""
+    return config.train.probe and config.backbone.weights != "none" and not config.head.hidden
 
 
 def say(model: keras.Model, source: Source, examples: Examples, rows: np.ndarray, config: Config) -> Predictions:
@@ -115,7 +121,8 @@ def say(model: keras.Model, source: Source, examples: Examples, rows: np.ndarray
 def refits(config: Config, examples: Examples) -> bool:
     """Whether the recipe ends with a fit on training and validation pictures together."""
     few = (examples.parts == "val").sum() < 50 * len(examples.class_names)
-    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and bool(few))
+    pretrained = config.backbone.weights != "none"
+    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and pretrained and bool(few))
 
 
 def prepare(settings: Train) -> None:
@@ -158,9 +165,14 @@ def _report(config: Config, said: dict[str, Predictions], history: list, example
     plots.learning_curves(history, folder / "learning_curves.png")
     result = scores | {"seconds": {**clock.seconds, "total": clock.total()}}
     counts = {name: int((examples.parts == name).sum()) for name in PARTS}
+    weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
+    learned = f"{counts['train']} pictures"
+    if refits(config, examples):
+        together = counts["train"] + counts["val"]
+        learned = f"{together} pictures (with those of validation, after the validation column below was measured)"
     what = (
-        f"{config.backbone.name} ({config.backbone.weights} weights), {config.data.image_size} pixels, trained on "
-        f"{counts['train']} pictures of {len(examples.class_names)} classes from `{config.data.path}`."
+        f"{config.backbone.name}, {weights.get(config.backbone.weights, 'from given weights')}, "
+        f"{config.data.image_size} pixels, trained on {learned} of {len(examples.class_names)} classes."
     )
     runs.write_json(folder / "metrics.json", result)
     runs.write_text(folder / "report.md", report.markdown(result, what, history, examples.skipped))

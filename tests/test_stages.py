@@ -217,4 +217,18 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
     _, state = train(pretrained, tmp_path, stages=stages)
     assert [row["stage"] for row in state.history] == [1]
     assert state.plan[1]["share"] == 0
+    assert state.stage == 2
     assert "skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_and_its_loss_is_float32(pretrained, tmp_path, precision):
+    keras.config.set_dtype_policy(precision)
+    try:
+        model, state = train(pretrained, tmp_path, stages=(Stage(unfreeze=1, epochs=4, learning_rate=3e-3),))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("block3_conv1").compute_dtype == precision.removeprefix("mixed_")
+    assert model.output.dtype == "float32"
+    losses = [row["loss"] for row in state.history]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]

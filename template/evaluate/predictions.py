@@ -91,6 +91,8 @@ def average(several: Sequence[Predictions]) -> Predictions:
         ValueError: if they are not of the same pictures and classes in the same order.
     """
     first = several[0]
+    if len(several) == 1:
+        return first
     for other in several[1:]:
         if not np.array_equal(first.ids, other.ids) or first.class_names != other.class_names:
             raise ValueError("Expected predictions of the same pictures and classes, in the same order.")

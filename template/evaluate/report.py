@@ -11,7 +11,8 @@ def markdown(
     """Write the report of a run.
 
     Args:
-        metrics: `{"test": ..., "val": ..., "seconds": ...}`; test and val as `metrics.score` gives them, test or None.
+        metrics: `{"test": ..., "val": ..., "seconds": ...}`; test and val as `metrics.score` gives them, test or None;
+            with `"probe"`, the validation scores of the logistic regression that training began with.
         what: one line on the data and the model.
         history: one row an epoch.
         skipped: (id, reason) of pictures that were left out.
@@ -45,7 +46,11 @@ def markdown(
         cells = ["undefined" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
         lines.append(f"| {_safe(name)} | {row['images']:.0f} | {' | '.join(cells)} |")
     lines += ["", "## Training", "", "![learning curves](learning_curves.png)", ""]
-    lines += ["| stage | epochs | best validation cross-entropy | accuracy there |", "|---|---|---|---|"]
+    if metrics.get("probe"):
+        lines += [f"The logistic regression on frozen features that it began with: validation accuracy "
+                  f"{percent(metrics['probe']['accuracy'])}, cross-entropy "
+                  f"{metrics['probe']['cross_entropy']['value']:.3f}.", ""]  # fmt: skip
+    lines += ["| stage | epochs | best epoch's validation cross-entropy | accuracy there |", "|---|---|---|---|"]
     for stage in sorted({row["stage"] for row in history}):
         rows = [row for row in history if row["stage"] == stage]
         best = min(rows, key=lambda row: (math.isnan(row["val_cross_entropy"]), row["val_cross_entropy"]))

@@ -37,7 +37,8 @@ class State:
     history: list[dict] = field(default_factory=list)
     """One row an epoch."""
     plan: list[dict] = field(default_factory=list)
-    """What was kept of each finished stage: `epochs` trained, whether `averaged`, and which `share` of the way."""
+    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`, and
+    which `share` of the way."""
 
 
 class KeepBest(keras.callbacks.Callback):

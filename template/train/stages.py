@@ -59,7 +59,8 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         title = f"stage {number + 1}/{len(how.stages)}"
         if state.gain < stage.only_if_gain:
             print(f"{title}: skipped, the stage before lowered the loss by {state.gain:.0%} only")
-            state.plan.append({"epochs": 0, "averaged": False, "share": 0.0})
+            state.plan.append({"start": state.epoch, "epochs": 0, "averaged": False, "share": 0.0})
+            state.stage = number + 1
             continue
         trained = freeze(model, how.backbone, stage.unfreeze)
         print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
@@ -82,7 +83,7 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
         chosen = _choose(network, validation, state, settings.monitor, before, keep.weights)
         print(f"{title}: kept {chosen.pop('words')}")
-        state.plan.append(chosen)
+        state.plan.append({"start": state.start, **chosen})
         state.stage = number + 1
     return state
 
@@ -96,10 +97,9 @@ def repeat(model: keras.Model, train: Source, plan: Sequence[dict], how: How) ->
     Args:
         model: as `fit` received it.
         train: augmented inputs, training and validation pictures together.
-        plan: from `fit`: `epochs`, `averaged` and `share` of each stage.
+        plan: from `fit`: `start`, `epochs`, `averaged` and `share` of each stage.
         how: as in `fit`.
     """
-    start = 0
     for number, (stage, done) in enumerate(zip(how.stages, plan, strict=True), start=1):
         if done["share"]:
             print(f"again on all {len(train)} pictures: stage {number}, {done['epochs']} epochs")
@@ -109,9 +109,8 @@ def repeat(model: keras.Model, train: Source, plan: Sequence[dict], how: How) ->
             total = stage.epochs * steps(train, how.settings.batch_size)
             compile_for(network, stage, total, how.settings.label_smoothing, averaged=done["averaged"])
             before = network.get_weights()
-            _run_epochs(network, inputs, how.settings, range(start, start + done["epochs"]))
+            _run_epochs(network, inputs, how.settings, range(done["start"], done["start"] + done["epochs"]))
             network.set_weights(between(before, network.get_weights(), done["share"]))
-        start += stage.epochs
 
 
 def compile_for(
@@ -146,7 +145,7 @@ def compile_for(
             keras.metrics.F1Score(average="macro", name="macro_f1"),
         ],
     )
-    optimizer.build(model.trainable_variables)
+    model.optimizer.build(model.trainable_variables)  # in float16, compile has wrapped it to scale the loss
 
 
 def between(before: Sequence[np.ndarray], after: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
