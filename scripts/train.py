@@ -7,6 +7,7 @@ python scripts/train.py --resume runs/20260101-120000-mobilenet
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,13 +31,13 @@ def main() -> None:
         except recipe.ERRORS as error:
             sys.exit(f"\n{error}\n(nothing was deleted; the run's folder is {folder})")
     except KeyboardInterrupt:
-        sys.exit(f"\nStopped. Go on with: python scripts/train.py --resume {folder}")
+        sys.exit(f"\nStopped. Go on with: python scripts/train.py --resume {shlex.quote(str(folder))}")
     test = metrics["test"] or metrics["val"]
     value = test["accuracy"]
     print(
         f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
         f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} pictures, {clock.total():.0f} s in all\n"
-        f"report:  {folder / 'report.md'}\npredict: python scripts/predict.py --run {folder} IMAGE_OR_FOLDER"
+        f"report:  {folder / 'report.md'}\npredict: python scripts/predict.py --run {shlex.quote(str(folder))} IMAGE_OR_FOLDER"
     )
 
 
