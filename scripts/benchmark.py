@@ -104,7 +104,7 @@ def guide(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     x = keras.layers.RandomRotation(0.1)(x)
     x = base(family.preprocess(x), training=False)
     x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, keras.layers.Dense(labels.max() + 1)(x))
+    model = keras.Model(inputs, keras.layers.Dense(int(labels.max()) + 1)(x))
     data = tf.data.Dataset.from_tensor_slices((pixels[train], labels[train])).shuffle(len(train))
     data = data.batch(32).prefetch(2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -33,11 +33,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(f"\nStopped. Go on with: python scripts/train.py --resume {shlex.quote(str(folder))}")
     test = metrics["test"] or metrics["val"]
-    value = test["accuracy"]
+    value, quoted = test["accuracy"], shlex.quote(str(folder))
     print(
         f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
         f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} pictures, {clock.total():.0f} s in all\n"
-        f"report:  {folder / 'report.md'}\npredict: python scripts/predict.py --run {shlex.quote(str(folder))} IMAGE_OR_FOLDER"
+        f"report:  {folder / 'report.md'}\npredict: python scripts/predict.py --run {quoted} IMAGE_OR_FOLDER"
     )
 
 
