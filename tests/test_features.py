@@ -39,6 +39,14 @@ def test_each_epoch_reads_the_activations_of_its_view(model, source, tmp_path, m
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
+def test_an_activation_too_large_for_float16_stays_finite(tmp_path):
+    pixel = keras.Input((1,))
+    large = keras.Model(pixel, keras.layers.Rescaling(1e6)(pixel))
+    source = Source(lambda _, rows: np.ones((len(rows), 1), np.uint8), np.zeros(3, int))
+    stored = cached(large, source, 1, batch_size=2, folder=tmp_path, memory_bytes=1e9)
+    assert (stored.read(0, np.arange(3)) == 65504).all()
+
+
 def test_activations_are_in_order_with_the_smaller_last_batch(model, source):
     bottom, _ = cut(model, boundary(model, BACKBONE, 0))
     batches = list(activations(inference(bottom), source, 0, 4))

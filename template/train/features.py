@@ -11,6 +11,9 @@ import tensorflow as tf
 from ..data.pipeline import Source, ordered_batches
 from ..data.rows import Rows
 
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+"""Activations beyond it are stored as it: an infinity would become NaN in the first step."""
+
 
 def cut(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
     """Divide a flat model at one of its tensors.
@@ -57,7 +60,7 @@ def cached(
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-features-") as file:
         for view in range(views):
             for batch in activations(network, source, view, batch_size):
-                file.write(batch.astype(np.float16).tobytes())
+                file.write(np.clip(batch, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).tobytes())
         file.flush()
         values = Rows(Path(file.name), (views * n, *shape), np.float16, memory_bytes)
     return Source(lambda epoch, rows: values[(epoch % views) * n + rows], source.labels)
