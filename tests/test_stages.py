@@ -126,6 +126,23 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, pretra
     assert "damaged" in capsys.readouterr().out
 
 
+def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pretrained, tmp_path, monkeypatch):
+    """As when one validation passes through a NaN and the next recovers; the checkpoint must be able to say so."""
+    original = callbacks.KeepBest.on_epoch_end
+
+    def one_nan(self, epoch, logs):
+        if epoch == 0:
+            logs["val_cross_entropy"] = float("nan")
+        original(self, epoch, logs)
+
+    monkeypatch.setattr(callbacks.KeepBest, "on_epoch_end", one_nan)
+    _, state = train(pretrained, tmp_path, stages=STAGES[:1])
+    assert [np.isnan(row["val_cross_entropy"]) for row in state.history] == [True, False, False]
+    assert np.isfinite(state.best)
+    saved, _ = callbacks.read_checkpoint(tmp_path / "checkpoints")
+    assert len(saved.history) == 3
+
+
 class Weight(keras.Model):
     """One number, to see which weights KeepBest keeps."""
 

@@ -62,11 +62,11 @@ def freeze(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> int:
     Raises:
         ConfigError: if there is no such block, naming those there are.
     """
-    lowest = lowest_block(model, backbone, unfreeze)
+    lowest, head = lowest_block(model, backbone, unfreeze), _head_names(model)
     for name, block in block_numbers(model, backbone.name).items():
         layer = model.get_layer(name)
         is_frozen_norm = backbone.weights != "none" and isinstance(layer, layers.BatchNormalization)
-        above = name in _head_names(model) or unfreeze == "all" or (block is not None and block >= lowest)
+        above = name in head or unfreeze == "all" or (block is not None and block >= lowest)
         layer.trainable = above and not is_frozen_norm
     return int(sum(np.prod(weight.shape) for weight in model.trainable_weights))
 

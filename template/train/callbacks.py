@@ -1,6 +1,7 @@
 """What happens at the end of an epoch. Each callback is right alone; together they share one `State` of plain data."""
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -144,7 +145,8 @@ class Checkpoint(keras.callbacks.Callback):
         temporary.mkdir(parents=True, exist_ok=True)
         with runs.replacing(temporary / "arrays.npz") as file:
             np.savez(file, **arrays)
-        runs.write_json(temporary / "state.json", dataclasses.asdict(self.state))
+        # Not write_json: the history may hold a NaN, which our own reader takes and must not stop a run that recovers.
+        runs.write_text(temporary / "state.json", json.dumps(dataclasses.asdict(self.state)))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in sorted(self.folder.glob("[0-9]*"))[:-2]:

@@ -1,6 +1,7 @@
 """Fine-tuning as a list of stages: thaw, train, average, keep the best, thaw more."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
         if not saved:
             state.start, state.wait, state.best_epoch = state.epoch, 0, None
-            state.best = _score(network, validation, settings.monitor)
+            start = _score(network, validation, settings.monitor)
+            state.best = start if math.isfinite(start) else None
         before = saved.get("before") or network.get_weights()
         keep = KeepBest(state, f"val_{settings.monitor}", settings.patience, saved.get("best") or before)
         saved = {}
