@@ -4,7 +4,9 @@
     data/           files -> Examples -> uint8 pixels -> batches
     model/          a plain flat keras.Model: RGB 0-255 in, logits out
     evaluate/       Predictions -> metrics, plots, report
-    train/          stages of fine-tuning
+    train/          the probe and what it chooses, stages of fine-tuning, stored activations
+    suggest.py      stages from the number of pictures
+    deploy/         a finished run put to use
     recipe.py       run(config, folder): the whole story
 
 Imports go down only: recipe -> train -> data, model, evaluate -> config, runs. The wings data, model and evaluate do

@@ -36,10 +36,13 @@ class Data:
     path: str = "digits"
     """Where the pictures are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
     `tfds:NAME` for a TensorFlow dataset, or `digits` (1,797 handwritten digits that come with scikit-learn)."""
-    image_size: Annotated[int, Field(ge=16, le=1024)] = 224
-    """Side in pixels of the square that enters the network."""
-    resize: Literal["crop", "pad", "squash"] = "crop"
-    """How a picture becomes square: cut the longer side, add a grey border, or change the aspect."""
+    image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
+    """Side in pixels of the square that enters the network. `auto`: 288, or 224 if the probe
+    likes that better. (Networks trained at 224 pixels see things a little too small: random crops had magnified them;
+    Touvron et al. 2019, "Fixing the train-test resolution discrepancy".)"""
+    resize: Literal["auto", "crop", "pad", "squash"] = "crop"
+    """How a picture becomes square: cut the longer side, add a grey border, change the aspect, or what the probe likes
+    best of these (`auto`)."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of the pictures held out to choose (when to stop, which weights), unless a val/ part is given."""
     test_fraction: Fraction = 0.1
@@ -63,8 +66,9 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Augment:
-    policy: Literal["none", "light", "medium", "heavy"] = "medium"
-    """How much training pictures are varied (crop, rotation, brightness, contrast, ...); see data/augment.py."""
+    policy: Literal["none", "light", "medium", "heavy", "random"] = "medium"
+    """How much training pictures are varied (crop, rotation, brightness, contrast, ...); `random`: crop, and two of
+    the others at full strength; see data/augment.py."""
     flip: bool = True
     """Mirror half of the pictures left to right, unless the policy is none. Turn off where left and right differ
     (digits, text, signs)."""
@@ -83,8 +87,14 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Head:
+    levels: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = 1
+    """Outputs of how many of the top blocks are features, side by side; more than 1 helps where the pictures are far
+    from ImageNet. `auto`: what the probe likes best of 1, 2 and the top half."""
     pooling: Literal["avg", "max", "both"] = "avg"
-    """How the last feature map becomes one vector a picture: mean, maximum, or the two side by side."""
+    """How a feature map becomes one vector a picture: mean, maximum, or the two side by side."""
+    root: Literal["auto"] | bool = False
+    """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: if the
+    probe likes that better."""
     hidden: Annotated[int, Field(ge=0, le=8192)] = 0
     """Units of one hidden ReLU layer between pooling and output; 0 for none (best for small data)."""
     dropout: Fraction = 0.3
@@ -108,9 +118,11 @@ class Stage:
     """Part of the stage's steps over which the step size rises from zero; then it falls along a cosine."""
     weight_decay: Fraction = 1e-4
     """Decoupled weight decay (AdamW) on kernels; not on biases or normalisation."""
-    views: Annotated[int, Field(ge=0)] = 8
+    views: Annotated[int, Field(ge=0)] = 4
     """While lower blocks are frozen, their activations are computed once for this many augmented views of each
     picture, which the epochs take in turn; 0 for a view an epoch."""
+    refresh: Annotated[int, Field(ge=0)] = 0
+    """Compute new views after this many epochs; 0 for never."""
     only_if_gain: Fraction = 0.0
     """Skip this stage unless the one before lowered the validation loss (or error) by at least this part of it."""
 
@@ -127,7 +139,7 @@ class Train:
     """Pictures per step."""
     monitor: Literal["cross_entropy", "accuracy", "macro_f1"] = "cross_entropy"
     """Validation score that picks the best epoch and stops a stage (cross-entropy without penalties)."""
-    patience: Positive = 8
+    patience: Positive = 12
     """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
     best epochs are often its last, so little patience costs accuracy."""
     label_smoothing: Fraction = 0.0
@@ -140,10 +152,11 @@ class Train:
     probe: bool = True
     """Begin with logistic regression on the frozen features, and start the head from it (pretrained backbones)."""
     final_fit: Literal["auto", "yes", "no"] = "auto"
-    """After the choices are made, train once more on training and validation pictures together; auto: with pretrained
-    weights and fewer than 50 validation pictures a class."""
+    """After the choices are made, train once more, the same way, on training and validation pictures together; auto:
+    with pretrained weights and fewer than 5,000 pictures."""
     feature_cache_gb: Annotated[float, Field(ge=0)] = 8.0
-    """Activations of frozen blocks may take up to this many GiB: a quarter in memory, beyond that in data.cache."""
+    """Activations of frozen blocks may take up to this many GiB in data.cache, where a later run with the same
+    pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
 
@@ -153,6 +166,9 @@ class Evaluate:
     mirror: bool = False
     """Average the probabilities of each picture and its mirror image, in validation, test and predict.py: a little
     more accurate, twice the time. Leave off where left and right differ."""
+    magnify: bool = False
+    """Average also with those of a closer look at the middle of the picture (two thirds of each side): twice the time
+    once more. Good where what matters is in the middle and may be small."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -291,7 +307,7 @@ def _toml_value(text: str) -> Any:
 def _explain(error: dict) -> str:
     """One pydantic error as: key, what was expected, what was received, nearest real key."""
     where = [str(part) for part in error["loc"]]
-    if where[-1:] in (["int"], ["str"]):  # pydantic names the member of `int | str` that it tried
+    if _type_of(".".join(where[:-1])):  # pydantic names each member of `int | str` that it tried
         where.pop()
     key = ".".join(where)
     if error["type"] == "unexpected_keyword_argument":
@@ -330,6 +346,6 @@ def _type_name(hint: Any) -> str:
         return " ".join([_type_name(base), *texts])
     if typing.get_origin(hint) is Literal:
         return " | ".join(map(str, typing.get_args(hint)))
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in {types.UnionType, typing.Union}:
         return " | ".join(map(_type_name, typing.get_args(hint)))
     return {str: "text", bool: "true | false", int: "whole number", float: "number"}.get(hint, str(hint))

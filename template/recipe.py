@@ -1,6 +1,7 @@
 """The whole story of a run, from pictures on disk to a report, in one function."""
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 
@@ -10,17 +11,17 @@ import tensorflow as tf
 
 from . import config as configuration
 from . import runs, suggest
-from .config import Config, Train
+from .config import Config, Data, Train
 from .data.decode import decode
 from .data.examples import PARTS, DataError, Examples, load_examples
-from .data.pipeline import Source, mirrored, ordered_batches, plain_source, training_source
+from .data.pipeline import Source, magnified, mirrored, ordered_batches, plain_source, training_source
 from .data.split import split, to_csv
 from .evaluate import metrics, plots, report
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
-from .model.build import build
-from .train.probe import probe_head
-from .train.stages import How, fit, repeat
+from .train.begin import begin, choose, fit_head, probes, settled
+from .train.features import Store
+from .train.stages import How, assign, fit, repeat
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError)
 """What a user can mend; the message says how."""
@@ -42,73 +43,68 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         WeightsError: if the pretrained weights are not to be had.
     """
     clock = clock or runs.Clock()
+    store = Store(
+        Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
+    )
 
     with clock("decode"):
-        examples, pixels = decode(load_examples(config.data.path), config.data)
+        loaded = load_examples(config.data.path)
+        see = functools.lru_cache(maxsize=1)(lambda data: decode(loaded, data))
+        examples, _ = see(settled(config).data)
         fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
         examples = split(examples, **fractions, seed=config.data.split_seed)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
-    part["train and val"] = np.concatenate([part["train"], part["val"]])
-    config = suggested(config, len(part["train"]))
-    _record(config, examples, folder)
+
+    def plain(name: str, data: Data) -> Source:
+        return plain_source(see(data)[1], part[name], examples.labels)
 
     def augmented(name: str) -> Source:
-        return training_source(pixels, part[name], examples.labels, config.augment, config.train.seed)
+        return training_source(see(config.data)[1], part[name], examples.labels, config.augment, config.train.seed)
 
-    def plain(name: str) -> Source:
-        return plain_source(pixels, part[name], examples.labels)
+    def said(name: str) -> Predictions:
+        with clock("evaluation"):
+            return say(model, plain(name, config.data), examples, part[name], config)
 
     with clock("probe"):
-        model, said = begin(config, plain("train")), {}
-        if probes(config):
-            said["probe"] = say(model, plain("val"), examples, part["val"], config)
-    how = How(config.backbone, config.stages, config.train, Path(config.data.cache))
-    with clock("training"):
-        state = fit(model, augmented("train"), plain("val"), how, folder)
-        said["val"] = say(model, plain("val"), examples, part["val"], config)
+        prepare(config.train)
+        config, base, votes = choose(config, lambda data: plain("train", data), store)
+        config = suggested(config, len(part["train"]))
+        _record(config, votes, examples, folder)
+        model = begin(base, config, [plain("train", config.data)], store)
+        untouched = [variable.numpy() for variable in model.variables]
+    all_said = {"probe": said("val")} if probes(config) else {}
+    how = How(config.backbone, config.head, config.stages, config.train, store)
+    state = fit(model, augmented("train"), plain("val", config.data), how, folder)
+    all_said["val"] = said("val") if config.stages else all_said["probe"]
     if refits(config, examples):
         with clock("final fit"):
-            model = begin(config, plain("train and val"))
-            repeat(model, augmented("train and val"), state.plan, how)
-    with clock("evaluation"):
-        with runs.replacing(folder / "model.keras") as file:
-            model.save(file)
-        said["test"] = say(model, plain("test"), examples, part["test"], config)
-    return _report(config, said, state.history, examples, clock, folder)
+            print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
+            assign(model.variables, untouched)
+            if probes(config):
+                fit_head(model, base, config, [plain("train", config.data), plain("val", config.data)], store)
+            repeat(model, [augmented("train"), augmented("val")], state.plan, how)
+    with runs.replacing(folder / "model.keras") as file:
+        model.save(file)
+    all_said["test"] = said("test")
+    return _report(config, all_said, state.history, examples, clock, folder)
 
 
 def suggested(config: Config, images: int) -> Config:
     """The configuration with stages, if it names none, chosen from the number of training pictures."""
     if config.stages:
         return config
-    pretrained = config.backbone.weights != "none"
-    stages = suggest.stages(images, config.train.batch_size, BACKBONES[config.backbone.name].blocks, pretrained)
-    print("stages from the data: " + ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages))
+    pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
+    how = {"pretrained": pretrained, "probed": probes(config)}
+    stages = suggest.stages(images, config.train.batch_size, blocks, config.head.levels, **how)
+    said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
+    print(f"stages from the data: {said or f'none; with {images} pictures the probe is the best there is'}")
     return dataclasses.replace(config, stages=stages)
 
 
-def begin(config: Config, train: Source) -> keras.Model:
-    """A model to start training from: pretrained, and with the head of a logistic regression if the recipe says so."""
-    prepare(config.train)
-    classes = int(train.labels.max()) + 1
-    model = build(config.backbone, config.head, config.data.image_size, np.bincount(train.labels, minlength=classes))
-    if probes(config):
-        probe = probe_head(model, train, config.augment.flip, config.train.batch_size, config.train.seed)
-        print(
-            f"probe on {len(train)} pictures: accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} "
-            f"(cross-validated; strength {probe.strength:.2g})"
-        )
-    return model
-
-
-def probes(config: Config) -> bool:
-    """Whether training begins with logistic regression: on pretrained features, and no hidden layer above them."""
-    return config.train.probe and config.backbone.weights != "none" and not config.head.hidden
-
-
 def say(model: keras.Model, source: Source, examples: Examples, rows: np.ndarray, config: Config) -> Predictions:
-    """Predictions of these examples, of one view or averaged with their mirror image."""
-    views = [source, mirrored(source)] if config.evaluate.mirror else [source]
+    """Predictions of these examples, averaged over the views that the settings ask for."""
+    views = [source, magnified(source)] if config.evaluate.magnify else [source]
+    views += [mirrored(view) for view in views] if config.evaluate.mirror else []
     names = examples.class_names
     return average(
         [
@@ -120,9 +116,9 @@ def say(model: keras.Model, source: Source, examples: Examples, rows: np.ndarray
 
 def refits(config: Config, examples: Examples) -> bool:
     """Whether the recipe ends with a fit on training and validation pictures together."""
-    few = (examples.parts == "val").sum() < 50 * len(examples.class_names)
     pretrained = config.backbone.weights != "none"
-    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and pretrained and bool(few))
+    small = (examples.parts != "").sum() < 5000
+    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and pretrained and bool(small))
 
 
 def prepare(settings: Train) -> None:
@@ -133,7 +129,7 @@ def prepare(settings: Train) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _record(config: Config, examples: Examples, folder: Path) -> None:
+def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> None:
     """Print what was found, and write what the run is made from; refuse to go on with other pictures than before."""
     used = examples.parts != ""
     table = to_csv(examples)
@@ -147,6 +143,8 @@ def _record(config: Config, examples: Examples, folder: Path) -> None:
     if left_out > 10:
         print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
     runs.write_text(folder / "config.toml", configuration.to_toml(config))
+    if votes:  # a resumed run finds nothing left to choose
+        runs.write_json(folder / "choices.json", votes)
     runs.write_text(folder / "split.csv", table)
     runs.write_json(folder / "classes.json", list(examples.class_names))
     runs.write_json(folder / "skipped.json", [{"id": name, "reason": reason} for name, reason in examples.skipped])
@@ -162,8 +160,10 @@ def _report(config: Config, said: dict[str, Predictions], history: list, example
     best.save(folder / "predictions.npz")
     said["val"].save(folder / "predictions_val.npz")
     plots.confusion_matrix(metrics.confusion_counts(best), best.class_names, folder / "confusion_matrix.png")
-    plots.learning_curves(history, folder / "learning_curves.png")
-    result = scores | {"seconds": {**clock.seconds, "total": clock.total()}}
+    if history:
+        plots.learning_curves(history, folder / "learning_curves.png")
+    choices = runs.read_json(folder / "choices.json") if (folder / "choices.json").exists() else {}
+    result = scores | {"choices": choices, "seconds": {**clock.seconds, "total": clock.total()}}
     counts = {name: int((examples.parts == name).sum()) for name in PARTS}
     weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
     learned = f"{counts['train']} pictures"

@@ -92,20 +92,30 @@ def environment() -> dict[str, Any]:
 
 
 class Clock:
-    """Where the time went: `with clock("decode"): ...` adds up seconds under a name."""
+    """Where the time went: `with clock("decode"): ...` adds up seconds under a name.
+
+    Inside a block another may be opened; its seconds are its own and not those of the block around it.
+    """
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self._around: list[str] = []
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the duration of the block to `seconds[name]`."""
+        self.seconds.setdefault(name, 0.0)
+        self._around.append(name)
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            taken = time.perf_counter() - start
+            self._around.pop()
+            self.seconds[name] += taken
+            if self._around:
+                self.seconds[self._around[-1]] -= taken
 
     def total(self) -> float:
         """Seconds since the clock was made."""

@@ -5,27 +5,37 @@ import math
 from .config import Stage
 
 
-def stages(images: int, batch_size: int, blocks: int, pretrained: bool) -> tuple[Stage, ...]:
+def stages(
+    images: int, batch_size: int, blocks: int, levels: int, *, pretrained: bool, probed: bool
+) -> tuple[Stage, ...]:
     """Stages for a recipe that names none.
 
-    Pretrained: first the top sixth of the blocks, then the top half. Each stage is kept only as far as validation
-    likes it, so the second matters where the pictures are far from ImageNet and does no harm where they are near.
-    From scratch: everything at once.
+    Pretrained: with fewer than 200 pictures, none: no gradient step has been seen to improve on the probe there. With
+    more, the top sixth of the blocks; from 2,000 also the top half, if that helped. A probe that wants to see lower
+    levels says that the pictures are far from ImageNet: it has them already, and thawing starts at 1,000 pictures, from
+    the half. From scratch: everything at once.
 
     Args:
         images: in the training part.
         batch_size: pictures a step.
         blocks: of the backbone.
+        levels: of the head.
         pretrained: whether it has weights to be careful with.
+        probed: whether the head is a logistic regression already; if not, it is trained first.
     """
 
     def epochs(wanted_steps: int) -> int:
-        """Small data need more passes to move as far: a number of steps, in 6 to 40 epochs."""
-        return min(40, max(6, math.ceil(wanted_steps / math.ceil(images / batch_size))))
+        """Small data need more passes to move as far: a number of steps, in 8 to 40 epochs."""
+        return min(40, max(8, math.ceil(wanted_steps / math.ceil(images / batch_size))))
 
     if not pretrained:
         return (Stage(unfreeze="all", epochs=epochs(480), learning_rate=3e-3),)
-    return (
-        Stage(unfreeze=max(1, round(blocks / 6)), epochs=epochs(64), learning_rate=3e-4),
-        Stage(unfreeze=max(2, math.ceil(blocks / 2)), epochs=epochs(128), learning_rate=3e-4, only_if_gain=0.1),
-    )
+    top, half = max(1, round(blocks / 6)), max(2, math.ceil(blocks / 2))
+    plan = [] if probed else [Stage(unfreeze=0, epochs=epochs(240), learning_rate=1e-3)]
+    if images >= 1000 and levels > 1:
+        plan += [Stage(unfreeze=half, epochs=epochs(240), learning_rate=1e-3)]
+    elif images >= 200 and levels == 1:
+        plan += [Stage(unfreeze=top, epochs=epochs(80), learning_rate=2e-4)]
+    if images >= 2000 and levels == 1:
+        plan += [Stage(unfreeze=half, epochs=epochs(128), learning_rate=2e-4, only_if_gain=0.1)]
+    return tuple(plan)

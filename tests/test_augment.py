@@ -5,13 +5,25 @@ import dataclasses
 import numpy as np
 import pytest
 
-from template.data.augment import POLICIES, Policy, _rectangle, augment, colour_matrix, draws, warp_matrix
+from template.data.augment import (
+    POLICIES,
+    Policy,
+    _rectangle,
+    augment,
+    choose,
+    colour_matrix,
+    draws,
+    magnify,
+    warp_matrix,
+)
 
 SIZE = 32
 ALL = Policy(flip=True, area=0.3, aspect=1.5, rotation=25, shear=15, translation=0.1, brightness=0.3, contrast=0.3,
              saturation=0.3, hue=20, erasing=0.5)  # fmt: skip
 GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=0, erasing=0)
 COLOUR = Policy(brightness=0.3, contrast=0.3, saturation=0.5, hue=30)
+CHOSEN = {"rotation": 90, "shear": 15, "brightness": 0.4, "contrast": 0.4, "saturation": 0.6, "hue": 20}
+"""What `only` chooses from."""
 
 
 def noise(n: int, size: int = SIZE) -> np.ndarray:
@@ -20,7 +32,7 @@ def noise(n: int, size: int = SIZE) -> np.ndarray:
 
 def u(**values: float) -> np.ndarray:
     """Draws that leave everything in the middle, but for those given as u0=..., u4=..."""
-    numbers = np.full(20, 0.5)
+    numbers = np.full(26, 0.5)
     numbers[0] = 0  # the whole area
     for name, value in values.items():
         numbers[int(name[1:])] = value
@@ -30,15 +42,42 @@ def u(**values: float) -> np.ndarray:
 # What the numbers come from --------------------------------------------------------------------------------------
 
 
-def test_a_picture_varies_the_same_whatever_the_batch():
+@pytest.mark.parametrize(
+    "policy",
+    [ALL, dataclasses.replace(ALL, only=3), *(dataclasses.replace(p, flip=True) for p in POLICIES.values())],
+    ids=["all", "only 3", *POLICIES],
+)
+def test_a_picture_varies_the_same_whatever_the_batch(policy):
     """Its numbers are a function of seed, epoch and index: neither batch size nor order nor a resumed run counts."""
-    images, indices = noise(12), np.arange(100, 112)
-    whole = augment(images, ALL, 1, 2, indices)
-    alone = np.concatenate([augment(images[i : i + 1], ALL, 1, 2, indices[i : i + 1]) for i in range(12)])
-    order = np.random.default_rng(1).permutation(12)
-    np.testing.assert_array_equal(whole, alone)
-    np.testing.assert_array_equal(whole[order], augment(images[order], ALL, 1, 2, indices[order]))
-    np.testing.assert_array_equal(whole, augment(images, ALL, 1, 2, indices))
+    images, indices = noise(37), np.arange(100, 137)
+    whole = augment(images, policy, 1, 2, indices)
+    for size in (1, 5, 36):
+        batches = [slice(start, start + size) for start in range(0, 37, size)]
+        parts = [augment(images[batch], policy, 1, 2, indices[batch]) for batch in batches]
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+    order = np.random.default_rng(1).permutation(37)
+    np.testing.assert_array_equal(whole[order], augment(images[order], policy, 1, 2, indices[order]))
+    np.testing.assert_array_equal(whole, augment(images, policy, 1, 2, indices))
+
+
+@pytest.mark.parametrize("policy", [ALL, *POLICIES.values()], ids=["all", *POLICIES])
+def test_matrices_of_many_pictures_are_those_of_each(policy):
+    many = choose(np.stack([draws(1, 2, index) for index in range(100)]), policy)
+    for matrix, shape in (
+        (lambda u: warp_matrix(u, policy, 224), (2, 3)),
+        (lambda u: colour_matrix(u, policy), (3, 4)),
+    ):
+        together = matrix(many)
+        assert together.shape == (100, *shape) and together.dtype == np.float64
+        np.testing.assert_allclose(together, [matrix(one) for one in many], rtol=1e-12, atol=1e-12)
+        alone = [matrix(many[i : i + 1])[0] for i in range(100)]
+        np.testing.assert_array_equal(together, alone)  # of a batch of one to the last bit: pixels depend on it
+        np.testing.assert_array_equal(together.reshape(4, 25, *shape), matrix(many.reshape(4, 25, 26)))
+
+
+def test_a_batch_of_nothing_stays_nothing():
+    for policy in (ALL, POLICIES["random"]):
+        assert augment(noise(3)[:0], policy, 0, 0, np.arange(0)).shape == (0, SIZE, SIZE, 3)
 
 
 @pytest.mark.parametrize("other", [(2, 2, 0), (1, 3, 0), (1, 2, 1)], ids=["seed", "epoch", "index"])
@@ -53,11 +92,11 @@ def test_another_seed_epoch_or_index_is_another_variation(other):
 
 def test_numbers_are_uniform_and_unrelated():
     numbers = np.array([draws(seed, epoch, index) for seed in (0, 1) for epoch in range(20) for index in range(50)])
-    assert numbers.shape == (2000, 20)
+    assert numbers.shape == (2000, 26)
     assert len(np.unique(numbers)) == numbers.size
     assert numbers.min() >= 0 and numbers.max() < 1
     np.testing.assert_allclose(numbers.mean(axis=0), 0.5, atol=0.03)  # 4.6 standard deviations
-    related = np.corrcoef(numbers.T) - np.eye(20)
+    related = np.corrcoef(numbers.T) - np.eye(26)
     assert np.abs(related).max() < 0.1  # 4.5 standard deviations
     next_one = [np.corrcoef(numbers[:-1, i], numbers[1:, i])[0, 1] for i in range(20)]
     assert np.abs(next_one).max() < 0.1
@@ -76,7 +115,7 @@ def test_the_originals_are_not_written_to(policy):
     assert result.shape == images.shape and result.dtype == np.uint8
 
 
-@pytest.mark.parametrize("name", ["light", "medium", "heavy"])
+@pytest.mark.parametrize("name", ["light", "medium", "heavy", "random"])
 def test_named_policies_vary_every_picture_and_stronger_ones_more(name):
     y, x = np.mgrid[:64, :64]
     images = np.repeat(np.stack([4 * x, 4 * y, 2 * (x + y)], axis=2)[None].astype(np.uint8), 40, axis=0)
@@ -85,8 +124,100 @@ def test_named_policies_vary_every_picture_and_stronger_ones_more(name):
         return np.abs(augment(images, policy, 0, 0, np.arange(40)).astype(float) - images).mean(axis=(1, 2, 3))
 
     assert change(POLICIES[name]).min() > 0
-    weaker = list(POLICIES)[list(POLICIES).index(name) - 1]
+    weaker = {"light": "none", "medium": "light", "heavy": "medium", "random": "light"}[name]
     assert change(POLICIES[name]).mean() > 1.3 * change(POLICIES[weaker]).mean()
+
+
+# A few of them at full strength ----------------------------------------------------------------------------------
+
+
+def strengths(policy: Policy, n: int = 1200) -> np.ndarray:
+    """Of each picture and each of CHOSEN, the variation as a part of the most that the policy allows: [n, 6]."""
+    u = choose(np.stack([draws(3, 4, index) for index in range(n)]), policy)
+    out = []
+    for name, most in CHOSEN.items():
+        alone = Policy(**{name: most})
+        warps, colours = warp_matrix(u, alone, SIZE), colour_matrix(u, alone)
+        value = {
+            "rotation": np.rad2deg(np.arctan2(warps[:, 1, 0], warps[:, 0, 0])),
+            "shear": np.rad2deg(np.arctan(warps[:, 0, 1])),
+            "brightness": colours[:, 0, 0] - 1,
+            "contrast": colours[:, 0, 0] - 1,
+            "saturation": colours[:, 0, 0] - colours[:, 1, 0] - 1,
+            "hue": np.rad2deg(np.arctan2(np.sqrt(3) * (colours[:, 1, 0] - colours[:, 2, 0]), 3 * colours[:, 0, 0] - 1)),
+        }[name]
+        out.append(value / most)
+    return np.stack(out, axis=1)
+
+
+@pytest.mark.parametrize("only", [1, 2, 6])
+def test_so_many_variations_are_chosen_at_full_strength_either_way(only):
+    found = strengths(Policy(**CHOSEN, only=only))
+    changed = np.abs(found) > 1e-9
+    assert (changed.sum(axis=1) == only).all()
+    np.testing.assert_allclose(np.abs(found[changed]), 1, atol=1e-9)
+    times, spread = len(found) * only / 6, np.sqrt(len(found) / 4)
+    np.testing.assert_allclose(changed.sum(axis=0), times, atol=4.5 * spread)  # all six equally often
+    np.testing.assert_allclose((found > 0.5).sum(axis=0), times / 2, atol=4.5 * spread)  # and either way
+    if only == 2:
+        together = changed.astype(int).T @ changed  # any two as often as any other two
+        np.testing.assert_allclose(
+            together[np.triu_indices(6, 1)], len(found) / 15, atol=4.5 * np.sqrt(len(found) / 15)
+        )
+
+
+def test_without_a_choice_all_vary_at_any_strength():
+    found = np.abs(strengths(Policy(**CHOSEN)))
+    assert ((found > 0) & (found < 1)).all()
+    np.testing.assert_allclose(found.mean(axis=0), 0.5, atol=0.05)
+
+
+def test_the_choice_leaves_crop_flip_and_erasing_as_they_were():
+    policy = Policy(flip=True, area=0.5, aspect=4 / 3, erasing=0.5)
+    images = noise(30)
+    few = augment(images, dataclasses.replace(policy, only=2), 0, 0, np.arange(30))
+    np.testing.assert_array_equal(few, augment(images, policy, 0, 0, np.arange(30)))
+
+
+def test_chosen_variations_reach_the_pixels():
+    images = np.repeat(noise(1) // 2 + 48, 300, axis=0)  # so that no value is cut off at 0 or 255
+    image = images[0].astype(float)
+    result = augment(images, Policy(**CHOSEN | {"rotation": 90}, only=1), 0, 0, np.arange(300))
+    turned = [(result == np.rot90(images[0], k)).all(axis=(1, 2, 3)) for k in (1, 3)]
+    bright = [(np.abs(result - s * image) <= 0.9).all(axis=(1, 2, 3)) for s in (0.6, 1.4)]
+    contrast = [(np.abs(result - 127.5 - s * (image - 127.5)) <= 0.9).all(axis=(1, 2, 3)) for s in (0.6, 1.4)]
+    for kind in (*turned, *bright, *contrast):
+        assert 5 < kind.sum() < 45  # 25 expected, 4 standard deviations
+    assert not (result == images).all(axis=(1, 2, 3)).any()
+
+
+# A closer look ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("size", [32, 63, 224])
+def test_a_closer_look_shows_the_middle_two_thirds(size, dtype):
+    """In a picture whose colours are its coordinates, every pixel tells where it came from."""
+    y, x = np.mgrid[:size, :size]
+    picture = np.stack([x, y, np.full_like(x, 77)], axis=2).astype(dtype)
+    out = magnify(picture[None])[0]
+    assert out.shape == picture.shape and out.dtype == dtype
+    # From edge to edge: a sixth of the side is left out at each. A pixel's place is its middle.
+    place = ((np.arange(size) + 0.5) / size * 2 / 3 + 1 / 6) * size - 0.5
+    atol = 1 / 64 + (0.5 if dtype == np.uint8 else 0)  # OpenCV rounds places to 1/32 pixel
+    np.testing.assert_allclose(out[..., 0], np.broadcast_to(place, (size, size)), atol=atol + 1e-3)
+    np.testing.assert_allclose(out[..., 1], np.broadcast_to(place[:, None], (size, size)), atol=atol + 1e-3)
+    np.testing.assert_array_equal(out[..., 2], 77)
+
+
+def test_a_closer_look_at_floats_is_that_at_whole_numbers_before_rounding():
+    images = noise(5)
+    floats = images.astype(np.float32)
+    np.testing.assert_allclose(magnify(floats), magnify(images), atol=0.51)
+    np.testing.assert_array_equal(images, noise(5))
+    np.testing.assert_array_equal(floats, noise(5).astype(np.float32))
+    np.testing.assert_array_equal(magnify(images)[3], magnify(images[3:4])[0])
+    assert magnify(images[:0]).shape == (0, SIZE, SIZE, 3)
 
 
 # Geometry --------------------------------------------------------------------------------------------------------
@@ -101,7 +232,7 @@ def test_about_half_are_mirrored_and_the_others_are_untouched():
     assert 160 < mirrored.sum() < 240  # 4 standard deviations
 
 
-@pytest.mark.parametrize("name", ["light", "medium", "heavy"])
+@pytest.mark.parametrize("name", ["light", "medium", "heavy", "random"])
 def test_named_policies_mirror_only_if_told_to(name):
     for flip in (False, True):
         policy = dataclasses.replace(POLICIES[name], flip=flip)

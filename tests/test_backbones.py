@@ -1,5 +1,6 @@
 """Every row of BACKBONES: fed as its weights were trained, divided without loss, saved and loaded without change."""
 
+import math
 import re
 import zipfile
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
 from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
-from template.model.build import boundary, build, freeze, lowest_block
+from template.model.build import attach, boundary, build, freeze, lowest_block
+from template.train.features import cut
 
 SIZE = 64
 # Keras has MobileNet's ImageNet weights for other sizes, and says so.
@@ -42,6 +44,19 @@ BLOCKS = {
     "mobilenetv2": range(1, 17),
     "efficientnetb0": range(1, 8),
     "convnexttiny": range(4),
+}
+# Last layers of the blocks in the top half, but for the topmost, which ends with the network; lowest first.
+HALF = {
+    "tiny": ["block2_add"],
+    "vgg16": ["block3_pool", "block4_pool"],
+    "vgg19": ["block3_pool", "block4_pool"],
+    "resnet50": ["conv4_block6_out"],
+    "resnet101": ["conv4_block23_out"],
+    "resnet50v2": ["conv4_block6_out"],
+    "mobilenet": [f"conv_pw_{number}_relu" for number in range(7, 13)],
+    "mobilenetv2": [f"block_{n}_{'project_BN' if n in (10, 13) else 'add'}" for n in range(9, 16)],
+    "efficientnetb0": ["block4c_add", "block5c_add", "block6d_add"],
+    "convnexttiny": ["convnext_tiny_downsampling_block_2"],
 }
 
 
@@ -252,7 +267,7 @@ def test_cut_at_any_block_the_two_parts_are_the_whole(built):
     numbers = block_numbers(built.model, built.settings.name)
     for block in sorted({number for number in numbers.values() if number is not None}):
         first = next(layer for layer in built.model.layers if numbers[layer.name] == block)
-        assert boundary(built.model, built.settings, f"block{block}") is first.input
+        assert boundary(built.model, built.settings, Head(), f"block{block}") is first.input
         bottom = keras.Model(built.model.input, first.input)
         tail = keras.Model(first.input, built.model.output)
         np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), built.logits, atol=1e-4, rtol=0)
@@ -261,10 +276,37 @@ def test_cut_at_any_block_the_two_parts_are_the_whole(built):
 
 
 def test_the_boundary_of_the_head_and_of_all(built):
-    below = keras.Model(built.model.input, boundary(built.model, built.settings, 0))
+    below = keras.Model(built.model.input, boundary(built.model, built.settings, Head(), 0))
     pooled = keras.Model(built.model.input, built.model.get_layer("pool_avg").output)
     np.testing.assert_array_equal(run(below, built.pixels), run(pooled, built.pixels))
-    assert boundary(built.model, built.settings, "all") is None
+    assert boundary(built.model, built.settings, Head(), "all") is None
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["2 levels", "the top half"])
+def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built, half):
+    name = built.settings.name
+    ends = HALF[name] if half else HALF[name][-1:]
+    count = math.ceil(BACKBONES[name].blocks / 2) if half else 2
+    assert len(ends) == count - 1
+    model = attach(built.backbone, built.settings, Head(levels=count), [1, 2, 3])
+    tensors = [*(built.model.get_layer(end).output for end in ends), built.backbone.output]
+    outputs = keras.Model(model.input, [*tensors, model.get_layer("logits").input])(built.pixels, training=False)
+    *maps, found = map(np.asarray, outputs)
+    expected = np.concatenate([level.mean(axis=(1, 2)) for level in maps], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built):
+    blocks = BACKBONES[built.settings.name].blocks
+    head = Head(levels=math.ceil(blocks / 2), root=True)
+    model = attach(built.backbone, built.settings, head, [1, 2, 3])
+    logits = run(model, built.pixels)
+    for unfreeze in (0, 1, blocks):
+        freeze(model, built.settings, unfreeze)
+        bottom, tail = cut(model, boundary(model, built.settings, head, unfreeze))
+        np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), logits, atol=1e-5, rtol=1e-5)
+        assert bottom.trainable_weights == []
+        assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights}
 
 
 def test_a_saved_model_rebuilt_from_our_code_says_the_same(built, saved):

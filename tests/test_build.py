@@ -6,9 +6,10 @@ import pytest
 from keras import layers
 from scipy.special import softmax
 
-from template.config import Backbone, Head
-from template.model.backbones import build_backbone
-from template.model.build import build, freeze
+from template.config import Backbone, ConfigError, Head
+from template.model.backbones import block_numbers, build_backbone
+from template.model.build import attach, boundary, build, freeze, levels, root
+from template.train.features import cut
 
 TINY = Backbone(name="tiny", weights="none")
 PLAIN = Head(dropout=0.0, l2=0.0)
@@ -109,6 +110,115 @@ def test_pooling_is_what_it_says(pooling, pixels):
     parts = {"avg": [features.mean(axis=(1, 2))], "max": [features.max(axis=(1, 2))]}
     expected = np.concatenate(parts["avg"] + parts["max"] if pooling == "both" else parts[pooling], axis=1)
     np.testing.assert_allclose(run(keras.Model(model.input, vector), pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def feature_map(model: keras.Model, name: str, pixels: np.ndarray) -> np.ndarray:
+    return run(keras.Model(model.input, model.get_layer(name).output), pixels)
+
+
+BLOCKS = ["block1_add", "block2_add", "top_relu"]  # last layers of tiny's
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "both"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(count, pooling, pixels):
+    model = build(TINY, Head(levels=count, pooling=pooling, dropout=0.0), SIZE, [1, 1])
+    pools = {"avg": [np.mean], "max": [np.max], "both": [np.mean, np.max]}[pooling]
+    maps = [feature_map(model, name, pixels) for name in BLOCKS[-count:]]
+    expected = np.concatenate([pool(level, axis=(1, 2)) for level in maps for pool in pools], axis=1)
+    vector = model.get_layer("logits").input
+    np.testing.assert_allclose(run(keras.Model(model.input, vector), pixels), expected, rtol=1e-4, atol=1e-5)
+    shapes = [level.shape[1:] for level in levels(model, TINY)[:-1]]
+    assert shapes == [(32, 32, 32), (16, 16, 64)], "of a classifier as of a backbone"
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_more_levels_than_blocks_are_an_error_that_says_how_many_there_are(count):
+    with pytest.raises(ConfigError, match=rf"head.levels: tiny has 3 blocks.*Received: {count}\. Choose 1 to 3"):
+        build(TINY, Head(levels=count), SIZE, [1, 1])
+
+
+def test_root_keeps_signs_and_order_and_is_close_to_the_square_root():
+    x = np.concatenate([-np.logspace(3, -6, 500), [0], np.logspace(-6, 3, 500)]).astype(np.float32)
+    y = np.asarray(root(x))
+    assert (np.sign(y) == np.sign(x)).all()
+    assert (np.diff(y) > 0).all()
+    np.testing.assert_array_equal(y, -y[::-1])
+    assert y.dtype == np.float32
+    large = x >= 0.1
+    np.testing.assert_allclose(y[large], np.sqrt(x[large]), rtol=0.05)
+    np.testing.assert_allclose(y[x >= 1], np.sqrt(x[x >= 1]), rtol=0.005)
+    small = np.abs(x) < 1e-4
+    np.testing.assert_allclose(y[small], 10 * x[small], rtol=0.01)  # smooth at zero, where the square root is not
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_root_is_taken_of_the_features_and_of_nothing_else(count, pixels):
+    plain = build(TINY, Head(levels=count, dropout=0.0), SIZE, [1, 1])
+    rooted = build(TINY, Head(levels=count, root=True, dropout=0.0), SIZE, [1, 1])
+    rooted.set_weights(plain.get_weights())
+    before, after = (run(keras.Model(m.input, m.get_layer("head_dropout").input), pixels) for m in (plain, rooted))
+    np.testing.assert_allclose(after, before / np.sqrt(np.abs(before) + 0.01), rtol=1e-4, atol=1e-6)
+    assert (before < 0).any() == (count > 1), "with more levels there are negative features to keep the sign of"
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1, 2, 3, "block2", "all"])
+@pytest.mark.parametrize("head", [Head(levels=2), Head(levels=3, root=True, pooling="both"), Head(root=True)],
+                         ids=["2", "3, rooted, both", "1, rooted"])  # fmt: skip
+def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest(head, unfreeze, pixels):
+    model = build(TINY, head, SIZE, [1, 2])
+    freeze(model, TINY, unfreeze)
+    logits, tensor = run(model, pixels), boundary(model, TINY, head, unfreeze)
+    if unfreeze == "all":
+        assert tensor is None
+        return
+    bottom, tail = cut(model, tensor)
+    np.testing.assert_allclose(run(tail, run(bottom, pixels)), logits, atol=1e-5, rtol=0)
+    assert bottom.trainable_weights == []
+    assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights} != set()
+    if unfreeze:
+        numbers = block_numbers(model, "tiny")
+        lowest = min({1: 3, 2: 2, 3: 1, "block2": 2}[unfreeze], 5 - head.levels if head.levels > 1 else 3)
+        assert tensor is next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixels):
+    head = Head(levels=3, root=True, dropout=0.0)
+    model = build(TINY, head, SIZE, [1, 1])
+    freeze(model, TINY, unfreeze)
+    bottom, tail = cut(model, boundary(model, TINY, head, unfreeze))
+    before, stored = values(model), run(bottom, pixels)
+    train(tail, stored)
+    np.testing.assert_allclose(run(model, pixels), run(tail, stored), atol=1e-5)
+    moved = {path for path, value in values(model).items() if (value != before[path]).any()}
+    kernels = {layer.kernel.path for layer in model.layers if layer.name.startswith(("logits", "block3_conv"))}
+    assert "logits/kernel" in moved and (kernels <= moved) == (unfreeze == 1)
+    assert all(path.startswith(("logits", "block3", "top")) for path in moved)
+
+
+def test_a_model_with_levels_and_root_is_saved_and_loaded_unchanged(tmp_path, pixels):
+    head = Head(levels=2, root=True, pooling="both", hidden=5)
+    model = build(TINY, head, SIZE, [1, 2, 3])
+    for weight in model.weights:
+        weight.assign(np.asarray(weight) + np.random.default_rng(0).uniform(0, 0.1, weight.shape))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    rebuilt = build(TINY, head, SIZE, [1, 1, 1])
+    rebuilt.load_weights(tmp_path / "model.keras")
+    for again in (loaded, rebuilt):
+        np.testing.assert_allclose(run(again, pixels), run(model, pixels), atol=1e-5, rtol=0)
+
+
+def test_several_heads_may_sit_on_one_backbone(pixels):
+    """The probe tries some before the run attaches its own."""
+    base = build_backbone(TINY, SIZE)
+    one = attach(base, TINY, Head(levels=2), [1, 1])
+    two = attach(base, TINY, Head(levels=2, root=True), [1, 1, 1])
+    assert one.output_shape[1:] == (2,) and two.output_shape[1:] == (3,)
+    assert one.get_layer("block3_conv1") is two.get_layer("block3_conv1")
+    assert one.get_layer("logits") is not two.get_layer("logits")
+    assert run(two, pixels).shape == (8, 3)
 
 
 def test_hidden_layer_is_relu_between_pooling_and_logits(pixels):

@@ -16,6 +16,7 @@ from template.config import (
     Config,
     ConfigError,
     Data,
+    Evaluate,
     Head,
     Stage,
     Train,
@@ -41,20 +42,32 @@ def refusal(overrides=(), recipe=None) -> str:
     ("override", "message"),
     [
         # not of its type
-        ("data.image_size=big", "data.image_size: expected whole number >= 16 <= 1024. Received: 'big'"),
-        ("data.image_size=224.0", "data.image_size: expected whole number >= 16 <= 1024. Received: 224.0"),
-        ("data.image_size=", "data.image_size: expected whole number >= 16 <= 1024. Received: ''"),
-        ("data.image_size=[224, 224]", "data.image_size: expected whole number >= 16 <= 1024. Received: [224, 224]"),
+        ("data.image_size=big", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: 'big'"),
+        ("data.image_size=224.0", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: 224.0"),
+        ("data.image_size=", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: ''"),
+        (
+            "data.image_size=[224, 224]",
+            "data.image_size: expected auto | whole number >= 16 <= 1024. Received: [224, 224]",
+        ),
         ("data.val_fraction=2020-01-01", "data.val_fraction: expected number > 0 < 1. Received: '2020-01-01'"),
         ("data.memory_gb=true", "data.memory_gb: expected number >= 0. Received: True"),
         ("augment.flip=no", "augment.flip: expected true | false. Received: 'no'"),
         ("augment.flip=1", "augment.flip: expected true | false. Received: 1"),
         ("stages.0.epochs=true", "stages.0.epochs: expected whole number >= 1. Received: True"),
+        ("head.levels=all", "head.levels: expected auto | whole number >= 1 <= 16. Received: 'all'"),
+        ("head.levels=true", "head.levels: expected auto | whole number >= 1 <= 16. Received: True"),
+        ("head.root=1", "head.root: expected auto | true | false. Received: 1"),
+        ("head.root=Auto", "head.root: expected auto | true | false. Received: 'Auto'"),
+        ("evaluate.magnify=2", "evaluate.magnify: expected true | false. Received: 2"),
+        ("stages.0.refresh=auto", "stages.0.refresh: expected whole number >= 0. Received: 'auto'"),
         ("stages.0.unfreeze=true", "stages.0.unfreeze: expected whole number | text. Received: True"),
         ("stages.0.unfreeze=0.5", "stages.0.unfreeze: expected whole number | text. Received: 0.5"),
         # out of its range, the ends of it included
-        ("data.image_size=15", "data.image_size: expected whole number >= 16 <= 1024. Received: 15"),
-        ("data.image_size=1025", "data.image_size: expected whole number >= 16 <= 1024. Received: 1025"),
+        ("data.image_size=15", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: 15"),
+        ("data.image_size=1025", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: 1025"),
+        ("head.levels=0", "head.levels: expected auto | whole number >= 1 <= 16. Received: 0"),
+        ("head.levels=17", "head.levels: expected auto | whole number >= 1 <= 16. Received: 17"),
+        ("stages.1.refresh=-1", "stages.1.refresh: expected whole number >= 0. Received: -1"),
         ("data.val_fraction=0", "data.val_fraction: expected number > 0 < 1. Received: 0"),
         ("data.val_fraction=1.0", "data.val_fraction: expected number > 0 < 1. Received: 1.0"),
         ("data.test_fraction=-0.1", "data.test_fraction: expected number >= 0 < 1. Received: -0.1"),
@@ -66,8 +79,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.2.learning_rate=0", "stages.2.learning_rate: expected number > 0 <= 10. Received: 0"),
         ("stages.1.epochs=0", "stages.1.epochs: expected whole number >= 1. Received: 0"),
         ("backbone.alpha=0.7", "backbone.alpha: expected 0.25 | 0.35 | 0.5 | 0.75 | 1.0 | 1.3 | 1.4. Received: 0.7"),
-        ("augment.policy=hevy", "augment.policy: expected none | light | medium | heavy. Received: 'hevy'"),
-        ("data.resize=fit", "data.resize: expected crop | pad | squash. Received: 'fit'"),
+        ("augment.policy=hevy", "augment.policy: expected none | light | medium | heavy | random. Received: 'hevy'"),
+        ("data.resize=fit", "data.resize: expected auto | crop | pad | squash. Received: 'fit'"),
         # no such setting
         ("data.imge_size=224", "data.imge_size: no such setting. Did you mean 'data.image_size'?"),
         ("backbon.name=vgg16", "backbon: no such setting. Did you mean 'backbone'?"),
@@ -79,6 +92,7 @@ def refusal(overrides=(), recipe=None) -> str:
         # not where a setting can be
         ("data.path", "Expected section.field=value. Received: 'data.path'"),
         ("data=5", "data: expected an object. Received: 5"),
+        ("data.image_size.x=1", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: {'x': 1}"),
         ("data.path.x=1", "data.path: expected text. Received: {'x': 1}"),
         ("stages.4.epochs=1", "stages.4.epochs: stages takes a number from 0 to 3. Received: '4'"),
         ("stages.-1.epochs=1", "stages takes a number from 0 to 3. Received: '-1'"),
@@ -92,7 +106,9 @@ def refusal(overrides=(), recipe=None) -> str:
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected_and_received(override, message):
-    assert message in refusal([override])
+    said = refusal([override])
+    assert message in said
+    assert len(said.splitlines()) == 1, "one line, also where several types were tried"
 
 
 def test_all_wrong_settings_are_listed_at_once():
@@ -176,6 +192,17 @@ def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
         ("stages.0.unfreeze=2", lambda c: c.stages[0].unfreeze == 2),
         ("stages.0.unfreeze=conv4", lambda c: c.stages[0].unfreeze == "conv4"),
         ("stages.0.learning_rate=1e-3", lambda c: c.stages[0].learning_rate == 0.001),  # YAML would make it text
+        ("data.image_size=auto", lambda c: c.data.image_size == "auto"),
+        ('data.image_size="auto"', lambda c: c.data.image_size == "auto"),
+        ("data.image_size=288", lambda c: c.data.image_size == 288),
+        ("data.resize=auto", lambda c: c.data.resize == "auto"),
+        ("head.levels=auto", lambda c: c.head.levels == "auto"),
+        ("head.levels=16", lambda c: c.head.levels == 16),
+        ("head.root=auto", lambda c: c.head.root == "auto"),
+        ("head.root=true", lambda c: c.head.root is True),
+        ("stages.0.refresh=3", lambda c: c.stages[0].refresh == 3),
+        ("evaluate.magnify=true", lambda c: c.evaluate.magnify is True),
+        ("augment.policy=random", lambda c: c.augment.policy == "random"),
         ("backbone.alpha=1", lambda c: c.backbone.alpha == 1.0),
         ("data.memory_gb=4", lambda c: c.data.memory_gb == 4.0),
         ("augment.policy=none", lambda c: c.augment.policy == "none"),
@@ -193,15 +220,33 @@ def some_config(rng: np.random.Generator) -> Config:
     """A valid configuration in which every kind of value varies."""
     unfreeze = [0, 3, "all", "conv4"]
     stages = [
-        Stage(unfreeze=unfreeze[rng.integers(4)], warmup=rng.random(), learning_rate=float(10 ** rng.uniform(-9, 1)))
+        Stage(
+            unfreeze=unfreeze[rng.integers(4)],
+            warmup=rng.random(),
+            learning_rate=float(10 ** rng.uniform(-9, 1)),
+            refresh=int(rng.integers(0, 5)),
+        )
         for _ in range(rng.integers(1, 5))
     ]
+    sizes, levels, roots = ["auto", 16, 224, 1024], ["auto", 1, 16], ["auto", True, False]
     return Config(
-        data=Data(path=str(rng.choice(WORDS)), val_fraction=rng.uniform(0.01, 0.5), memory_gb=rng.random() * 1e-5),
-        augment=Augment(flip=bool(rng.integers(2)), policy=str(rng.choice(["none", "light", "heavy"]))),
+        data=Data(
+            path=str(rng.choice(WORDS)),
+            image_size=sizes[rng.integers(4)],
+            resize=str(rng.choice(["auto", "crop", "squash"])),
+            val_fraction=rng.uniform(0.01, 0.5),
+            memory_gb=rng.random() * 1e-5,
+        ),
+        augment=Augment(flip=bool(rng.integers(2)), policy=str(rng.choice(["none", "light", "heavy", "random"]))),
         backbone=Backbone(alpha=float(rng.choice([0.25, 1.0, 1.4])), weights=str(rng.choice(WORDS))),
-        head=Head(l1=float(10 ** rng.uniform(-12, 1)), hidden=int(rng.integers(0, 8193))),
+        head=Head(
+            levels=levels[rng.integers(3)],
+            root=roots[rng.integers(3)],
+            l1=float(10 ** rng.uniform(-12, 1)),
+            hidden=int(rng.integers(0, 8193)),
+        ),
         train=Train(seed=int(rng.integers(0, 2**31)), deterministic=bool(rng.integers(2))),
+        evaluate=Evaluate(mirror=bool(rng.integers(2)), magnify=bool(rng.integers(2))),
         stages=tuple(stages),
     )
 
@@ -261,7 +306,16 @@ def test_help_lists_every_setting_with_its_default_and_meaning():
         expected |= {f"--{section}{'.0' if section == 'stages' else ''}.{field.name}" for field in fields}
     assert set(listed) == expected
     assert all(len(meaning) > 10 for meaning in listed.values())
-    assert any(line.startswith(f"  --data.image_size={json.dumps(Config().data.image_size)}  (whole") for line in lines)
+    defaults = Config()
+    for key, default, kind in (
+        ("data.image_size", defaults.data.image_size, "auto | whole number >= 16 <= 1024"),
+        ("data.resize", defaults.data.resize, "auto | crop | pad | squash"),
+        ("head.levels", defaults.head.levels, "auto | whole number >= 1 <= 16"),
+        ("head.root", defaults.head.root, "auto | true | false"),
+        ("stages.0.unfreeze", Stage().unfreeze, "whole number | text"),
+        ("data.val_fraction", defaults.data.val_fraction, "number > 0 < 1"),
+    ):
+        assert f"  --{key}={json.dumps(default)}  ({kind})" in lines
 
 
 SPY = """

@@ -172,6 +172,24 @@ def test_disk_and_memory_give_the_same_pixels(class_folder, tmp_path, rows):
     assert disk[rows].dtype == memory[rows].dtype == np.uint8
 
 
+def test_pixels_are_named_by_the_pictures_and_how_they_became_square(class_folder, tmp_path):
+    """What is computed from them is kept under this name: where it is equal, every pixel must be."""
+    examples = load_examples(str(class_folder))
+    key = decode(examples, settings(tmp_path))[1].key
+    assert key
+    fewer = examples.take(np.arange(len(examples)) != 5, ())
+    others = [decode(fewer, settings(tmp_path)), decode(examples, settings(tmp_path, resize="squash"))]
+    others.append(decode(examples, Data(cache=str(tmp_path / "cache"), image_size=SIZE + 1)))
+    assert len({key, *(pixels.key for _, pixels in others)}) == 4
+    assert decode(examples, settings(tmp_path, memory_gb=0.0))[1].key == key
+    assert decode(examples, settings(tmp_path / "elsewhere"))[1].key == key
+    (class_folder / "disc" / "05.png").rename(class_folder / "disc" / "05.jpg")
+    class_folder.rename(tmp_path / "moved")
+    assert decode(load_examples(str(tmp_path / "moved")), settings(tmp_path))[1].key == key
+    Image.new("RGB", (30, 30), (1, 2, 3)).save(tmp_path / "moved" / "disc" / "05.jpg")
+    assert decode(load_examples(str(tmp_path / "moved")), settings(tmp_path))[1].key != key
+
+
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_whoever_writes_into_a_batch_does_not_write_into_the_data(class_folder, tmp_path, memory_gb):
     _, pixels = decode(load_examples(str(class_folder)), settings(tmp_path, memory_gb=memory_gb))

@@ -1,71 +1,138 @@
-"""Stored activations give what the pictures would have given."""
+"""Stored activations give what the pictures would have given, and are found again only if nothing has changed."""
 
 import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from keras import layers, ops
 
-from template.config import Backbone, Head, Stage
-from template.data.pipeline import Source
-from template.model.build import boundary, build, freeze
-from template.train.features import activations, cached, cut, divide, inference
+from template.config import Augment, Backbone, Head, Stage
+from template.data.pipeline import Source, joined, magnified, mirrored, plain_source, training_source
+from template.data.rows import Rows
+from template.model.build import boundary, build, freeze, root
+from template.runs import Clock
+from template.train import features
+from template.train.features import Store, activations, cached, cut, divide, fingerprint, inference
 from template.train.stages import compile_for
 
 BACKBONE = Backbone(name="tiny", weights="none")
+HEAD = Head(dropout=0)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build(BACKBONE, Head(dropout=0), 32, np.ones(3))
+    return build(BACKBONE, HEAD, 32, np.ones(3))
+
+
+@pytest.fixture(scope="module")
+def bottom(model):
+    return cut(model, boundary(model, BACKBONE, HEAD, 1))[0]
 
 
 @pytest.fixture(scope="module")
 def source():
-    """Six pictures that are brighter in every epoch."""
+    """Six pictures that are brighter in every epoch; what they are called, nobody knows."""
     pixels = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3)).astype(np.uint8)
-    return Source(lambda epoch, rows: pixels[rows] + np.uint8(10 * epoch), np.arange(6) % 3)
+    return Source(lambda epoch, rows: pixels[rows] + np.uint8(5 * epoch), np.arange(6) % 3)
 
 
-@pytest.mark.parametrize("memory_bytes", [1e9, 0], ids=["memory", "disk"])
-def test_each_epoch_reads_the_activations_of_its_view(model, source, tmp_path, memory_bytes):
-    bottom, _ = cut(model, boundary(model, BACKBONE, 1))
-    stored = cached(bottom, source, 2, batch_size=4, folder=tmp_path, memory_bytes=memory_bytes)
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "cache", 1e9, batch_size=4, clock=Clock())
+
+
+def through(network: keras.Model, source: Source, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """What the network makes of these rows, without a store."""
+    return np.asarray(network(source.read(epoch, rows).astype("float32"), training=False))
+
+
+def watched(source: Source) -> tuple[Source, list[int]]:
+    """The same source, and a list that gets an epoch for every batch that is read."""
+    seen = []
+
+    def read(epoch, rows):
+        seen.extend([epoch] * bool(len(rows)))
+        return source.read(epoch, rows)
+
+    return dataclasses.replace(source, read=read), seen
+
+
+def files(store: Store) -> list:
+    return sorted(store.folder.iterdir()) if store.folder.exists() else []
+
+
+@pytest.mark.parametrize("limit_bytes", [1e9, 0], ids=["memory", "disk"])
+def test_each_epoch_reads_the_activations_of_its_view(bottom, source, store, limit_bytes):
+    stored = cached(bottom, source, 2, 0, dataclasses.replace(store, limit_bytes=limit_bytes))
     rows = np.array([4, 1])
     for epoch, view in ((0, 0), (1, 1), (2, 0), (5, 1)):
-        expected = bottom(source.read(view, rows).astype("float32"), training=False)
-        np.testing.assert_allclose(stored.read(epoch, rows), expected, atol=2e-3)  # float16
+        np.testing.assert_allclose(stored.read(epoch, rows), through(bottom, source, view, rows), atol=2e-3)  # float16
     assert not np.allclose(stored.read(0, rows), stored.read(1, rows))
-    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    assert files(store) == []  # nothing is left behind
 
 
-def test_an_activation_too_large_for_float16_stays_finite(tmp_path):
+@pytest.mark.parametrize(("views", "refresh"), [(2, 2), (2, 3), (3, 2)])
+def test_refreshed_every_few_epochs_the_next_views_are_read(bottom, source, store, views, refresh):
+    spied, seen = watched(source)
+    stored, rows = cached(bottom, spied, views, refresh, store), np.array([5, 0, 2])
+    assert set(seen) == set(range(views))
+    for epoch in range(3 * refresh):
+        view = epoch // refresh * views + epoch % refresh % views
+        np.testing.assert_allclose(stored.read(epoch, rows), through(bottom, source, view, rows), atol=2e-3)
+    assert set(seen) == set(range(3 * views))
+    assert len(seen) == 3 * views * 2, "each view is computed once, in two batches"
+
+
+def test_threads_may_ask_across_the_border_of_a_refresh(bottom, source, store):
+    """Two threads read ahead: one may already be in the next views while the other still is in those before."""
+    spied, seen = watched(source)
+    stored, rows = cached(bottom, spied, 2, 3, store), np.arange(6)
+    with ThreadPoolExecutor(2) as pool:
+        for last, first in ((2, 3), (5, 6)):
+            asked = [last, first] * 6
+            expected = {last: through(bottom, source, last // 3 * 2, rows), first: None}
+            expected[first] = through(bottom, source, first // 3 * 2, rows)
+            for epoch, values in zip(asked, pool.map(lambda e: stored.read(e, rows), asked), strict=True):  # noqa: B023
+                np.testing.assert_allclose(values, expected[epoch], atol=2e-3)
+    assert sorted(seen) == sorted(list(range(6)) * 2), "nothing is thrown away while it is still asked for"
+
+
+def test_a_run_that_goes_on_after_a_refresh_reads_what_it_would_have_read(bottom, source, store):
+    rows = np.arange(6)
+    whole, resumed = cached(bottom, source, 2, 3, store), cached(bottom, source, 2, 3, store)
+    expected = [whole.read(epoch, rows) for epoch in range(9)]
+    for epoch in (7, 8):
+        assert resumed.read(epoch, rows).tobytes() == expected[epoch].tobytes()
+
+
+def test_an_activation_too_large_for_float16_stays_finite(store):
     pixel = keras.Input((1,))
-    large = keras.Model(pixel, keras.layers.Rescaling(1e6)(pixel))
-    source = Source(lambda _, rows: np.ones((len(rows), 1), np.uint8), np.zeros(3, int))
-    stored = cached(large, source, 1, batch_size=2, folder=tmp_path, memory_bytes=1e9)
-    assert (stored.read(0, np.arange(3)) == 65504).all()
+    for factor, expected in ((1e6, 65504), (-1e6, -65504), (-2, -2)):
+        network = keras.Model(pixel, layers.Rescaling(factor)(pixel))
+        source = Source(lambda _, rows: np.ones((len(rows), 1), np.uint8), np.zeros(3, int))
+        assert (cached(network, source, 1, 0, store).read(0, np.arange(3)) == expected).all()
 
 
 def test_activations_are_in_order_with_the_smaller_last_batch(model, source):
-    bottom, _ = cut(model, boundary(model, BACKBONE, 0))
+    bottom, _ = cut(model, boundary(model, BACKBONE, HEAD, 0))
     batches = list(activations(inference(bottom), source, 0, 4))
     assert [len(batch) for batch in batches] == [4, 2]
-    expected = bottom(source.read(0, np.arange(6)).astype("float32"), training=False)
-    np.testing.assert_allclose(np.concatenate(batches), expected, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(batches), through(bottom, source, 0, np.arange(6)), atol=1e-5)
 
 
-def test_a_step_on_the_tail_is_a_step_on_the_model(source, tmp_path):
+def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
     """Same loss, and afterwards the same weights, as training the whole model with the same layers frozen."""
     losses, weights = [], []
     for stored in (True, False):
         keras.utils.set_random_seed(0)
-        model = build(BACKBONE, Head(dropout=0), 32, np.ones(3))
+        model = build(BACKBONE, HEAD, 32, np.ones(3))
         freeze(model, BACKBONE, 1)
-        network, inputs, _ = divide(
-            model, boundary(model, BACKBONE, 1) if stored else None, source, None,
-            views=1, batch_size=4, folder=tmp_path, limit_bytes=1e9,
-        )  # fmt: skip
+        tensor = boundary(model, BACKBONE, HEAD, 1) if stored else None
+        network, inputs, _ = divide(model, tensor, [source], None, views=1, refresh=0, store=store)
         compile_for(network, Stage(learning_rate=1e-3, warmup=0), 10, label_smoothing=0, averaged=False)
         batch = inputs.read(0, np.arange(6)).astype("float32")
         losses.append(float(network.train_on_batch(batch, np.eye(3)[source.labels])[0]))
@@ -76,13 +143,217 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, tmp_path):
     assert min(same) > 0.95
 
 
-def test_what_does_not_fit_is_trained_on_pictures_and_says_so(model, source, tmp_path, capsys):
-    tensor = boundary(model, BACKBONE, 1)
-    how = {"views": 4, "batch_size": 4, "folder": tmp_path}
-    assert divide(model, tensor, source, None, **how, limit_bytes=100)[:2] == (model, source)
-    assert "would take" in capsys.readouterr().out
-    assert divide(model, None, source, None, **how, limit_bytes=1e9)[:2] == (model, source)
-    assert "nothing is frozen" in capsys.readouterr().out
-    network, inputs, val = divide(model, tensor, source, source, **how, limit_bytes=1e9)
-    assert network is not model and inputs.read is not source.read
-    assert dataclasses.is_dataclass(val) and len(val) == len(source)
+def test_what_does_not_fit_is_trained_on_pictures_and_says_so(model, source, store, capsys):
+    tensor, how, rows = boundary(model, BACKBONE, HEAD, 1), {"views": 4, "refresh": 0}, np.array([7, 5, 0])
+    needed = 2 * (2 * 6 * 4 + 6) * int(np.prod(tensor.shape[1:]))  # float16, two parts of six in four views, and val
+    for boundary_, limit, said in ((tensor, needed - 1, "would take"), (None, 1e9, "nothing is frozen")):
+        limited = dataclasses.replace(store, limit_bytes=limit)
+        network, inputs, val = divide(model, boundary_, [source, source], source, **how, store=limited)
+        assert network is model and val is source
+        np.testing.assert_array_equal(inputs.read(1, rows), joined([source, source]).read(1, rows))
+        assert said in capsys.readouterr().out
+    enough = dataclasses.replace(store, limit_bytes=needed)
+    network, inputs, val = divide(model, tensor, [source, source], source, **how, store=enough)
+    assert network is not model and network.input_shape == tensor.shape
+    for stored, n in ((inputs, 12), (val, 6)):
+        assert len(stored) == n and stored.read(0, np.arange(n)).shape == (n, *tensor.shape[1:])
+
+
+def test_the_activations_of_several_parts_stand_one_after_the_other(model, bottom, source, store):
+    darker = Source(lambda epoch, rows: source.read(epoch, rows) // 2, source.labels[::-1].copy())
+    tensor, rows = boundary(model, BACKBONE, HEAD, 1), np.array([7, 2, 6, 5])
+    _, inputs, val = divide(model, tensor, [source, darker], darker, views=2, refresh=0, store=store)
+    for epoch in (0, 1, 2):
+        read = inputs.read(epoch, rows)
+        np.testing.assert_allclose(read[[1, 3]], through(bottom, source, epoch % 2, rows[[1, 3]]), atol=2e-3)
+        np.testing.assert_allclose(read[[0, 2]], through(bottom, darker, epoch % 2, rows[[0, 2]] - 6), atol=2e-3)
+        np.testing.assert_allclose(val.read(epoch, rows - 2), through(bottom, darker, 0, rows - 2), atol=2e-3)
+    np.testing.assert_array_equal(inputs.labels, np.concatenate([source.labels, darker.labels]))
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """Ten pictures with a name, as `decode` gives them."""
+    file = tmp_path_factory.mktemp("decoded") / "pixels"
+    array = np.random.default_rng(1).integers(0, 255, (10, 32, 32, 3)).astype(np.uint8)
+    array.tofile(file)
+    return Rows(file, array.shape, np.uint8, 1e9, key="pixels-0123")
+
+
+def augmented(pixels, rows=(0, 1, 2, 3, 4, 5), seed=0, **settings) -> Source:
+    return training_source(pixels, np.array(rows, int), np.arange(10) % 3, Augment(**settings), seed)
+
+
+def test_the_second_time_nothing_is_computed_and_every_bit_is_the_same(bottom, pixels, store):
+    again = dataclasses.replace(store, clock=Clock())  # as tomorrow's run
+    first, second = watched(augmented(pixels)), watched(augmented(pixels))
+    values = store.outputs(bottom, first[0], range(2, 4))[np.arange(12)]
+    assert values.dtype == np.float16 and first[1]
+    for view in (0, 1):
+        expected = through(bottom, first[0], 2 + view, np.arange(6))
+        np.testing.assert_allclose(values[6 * view :][:6], expected, atol=2e-3)
+    assert again.outputs(bottom, second[0], range(2, 4))[np.arange(12)].tobytes() == values.tobytes()
+    assert second[1] == []
+    assert len(files(store)) == 1 and files(store)[0].name.startswith("features-")
+    assert store.clock.seconds["features"] > 0 and "features" not in again.clock.seconds
+
+
+def test_whatever_changes_is_computed_anew(bottom, pixels, store):
+    def computes(network=bottom, source=None, epochs=range(2), **how) -> bool:
+        spied, seen = watched(augmented(pixels) if source is None else source)
+        rows = store.outputs(network, spied, epochs, **how)
+        expected = through(network, spied, epochs.start, np.arange(2))
+        np.testing.assert_allclose(rows[np.arange(2)], expected, atol=2e-3)
+        return len(seen) > 1  # one was for the expectation
+
+    renamed = Rows(Path(pixels._file.name), pixels.shape, np.uint8, 1e9, key="pixels-4567")
+    plain = plain_source(pixels, np.arange(6), np.arange(10) % 3)
+    assert computes() and not computes()
+    for change in (
+        {"epochs": range(3)},
+        {"epochs": range(1, 3)},
+        {"dtype": np.float32},
+        {"source": augmented(pixels, rows=(0, 1, 2, 3, 4, 6))},
+        {"source": augmented(pixels, rows=(1, 0, 2, 3, 4, 5))},
+        {"source": augmented(pixels, seed=1)},
+        {"source": augmented(pixels, policy="light")},
+        {"source": augmented(pixels, flip=False)},
+        {"source": augmented(renamed)},
+        {"source": plain},
+        {"source": mirrored(plain)},
+        {"source": magnified(plain)},
+        {"source": joined([plain, plain])},
+    ):
+        assert computes(**change), f"{change} must not be taken for another"
+        assert not computes(**change)
+    assert not computes(), "and the first is still there"
+
+
+def test_a_change_in_any_weight_makes_another_network(bottom):
+    seen = {fingerprint(bottom)}
+    for weight in bottom.weights:  # the statistics of batch normalisation are among them
+        before = weight.numpy()
+        changed = before.copy()
+        changed.reshape(-1)[-1] += 1e-3
+        weight.assign(changed)
+        seen.add(fingerprint(bottom))
+        weight.assign(before)
+    assert len(seen) == 1 + len(bottom.weights)
+    assert fingerprint(bottom) in seen
+
+
+@pytest.mark.parametrize("name", ["tiny", "convnexttiny"], ids=["flat", "with layers inside layers"])
+def test_neither_names_nor_what_trains_make_another_network(name):
+    settings = Backbone(name=name, weights="none")
+    one, other = (build(settings, HEAD, 32, np.ones(3)) for _ in range(2))
+    other.set_weights(one.get_weights())
+    expected = fingerprint(one)
+    assert fingerprint(other) == expected, "built again, layers without a name of ours are called something else"
+    freeze(one, settings, 1)
+    assert fingerprint(one) == expected
+
+
+def test_settings_and_functions_make_another_network():
+    x = keras.Input((4,))
+    dense = layers.Dense(4)
+    y = dense(x)
+    outputs = {
+        "plain": y,
+        "relu": layers.Activation("relu")(y),
+        "tanh": layers.Activation("tanh")(y),
+        "root": root(y),
+        "root twice": root(root(y)),
+        "another constant": y * ops.rsqrt(ops.abs(y) + 0.02),
+        "two relus": layers.Activation("relu")(layers.Activation("relu")(y)),
+        "skips one": layers.Add()([layers.Activation("relu")(y), y]),
+        "skips two": layers.Add()([layers.Activation("relu")(y), x]),
+    }
+    prints = {name: fingerprint(keras.Model(x, output)) for name, output in outputs.items()}
+    same = [(a, b) for a in prints for b in prints if a < b and prints[a] == prints[b]]
+    assert same == [], "these compute different things and have one name"
+    assert fingerprint(keras.Model(x, root(y))) == prints["root"]
+
+
+@pytest.mark.parametrize("missing", [1, 8, "all"])
+def test_a_file_that_was_cut_short_is_computed_again(bottom, pixels, store, missing):
+    values = store.outputs(bottom, augmented(pixels), range(1))[np.arange(6)]
+    (file,) = files(store)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: 0 if missing == "all" else -missing])
+    spied, seen = watched(augmented(pixels))
+    assert store.outputs(bottom, spied, range(1))[np.arange(6)].tobytes() == values.tobytes()
+    assert seen and file.read_bytes() == whole
+
+
+def test_what_has_no_name_is_not_kept_but_can_be_read(bottom, source, store):
+    for limit in (1e9, 0):
+        limited = dataclasses.replace(store, limit_bytes=limit)
+        rows = limited.outputs(bottom, source, range(2))
+        assert files(store) == []
+        np.testing.assert_allclose(rows[np.array([7])], through(bottom, source, 1, np.array([1])), atol=2e-3)
+
+
+def test_the_oldest_make_room_but_never_the_newest(bottom, pixels, store):
+    hours = iter(range(100))
+
+    def kept(seed: int, limit_bytes: float) -> list[bool]:
+        """Of the seeds so far, whose activations are still there when those of one more were asked for."""
+        limited = dataclasses.replace(store, limit_bytes=limit_bytes)
+        rows = limited.outputs(bottom, augmented(pixels, seed=seed), range(1))
+        assert len(rows[np.arange(6)]) == 6
+        (newest,) = {file.name for file in files(store)} - set(names.values()) or {names.get(seed)}
+        names[seed] = newest
+        os.utime(store.folder / newest, (hour := 3600 * next(hours), hour))  # however fast we are
+        return [(store.folder / name).exists() for name in names.values()]
+
+    names = {}
+    assert kept(0, 1e9) == [True]
+    size = files(store)[0].stat().st_size
+    assert kept(1, 2 * size) == [True, True]
+    assert kept(0, 2 * size) == [True, True]  # it was there, and now it is younger than the other
+    assert kept(2, 2 * size) == [True, False, True]
+    assert kept(3, 2 * size) == [False, False, True, True]
+    assert kept(4, 0) == [False, False, False, False, True]
+
+
+def test_pixels_and_other_files_are_not_taken_for_old_activations(bottom, pixels, store):
+    store.folder.mkdir()
+    (store.folder / "pixels-abc").mkdir()
+    (store.folder / "mine.txt").write_text("keep")
+    dataclasses.replace(store, limit_bytes=0).outputs(bottom, augmented(pixels), range(1))
+    assert {"pixels-abc", "mine.txt"} < {f.name for f in files(store)}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_killed_in_the_middle_it_leaves_nothing_to_be_found(bottom, pixels, store, monkeypatch, named):
+    source = augmented(pixels) if named else dataclasses.replace(augmented(pixels), key="")
+    whole = activations
+
+    def killed(*how):
+        yield next(whole(*how))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "activations", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.outputs(bottom, source, range(2))
+    assert files(store) == []
+    rows = store.outputs(bottom, source, range(2))
+    np.testing.assert_allclose(rows[np.arange(6)], through(bottom, source, 0, np.arange(6)), atol=2e-3)
+
+
+def test_a_picture_that_cannot_be_read_leaves_nothing_to_be_found(bottom, pixels, store):
+    def read(epoch, rows):
+        if 5 in rows:
+            raise OSError("the cable is out")
+        return pixels[rows]
+
+    with pytest.raises(Exception, match="the cable is out"):
+        store.outputs(bottom, Source(read, np.zeros(6, int), "named"), range(1))
+    assert files(store) == []
+
+
+def test_of_no_pictures_there_are_no_activations(bottom, pixels, store):
+    for _ in range(2):
+        rows = store.outputs(bottom, augmented(pixels, rows=()), range(1))
+        assert len(rows) == 0 and rows[np.arange(0)].shape == (0, *bottom.output_shape[1:])

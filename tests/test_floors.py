@@ -15,7 +15,8 @@ PACKAGE = Path(template.__file__).parent
 ROOT = PACKAGE.parent
 PLAN = [{"config", "runs"}, {"data", "model", "evaluate", "suggest"}, {"train", "deploy"}, {"recipe"}]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
-LIGHT = ["config", "runs", *(f"data.{name}" for name in ("images", "examples", "split", "decode", "augment"))]
+LIGHT = ["config", "runs", "suggest"]
+LIGHT += [f"data.{name}" for name in ("images", "examples", "split", "decode", "rows", "augment")]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -44,8 +44,10 @@ class Reads(ast.NodeVisitor):
         self.scopes.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
-        if isinstance(node.targets[0], ast.Name) and self.section(node.value):
-            self.scopes[-1][node.targets[0].id] = self.section(node.value)
+        names, values = ([x] if not isinstance(x, ast.Tuple) else x.elts for x in (node.targets[0], node.value))
+        for name, value in zip(names, values, strict=False):
+            if isinstance(name, ast.Name) and self.section(value):
+                self.scopes[-1][name.id] = self.section(value)
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
@@ -110,6 +112,8 @@ def test_every_setting_is_described(section, field):
         ("for stage in stages: stage.epochs", {("Stage", "epochs")}),
         ("class How:\n  settings: Train\ndef f(how: How): return how.settings.seed", {("Train", "seed")}),
         ("class How:\n  settings: Train\ndef f(how: How):\n  s = how.settings\n  s.seed", {("Train", "seed")}),
+        ("class How:\n  settings: Train\ndef f(how: How):\n  s, t = how.settings, 3\n  s.seed", {("Train", "seed")}),
+        ("class How:\n  settings: Train\ndef f(how: How):\n  s, t = 3, how.settings\n  s.seed", set()),
         ("def f(train: Source): return train.seed", set()),
         ("def f(file: Path): return file.name", set()),
         ("config.data.image_size = 3", {("Config", "data")}),

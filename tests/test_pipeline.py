@@ -1,14 +1,30 @@
 """Batches: every picture once an epoch, with its own label, in an order that can be repeated."""
 
 import dataclasses
+import gc
+import itertools
+import time
+import weakref
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from template.config import Augment
-from template.data.augment import POLICIES, augment
-from template.data.pipeline import Source, ordered_batches, plain_source, shuffled_batches, steps, training_source
+from template.data.augment import POLICIES, augment, magnify
+from template.data.pipeline import (
+    Source,
+    joined,
+    magnified,
+    mirrored,
+    ordered_batches,
+    plain_source,
+    shuffled_batches,
+    steps,
+    training_source,
+)
+from template.data.rows import Rows
 
 CLASSES = 3
 PLAIN = Augment(policy="none", flip=False)
@@ -88,8 +104,8 @@ def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
     pixels = np.zeros((64, 16, 16, 3), np.uint8)
     pixels[:, :, :8] = 200
     data = training_source(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
-    mirrored = data.read(0, np.arange(64))[:, 8, 1, 0] < 100  # the bright half is on the right
-    assert 16 < mirrored.sum() < 48 if flip and policy != "none" else not mirrored.any()
+    turned = data.read(0, np.arange(64))[:, 8, 1, 0] < 100  # the bright half is on the right
+    assert 16 < turned.sum() < 48 if flip and policy != "none" else not turned.any()
 
 
 def test_a_source_reads_its_own_rows_only():
@@ -147,3 +163,207 @@ def test_more_classes_than_labels_are_columns_of_zeros():
     data = Source(lambda epoch, rows: np.zeros((len(rows), 1), np.float32), np.array([2, 0]))
     (_, labels), *_ = ordered_batches(data, 4, 2).as_numpy_iterator()
     np.testing.assert_array_equal(labels, [[0, 0, 1, 0], [1, 0, 0, 0]])
+
+
+# Views and joined parts ------------------------------------------------------------------------------------------
+
+
+def noise(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+
+
+def test_views_are_of_the_pictures_that_the_source_gives_in_that_epoch():
+    data = training_source(noise(9), np.arange(9), np.arange(9) % CLASSES, Augment(policy="medium"), seed=5)
+    chosen = np.array([7, 2, 2])
+    pictures = data.read(3, chosen)
+    np.testing.assert_array_equal(mirrored(data).read(3, chosen), np.flip(pictures, axis=2))
+    np.testing.assert_array_equal(magnified(data).read(3, chosen), magnify(pictures))
+    np.testing.assert_array_equal(mirrored(magnified(data)).read(3, chosen), np.flip(magnify(pictures), axis=2))
+    for view in (mirrored(data), magnified(data), mirrored(magnified(data))):
+        np.testing.assert_array_equal(view.labels, data.labels)
+        ((inputs, _),) = ordered_batches(view, CLASSES, 9).as_numpy_iterator()
+        np.testing.assert_array_equal(inputs, view.read(0, np.arange(9)))
+
+
+def test_joined_sources_read_as_one():
+    """In any order, across the seams, in every epoch; also where one of them is empty."""
+    parts = [noise(5, seed=1), noise(0), noise(7, seed=2), noise(1, seed=3)]
+    labels = np.random.default_rng(4).integers(0, CLASSES, 13)
+    starts = np.cumsum([0, 5, 0, 7])
+
+    def source_of(part: np.ndarray, start: int) -> Source:
+        return Source(lambda epoch, rows: part[rows] + np.uint8(epoch), labels[start : start + len(part)])
+
+    whole, pixels = joined(list(map(source_of, parts, starts))), np.concatenate(parts)
+    assert len(whole) == 13
+    np.testing.assert_array_equal(whole.labels, labels)
+    rng = np.random.default_rng(5)
+    for rows in (np.arange(13), rng.permutation(13), np.array([12, 4, 5, 5, 0]), np.array([2]), np.array([], int)):
+        for epoch in (0, 3):
+            read = whole.read(epoch, rows)
+            assert read.dtype == np.uint8
+            np.testing.assert_array_equal(read, pixels[rows] + np.uint8(epoch))
+    batches = list(shuffled_batches(whole, CLASSES, 4, 0, range(1)).as_numpy_iterator())
+    alone = list(shuffled_batches(Source(lambda _, i: pixels[i], labels), CLASSES, 4, 0, range(1)).as_numpy_iterator())
+    for one, other in zip(batches, alone, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_joined_augmented_parts_vary_as_they_would_alone():
+    pixels, labels = noise(20), np.arange(20) % CLASSES
+    rows = np.random.default_rng(0).permutation(20)
+    parts = [training_source(pixels, some, labels, Augment(), seed=5) for some in (rows[:13], rows[13:])]
+    whole = training_source(pixels, rows, labels, Augment(), seed=5)
+    np.testing.assert_array_equal(joined(parts).read(2, np.arange(20)), whole.read(2, np.arange(20)))
+
+
+# Keys, by which a cache knows what was read ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def known(tmp_path):
+    """Makes `Rows` of pixels under a key, as `decode` does, in memory or in a file."""
+
+    def make(pixels: np.ndarray, key: str, memory_bytes: float = 1e9) -> Rows:
+        (tmp_path / key).write_bytes(pixels.tobytes())
+        return Rows(tmp_path / key, pixels.shape, np.uint8, memory_bytes, key)
+
+    return make
+
+
+def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another_key(known):
+    labels, rows, some = np.arange(20) % CLASSES, np.arange(12), Augment(policy="light", flip=False)
+    one, two = known(noise(20), "one"), known(noise(20, seed=1), "two")
+
+    def varied(pixels=one, rows=rows, settings=some, seed=5) -> Source:
+        return training_source(pixels, rows, labels, settings, seed)
+
+    plain = plain_source(one, rows, labels)
+    sources = {
+        "as it is": plain,
+        "other pixels, as they are": plain_source(two, rows, labels),
+        "other rows, as they are": plain_source(one, rows[::-1], labels),
+        "fewer rows": plain_source(one, rows[:11], labels),
+        "varied": varied(),
+        "other pixels": varied(pixels=two),
+        "other rows": varied(rows=np.roll(rows, 1)),
+        "other seed": varied(seed=6),
+        "other policy": varied(settings=Augment(policy="medium", flip=False)),
+        "flip": varied(settings=Augment(policy="light", flip=True)),
+        "mirrored": mirrored(plain),
+        "magnified": magnified(plain),
+        "mirrored and magnified": mirrored(magnified(plain)),
+        "varied, mirrored": mirrored(varied()),
+        "varied, magnified": magnified(varied()),
+        "joined": joined([plain, varied()]),
+        "joined the other way": joined([varied(), plain]),
+        "joined, one mirrored": joined([plain, mirrored(varied())]),
+    }
+    again = {  # made anew from equal parts
+        "as it is": plain_source(known(noise(20), "one", memory_bytes=0), rows.copy(), labels),
+        "varied": varied(pixels=known(noise(20), "one", memory_bytes=0), rows=rows.astype(np.int32)),
+        "mirrored": mirrored(plain_source(one, rows, labels)),
+        "magnified": magnified(plain_source(one, rows, labels)),
+        "joined": joined([plain_source(one, rows, labels), varied()]),
+    }
+
+    def reads(source: Source) -> list[bytes]:
+        return [source.read(epoch, np.arange(len(source))).tobytes() for epoch in (0, 1)]
+
+    assert all(source.key for source in sources.values())
+    assert len({source.key for source in sources.values()}) == len(sources)
+    for first, second in itertools.combinations(sources.values(), 2):
+        assert reads(first) != reads(second), "or this test would prove nothing"
+    for name, source in again.items():
+        assert source.key == sources[name].key
+        assert reads(source) == reads(sources[name])
+
+
+def test_what_has_no_name_gets_no_key(known):
+    """Pixels in an array, or a function of somebody's own: a cache could not tell them from others."""
+    labels, rows = np.arange(20) % CLASSES, np.arange(12)
+    nameless = [plain_source(noise(20), rows, labels), training_source(noise(20), rows, labels, Augment(), 0)]
+    nameless.append(Source(lambda epoch, i: noise(20)[i], labels))
+    for data in nameless:
+        assert data.key == mirrored(data).key == magnified(data).key == ""
+        assert joined([plain_source(known(noise(20), "one"), rows, labels), data]).key == ""
+
+
+# Memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_gc():
+    """All that is there already is no rubbish, and not looked at again: that would take half a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def held(kind: str, n: int = 48) -> tuple[tf.data.Dataset, weakref.ref]:
+    """A data set, and whether the pixels that it reads from are still there."""
+    pixels, labels = numbered(n)
+    data = Source(lambda _, rows: pixels[rows], labels)
+    if kind == "shuffled":
+        return shuffled_batches(data, CLASSES, 8, 0, range(3)), weakref.ref(pixels)
+    return ordered_batches(data, CLASSES, 8), weakref.ref(pixels)
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "ordered"])
+@pytest.mark.parametrize("read", [0, 2, None], ids=["not at all", "a little", "to the end"])
+def test_a_data_set_that_is_no_longer_used_lets_go_of_its_pixels(kind, read, capfd, quick_gc):
+    batches, pixels = held(kind)
+    list(itertools.islice(iter(batches), read))
+    gc.collect()
+    assert pixels() is not None
+    del batches
+    gc.collect()
+    assert pixels() is None, "TensorFlow holds functions for ever; with them it would hold every run's activations"
+    time.sleep(0.05)
+    assert capfd.readouterr().err == "", "what was read ahead ends without a word"
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "ordered"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        iter,
+        lambda batches: batches.as_numpy_iterator(),
+        lambda batches: batches.prefetch(1),
+        lambda batches: batches.take(6).repeat(2),
+        lambda batches: tf.data.Dataset.zip((batches, batches)),
+        lambda batches: iter(batches.concatenate(batches)),
+    ],
+    ids=["iterator", "numpy", "prefetch", "take", "zip", "concatenate"],
+)
+def test_what_is_made_from_a_data_set_keeps_its_pixels(kind, use, quick_gc):
+    batches, pixels = held(kind)
+    made = use(batches)
+    del batches
+    gc.collect()
+    count = 0
+    for _ in made:
+        gc.collect()
+        count += 1
+    assert count >= 6
+    assert pixels() is not None
+    del made, _
+    gc.collect()
+    assert pixels() is None
+
+
+def test_after_fit_evaluate_and_predict_the_pixels_can_go_and_the_model_stay(quick_gc):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    model.compile("sgd", "mse")
+    for _ in range(2):
+        (training, first), (validation, second) = held("shuffled"), held("ordered")
+        model.fit(training, epochs=3, steps_per_epoch=6, validation_data=validation, shuffle=False, verbose=0)
+        model.evaluate(validation, verbose=0)
+        assert model.predict(validation, verbose=0).shape == (48, CLASSES)
+        gc.collect()
+        assert first() is not None and second() is not None
+        del training, validation
+        gc.collect()
+        assert first() is None and second() is None

@@ -1,34 +1,117 @@
-"""The convex first stage: the right penalty, no leak between views, and the head gives its probabilities."""
+"""The convex first stage: the right penalty, no leak between views, and groups of features that are treated alike."""
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
-from template.config import Backbone, Head
-from template.data.pipeline import Source
-from template.model.build import build
-from template.train.features import activations, cut, inference
-from template.train.probe import fit_probe, probe_head
+from template.train import probe as module
+from template.train.probe import Probe, fit_probe
 
 
-def clouds(n: int, classes: int, signal: float, seed: int = 0):
+def clouds(n: int, classes: int, signal: float, seed: int = 0, width: int = 20):
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % classes
-    centres = generator.normal(size=(classes, 20)) * signal
-    return (centres[labels] + generator.normal(size=(n, 20)) + 5).astype(np.float32), labels
+    centres = generator.normal(size=(classes, width)) * signal
+    return (centres[labels] + generator.normal(size=(n, width)) + 5).astype(np.float32), labels
+
+
+def probabilities(probe: Probe, features: np.ndarray) -> np.ndarray:
+    return softmax(features @ probe.kernel.astype(float) + probe.bias, axis=-1)
+
+
+def by_scikit_learn(views: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:
+    """Probabilities of the first view, by a regression on all views as they are, but for their mean and scale."""
+    mean = views[0].mean(axis=0)
+    scaled = (views - mean) / np.sqrt(np.mean((views[0] - mean) ** 2))
+    reference = LogisticRegression(C=strength / len(views), tol=1e-7, max_iter=5000)
+    reference.fit(np.concatenate(scaled), np.tile(labels, len(views)))
+    return reference.predict_proba(scaled[0])
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_it_is_the_regression_of_scikit_learn_in_the_units_of_the_features(classes):
-    features, labels = clouds(120, classes, 0.7)
-    probe = fit_probe(features[None], labels, classes, seed=0)
-    scale = np.sqrt(np.mean((features - features.mean(axis=0)) ** 2))
-    reference = LogisticRegression(C=probe.strength, tol=1e-6, max_iter=5000)
-    reference.fit((features - features.mean(axis=0)) / scale, labels)
-    expected = reference.predict_proba((features - features.mean(axis=0)) / scale)
-    logits = features @ probe.kernel + probe.bias
-    mine = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(mine, expected, atol=0.02)
+@pytest.mark.parametrize(
+    ("n", "width", "views"), [(120, 20, 1), (24, 200, 1), (24, 200, 2), (24, 40, 2)],
+    ids=["many pictures", "more features than pictures", "than views", "than pictures, but not than views"],
+)  # fmt: skip
+def test_it_is_the_regression_of_scikit_learn_in_the_units_of_the_features(classes, n, width, views):
+    features, labels = clouds(n, classes, 0.4, width=width)
+    noise = np.random.default_rng(1).normal(0, 0.3, (views, n, width))
+    noise[0] = 0
+    seen = (features + noise).astype(np.float32)
+    probe = fit_probe(seen, labels, classes, seed=0)
+    assert probe.kernel.shape == (width, classes) and probe.bias.shape == (classes,)
+    assert probe.kernel.dtype == probe.bias.dtype == np.float32
+    expected = by_scikit_learn(seen.astype(float), labels, probe.strength)
+    assert np.abs(expected - 1 / classes).mean() > 0.02, "a test on guesses would say nothing"
+    np.testing.assert_allclose(probabilities(probe, features), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_rotation_changes_nothing(monkeypatch, views):
+    features, labels = clouds(30, 3, 0.4, width=150)
+    seen = np.stack([features, features[:, ::-1]][:views]).astype(float)
+    exact = LogisticRegression(max_iter=9000, tol=1e-9, warm_start=True)
+    monkeypatch.setattr(module, "_regression", lambda tolerance: clone(exact))
+    rotated = fit_probe(seen, labels, 3, seed=0)
+    monkeypatch.setattr(module, "_rotated", lambda x: (x, np.eye(x.shape[-1], dtype=x.dtype)))
+    as_they_are = fit_probe(seen, labels, 3, seed=0)
+    assert rotated.strength == as_they_are.strength
+    assert rotated.accuracy == as_they_are.accuracy
+    assert rotated.cross_entropy == pytest.approx(as_they_are.cross_entropy, abs=1e-4)
+    expected = probabilities(as_they_are, features)
+    np.testing.assert_allclose(probabilities(rotated, features), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "width"), [(5, 12), (6, 12), (12, 6)])
+def test_rotated_coordinates_are_those_of_an_orthonormal_basis(n, width):
+    features = np.random.default_rng(0).normal(size=(2, n, width))
+    features[1, 0] = features[0, 0]  # of less than full rank
+    rotated, basis = module._rotated(features)
+    assert rotated.shape == (2, n, min(2 * n, width))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-9)
+    np.testing.assert_allclose(rotated @ basis.T, features, atol=1e-9)
+
+
+def test_the_units_of_a_group_of_features_change_nothing():
+    features, labels = clouds(60, 3, 0.3, width=30)
+    plain, widths = fit_probe(features[None], labels, 3, seed=0, widths=[10, 20]), [10, 20]
+    for columns, units in ((slice(10, 30), 1000), (slice(0, 10), 1000), (slice(0, 10), 1e-3)):
+        scaled = features.copy()
+        scaled[:, columns] *= units
+        probe = fit_probe(scaled[None], labels, 3, seed=0, widths=widths)
+        assert probe.strength == plain.strength
+        assert probe.cross_entropy == pytest.approx(plain.cross_entropy, abs=1e-3)
+        np.testing.assert_allclose(probabilities(probe, scaled), probabilities(plain, features), atol=2e-3)
+        together = fit_probe(scaled[None], labels, 3, seed=0)
+        assert np.abs(probabilities(together, scaled) - probabilities(plain, features)).max() > 0.05
+
+
+def test_the_width_of_a_group_of_features_changes_nothing():
+    """A block of 190 units counts as much as one of 10: here they say the same, each nineteen times."""
+    features, labels = clouds(60, 3, 0.3, width=20)
+    wide = np.concatenate([np.tile(features[:, :10], 19), features[:, 10:]], axis=1)
+    probe = fit_probe(features[None], labels, 3, seed=0, widths=[10, 10])
+    again = fit_probe(wide[None], labels, 3, seed=0, widths=[190, 10])
+    assert probe.strength >= 10 * module.STRENGTHS[0], "or the other could not be a tenth of it"
+    assert again.strength == pytest.approx(probe.strength / 10)  # ten times the features, all of variance one
+    np.testing.assert_allclose(probabilities(again, wide), probabilities(probe, features), atol=5e-3)
+
+
+def test_one_group_is_what_no_groups_are():
+    features, labels = clouds(60, 3, 0.5)
+    one, none = fit_probe(features[None], labels, 3, seed=0, widths=[20]), fit_probe(features[None], labels, 3, seed=0)
+    np.testing.assert_array_equal(one.kernel, none.kernel)
+
+
+def test_a_feature_or_a_group_that_is_always_the_same_does_no_harm():
+    features, labels = clouds(60, 3, 2.0)
+    constant = np.concatenate([features, np.full((60, 5), 7, np.float32)], axis=1)
+    for widths in (None, [20, 5]):
+        probe = fit_probe(constant[None], labels, 3, seed=0, widths=widths)
+        assert np.isfinite(probe.kernel).all() and np.isfinite(probe.bias).all()
+        assert (probabilities(probe, constant).argmax(axis=1) == labels).mean() > 0.9
 
 
 def test_noise_is_penalised_hard_and_signal_is_not():
@@ -36,21 +119,62 @@ def test_noise_is_penalised_hard_and_signal_is_not():
     signal = fit_probe(clouds(60, 3, 3.0)[0][None], np.arange(60) % 3, 3, seed=0)
     assert noise.strength < signal.strength
     assert noise.cross_entropy == pytest.approx(np.log(3), abs=0.02)  # as good as saying nothing
-    assert signal.cross_entropy < 0.1
+    assert signal.cross_entropy < 0.1 and signal.accuracy == 1
 
 
-def test_the_cross_validated_accuracy_is_honest_about_noise_with_mirrored_views():
+@pytest.mark.parametrize("width", [20, 400], ids=["few features", "enough to know each picture by heart"])
+def test_the_cross_validated_accuracy_is_honest_about_noise_with_mirrored_views(width):
     """A view of a held-out picture in the training folds would make noise look learnable."""
-    noise, labels = clouds(90, 3, 0.0)
-    views = np.stack([noise, noise + 0.01])
-    assert abs(fit_probe(views, labels, 3, seed=0).accuracy - 1 / 3) < 0.17  # 3 standard deviations of 90 guesses
+    noise, labels = clouds(90, 3, 0.0, width=width)
+    views = np.stack([noise, noise + np.float32(0.01)])
+    probe = fit_probe(views, labels, 3, seed=0)
+    assert abs(probe.accuracy - 1 / 3) < 0.17  # 3 standard deviations of 90 guesses
+    assert probe.cross_entropy > np.log(3) - 0.05
+    assert (probabilities(probe, noise).argmax(axis=1) == labels).mean() > (0.9 if width == 400 else 0.4)
+
+
+def test_no_view_of_a_held_out_picture_is_learned_from(monkeypatch):
+    """Each feature vector carries the number of its picture; in cross-validation, learned and judged never meet."""
+    features, labels = clouds(20, 2, 0.5, width=3)
+    features[:, 0] = np.arange(20)
+    learned, met = set(), []
+    fit, predict = LogisticRegression.fit, LogisticRegression.predict_proba
+
+    def numbers(x):
+        return set(np.round(x[:, 0], 3))  # of both views, as only the other columns differ
+
+    def spy_fit(self, x, y):
+        learned.clear()
+        learned.update(numbers(x))
+        return fit(self, x, y)
+
+    def spy_predict(self, x):
+        met.append(learned & numbers(x))
+        assert len(learned | numbers(x)) == 20
+        return predict(self, x)
+
+    monkeypatch.setattr(LogisticRegression, "fit", spy_fit)
+    monkeypatch.setattr(LogisticRegression, "predict_proba", spy_predict)
+    other = features + np.array([0, 1, 2], np.float32)
+    fit_probe(np.stack([features, other]), labels, 2, seed=0)
+    assert len(met) == 5 * len(module.STRENGTHS) * 2 and not set().union(*met)
+
+
+def test_the_probabilities_judged_are_the_mean_of_those_of_the_views():
+    features, labels = clouds(90, 3, 1.5)
+    nonsense = np.random.default_rng(3).normal(5, 1, features.shape).astype(np.float32)
+    alone = fit_probe(features[None], labels, 3, seed=0)
+    both = fit_probe(np.stack([features, nonsense]), labels, 3, seed=0)
+    assert both.cross_entropy > alone.cross_entropy + 0.1
+    same = fit_probe(np.stack([features, features]), labels, 3, seed=0)
+    assert same.cross_entropy == pytest.approx(alone.cross_entropy, abs=1e-6)
 
 
 def test_a_class_of_one_picture_can_still_be_fitted():
     features, labels = clouds(9, 2, 3.0)
     labels = np.array([0] * 8 + [1])
     probe = fit_probe(features[None], labels, 2, seed=0)
-    assert np.isfinite(probe.kernel).all() and np.isnan(probe.accuracy)
+    assert np.isfinite(probe.kernel).all() and np.isnan(probe.accuracy) and np.isnan(probe.cross_entropy)
 
 
 def test_views_do_not_change_the_weight_of_a_picture():
@@ -59,12 +183,8 @@ def test_views_do_not_change_the_weight_of_a_picture():
     np.testing.assert_allclose(once.kernel, twice.kernel, atol=0.01)
 
 
-def test_the_head_of_the_model_gives_the_logits_of_the_probe():
-    pixels = np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3)).astype(np.uint8)
-    source = Source(lambda _, rows: pixels[rows], np.arange(12) % 3)
-    model = build(Backbone(name="tiny", weights="none"), Head(), 32, np.ones(3))
-    probe = probe_head(model, source, flip=True, batch_size=5, seed=0)
-    bottom, _ = cut(model, model.get_layer("logits").input)
-    features = np.concatenate(list(activations(inference(bottom), source, 0, 5)))
-    logits = model(pixels.astype("float32"), training=False)
-    np.testing.assert_allclose(logits, features @ probe.kernel + probe.bias, atol=1e-4)
+def test_it_is_a_function_of_the_features_and_the_seed():
+    features, labels = clouds(45, 3, 0.3)
+    one, same, other = (fit_probe(features[None], labels, 3, seed=seed) for seed in (0, 0, 1))
+    assert one.kernel.tobytes() == same.kernel.tobytes() and one.cross_entropy == same.cross_entropy
+    assert other.cross_entropy != one.cross_entropy  # other folds

@@ -21,10 +21,12 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from template import config as configuration
 from template import recipe
-from template.config import Backbone, Config, Data, Stage, Train
+from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.images import load_image
+from template.deploy.predictor import classify, load_run
 from template.evaluate.predictions import Predictions
+from template.model.backbones import build_backbone
 
 CLASSES = ("across", "disc", "upright")
 STAGES = (Stage(unfreeze=0, epochs=2, learning_rate=3e-3), Stage(unfreeze="all", epochs=3, learning_rate=3e-3))
@@ -161,7 +163,8 @@ def test_the_saved_model_says_what_the_predictions_say(run, pictures):
 def test_metrics_are_those_of_the_predictions(run):
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert metrics == run.result
-    assert set(metrics) == {"test", "val", "seconds"}  # and "probe" with pretrained weights
+    assert set(metrics) == {"test", "val", "choices", "seconds"}  # and "probe" with pretrained weights
+    assert metrics["choices"] == {}, "nothing was `auto`"
     for said, scores in ((run.test, metrics["test"]), (run.val, metrics["val"])):
         truth, guess = said.labels, said.logits.argmax(axis=1)
         assert scores["images"] == 9
@@ -175,8 +178,9 @@ def test_metrics_are_those_of_the_predictions(run):
 def test_the_seconds_name_every_phase_and_hold_no_more_than_the_whole(run):
     seconds = dict(run.result["seconds"])
     total = seconds.pop("total")
-    assert {"decode", "training", "evaluation"} <= set(seconds)
-    assert 0 < sum(seconds.values()) <= total
+    assert set(seconds) == {"decode", "probe", "features", "stage 1", "stage 2", "final fit", "evaluation"}
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) <= total
 
 
 @pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png"])
@@ -314,3 +318,117 @@ def test_mixed_precision_computes_in_bfloat16_and_answers_in_float32(home, pictu
     assert logits.dtype == np.float32
     rounded = tf.cast(tf.cast(logits, tf.bfloat16), tf.float32).numpy()
     assert (rounded != logits).mean() > 0.5, "answers that were bfloat16 all along"
+
+
+# From pretrained weights, with everything left open
+
+
+@pytest.fixture(scope="module")
+def weights(home) -> Path:
+    """A file of random weights, which count as pretrained ones."""
+    keras.utils.set_random_seed(3)
+    network = build_backbone(Backbone(name="tiny", weights="none"), 32)
+    network.save_weights(home / "tiny.weights.h5")
+    return home / "tiny.weights.h5"
+
+
+def left_open(path: Path, weights: Path, **data) -> Config:
+    return dataclasses.replace(
+        settings(path, stages=(), train={"final_fit": "auto"}, resize="auto", **data),
+        augment=Augment(flip=False),
+        backbone=Backbone(name="tiny", weights=str(weights)),
+        head=Head(levels="auto", root="auto"),
+        evaluate=Evaluate(mirror=True, magnify=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def probed(home, pictures, weights) -> Run:
+    return train(left_open(pictures, weights), home / "probed")
+
+
+def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
+    chosen, choices = configuration.load(probed.folder / "config.toml"), probed.result["choices"]
+    assert set(choices) == {"head.levels", "head.root", "data.resize"}
+    assert json.loads((probed.folder / "choices.json").read_text()) == choices
+    for key, losses in choices.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(chosen, section), name)
+        assert value != "auto"
+        assert len(losses) > 1 and all(np.isfinite(list(losses.values())))
+        assert losses[str(value)] <= min(losses.values()) / 0.97 + 1e-3, "an earlier option stays where it is as good"
+        assert f"{key} = {value}: " in probed.printed
+    unchanged = {"levels": "auto", "root": "auto"}
+    assert dataclasses.replace(chosen.head, **unchanged) == probed.config.head
+    assert dataclasses.replace(chosen.data, resize="auto") == probed.config.data
+    assert chosen.train == probed.config.train
+
+
+def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):
+    assert configuration.load(probed.folder / "config.toml").stages == ()
+    assert "stages from the data: none" in probed.printed
+    assert probed.result["probe"] == probed.result["val"]
+    assert set(probed.result["seconds"]) == {"decode", "probe", "features", "final fit", "evaluation", "total"}
+    assert not (probed.folder / "learning_curves.png").exists()
+    assert "learning_curves" not in (probed.folder / "report.md").read_text(), "a report of no epochs shows none"
+
+
+def test_the_predictor_says_what_the_run_said(probed, pictures):
+    """All views that the settings ask for, as the run had averaged them."""
+    config, classes, model = load_run(probed.folder)
+    assert classes == CLASSES
+    files = [pictures / str(name) for name in probed.test.ids]
+    said = np.stack([probabilities for _, probabilities in classify(model, config, files)])
+    np.testing.assert_allclose(said, probed.test.probabilities, rtol=0, atol=1e-5)
+    for views in (Evaluate(), Evaluate(mirror=True), Evaluate(magnify=True)):
+        fewer = classify(model, dataclasses.replace(config, evaluate=views), files)
+        assert np.abs(np.stack([p for _, p in fewer]) - said).max() > 1e-3, "or a view more would prove nothing"
+
+
+def test_a_run_that_is_resumed_keeps_its_choices(home, probed):
+    folder = home / "resumed"
+    shutil.copytree(probed.folder, folder)
+    (folder / "metrics.json").unlink()
+    again = train(configuration.load(folder / "config.toml"), folder)
+    without_seconds = [{k: v for k, v in one.result.items() if k != "seconds"} for one in (again, probed)]
+    assert without_seconds[0] == without_seconds[1]
+    assert "cross-validated cross-entropy" not in again.printed, "chosen once"
+
+
+def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, pictures, weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(home / "user"))
+    monkeypatch.chdir(home)
+    config = dataclasses.replace(
+        settings(pictures, SHORT, {"final_fit": "yes"}, cache="~/cache"),
+        backbone=Backbone(name="tiny", weights=str(weights)),
+    )
+    first, second = train(config, home / "first"), train(config, home / "second")
+    assert "features" in first.result["seconds"]
+    assert "features" not in second.result["seconds"], "all of them were found"
+    assert second.test.logits.tobytes() == first.test.logits.tobytes()
+    assert second.weights == first.weights
+    assert list((home / "user" / "cache").glob("features-*")) and not (home / "~").exists()
+
+
+def test_a_class_of_one_training_picture_leaves_nothing_to_vote_with(home, weights, tmp_path):
+    """It cannot be held out, so no option can be judged: the first of each is taken."""
+    folder = class_folders(tmp_path / "pictures")
+    for number in range(3, 12):
+        (folder / "disc" / f"{number:02d}.png").unlink()
+    done = train(left_open(folder, weights), tmp_path / "run")
+    chosen = configuration.load(done.folder / "config.toml")
+    assert (chosen.head.levels, chosen.data.resize) == (1, "crop")
+    json.loads((done.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_stages_are_taken_from_the_number_of_pictures_only_where_the_recipe_names_none(pictures, weights):
+    config = left_open(pictures, weights)
+    config = dataclasses.replace(config, head=Head())
+    assert recipe.suggested(config, 100).stages == ()
+    assert [stage.unfreeze for stage in recipe.suggested(config, 500).stages] == [1]
+    hidden = dataclasses.replace(config, head=Head(hidden=8))
+    assert [stage.unfreeze for stage in recipe.suggested(hidden, 100).stages] == [0], "no probe: the head must learn"
+    scratch = dataclasses.replace(config, backbone=Backbone(name="tiny", weights="none"))
+    assert [stage.unfreeze for stage in recipe.suggested(scratch, 100).stages] == ["all"]
+    named = dataclasses.replace(config, stages=SHORT)
+    assert recipe.suggested(named, 100) == named

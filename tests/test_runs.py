@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -110,6 +112,105 @@ def test_clock_adds_up_under_each_name(monkeypatch):
         raise RuntimeError("the time was spent all the same")
     assert clock.seconds == {"decode": 5.0, "training": 15.0}
     assert clock.total() == 23.0
+
+
+@pytest.fixture
+def wait(monkeypatch):
+    """Lets seconds pass on the clock of this process."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    return passes
+
+
+def test_the_seconds_of_an_inner_block_are_not_those_of_the_block_around_it(wait):
+    clock = runs.Clock()
+    with clock("stage 1"):
+        wait(1)
+        with clock("features"):
+            wait(10)
+            with clock("decode"):
+                wait(100)
+            wait(20)
+        wait(2)
+        with clock("features"):
+            wait(30)
+    wait(1000)
+    with clock("features"):
+        wait(40)
+    assert clock.seconds == {"stage 1": 3, "features": 100, "decode": 100}
+    assert clock.total() == 1203
+
+
+def test_a_block_inside_one_of_the_same_name_is_counted_once(wait):
+    clock = runs.Clock()
+    with clock("probe"):
+        wait(1)
+        with clock("probe"):
+            wait(2)
+        wait(4)
+    assert clock.seconds == {"probe": 7}
+
+
+def test_a_failure_inside_an_inner_block_loses_no_time(wait):
+    clock = runs.Clock()
+    with pytest.raises(RuntimeError), clock("stage 1"):
+        wait(1)
+        with clock("features"):
+            wait(2)
+            raise RuntimeError
+    with clock("evaluation"):  # stands alone again
+        wait(4)
+    assert clock.seconds == {"stage 1": 1, "features": 2, "evaluation": 4}
+
+
+def test_whatever_the_blocks_they_add_up_to_the_time_inside_the_outermost(wait):
+    clock, generator, inside = runs.Clock(), random.Random(0), 0.0
+
+    def block(depth: int) -> float:
+        spent = 0.0
+        with clock(generator.choice("abc")):
+            for _ in range(generator.randint(0, 3 - depth)):
+                seconds = generator.randint(0, 9)
+                wait(seconds)
+                spent += seconds + block(depth + 1)
+        return spent
+
+    for _ in range(50):
+        inside += block(0)
+        wait(1)
+        assert sum(clock.seconds.values()) == inside <= clock.total()
+        assert min(clock.seconds.values()) >= 0
+    assert clock.total() == inside + 50
+
+
+def test_a_block_of_another_thread_takes_no_time_from_the_blocks_of_this_one(wait):
+    """With `refresh`, the threads that read ahead compute activations, perhaps beyond the end of a stage."""
+    clock, begun, end = runs.Clock(), threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with clock("features"):
+            begun.set()
+            end.wait(10)
+
+    thread = threading.Thread(target=compute)
+    with clock("stage 1"):
+        wait(8)
+        thread.start()
+        begun.wait(10)
+    with clock("evaluation"):
+        wait(4)
+        end.set()
+        thread.join(10)
+    with clock("final fit"):
+        wait(2)
+    assert clock.seconds["stage 1"] == 8
+    assert clock.seconds["final fit"] == 2
+    assert min(clock.seconds.values()) >= 0
+    assert sum(clock.seconds.values()) <= clock.total() == 14
 
 
 def test_environment_names_the_versions_that_are_installed():

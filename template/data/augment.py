@@ -39,6 +39,9 @@ class Policy:
     erasing: float = 0.0
     """Chance that a rectangle of 2 to 20 % of the area is overwritten with one random colour
     (Zhong et al. 2020, "Random Erasing Data Augmentation")."""
+    only: int = 0
+    """Of rotation, shear, brightness, contrast, saturation and hue, apply so many to a picture, drawn anew for each,
+    at full strength (as in RandAugment, Cubuk et al. 2020); 0 for all of them, at a strength drawn from the range."""
 
 
 POLICIES = {
@@ -47,6 +50,8 @@ POLICIES = {
     "medium": Policy(area=0.5, aspect=4 / 3, rotation=10, brightness=0.2, contrast=0.2, saturation=0.2, hue=5),
     "heavy": Policy(area=0.25, aspect=4 / 3, rotation=20, shear=10, translation=0.05, brightness=0.4, contrast=0.4,
                     saturation=0.4, hue=15, erasing=0.3),
+    "random": Policy(area=0.5, aspect=4 / 3, rotation=25, shear=15, brightness=0.4, contrast=0.4, saturation=0.6,
+                     hue=20, only=2),
 }  # fmt: skip
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -65,56 +70,80 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
     Returns:
         uint8 [n, size, size, 3].
     """
-    if policy == Policy():
+    if policy == Policy() or not len(images):
         return images
     size = images.shape[1]
-    out = np.empty_like(images)
-    for image, index, result in zip(images, indices, out, strict=True):
-        u = draws(seed, epoch, int(index))
-        warp, colour = warp_matrix(u, policy, size), colour_matrix(u, policy)
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(image, warp, (size, size), dst=result, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-        if not np.array_equal(colour, np.eye(3, 4)):
-            cv2.transform(result, colour, dst=result)
-        if u[12] < policy.erasing:
-            top, left, bottom, right = _rectangle(u[13:17], size)
-            result[top:bottom, left:right] = u[17:20] * 255
+    u = choose(np.stack([draws(seed, epoch, int(index)) for index in indices]), policy)
+    warps, colours = warp_matrix(u, policy, size), colour_matrix(u, policy)
+    recoloured = (colours != np.eye(3, 4)).any(axis=(1, 2))
+    out, flags = np.empty_like(images), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for row, result in enumerate(out):
+        cv2.warpAffine(images[row], warps[row], (size, size), result, flags, cv2.BORDER_REFLECT_101)
+        if recoloured[row]:
+            cv2.transform(result, colours[row], result)
+        if u[row, 12] < policy.erasing:
+            top, left, bottom, right = _rectangle(u[row, 13:17], size)
+            result[top:bottom, left:right] = u[row, 17:20] * 255
+    return out
+
+
+def magnify(images: np.ndarray) -> np.ndarray:
+    """The middle of pictures uint8 [n, size, size, 3], two thirds of each side, at the size of the whole."""
+    size, out = images.shape[1], np.empty_like(images)
+    matrix = np.column_stack([np.eye(2) * 2 / 3, np.full(2, (size - 1) / 6)])
+    for image, result in zip(images, out, strict=True):
+        cv2.warpAffine(image, matrix, (size, size), result, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return out
 
 
 def draws(seed: int, epoch: int, index: int) -> np.ndarray:
-    """20 uniform numbers in [0, 1) that belong to this picture in this epoch (Philox, a counter-based generator)."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(20)
+    """26 uniform numbers in [0, 1) that belong to this picture in this epoch (Philox, a counter-based generator)."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(26)
+
+
+def choose(u: np.ndarray, policy: Policy) -> np.ndarray:
+    """Numbers [n, 26] of which, if the policy says so, only a few variations remain, at full strength either way."""
+    if policy.only:
+        some, u = [2, 3, 7, 8, 9, 10], u.copy()  # rotation, shear, brightness, contrast, saturation, hue
+        chosen = u[:, 20:26].argsort(axis=1).argsort(axis=1) < policy.only
+        u[:, some] = np.where(chosen, u[:, some].round(), 0.5)
+    return u
 
 
 def warp_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
-    """Affine map from output pixel (x, y, 1) to input pixel (x, y), float64 [2, 3].
+    """Affine maps from output pixel (x, y, 1) to input pixel (x, y), float64 [..., 2, 3], for numbers u [..., 26].
 
     Linear part: rotation * shear * scale(crop width, crop height, mirrored or not), about the crop's centre.
     """
-    area = 1 - u[0] * (1 - policy.area)
-    stretch = np.sqrt(policy.aspect ** (2 * u[1] - 1))
-    width, height = np.minimum(np.sqrt(area) * np.array([stretch, 1 / stretch]), 1)
-    turn, slant = np.deg2rad((2 * u[2:4] - 1) * [policy.rotation, policy.shear])
-    mirror = -1 if policy.flip and u[4] < 0.5 else 1
-    rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    linear = rotate @ np.array([[1, np.tan(slant)], [0, 1]]) @ np.diag([mirror * width, height])
+    side = np.sqrt(1 - u[..., 0] * (1 - policy.area))
+    stretch = policy.aspect ** (u[..., 1] - 0.5)
+    crop = np.minimum(np.stack([side * stretch, side / stretch], axis=-1), 1)
+    turn, slant = np.deg2rad(_either_way(u[..., 2], policy.rotation)), np.deg2rad(_either_way(u[..., 3], policy.shear))
+    cos, sin, tan = np.cos(turn), np.sin(turn), np.tan(slant)
+    linear = np.stack([cos, cos * tan - sin, sin, sin * tan + cos], axis=-1).reshape(*u.shape[:-1], 2, 2)
+    linear = linear * crop[..., None, :]
+    linear[..., 0] *= np.where(policy.flip & (u[..., 4] < 0.5), -1, 1)[..., None]
     middle = (size - 1) / 2
-    slack = (1 - np.array([width, height])) / 2 + policy.translation
-    centre = middle + (2 * u[5:7] - 1) * slack * size
-    return np.column_stack([linear, centre - linear @ [middle, middle]])
+    centre = middle + size * _either_way(u[..., 5:7], (1 - crop) / 2 + policy.translation)
+    return np.concatenate([linear, (centre - linear.sum(axis=-1) * middle)[..., None]], axis=-1)
 
 
 def colour_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
-    """Affine map of colours (r, g, b, 1) in 0-255, float64 [3, 4]: hue, then saturation, contrast, brightness."""
+    """Affine maps of colours (r, g, b, 1) in 0-255, float64 [..., 3, 4]: hue, saturation, contrast, brightness."""
     strengths = np.array([policy.brightness, policy.contrast, policy.saturation])
-    brightness, contrast, saturation = 1 + (2 * u[7:10] - 1) * strengths
-    angle = np.deg2rad((2 * u[10] - 1) * policy.hue)
+    brightness, contrast, saturation = np.moveaxis(1 + _either_way(u[..., 7:10], strengths), -1, 0)[..., None, None]
+    angle = np.deg2rad(_either_way(u[..., 10], policy.hue))[..., None, None]
     # Rodrigues' rotation about (1, 1, 1) / sqrt(3): greys stay as they are.
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    matrix = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    matrix = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
     matrix = (saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMINANCE, (3, 1))) @ matrix
-    return brightness * np.column_stack([contrast * matrix, np.full(3, (1 - contrast) * 127.5)])
+    shift = (1 - contrast) * np.full((3, 1), 127.5)
+    return brightness * np.concatenate([contrast * matrix, shift], axis=-1)
+
+
+def _either_way(u: np.ndarray, most: float | np.ndarray) -> np.ndarray:
+    """Uniform in [0, 1) to uniform in [-most, most)."""
+    return (2 * u - 1) * most
 
 
 def _rectangle(u: np.ndarray, size: int) -> tuple[int, int, int, int]:

@@ -36,7 +36,7 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
     shape = (int(good.sum()), data.image_size, data.image_size, 3)
     skipped = [(str(examples.ids[row]), reason) for row, reason in bad.items()]
     examples = dataclasses.replace(examples, digests=digests).take(good, skipped)
-    return examples, Rows(folder / "pixels", shape, np.uint8, data.memory_gb * 2**30)
+    return examples, Rows(folder / "pixels", shape, np.uint8, data.memory_gb * 2**30, key=folder.name)
 
 
 def _whole(folder: Path, n: int, size: int) -> bool:

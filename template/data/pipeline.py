@@ -1,9 +1,11 @@
 """From pixels to batches: shuffled, augmented, one-hot labels, a few batches ahead of the network."""
 
 import dataclasses
+import hashlib
 import math
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..config import Augment
-from .augment import POLICIES, augment
+from .augment import POLICIES, augment, magnify
 from .rows import Rows
 
 
@@ -22,10 +24,12 @@ class Source:
     Args:
         read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
         labels: int64 [n].
+        key: names what is read: of two sources with one key, all batches are equal. Empty if nobody knows.
     """
 
     read: Callable[[int, np.ndarray], np.ndarray]
     labels: np.ndarray
+    key: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,17 +38,50 @@ class Source:
 def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
     """These rows of the pixels and labels, augmented anew in every epoch."""
     policy = dataclasses.replace(POLICIES[settings.policy], flip=settings.flip and settings.policy != "none")
-    return Source(lambda epoch, i: augment(pixels[rows[i]], policy, seed, epoch, rows[i]), labels[rows])
+
+    def read(epoch: int, i: np.ndarray) -> np.ndarray:
+        return augment(pixels[rows[i]], policy, seed, epoch, rows[i])
+
+    return Source(read, labels[rows], _key(pixels, rows, policy, seed))
 
 
 def plain_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray) -> Source:
     """These rows of the pixels and labels as they are."""
-    return Source(lambda _, i: pixels[rows[i]], labels[rows])
+    return Source(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows))
 
 
 def mirrored(source: Source) -> Source:
     """The pictures of a source, left and right exchanged."""
-    return Source(lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], source.labels)
+    key = source.key and f"{source.key} mirrored"
+    return Source(lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], source.labels, key)
+
+
+def magnified(source: Source) -> Source:
+    """The middle of the pictures of a source, as large as the whole: two thirds of the width and of the height."""
+    key = source.key and f"{source.key} magnified"
+    return Source(lambda epoch, rows: magnify(source.read(epoch, rows)), source.labels, key)
+
+
+def joined(sources: Sequence[Source]) -> Source:
+    """Several sources, one after the other."""
+    starts = np.cumsum([0, *map(len, sources)])
+
+    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+        example = sources[0].read(epoch, rows[:0])
+        out = np.empty((len(rows), *example.shape[1:]), example.dtype)
+        for source, start, stop in zip(sources, starts, starts[1:], strict=False):
+            mine = (rows >= start) & (rows < stop)
+            out[mine] = source.read(epoch, rows[mine] - start)
+        return out
+
+    key = " + ".join(s.key for s in sources) if all(s.key for s in sources) else ""
+    return Source(read, np.concatenate([s.labels for s in sources]), key)
+
+
+def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:
+    """Name of what is read, if the pixels have one (an array has none)."""
+    key = getattr(pixels, "key", "")
+    return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {how}"
 
 
 def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
@@ -53,11 +90,11 @@ def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, e
     The order is a function of (seed, epoch). Every example occurs once an epoch: instead of dropping the last batch,
     or training batch normalisation on a batch of one, batches differ in size by at most one.
     """
-    count = steps(source, batch_size)
+    n, count = len(source), steps(source, batch_size)
 
     def rows(step: int) -> tuple[int, np.ndarray]:
         epoch, number = divmod(step, count)
-        order = np.random.default_rng([seed, epoch]).permutation(len(source))
+        order = np.random.default_rng([seed, epoch]).permutation(n)
         return epoch, np.array_split(order, count)[number]
 
     return _batches(source, classes, rows, range(epochs.start * count, epochs.stop * count))
@@ -65,9 +102,10 @@ def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, e
 
 def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Dataset:
     """Batches of (inputs, one-hot labels) in order, the smaller last one included, for `evaluate` and `predict`."""
+    n = len(source)
 
     def rows(step: int) -> tuple[int, np.ndarray]:
-        return 0, np.arange(len(source))[step * batch_size :][:batch_size]
+        return 0, np.arange(n)[step * batch_size :][:batch_size]
 
     return _batches(source, classes, rows, range(steps(source, batch_size)))
 
@@ -81,9 +119,12 @@ def _batches(source: Source, classes: int, rows: Callable, numbers: range) -> tf
     """Map step numbers to batches in a few threads, in order, a few ahead of the network."""
     cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
     example = source.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
+    # TensorFlow never lets go of a function that it was given, and with it of all that the function holds.
+    held = [source]
+    del source
 
     def batch(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        epoch, chosen = rows(int(number))
+        source, (epoch, chosen) = held[0], rows(int(number))
         one_hot = source.labels[chosen, None] == np.arange(classes)
         return source.read(epoch, chosen), one_hot.astype(np.float32)
 
@@ -92,4 +133,7 @@ def _batches(source: Source, classes: int, rows: Callable, numbers: range) -> tf
         return tf.ensure_shape(inputs, (None, *example.shape[1:])), tf.ensure_shape(labels, (None, classes))
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
-    return dataset.map(call, num_parallel_calls=max(2, (os.cpu_count() or 2) // 2), deterministic=True).prefetch(2)
+    threads = max(2, (os.cpu_count() or 2) // 2)
+    dataset = dataset.map(call, num_parallel_calls=threads, deterministic=True).prefetch(2)
+    weakref.finalize(dataset, held.clear)
+    return dataset

@@ -17,15 +17,17 @@ class Rows:
         shape: of the array.
         dtype: of the values.
         memory_bytes: an array of at most this size is read into memory now.
+        key: names the contents; empty if nobody knows.
     """
 
-    def __init__(self, file: Path, shape: tuple[int, ...], dtype: type, memory_bytes: float) -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
+    def __init__(self, file: Path, shape: tuple[int, ...], dtype: type, memory_bytes: float, key: str = "") -> None:
+        self.shape, self.dtype, self.key = shape, np.dtype(dtype), key
         self._bytes = math.prod(shape[1:]) * self.dtype.itemsize
         self._file = file.open("rb")
         self._array = None
         if shape[0] * self._bytes <= memory_bytes:
-            self._array = np.fromfile(self._file, dtype).reshape(shape)
+            with self._file:
+                self._array = np.fromfile(self._file, dtype).reshape(shape)
 
     def __len__(self) -> int:
         return self.shape[0]

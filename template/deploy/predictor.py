@@ -12,6 +12,7 @@ from scipy.special import softmax
 from .. import config as configuration
 from .. import runs
 from ..config import Config
+from ..data.augment import magnify
 from ..data.examples import DataError
 from ..data.images import BadImageError, ImageSource, load_image
 from ..model.build import build
@@ -46,7 +47,7 @@ def classify(
 
     Args:
         model: from `load_run`.
-        config: its configuration, for image size, resizing, batch size and mirroring.
+        config: its configuration, for image size, resizing, batch size and views.
         sources: files, bytes or arrays.
 
     Yields:
@@ -70,7 +71,11 @@ def classify(
                 # Filled up to one shape, because TensorFlow traces the network anew for each.
                 batch = np.zeros((size, *model.input_shape[1:]), np.float32)
                 batch[: len(good)] = [loaded[row] for row in good]
-                views = [batch, batch[:, :, ::-1]] if config.evaluate.mirror else [batch]
+                views = [batch]
+                if config.evaluate.magnify:
+                    views.append(magnify(batch))
+                if config.evaluate.mirror:
+                    views += [view[:, :, ::-1] for view in views]
                 said = [softmax(np.asarray(model.predict_on_batch(view), np.float64), axis=1) for view in views]
                 for row, probabilities in zip(good, np.mean(said, axis=0), strict=False):  # no more: those were filled
                     results[row] = probabilities

@@ -11,8 +11,9 @@ def markdown(
     """Write the report of a run.
 
     Args:
-        metrics: `{"test": ..., "val": ..., "seconds": ...}`; test and val as `metrics.score` gives them, test or None;
-            with `"probe"`, the validation scores of the logistic regression that training began with.
+        metrics: `{"test": ..., "val": ..., "seconds": ..., "choices": ...}`; test and val as `metrics.score` gives
+            them, test or None; with `"probe"`, the validation scores of the logistic regression that training began
+            with; `choices` is {setting: {option: cross-entropy}}.
         what: one line on the data and the model.
         history: one row an epoch.
         skipped: (id, reason) of pictures that were left out.
@@ -45,12 +46,21 @@ def markdown(
     for name, row in measured["classes"].items():
         cells = ["undefined" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
         lines.append(f"| {_safe(name)} | {row['images']:.0f} | {' | '.join(cells)} |")
-    lines += ["", "## Training", "", "![learning curves](learning_curves.png)", ""]
+    lines += ["", "## Training", ""]
+    if metrics.get("choices"):
+        lines += [
+            "Settings left open, and the cross-entropy of each option in cross-validation on training pictures:",
+            "",
+        ]
+        for setting, losses in metrics["choices"].items():
+            lines.append(f"- `{setting}`: " + ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items()))
+        lines.append("")
+    lines += ["![learning curves](learning_curves.png)", ""] if history else []
+    lines += ["| stage | epochs | best validation cross-entropy | accuracy there |", "|---|---|---|---|"]
     if metrics.get("probe"):
-        lines += [f"The logistic regression on frozen features that it began with: validation accuracy "
-                  f"{percent(metrics['probe']['accuracy'])}, cross-entropy "
-                  f"{metrics['probe']['cross_entropy']['value']:.3f}.", ""]  # fmt: skip
-    lines += ["| stage | epochs | best epoch's validation cross-entropy | accuracy there |", "|---|---|---|---|"]
+        probe = metrics["probe"]
+        lines.append(f"| 0: logistic regression on frozen features | | {probe['cross_entropy']['value']:.3f} | "
+                     f"{probe['accuracy']['value']:.3f} |")  # fmt: skip
     for stage in sorted({row["stage"] for row in history}):
         rows = [row for row in history if row["stage"] == stage]
         best = min(rows, key=lambda row: (math.isnan(row["val_cross_entropy"]), row["val_cross_entropy"]))

@@ -6,6 +6,7 @@ Add one by adding a row; tests/test_backbones.py then takes it through build, fr
 import os
 import re
 import socket
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -125,7 +126,10 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # Keras downloads without any time limit
     try:
-        backbone = family.build(include_top=False, weights=weights, **shape, **alpha)
+        with warnings.catch_warnings():
+            # At other sizes than those it was trained at, MobileNet warns that it takes the weights of 224 pixels.
+            warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
+            backbone = family.build(include_top=False, weights=weights, **shape, **alpha)
     except Exception as error:
         raise _explained(error, settings, image_size) from error
     finally:

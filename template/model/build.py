@@ -5,30 +5,34 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from ..config import Backbone, ConfigError, Head
 from .backbones import block_numbers, build_backbone
 
 
 def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Sequence[float]) -> keras.Model:
-    """Build the classifier.
+    """Build the classifier: `attach` of `build_backbone`."""
+    return attach(build_backbone(backbone, image_size), backbone, head, class_frequencies)
+
+
+def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies: Sequence[float]) -> keras.Model:
+    """Put a head on a backbone.
 
     Flat, so that any layer can be cut, frozen or looked into; without `training=`, which Keras 3.15 would not keep.
 
     Args:
-        backbone: which network and weights.
-        head: pooling, dropout, hidden layer, penalties.
-        image_size: side of the square pictures.
+        base: from `build_backbone`.
+        backbone: the settings it was built with.
+        head: levels, pooling, dropout, hidden layer, penalties.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms,
             so that the loss starts at the entropy of the classes and not above it.
 
     Returns:
         Model from float32 [n, size, size, 3], RGB 0-255, to float32 logits [n, classes].
     """
-    base = build_backbone(backbone, image_size)
     penalty = {"kernel_regularizer": keras.regularizers.L1L2(head.l1, head.l2)} if head.l1 or head.l2 else {}
-    x = _pool(base.output, head.pooling)
+    x = pooled(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
     if head.hidden:
         x = layers.Dense(head.hidden, "relu", kernel_initializer="he_normal", name="head_hidden", **penalty)(x)
@@ -42,6 +46,42 @@ def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Se
         **penalty,
     )(x)
     return keras.Model(base.inputs[0], logits, name=backbone.name)  # `input` is a list of one, and asks for lists
+
+
+def pooled(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
+    """Features of pictures, [n, features]: the outputs of the top `head.levels` blocks, pooled, the topmost last.
+
+    Low blocks see edges and colours, high ones the things of ImageNet. Where the pictures are far from ImageNet, a
+    linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
+    """
+    outputs = levels(base, backbone)
+    if head.levels > len(outputs):
+        raise ConfigError(
+            f"head.levels: {backbone.name} has {len(outputs)} blocks to look at. Received: {head.levels}. "
+            f"Choose 1 to {len(outputs)}."
+        )
+    features = [_pool(level, head.pooling, depth) for depth, level in enumerate(reversed(outputs[-head.levels :]))]
+    x = layers.Concatenate(name="pool_levels")(features[::-1]) if len(features) > 1 else features[0]
+    return root(x) if head.root else x
+
+
+def levels(base: keras.Model, backbone: Backbone) -> list[keras.KerasTensor]:
+    """Output of each block of a backbone (or of the classifier on it), lowest first."""
+    numbers = block_numbers(base, backbone.name)
+    firsts = {}  # first layer of each block
+    for name, block in numbers.items():
+        firsts.setdefault(block, name)
+    blocks = sorted(block for block in firsts if block is not None)
+    return [*(base.get_layer(firsts[block]).input for block in blocks[1:]), base.outputs[0]]
+
+
+def root(x: keras.KerasTensor) -> keras.KerasTensor:
+    """sign(x) * sqrt(|x|), smooth at zero: many small features are heard beside few large ones.
+
+    Power normalisation (Perronnin et al. 2010, "Improving the Fisher Kernel for Large-Scale Image Classification").
+    Takes arrays too.
+    """
+    return x * ops.rsqrt(ops.abs(x) + 0.01)
 
 
 def freeze(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> int:
@@ -91,23 +131,31 @@ def lowest_block(model: keras.Model, backbone: Backbone, unfreeze: int | str) ->
     return blocks[-min(unfreeze, len(blocks))] if unfreeze else float("inf")
 
 
-def boundary(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> keras.KerasTensor | None:
-    """Tensor below which everything is frozen: input of the lowest thawed block, or of the head; None for "all"."""
+def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int | str) -> keras.KerasTensor | None:
+    """Tensor below which everything is frozen and which everything above comes from; None for "all".
+
+    It is the input of the head, or of the lowest thawed block; of a lower one if the head looks at lower levels.
+    """
     if unfreeze == "all":
         return None
+    if unfreeze == 0:
+        return model.get_layer("head_dropout").input
+    numbers = block_numbers(model, backbone.name)
     lowest = lowest_block(model, backbone, unfreeze)
-    for name, block in block_numbers(model, backbone.name).items():
-        if name == "head_dropout" or block == lowest:
-            return model.get_layer(name).input
-    raise ValueError(f"{model.name} was not made by build(): it has no layer head_dropout")
+    if head.levels > 1:
+        blocks = sorted({block for block in numbers.values() if block is not None})
+        lowest = min(lowest, blocks[1 - head.levels])
+    return next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
 
 
-def _pool(features: keras.KerasTensor, pooling: str) -> keras.KerasTensor:
-    mean = layers.GlobalAveragePooling2D(name="pool_avg")
-    peak = layers.GlobalMaxPooling2D(name="pool_max")
+def _pool(level: keras.KerasTensor, pooling: str, depth: int) -> keras.KerasTensor:
+    """Pool the output of the block this deep below the top."""
+    suffix = f"_{depth}_below_top" if depth else ""
+    mean = layers.GlobalAveragePooling2D(name=f"pool_avg{suffix}")
+    peak = layers.GlobalMaxPooling2D(name=f"pool_max{suffix}")
     if pooling == "both":
-        return layers.Concatenate(name="pool")([mean(features), peak(features)])
-    return (mean if pooling == "avg" else peak)(features)
+        return layers.Concatenate(name=f"pool{suffix}")([mean(level), peak(level)])
+    return (mean if pooling == "avg" else peak)(level)
 
 
 def _head_names(model: keras.Model) -> set[str]:

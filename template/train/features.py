@@ -1,18 +1,21 @@
 """While the lower blocks are frozen, run them once: activations at the boundary, for several augmented views."""
 
-import tempfile
-from collections.abc import Callable, Iterator
+import functools
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ..data.pipeline import Source, ordered_batches
+from .. import runs
+from ..data.pipeline import Source, joined, ordered_batches
 from ..data.rows import Rows
-
-FLOAT16_MAX = float(np.finfo(np.float16).max)
-"""Activations beyond it are stored as it: an infinity would become NaN in the first step."""
 
 
 def cut(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
@@ -25,6 +28,7 @@ def cut(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, k
     return keras.Model(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
 
 
+@functools.lru_cache(maxsize=4)  # tracing takes as long as the passes of a hundred pictures
 def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """A network as a compiled function from pictures of any number type to float32, not training."""
     return tf.function(
@@ -39,9 +43,70 @@ def activations(network: Callable, source: Source, epoch: int, batch_size: int) 
         yield network(inputs).numpy()
 
 
-def cached(
-    bottom: keras.Model, source: Source, views: int, *, batch_size: int, folder: Path, memory_bytes: float
-) -> Source:
+@dataclass(frozen=True)
+class Store:
+    """A folder of activations, each known by what it was computed from: network, weights and pictures.
+
+    So the final fit finds what the stages computed, and tomorrow's run what today's did.
+
+    Args:
+        folder: may be deleted; what is needed is computed again.
+        limit_bytes: of all files; the oldest make room for new ones.
+        batch_size: of the passes.
+        clock: which adds up their seconds as `features`.
+    """
+
+    folder: Path
+    limit_bytes: float
+    batch_size: int
+    clock: runs.Clock
+
+    def outputs(self, network: keras.Model, source: Source, epochs: range, dtype: type = np.float16) -> Rows:
+        """Outputs of a network, not training, over epochs of a source: [epochs * n, ...], computed or found.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        shape = (len(epochs) * len(source), *network.output_shape[1:])
+        name = f"{fingerprint(network)} {source.key} {epochs} {np.dtype(dtype)}"
+        file = self.folder / f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if not (source.key and file.exists() and file.stat().st_size == size):
+            file = file if source.key else self.folder / f".tmp-features-{os.getpid()}-{id(source)}"
+            self._compute(network, source, epochs, dtype, file)
+        else:
+            os.utime(file)
+        rows = Rows(file, shape, dtype, self.limit_bytes / 8)
+        if not source.key:  # nobody could find it again
+            file.unlink()
+        return rows
+
+    def _compute(self, network: keras.Model, source: Source, epochs: range, dtype: type, file: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        function, most = inference(network), float(np.finfo(dtype).max)
+        with self.clock("features"), runs.replacing(file) as temporary, temporary.open("wb") as out:
+            for epoch in epochs:
+                for batch in activations(function, source, epoch, self.batch_size):
+                    # Beyond the range: an infinity would become NaN in the first step.
+                    out.write(np.clip(batch, -most, most).astype(dtype).tobytes())
+        files = sorted(self.folder.glob("features-*"), key=lambda f: f.stat().st_mtime, reverse=True)
+        for old, total in zip(files, np.cumsum([f.stat().st_size for f in files]), strict=True):
+            if total > self.limit_bytes and old != file:
+                old.unlink()
+
+
+def fingerprint(network: keras.Model) -> str:
+    """Digest of what a network computes: the settings of its operations, without their names, and its weights."""
+    digest = hashlib.sha256(f"{keras.__version__} {network.input_shape} {network.output_shape}".encode())
+    for operation in network.operations:
+        settings = {key: value for key, value in operation.get_config().items() if key not in {"name", "trainable"}}
+        digest.update(f"{type(operation).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
+        for weight in getattr(operation, "weights", ()):
+            digest.update(np.ascontiguousarray(weight.numpy()))
+    return digest.hexdigest()
+
+
+def cached(bottom: keras.Model, source: Source, views: int, refresh: int, store: Store) -> Source:
     """Run a frozen network over several views of a source, and give its outputs in place of its inputs.
 
     Epoch e of the result is view e modulo `views`, float16: for no more epochs than views, training on it sees what
@@ -51,31 +116,35 @@ def cached(
         bottom: from `cut`.
         source: what `bottom` takes.
         views: how many epochs of the source to store.
-        batch_size: of the passes.
-        folder: where the values go; their file has no name and is gone with the process.
-        memory_bytes: values of at most this size are held in memory.
+        refresh: compute other views after so many epochs, 0 for never.
+        store: where to.
     """
-    n, shape, network = len(source), bottom.output_shape[1:], inference(bottom)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-features-") as file:
-        for view in range(views):
-            for batch in activations(network, source, view, batch_size):
-                file.write(np.clip(batch, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).tobytes())
-        file.flush()
-        values = Rows(Path(file.name), (views * n, *shape), np.float16, memory_bytes)
-    return Source(lambda epoch, rows: values[(epoch % views) * n + rows], source.labels)
+    n, lock, held = len(source), threading.Lock(), {}
+
+    def values(generation: int) -> Rows:
+        with lock:  # two threads may read ahead
+            if generation not in held:
+                held.pop(generation - 2, None)
+                held[generation] = store.outputs(bottom, source, range(generation * views, (generation + 1) * views))
+            return held[generation]
+
+    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+        generation = epoch // refresh if refresh else 0
+        return values(generation)[(epoch - generation * refresh) % views * n + rows]
+
+    values(0)
+    return Source(read, source.labels)
 
 
 def divide(
     model: keras.Model,
     boundary: keras.KerasTensor | None,
-    train: Source,
+    train: Sequence[Source],
     val: Source | None,
     *,
     views: int,
-    batch_size: int,
-    folder: Path,
-    limit_bytes: float,
+    refresh: int,
+    store: Store,
 ) -> tuple[keras.Model, Source, Source | None]:
     """What to train, and on what: the tail above a boundary on stored activations, or the whole model on pictures.
 
@@ -85,21 +154,21 @@ def divide(
     Args:
         model: with everything below the boundary frozen.
         boundary: input of its lowest trainable block, or None if nothing is frozen.
-        train: pictures, augmented.
+        train: pictures, augmented, in one part or several.
         val: pictures, or None.
         views: epochs of the pictures to store.
-        batch_size: of the passes.
-        folder: for activations that do not fit into memory.
-        limit_bytes: of storage; a quarter of it in memory.
+        refresh: compute other views after so many epochs, 0 for never.
+        store: for activations.
     """
     if boundary is None:
         print("  on pictures: nothing is frozen below what trains")
-        return model, train, val
+        return model, joined(train), val
     bottom, tail = cut(model, boundary)
-    size = 2 * len(train) * views * int(np.prod(bottom.output_shape[1:]))
-    if size > limit_bytes:
+    inputs = sum(map(len, train)) * views + (len(val) if val else 0)
+    size = 2 * inputs * int(np.prod(bottom.output_shape[1:]))
+    if size > store.limit_bytes:
         print(f"  on pictures: {views} views of activations would take {size / 2**30:.1f} GiB")
-        return model, train, val
+        return model, joined(train), val
     print(f"  on {views} stored views, activations {bottom.output_shape[1:]}, {size / 2**20:,.0f} MiB")
-    how = {"batch_size": batch_size, "folder": folder, "memory_bytes": limit_bytes / 4}
-    return tail, cached(bottom, train, views, **how), val and cached(bottom, val, 1, **how)
+    parts = [cached(bottom, part, views, refresh, store) for part in train]
+    return tail, joined(parts), val and cached(bottom, val, 1, 0, store)

@@ -1,6 +1,5 @@
 """Fine-tuning as a list of stages: thaw, train, average, keep the best, thaw more."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +8,19 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
-from ..config import Backbone, Stage, Train
+from ..config import Backbone, Head, Stage, Train
 from ..data.pipeline import Source, ordered_batches, shuffled_batches, steps
 from ..model.build import boundary, freeze
 from .callbacks import Checkpoint, KeepBest, Log, State, read_checkpoint
-from .features import divide
+from .features import Store, divide
 
-EMA_MOMENTUM = 0.9
-"""Per step. Small data have few steps an epoch: this averages over about the last twenty."""
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Points on the line from the weights before a stage to those after it, tried on validation."""
+EMA_MOMENTUM = 0.97
+"""Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
+SHARES = (0.5, 1.0)
+"""Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,17 @@ class How:
 
     Args:
         backbone: the settings that the model was built with.
+        head: likewise.
         stages: what to thaw, how long and how fast.
-        settings: batch size, monitor, patience, seed, size of the feature cache.
-        cache: folder for activations that do not fit into memory.
+        settings: batch size, monitor, patience, seed.
+        store: for activations of frozen blocks.
     """
 
     backbone: Backbone
+    head: Head
     stages: Sequence[Stage]
     settings: Train
-    cache: Path
+    store: Store
 
 
 def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) -> State:
@@ -54,43 +57,54 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
     Returns:
         Where the training stands at the end: its `history`, and in `plan` what repeats it without validation.
     """
-    settings = how.settings
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(how.stages))[state.stage :]:
         title = f"stage {number + 1}/{len(how.stages)}"
         if state.gain < stage.only_if_gain:
             print(f"{title}: skipped, the stage before lowered the loss by {state.gain:.0%} only")
             state.plan.append({"start": state.epoch, "epochs": 0, "averaged": False, "share": 0.0})
-            state.stage = number + 1
-            continue
-        trained = freeze(model, how.backbone, stage.unfreeze)
-        print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
-        assign(model.variables, saved.get("model", model.variables))
-        network, inputs, held_out = _divided(model, stage, train, val, how)
-        compile_for(network, stage, stage.epochs * steps(train, settings.batch_size), settings.label_smoothing)
-        assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
-        validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
-        if not saved:
-            state.start, state.wait, state.best_epoch = state.epoch, 0, None
-            start = _score(network, validation, settings.monitor)
-            state.best = start if math.isfinite(start) else None
-        before = saved.get("before") or network.get_weights()
-        keep = KeepBest(state, f"val_{settings.monitor}", settings.patience, saved.get("best") or before)
-        saved = {}
-        end = state.start + stage.epochs
-        if state.epoch < end and state.wait < settings.patience:
-            log = Log(state, folder, title, end, len(train))
-            checkpoint = Checkpoint(state, folder / "checkpoints", model, keep, before)
-            _run_epochs(network, inputs, settings, range(state.epoch, end), validation, [keep, log, checkpoint])
-        network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
-        chosen = _choose(network, validation, state, settings.monitor, before, keep.weights)
-        print(f"{title}: kept {chosen.pop('words')}")
-        state.plan.append({"start": state.start, **chosen})
+        else:
+            with how.store.clock(f"stage {number + 1}"):
+                state.plan.append(_fit_stage(model, train, val, how, state, saved, folder))
+            saved = {}
         state.stage = number + 1
     return state
 
 
-def repeat(model: keras.Model, train: Source, plan: Sequence[dict], how: How) -> None:
+def _fit_stage(
+    model: keras.Model, train: Source, val: Source, how: How, state: State, saved: dict, folder: Path
+) -> dict:
+    """Train the stage that `state` is at, from its beginning or from where `saved` stopped.
+
+    Returns:
+        What was kept, for `plan`; the model has these weights.
+    """
+    settings, stage, title = how.settings, how.stages[state.stage], f"stage {state.stage + 1}/{len(how.stages)}"
+    trained = freeze(model, how.backbone, stage.unfreeze)
+    print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
+    assign(model.variables, saved.get("model", model.variables))
+    network, inputs, held_out = _divided(model, stage, [train], val, how)
+    compile_for(network, stage, stage.epochs * steps(train, settings.batch_size), settings.label_smoothing)
+    assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
+    validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
+    if not saved:
+        state.start, state.wait, state.best_epoch = state.epoch, 0, None
+        start = float(network.evaluate(validation, verbose=0, return_dict=True)[settings.monitor])
+        state.best = start if math.isfinite(start) else None
+    before = saved.get("before") or network.get_weights()
+    keep = KeepBest(state, f"val_{settings.monitor}", settings.patience, saved.get("best") or before)
+    end = state.start + stage.epochs
+    if state.epoch < end and state.wait < settings.patience:
+        log = Log(state, folder, title, end, len(train))
+        checkpoint = Checkpoint(state, folder / "checkpoints", model, keep, before)
+        _run_epochs(network, inputs, settings, range(state.epoch, end), validation, [keep, log, checkpoint])
+    network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
+    chosen = _choose(network, validation, held_out.labels, state, settings.monitor, before, keep.weights)
+    print(f"{title}: kept {chosen.pop('words')}")
+    return {"start": state.start, **chosen}
+
+
+def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], how: How) -> None:
     """Train a fresh model as `fit` did, for as many epochs and with the same averages, but without validation.
 
     So the pictures that made the choices are learned from too: with few pictures that is worth more than knowing the
@@ -98,17 +112,18 @@ def repeat(model: keras.Model, train: Source, plan: Sequence[dict], how: How) ->
 
     Args:
         model: as `fit` received it.
-        train: augmented inputs, training and validation pictures together.
+        train: augmented inputs, in parts: the training pictures and those of validation.
         plan: from `fit`: `start`, `epochs`, `averaged` and `share` of each stage.
         how: as in `fit`.
     """
+    images = sum(map(len, train))
     for number, (stage, done) in enumerate(zip(how.stages, plan, strict=True), start=1):
         if done["share"]:
-            print(f"again on all {len(train)} pictures: stage {number}, {done['epochs']} epochs")
+            print(f"again on all {images} pictures: stage {number}, {done['epochs']} epochs")
             freeze(model, how.backbone, stage.unfreeze)
-            network, inputs, _ = _divided(model, dataclasses.replace(stage, epochs=done["epochs"]), train, None, how)
+            network, inputs, _ = _divided(model, stage, train, None, how)
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
-            total = stage.epochs * steps(train, how.settings.batch_size)
+            total = stage.epochs * steps(inputs, how.settings.batch_size)
             compile_for(network, stage, total, how.settings.label_smoothing, averaged=done["averaged"])
             before = network.get_weights()
             _run_epochs(network, inputs, how.settings, range(done["start"], done["start"] + done["epochs"]))
@@ -162,14 +177,12 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
 
 
 def _divided(
-    model: keras.Model, stage: Stage, train: Source, val: Source | None, how: How
+    model: keras.Model, stage: Stage, train: Sequence[Source], val: Source | None, how: How
 ) -> tuple[keras.Model, Source, Source | None]:
     """What a stage trains, and on what: the tail on stored activations if that pays, else the whole on pictures."""
     views = min(stage.views or stage.epochs, stage.epochs)
-    limit = how.settings.feature_cache_gb * 2**30
-    tensor = boundary(model, how.backbone, stage.unfreeze)
-    storage = {"batch_size": how.settings.batch_size, "folder": how.cache, "limit_bytes": limit}
-    return divide(model, tensor, train, val, views=views, **storage)
+    tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
+    return divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
 
 
 def _run_epochs(
@@ -193,35 +206,70 @@ def _run_epochs(
     )
 
 
-def _score(network: keras.Model, validation: tf.data.Dataset, monitor: str) -> float:
-    return float(network.evaluate(validation, verbose=0, return_dict=True)[monitor])
-
-
 def _choose(
-    network: keras.Model, validation: tf.data.Dataset, state: State, monitor: str, before: list, best: list
-) -> dict:
-    """Leave the best of: before the stage, its best epoch, its moving average, and points on the lines between."""
-    sign = 1 if monitor in {"accuracy", "macro_f1"} else -1
-    averaged = network.get_weights()
-    ends = [(state.epoch - state.start, True, averaged)]
+    network: keras.Model, validation: tf.data.Dataset, labels: np.ndarray, state: State, monitor: str, before: list,
+    best: list,
+) -> dict:  # fmt: skip
+    """Leave the moving average of the stage, or halfway to it, unless validation is sure of something better.
+
+    That may be the best single epoch, or the weights from before. Sure means by more than one standard error: a few
+    dozen pictures cannot see what a stage is worth, and the best of a dozen epochs is mostly the luckiest.
+    """
+    epochs = state.epoch - state.start
+    average = network.get_weights()
+    tried = [
+        (f"{s:.0%} of the way to its moving average", epochs, True, s, between(before, average, s)) for s in SHARES
+    ]
     if state.best_epoch is not None:
-        ends.append((state.best_epoch - state.start, False, best))
-    tried = [({"epochs": 0, "averaged": False, "share": 0.0, "words": "the weights from before"}, before)]
-    for epochs, is_average, weights in ends:
-        name = "moving average" if is_average else f"epoch {state.start + epochs}"
-        for share in SHARES:
-            words = f"{share:.0%} of the way to its {name}"
-            entry = {"epochs": epochs, "averaged": is_average, "share": share, "words": words}
-            tried.append((entry, between(before, weights, share)))
+        tried.append((f"its epoch {state.best_epoch}", state.best_epoch - state.start, False, 1.0, best))
+    tried.append(("the weights from before", 0, False, 0.0, before))
 
-    def score(weights: list[np.ndarray]) -> float:
+    losses = []
+    for *_, weights in tried:
         network.set_weights(weights)
-        return _score(network, validation, monitor)
+        losses.append(picture_losses(network.predict(validation, verbose=0), labels, monitor))
+    means = np.array([np.inf if np.isnan(loss).any() else loss.mean() for loss in losses])
+    winner = int(np.argmin(means[: len(SHARES)]))
+    for challenger in range(len(SHARES), len(tried)):
+        error = np.std(losses[winner] - losses[challenger]) / math.sqrt(len(labels))
+        if means[challenger] + np.nan_to_num(error) < means[winner]:
+            winner = challenger
 
-    scores = np.array([score(weights) for _, weights in tried])
-    winner = int(np.argmax(np.where(np.isfinite(scores), sign * scores, -np.inf)))
-    network.set_weights(tried[winner][1])
-    state.best = float(scores[winner])
-    state.gain = float((scores[0] - scores[winner]) / (scores[0] if sign < 0 else scores[0] - 1)) if winner else 0.0
-    tried[winner][0]["words"] += f", validation {monitor.replace('_', '-')} {scores[winner]:.3f} (was {scores[0]:.3f})"
-    return tried[winner][0]
+    words, epochs, averaged, share, weights = tried[winner]
+    network.set_weights(weights)
+    scores = network.evaluate(validation, verbose=0, return_dict=True)
+    state.best = float(scores[monitor])
+    state.gain = max(0.0, float(1 - means[winner] / means[-1])) if 0 < means[-1] < np.inf else 0.0
+    words += f", validation accuracy {scores['accuracy']:.3f}, loss {means[winner]:.3f} (before {means[-1]:.3f})"
+    return {"epochs": epochs, "averaged": averaged, "share": share, "words": words}
+
+
+def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
+    """Loss of each validation picture, by which weights are chosen: right or wrong, or cross-entropy at the best
+    temperature.
+
+    Of a few dozen pictures the plain cross-entropy mostly says how sure a network is of itself, which grows with every
+    epoch and which one number mends (temperature scaling, Guo et al. 2017, "On calibration of modern neural networks").
+
+    Args:
+        logits: float [n, classes].
+        labels: int64 [n].
+        monitor: as in the settings. The F1 score is no mean over pictures; wrong pictures of a class count for it as
+            one over the pictures of that class, which is the balanced error.
+
+    Returns:
+        float64 [n].
+    """
+    logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits).all():
+        return np.full(len(labels), np.nan)
+    if monitor != "cross_entropy":
+        counts = np.bincount(labels)
+        weights = len(labels) / np.count_nonzero(counts) / counts[labels] if monitor == "macro_f1" else 1.0
+        return (logits.argmax(axis=1) != labels) * weights
+
+    def cross_entropy(log_temperature: float) -> np.ndarray:
+        return -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels]
+
+    best = minimize_scalar(lambda t: cross_entropy(t).mean(), bounds=(-2, 3), method="bounded").x
+    return cross_entropy(best)

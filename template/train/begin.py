@@ -1,0 +1,157 @@
+"""How training begins: settings that the probe chooses, and a model whose head is the probe."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from ..config import Backbone, Config, Data, Head
+from ..data.pipeline import Source, mirrored
+from ..model.backbones import BACKBONES, build_backbone
+from ..model.build import attach, levels, pooled, root
+from .features import Store
+from .probe import Probe, fit_probe
+
+VOTERS = 1000
+"""Training pictures that decide about `auto` settings; more would take longer and say the same."""
+MARGIN = 0.97
+"""An option replaces those before it in the list only if its cross-entropy is lower than so much of theirs."""
+
+
+def probes(config: Config) -> bool:
+    """Whether training begins with logistic regression: on pretrained features, and no hidden layer above them."""
+    return config.train.probe and config.backbone.weights != "none" and not config.head.hidden
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the first option wherever it says `auto`."""
+    for section, name, options in _choices(config):
+        config = _with(config, section, name, options[0])
+    return config
+
+
+def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tuple[Config, keras.Model, dict]:
+    """Replace every `auto` by the option that cross-validation of the probe on training pictures likes best.
+
+    One setting after another, each with the best of those before it; no gradient is needed, and every picture votes.
+
+    Args:
+        config: with or without `auto`.
+        look: training pictures as they are, for settings of size and squaring.
+        store: for features.
+
+    Returns:
+        The configuration without `auto`, the backbone for its image size, and the cross-entropies of all options,
+        {setting: {option: nats}}.
+    """
+    chosen, votes = settled(config), {}
+    backbone = functools.cache(lambda size: build_backbone(config.backbone, size))
+    for section, name, options in _choices(config) if probes(config) else ():
+        losses, best = {}, options[0]
+        for option in options:
+            trial = _with(chosen, section, name, option)
+            source = look(trial.data)
+            features = probe_features(backbone(trial.data.image_size), trial, [source], store)
+            losses[option] = _vote(features, source.labels, trial)
+            best = option if losses[option] < MARGIN * losses[best] else best
+        chosen = _with(chosen, section, name, best)
+        votes[f"{section}.{name}"] = {str(option): round(loss, 4) for option, loss in losses.items()}
+        said = ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())
+        print(f"{section}.{name} = {best}: cross-validated cross-entropy {said}")
+    return chosen, backbone(chosen.data.image_size), votes
+
+
+def begin(base: keras.Model, config: Config, train: Sequence[Source], store: Store) -> keras.Model:
+    """A model to start training from; where the recipe begins with a probe, that is its head.
+
+    Args:
+        base: from `build_backbone`.
+        config: without `auto`.
+        train: training pictures as they are, in one part or several.
+        store: for features.
+    """
+    labels = np.concatenate([part.labels for part in train])
+    model = attach(base, config.backbone, config.head, np.bincount(labels))
+    if probes(config):
+        fit_head(model, base, config, train, store)
+    return model
+
+
+def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Sequence[Source], store: Store) -> Probe:
+    """Fit a probe on training pictures, and make it the output layer of a model."""
+    labels = np.concatenate([part.labels for part in train])
+    head = model.get_layer("logits")
+    features, widths = selected(probe_features(base, config, train, store), config.head)
+    probe = fit_probe(features, labels, head.units, config.train.seed, widths)
+    head.set_weights([probe.kernel, probe.bias])
+    print(
+        f"probe on {len(labels)} pictures: accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} "
+        f"(cross-validated; strength {probe.strength:.2g})"
+    )
+    return probe
+
+
+def probe_features(
+    base: keras.Model, config: Config, sources: Sequence[Source], store: Store
+) -> tuple[np.ndarray, list[int]]:
+    """What a probe of any number of levels could learn from: float16 [views, n, features], and features a level.
+
+    Always of the top half of the blocks, so that they are computed once, whatever is chosen of them.
+    """
+    head = dataclasses.replace(config.head, levels=max(config.head.levels, *_levels(config)), root=False)
+    network, widths = _probe_network(base, config.backbone, head)
+    flips = [lambda source: source, mirrored] if config.augment.flip else [lambda source: source]
+    views = [
+        np.concatenate([store.outputs(network, flip(source), range(1))[np.arange(len(source))] for source in sources])
+        for flip in flips
+    ]
+    return np.stack(views), widths
+
+
+@functools.lru_cache(maxsize=2)
+def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[keras.Model, list[int]]:
+    """From pictures to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
+    outputs = levels(base, backbone)[-head.levels :]
+    widths = [level.shape[-1] * (2 if head.pooling == "both" else 1) for level in outputs]
+    return keras.Model(base.inputs[0], pooled(base, backbone, head)), widths
+
+
+def selected(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.ndarray, list[int]]:
+    """Those of `probe_features` that this head sees, float32, and features a level."""
+    values, widths = features
+    widths = widths[-head.levels :]
+    values = values[..., -sum(widths) :].astype(np.float32)
+    return np.asarray(root(values)) if head.root else values, widths
+
+
+def _choices(config: Config) -> list[tuple[str, str, tuple]]:
+    """Section, name and options of each setting that is `auto`, in the order in which they are chosen."""
+    options = [
+        ("head", "levels", _levels(config)),
+        ("head", "root", (True, False)),
+        ("data", "image_size", (288, 224)),
+        ("data", "resize", ("crop", "pad", "squash")),
+    ]
+    return [choice for choice in options if getattr(getattr(config, choice[0]), choice[1]) == "auto"]
+
+
+def _levels(config: Config) -> tuple[int, ...]:
+    blocks = BACKBONES[config.backbone.name].blocks
+    return tuple(sorted({1, min(2, blocks), math.ceil(blocks / 2)}))
+
+
+def _with(config: Config, section: str, name: str, value: object) -> Config:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+
+
+def _vote(features: tuple[np.ndarray, list[int]], labels: np.ndarray, config: Config) -> float:
+    """Out-of-fold cross-entropy of a probe, on as many pictures of each class where there are too many."""
+    classes = int(labels.max()) + 1
+    generator, most = np.random.default_rng(config.train.seed), max(5, VOTERS // classes)
+    voters = [generator.permutation(np.flatnonzero(labels == label))[:most] for label in range(classes)]
+    rows = np.sort(np.concatenate(voters))
+    values, widths = selected((features[0][:, rows], features[1]), config.head)
+    return fit_probe(values, labels[rows], classes, config.train.seed, widths).cross_entropy
