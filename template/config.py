@@ -37,9 +37,9 @@ class Data:
     """Where the pictures are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
     `tfds:NAME` for a TensorFlow dataset, or `digits` (1,797 handwritten digits that come with scikit-learn)."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
-    """Side in pixels of the square that enters the network. `auto`: 288, or 224 if the probe
-    likes that better. (Networks trained at 224 pixels see things a little too small: random crops had magnified them;
-    Touvron et al. 2019, "Fixing the train-test resolution discrepancy".)"""
+    """Side in pixels of the square that enters the network. `auto`: 288, or 224 if the probe clearly likes that better.
+    (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.
+    2019, "Fixing the train-test resolution discrepancy".)"""
     resize: Literal["auto", "crop", "pad", "squash"] = "crop"
     """How a picture becomes square: cut the longer side, add a grey border, change the aspect, or what the probe likes
     best of these (`auto`)."""
@@ -93,8 +93,8 @@ class Head:
     pooling: Literal["avg", "max", "both"] = "avg"
     """How a feature map becomes one vector a picture: mean, maximum, or the two side by side."""
     root: Literal["auto"] | bool = False
-    """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: if the
-    probe likes that better."""
+    """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: yes,
+    unless the probe clearly likes them better as they are."""
     hidden: Annotated[int, Field(ge=0, le=8192)] = 0
     """Units of one hidden ReLU layer between pooling and output; 0 for none (best for small data)."""
     dropout: Fraction = 0.3

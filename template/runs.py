@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -94,17 +95,22 @@ def environment() -> dict[str, Any]:
 class Clock:
     """Where the time went: `with clock("decode"): ...` adds up seconds under a name.
 
-    Inside a block another may be opened; its seconds are its own and not those of the block around it.
+    Inside a block another may be opened; its seconds are its own and not those of the block around it. Blocks of other
+    threads than the one that made the clock run beside these, and are not counted.
     """
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self._around: list[str] = []
+        self._thread = threading.get_ident()
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the duration of the block to `seconds[name]`."""
+        if threading.get_ident() != self._thread:
+            yield
+            return
         self.seconds.setdefault(name, 0.0)
         self._around.append(name)
         start = time.perf_counter()

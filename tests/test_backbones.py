@@ -13,7 +13,7 @@ from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
 from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
-from template.model.build import attach, boundary, build, freeze, lowest_block
+from template.model.build import attach, boundary, build, freeze, levels, lowest_block
 from template.train.features import cut
 
 SIZE = 64
@@ -282,18 +282,21 @@ def test_the_boundary_of_the_head_and_of_all(built):
     assert boundary(built.model, built.settings, Head(), "all") is None
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["2 levels", "the top half"])
-def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built, half):
+def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built):
     name = built.settings.name
-    ends = HALF[name] if half else HALF[name][-1:]
-    count = math.ceil(BACKBONES[name].blocks / 2) if half else 2
-    assert len(ends) == count - 1
-    model = attach(built.backbone, built.settings, Head(levels=count), [1, 2, 3])
-    tensors = [*(built.model.get_layer(end).output for end in ends), built.backbone.output]
-    outputs = keras.Model(model.input, [*tensors, model.get_layer("logits").input])(built.pixels, training=False)
-    *maps, found = map(np.asarray, outputs)
-    expected = np.concatenate([level.mean(axis=(1, 2)) for level in maps], axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    head = Head(levels=math.ceil(BACKBONES[name].blocks / 2))
+    expected = [*(built.model.get_layer(end).output for end in HALF[name]), built.backbone.output]
+    assert len(expected) == head.levels >= 2
+    found = levels(built.backbone, built.settings)
+    assert len(found) == BACKBONES[name].blocks
+    assert all(one is other for one, other in zip(found[-head.levels :], expected, strict=True))
+    for k in (2, head.levels):
+        model = attach(built.backbone, built.settings, Head(levels=k), [1, 2, 3])
+        features = model.get_layer("logits").input
+        assert features.shape[1] == sum(level.shape[-1] for level in expected[-k:])
+    *maps, features = keras.Model(model.input, [*expected, features])(built.pixels, training=False)
+    by_hand = np.concatenate([np.asarray(level).mean(axis=(1, 2)) for level in maps], axis=1)
+    np.testing.assert_allclose(features, by_hand, rtol=1e-4, atol=1e-4 * np.abs(by_hand).max())
 
 
 def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built):
@@ -301,7 +304,7 @@ def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built)
     head = Head(levels=math.ceil(blocks / 2), root=True)
     model = attach(built.backbone, built.settings, head, [1, 2, 3])
     logits = run(model, built.pixels)
-    for unfreeze in (0, 1, blocks):
+    for unfreeze in (1, blocks):
         freeze(model, built.settings, unfreeze)
         bottom, tail = cut(model, boundary(model, built.settings, head, unfreeze))
         np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), logits, atol=1e-5, rtol=1e-5)

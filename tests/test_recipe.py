@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import gc
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from template import recipe
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.images import load_image
+from template.data.rows import Rows
 from template.deploy.predictor import classify, load_run
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
@@ -395,6 +397,12 @@ def test_a_run_that_is_resumed_keeps_its_choices(home, probed):
     assert "cross-validated cross-entropy" not in again.printed, "chosen once"
 
 
+def alive() -> int:
+    """Large arrays that somebody still holds."""
+    gc.collect()
+    return sum(isinstance(thing, Rows) for thing in gc.get_objects())
+
+
 def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, pictures, weights, monkeypatch):
     monkeypatch.setenv("HOME", str(home / "user"))
     monkeypatch.chdir(home)
@@ -402,7 +410,9 @@ def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, pictu
         settings(pictures, SHORT, {"final_fit": "yes"}, cache="~/cache"),
         backbone=Backbone(name="tiny", weights=str(weights)),
     )
+    before = alive()
     first, second = train(config, home / "first"), train(config, home / "second")
+    assert alive() <= before, "pixels and activations go with their run"
     assert "features" in first.result["seconds"]
     assert "features" not in second.result["seconds"], "all of them were found"
     assert second.test.logits.tobytes() == first.test.logits.tobytes()

@@ -5,6 +5,7 @@ import gc
 import itertools
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import keras
@@ -22,7 +23,7 @@ from template.runs import Clock
 from template.train import callbacks
 from template.train import stages as module
 from template.train.features import Store
-from template.train.stages import SHARES, How, between, compile_for, fit, picture_losses, repeat
+from template.train.stages import How, between, compile_for, fit, picture_losses, repeat
 
 SIZE, CLASSES = 32, 3
 STAGES = (
@@ -43,8 +44,8 @@ def coloured(n: int, seed: int) -> Source:
     return Source(lambda epoch, rows: pixels[rows] + np.uint8(2 * epoch), labels, f"coloured {n} {seed}")
 
 
-def how(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS) -> How:
-    return How(backbone, HEAD, stages, settings, Store(folder / "cache", 1e9, settings.batch_size, Clock()))
+def how(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS, limit_bytes: float = 1e9) -> How:
+    return How(backbone, HEAD, stages, settings, Store(folder / "cache", limit_bytes, settings.batch_size, Clock()))
 
 
 def fresh(backbone: Backbone, settings=SETTINGS) -> keras.Model:
@@ -75,11 +76,24 @@ def same(one: keras.Model, other: keras.Model, atol: float = 0.0) -> bool:
     return all(np.allclose(a, b, atol=atol, rtol=0) if atol else a.tobytes() == b.tobytes() for a, b in pairs)
 
 
-def test_pretrained_batch_norm_stays_to_the_byte_while_kernels_move(pretrained, tmp_path):
-    before = fresh(pretrained)
-    after, _ = train(pretrained, tmp_path)
+@pytest.fixture(scope="module")
+def whole(pretrained, tmp_path_factory):
+    """A run that nobody interrupted: its model, its state, its folder, and what was in it after each epoch."""
+    folder, copies = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("copies")
+    original = callbacks.Checkpoint.on_epoch_end
+
+    def copy(self, epoch, logs=None):
+        original(self, epoch, logs)
+        shutil.copytree(folder, copies / str(epoch + 1))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        return *train(pretrained, folder), folder, copies
+
+
+def test_pretrained_batch_norm_stays_to_the_byte_while_kernels_move(pretrained, whole):
     moved = 0
-    for old, new in zip(before.layers, after.layers, strict=True):
+    for old, new in zip(fresh(pretrained).layers, whole[0].layers, strict=True):
         for a, b in zip(old.get_weights(), new.get_weights(), strict=True):
             if isinstance(old, layers.BatchNormalization):
                 assert a.tobytes() == b.tobytes(), old.name
@@ -102,8 +116,8 @@ def test_head_dropout_is_active_in_fit(pretrained, tmp_path, monkeypatch):
     assert ("head_dropout", False) in seen  # and for validation
 
 
-def test_it_learns_and_the_history_has_a_row_an_epoch(pretrained, tmp_path):
-    model, state = train(pretrained, tmp_path)
+def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
+    model, state, folder, _ = whole
     history = state.history
     assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
     assert {row["stage"] for row in history} == {1, 2, 3}
@@ -113,47 +127,18 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(pretrained, tmp_path):
     loss = keras.losses.sparse_categorical_crossentropy(val.labels, logits, from_logits=True).numpy().mean()
     assert loss == pytest.approx(state.best, abs=1e-4)
     assert loss < 0.9 * np.log(CLASSES)
-    assert (tmp_path / "history.csv").read_text().count("\n") == len(history) + 1
-    assert list((tmp_path / "tensorboard").glob("events*"))
-
-
-class Killed(BaseException):
-    """What a test raises in place of kill -9."""
-
-
-@pytest.fixture(scope="module")
-def whole(pretrained, tmp_path_factory):
-    """A run that nobody interrupted: its model and its state."""
-    return train(pretrained, tmp_path_factory.mktemp("whole"))
+    assert (folder / "history.csv").read_text().count("\n") == len(history) + 1
+    assert list((folder / "tensorboard").glob("events*"))
 
 
 @pytest.mark.parametrize(
     ("epochs", "cache"),
-    [(2, "kept"), (3, "kept"), (5, "kept"), (6, "lost"), (4, "lost"), (7, "kept")],
-    ids=[
-        "in a stage",
-        "at its end",
-        "before new views",
-        "after new views",
-        "before new views, none kept",
-        "on pictures",
-    ],
+    [(2, "kept"), (3, "kept"), (5, "lost"), (7, "kept")],
+    ids=["in a stage", "at its end", "before new views, and none kept", "on pictures"],
 )
-def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
-    whole, pretrained, tmp_path, monkeypatch, epochs, cache
-):
-    model, uninterrupted = whole
-    original = callbacks.Checkpoint.on_epoch_end
-
-    def die(self, epoch, logs=None):
-        original(self, epoch, logs)
-        if epoch + 1 == epochs:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Checkpoint, "on_epoch_end", die)
-        with pytest.raises(Killed):
-            train(pretrained, tmp_path)
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretrained, tmp_path, epochs, cache):
+    model, state, _, copies = whole
+    shutil.copytree(copies / str(epochs), tmp_path, dirs_exist_ok=True)  # what kill -9 would have left
     if cache == "lost":
         shutil.rmtree(tmp_path / "cache")
     resumed, again = train(pretrained, tmp_path)
@@ -161,19 +146,13 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
     def without_clock(rows):
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
-    assert without_clock(again.history) == without_clock(uninterrupted.history)
-    assert again.plan == uninterrupted.plan
+    assert without_clock(again.history) == without_clock(state.history)
+    assert again.plan == state.plan
     assert same(model, resumed)
 
 
-def test_a_run_that_finds_all_activations_ends_bit_for_bit_as_the_one_that_computed_them(whole, pretrained, tmp_path):
-    train(pretrained, tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints")
-    assert same(whole[0], train(pretrained, tmp_path)[0])
-
-
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, pretrained, capsys):
-    train(pretrained, tmp_path, stages=STAGES[:1])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path, capsys):
+    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
     newest = max((tmp_path / "checkpoints").iterdir())
     whole = (newest / "arrays.npz").read_bytes()
     (newest / "arrays.npz").write_bytes(whole[: len(whole) // 2])
@@ -287,18 +266,18 @@ def planned(monkeypatch, choice: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "plan"),
+    ("choice", "unfreeze", "plan"),
     [
-        (0, {"start": 0, "epochs": 3, "averaged": True, "share": 0.5}),
-        (1, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0}),
-        (2, {"start": 0, "epochs": 2, "averaged": False, "share": 1.0}),
-        (3, {"start": 0, "epochs": 0, "averaged": False, "share": 0.0}),
+        (0, 1, {"start": 0, "epochs": 3, "averaged": True, "share": 0.5}),
+        (1, 0, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0}),
+        (2, 0, {"start": 0, "epochs": 2, "averaged": False, "share": 1.0}),
+        (3, 0, {"start": 0, "epochs": 0, "averaged": False, "share": 0.0}),
     ],
     ids=["half way", "average", "best epoch", "before"],
 )
-def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, plan):
+def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
     """With nothing added, the final fit is the first one over again: same order, schedule, average and share."""
-    stages = (Stage(unfreeze=1, epochs=3, learning_rate=3e-3, views=2),)
+    stages = (Stage(unfreeze=unfreeze, epochs=3, learning_rate=3e-3, views=2),)
     planned(monkeypatch, choice)
     first, state = train(pretrained, tmp_path, stages=stages)
     assert state.plan == [plan]
@@ -308,49 +287,32 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert same(first, again, atol=1e-6)
 
 
-def test_repeat_goes_through_all_stages_but_those_that_were_not_kept(pretrained, tmp_path, monkeypatch):
-    stages = tuple(Stage(unfreeze=k, epochs=3, learning_rate=3e-3) for k in (0, 1, 2))
-    asked, choices = itertools.count(), (1, 3, 0)
-    planned(monkeypatch, 0)
-    losses = {True: np.zeros(12), False: np.ones(12)}
-    choose = lambda *_: losses[(call := next(asked)) % 4 == choices[call // 4]]  # noqa: E731
-    monkeypatch.setattr(module, "picture_losses", choose)
-    first, state = train(pretrained, tmp_path, stages=stages)
-    assert [(done["start"], done["epochs"], done["share"]) for done in state.plan] == [
-        (0, 3, 1),
-        (3, 0, 0),
-        (6, 3, 0.5),
-    ]
-    again, without_dropout = fresh(pretrained), how(pretrained, tmp_path, stages)
-    repeat(again, [coloured(24, 0)], state.plan, without_dropout)
-    moved = [
-        not np.allclose(a, b, atol=1e-6)
-        for a, b in zip(fresh(pretrained).get_weights(), again.get_weights(), strict=True)
-    ]
-    assert any(moved)
-    head = [layer.get_layer("logits").get_weights()[0] for layer in (first, again)]
-    assert np.abs(head[0] - head[1]).max() < 0.05  # dropout drew other numbers, as the second stage is left out
+def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):
+    stages = (Stage(unfreeze=0, epochs=1, learning_rate=1e-2), Stage(unfreeze=1, epochs=3, learning_rate=3e-3))
+    monkeypatch.setattr(module, "picture_losses", lambda *_: np.zeros(12))  # half way
+    plan = [{"start": 0, "epochs": 0, "averaged": False, "share": 0.0},
+            {"start": 1, "epochs": 3, "averaged": True, "share": 0.5}]  # fmt: skip
+    expected, again = fresh(pretrained), fresh(pretrained)
+    state = callbacks.State(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
+    monkeypatch.setattr(module, "read_checkpoint", lambda _: (state, {}))
+    fit(expected, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path, stages), tmp_path)
+    assert state.plan == plan
+    repeat(again, [coloured(24, 0)], plan, how(pretrained, tmp_path, stages))
+    assert same(expected, again, atol=1e-6)
 
 
-def test_the_final_fit_computes_nothing_that_the_stages_have_computed(pretrained, tmp_path):
-    stages = (Stage(unfreeze=1, epochs=3, views=2), Stage(unfreeze=2, epochs=2, views=1, learning_rate=1e-9))
-    model, state = train(pretrained, tmp_path, stages=stages)
-    plan = [
-        {"start": 0, "epochs": 1, "averaged": True, "share": 1.0},
-        {"start": 3, "epochs": 1, "averaged": True, "share": 1.0},
-    ]
+def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_path):
+    stages = (Stage(unfreeze=0, epochs=3, views=2),)
+    train(pretrained, tmp_path, stages=stages)
+    read = {"old": [], "new": []}
 
-    def read(epoch, rows):
-        assert not len(rows), "this was computed before"
-        return coloured(24, 0).read(epoch, rows)
+    def watched(name: str, source: Source) -> Source:
+        return dataclasses.replace(source, read=lambda e, rows: read[name].extend(rows) or source.read(e, rows))
 
-    found, seen = dataclasses.replace(coloured(24, 0), read=read), []
-    new = dataclasses.replace(
-        coloured(6, 5), read=lambda epoch, rows: seen.append(epoch) or coloured(6, 5).read(epoch, rows)
-    )
-    again = fresh(pretrained)
-    repeat(again, [found, new], plan, how(pretrained, tmp_path, stages))
-    assert {0, 1} <= set(seen)
+    parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
+    plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0}]
+    repeat(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages))
+    assert read == {"old": [], "new": [*range(6), *range(6)]}
 
 
 def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
@@ -363,37 +325,31 @@ def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("limit_bytes", [1e9, 0.7e6], ids=["memory", "disk"])
-def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained, tmp_path, named, limit_bytes):
-    """TensorFlow never lets go of a function that it was given; of several stages, each would leave its gigabytes."""
+@pytest.mark.parametrize(("key", "limit_bytes"), [("", 2e6), ("named", 1e9)], ids=["nameless, on disk", "in memory"])
+def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained, tmp_path, key, limit_bytes):
+    """TensorFlow never lets go of a function that it was given; every stage would leave its gigabytes."""
+    made, original = [], Rows.__init__
+
+    def watched(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        made.append(weakref.ref(self))
 
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, Rows) for thing in gc.get_objects())
+        return sum(reference() is not None for reference in made)
 
-    made, original = [], Rows.__init__
-
-    def counted(self, *args, **kwargs):
-        made.append(args[0])
-        original(self, *args, **kwargs)
-
-    before = alive()
-    stages = (Stage(unfreeze=0, epochs=2), Stage(unfreeze=1, epochs=3, views=1, refresh=1))
-    model, sources = fresh(pretrained), [coloured(24, 0), coloured(12, 1)]
-    if not named:
-        sources = [dataclasses.replace(source, key="") for source in sources]
-    settings = how(pretrained, tmp_path, stages)
-    settings = dataclasses.replace(settings, store=dataclasses.replace(settings.store, limit_bytes=limit_bytes))
+    stages = (Stage(unfreeze=1, epochs=3, views=1, refresh=1),)
+    sources = [dataclasses.replace(s, key=key and s.key) for s in (coloured(24, 0), coloured(12, 1))]
+    settings, model = how(pretrained, tmp_path, stages, limit_bytes=limit_bytes), fresh(pretrained)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Rows, "__init__", counted)
+        patched.setattr(Rows, "__init__", watched)
         state = fit(model, *sources, settings, tmp_path)
-        assert len(made) == 2 + 4
-        assert alive() == before
-        state.plan[1].update(epochs=2, averaged=True, share=1.0)
+        assert len(made) == 4  # of three views and validation
+        assert alive() == 0
+        state.plan[0].update(epochs=2, averaged=True, share=1.0)
         repeat(model, sources, state.plan, settings)
-        assert len(made) >= 2 + 4 + 2
-        assert alive() == before
+        assert len(made) == 4 + 2 * 2
+        assert alive() == 0
 
 
 def logits_of(wrong, n: int = 100, sure: float = 3.0) -> np.ndarray:
@@ -544,13 +500,13 @@ def test_the_loss_of_a_picture_is_whether_it_is_wrong_or_its_share_of_the_balanc
 
 @pytest.mark.parametrize("monitor", ["accuracy", "macro_f1"])
 def test_other_scores_can_choose_too(pretrained, tmp_path, monitor):
-    stages = (Stage(unfreeze=1, epochs=4, learning_rate=3e-3),)
+    stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.1),)
     settings = dataclasses.replace(SETTINGS, monitor=monitor)
     model, state = train(pretrained, tmp_path, stages, settings)
     val = coloured(12, 1)
     said = model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0).argmax(axis=1)
     hits = said == val.labels
-    f1 = [2 * hits[val.labels == k].sum() / max(1, (val.labels == k).sum() + (said == k).sum()) for k in range(CLASSES)]
+    f1 = [2 * hits[val.labels == k].sum() / ((val.labels == k).sum() + (said == k).sum()) for k in range(CLASSES)]
     assert state.best == pytest.approx(hits.mean() if monitor == "accuracy" else np.mean(f1))
     assert hits.mean() > 0.5 and state.gain > 0
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+VERSION = 1
+"""Raise it when the same policy and numbers give other pixels, so that nothing computed from the old ones is reused."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -88,7 +91,7 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
 
 
 def magnify(images: np.ndarray) -> np.ndarray:
-    """The middle of pictures uint8 [n, size, size, 3], two thirds of each side, at the size of the whole."""
+    """The middle of pictures [n, size, size, 3], two thirds of each side, at the size of the whole."""
     size, out = images.shape[1], np.empty_like(images)
     matrix = np.column_stack([np.eye(2) * 2 / 3, np.full(2, (size - 1) / 6)])
     for image, result in zip(images, out, strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..config import Augment
-from .augment import POLICIES, augment, magnify
+from .augment import POLICIES, VERSION, augment, magnify
 from .rows import Rows
 
 
@@ -24,7 +24,7 @@ class Source:
     Args:
         read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
         labels: int64 [n].
-        key: names what is read: of two sources with one key, all batches are equal. Empty if nobody knows.
+        key: names the inputs: of two sources with one key they are equal. Empty if nobody knows.
     """
 
     read: Callable[[int, np.ndarray], np.ndarray]
@@ -81,7 +81,7 @@ def joined(sources: Sequence[Source]) -> Source:
 def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:
     """Name of what is read, if the pixels have one (an array has none)."""
     key = getattr(pixels, "key", "")
-    return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {how}"
+    return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {how}"
 
 
 def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:

@@ -73,7 +73,7 @@ def classify(
                 batch[: len(good)] = [loaded[row] for row in good]
                 views = [batch]
                 if config.evaluate.magnify:
-                    views.append(magnify(batch))
+                    views.append(magnify(batch.astype(np.uint8)).astype(np.float32))  # rounded as in training
                 if config.evaluate.mirror:
                     views += [view[:, :, ::-1] for view in views]
                 said = [softmax(np.asarray(model.predict_on_batch(view), np.float64), axis=1) for view in views]

@@ -58,6 +58,9 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
             losses[option] = _vote(features, source.labels, trial)
             best = option if losses[option] < MARGIN * losses[best] else best
         chosen = _with(chosen, section, name, best)
+        if math.isnan(losses[best]):
+            print(f"{section}.{name} = {best}: nobody can vote, a class has one training picture")
+            continue
         votes[f"{section}.{name}"] = {str(option): round(loss, 4) for option, loss in losses.items()}
         said = ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())
         print(f"{section}.{name} = {best}: cross-validated cross-entropy {said}")
