@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from template import recipe
-from template.config import Augment, Backbone, Config, Data, Stage, Train
+from template.config import Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.images import load_image
 from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
 from template.model.backbones import BACKBONES
 
-STAGES = (Stage(unfreeze=0, epochs=1), Stage(unfreeze=1, epochs=1), Stage(unfreeze="all", epochs=1))
+STAGES = (Stage(unfreeze=0, epochs=1), Stage(unfreeze=2, epochs=2, views=1, refresh=1), Stage(unfreeze="all", epochs=1))
 
 
 @pytest.mark.slow
@@ -23,6 +23,7 @@ def test_trained_through_every_stage_it_says_the_same_after_reload(name, make_fo
         data=Data(path=str(make_folder(each=10, size=64)), image_size=64, cache=str(tmp_path / "cache")),
         augment=Augment(policy="light"),
         backbone=Backbone(name=name, weights="none"),
+        head=Head(levels=2, root=True),
         train=Train(batch_size=8, final_fit="no"),
         stages=STAGES,
     )

@@ -212,8 +212,8 @@ def _choose(
 ) -> dict:  # fmt: skip
     """Leave the moving average of the stage, or halfway to it, unless validation is sure of something better.
 
-    That may be the best single epoch, or the weights from before. Sure means by more than one standard error: a few
-    dozen pictures cannot see what a stage is worth, and the best of a dozen epochs is mostly the luckiest.
+    That may be the weights from before, if better by one standard error: a few dozen pictures cannot see what a stage
+    is worth. Or the best single epoch, if better by two: the best of a dozen is mostly the luckiest.
     """
     epochs = state.epoch - state.start
     average = network.get_weights()
@@ -231,7 +231,8 @@ def _choose(
     means = np.array([np.inf if np.isnan(loss).any() else loss.mean() for loss in losses])
     winner = int(np.argmin(means[: len(SHARES)]))
     for challenger in range(len(SHARES), len(tried)):
-        error = np.std(losses[winner] - losses[challenger]) / math.sqrt(len(labels))
+        lead = 1 if tried[challenger][4] is before else 2
+        error = lead * np.std(losses[winner] - losses[challenger]) / math.sqrt(len(labels))
         if means[challenger] + np.nan_to_num(error) < means[winner]:
             winner = challenger
 
