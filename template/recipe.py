@@ -70,6 +70,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         config, base, votes = choose(config, lambda data: plain("train", data), store)
         config = suggested(config, len(part["train"]))
         _record(config, votes, examples, folder)
+        prepare(config.train)  # a resumed run has nothing to choose, and must draw the same numbers from here on
         model = begin(base, config, [plain("train", config.data)], store)
         untouched = [variable.numpy() for variable in model.variables]
     all_said = {"probe": said("val")} if probes(config) else {}

@@ -2,8 +2,8 @@
 
 import functools
 import hashlib
-import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,13 +96,17 @@ class Store:
 
 
 def fingerprint(network: keras.Model) -> str:
-    """Digest of what a network computes: the settings of its operations, without their names, and its weights."""
-    digest = hashlib.sha256(f"{keras.__version__} {network.input_shape} {network.output_shape}".encode())
-    for operation in network.operations:
-        settings = {key: value for key, value in operation.get_config().items() if key not in {"name", "trainable"}}
-        digest.update(f"{type(operation).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
-        for weight in getattr(operation, "weights", ()):
-            digest.update(np.ascontiguousarray(weight.numpy()))
+    """Digest of what a network computes: its graph and settings, whatever its layers are called, and its weights."""
+    text, numbers = network.to_json(), {}
+
+    def number(match: re.Match) -> str:
+        return f"{match[1]}#{numbers.setdefault(match[2], len(numbers))}"
+
+    text = re.sub(r'("name": |\[)"([^"]+)"(?=, \d+, \d+\]|[,}])', number, text)
+    text = re.sub(r'"(trainable|shared_object_id)": \w+', "", text)
+    digest = hashlib.sha256(f"{keras.__version__} {text}".encode())
+    for weight in network.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()))
     return digest.hexdigest()
 
 

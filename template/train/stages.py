@@ -272,5 +272,5 @@ def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.n
     def cross_entropy(log_temperature: float) -> np.ndarray:
         return -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels]
 
-    best = minimize_scalar(lambda t: cross_entropy(t).mean(), bounds=(-2, 3), method="bounded").x
+    best = minimize_scalar(lambda t: cross_entropy(t).mean(), bounds=(-6, 6), method="bounded").x
     return cross_entropy(best)
