@@ -253,6 +253,20 @@ def test_neither_names_nor_what_trains_make_another_network(name):
     assert fingerprint(one) == expected
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_another_arithmetic_makes_another_network(model, precision):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        mixed = build(BACKBONE, HEAD, 32, np.ones(3))
+    finally:
+        keras.config.set_dtype_policy(before)
+    mixed.set_weights(model.get_weights())
+    for unfreeze in (0, 1):
+        bottoms = [cut(network, boundary(network, BACKBONE, HEAD, unfreeze))[0] for network in (model, mixed)]
+        assert fingerprint(bottoms[0]) != fingerprint(bottoms[1])
+
+
 def test_settings_and_functions_make_another_network():
     x = keras.Input((4,))
     dense = layers.Dense(4)

@@ -106,7 +106,8 @@ def probe_features(
     """
     head = dataclasses.replace(config.head, levels=max(config.head.levels, *_levels(config)), root=False)
     network, widths = _probe_network(base, config.backbone, head)
-    flips = [lambda source: source, mirrored] if config.augment.flip else [lambda source: source]
+    flip = config.augment.flip and config.augment.policy != "none"
+    flips = [lambda source: source, mirrored] if flip else [lambda source: source]
     views = [
         np.concatenate([store.outputs(network, flip(source), range(1))[np.arange(len(source))] for source in sources])
         for flip in flips
