@@ -5,7 +5,8 @@
 Same pictures, weights and split for all three. FOLDER is one of class folders, of which every seed takes `--per-class`
 training pictures a class and tests on the rest; or has train/ and test/ (or val/), which are taken as they are; or
 `digits`. Seconds are those from decoded pictures to a trained model, without predicting the test pictures; looking at
-them in another size, decoding included, counts. Where the recipe leaves the size open, the other two take 224 pixels.
+them in another size, decoding included, counts. Ours sees them as the recipe says (`--data.image_size`), the other two
+at `--size` pixels: 224 unless given, as the networks were trained and as the guides have it.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-class", type=int, default=50, help="training pictures a class (default: 50)")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side for guide and probe (default: 224)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="JSON to write or add to")
     known, rest = parser.parse_known_args()
@@ -44,11 +46,10 @@ def main() -> None:
             table = write_split(config.data.path, known.per_class, seed, Path(scratch))
             for method in known.methods:
                 cache = Path(scratch) / f"{seed}-{method}"  # nobody finds what another has computed
-                settings = dataclasses.replace(
-                    config,
-                    data=dataclasses.replace(config.data, path=str(table), cache=str(cache)),
-                    train=dataclasses.replace(config.train, seed=seed),
-                )
+                data = dataclasses.replace(config.data, path=str(table), cache=str(cache))
+                if method != "ours":
+                    data = dataclasses.replace(data, image_size=known.size)
+                settings = dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, seed=seed))
                 correct, tested, seconds, *spent = METHODS[method](settings, Path(scratch))
                 rows.append({"data": config.data.path, "per_class": known.per_class, "seed": seed, "method": method,
                              "correct": correct, "tested": tested, "seconds": seconds, "spent": spent})  # fmt: skip

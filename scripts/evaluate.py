@@ -54,7 +54,6 @@ def _predict(run: Path, path: str) -> Predictions:
         examples = load_examples(path)
         runs.import_tensorflow()
         from template.data.decode import decode
-        from template.data.pipeline import plain_source
         from template.deploy.predictor import load_run
         from template.recipe import say
 
@@ -71,8 +70,7 @@ def _predict(run: Path, path: str) -> Predictions:
         sys.exit(f"{path}: none of the pictures could be read.")
     if absent:
         print(f"no pictures of {absent}: these classes are not measured")
-    rows = np.arange(len(examples))
-    return say(model, plain_source(pixels, rows, examples.labels), examples, rows, config)
+    return say(model, examples, pixels, np.arange(len(examples)), config)
 
 
 def _print(scores: dict, title: str) -> None:

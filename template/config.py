@@ -166,9 +166,13 @@ class Evaluate:
     mirror: bool = False
     """Average the probabilities of each picture and its mirror image, in validation, test and predict.py: a little
     more accurate, twice the time. Leave off where left and right differ."""
-    magnify: bool = False
-    """Average also with those of a closer look at the middle of the picture (two thirds of each side): twice the time
-    once more. Good where what matters is in the middle and may be small."""
+    whole: bool = False
+    """Average also with those of the whole picture, its aspect changed, where data.resize is crop: what the crop cuts
+    off is seen too. A little more accurate, twice the time."""
+    magnify: Literal["auto"] | bool = False
+    """Average also with those of a closer look at the middle of the picture (two thirds of each side), and let the
+    probe learn from it: twice the time once more. Good where what matters is in the middle and may be small. `auto`:
+    if the probe clearly likes that better."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -15,6 +15,7 @@ from .config import Config, Data, Train
 from .data.decode import decode
 from .data.examples import PARTS, DataError, Examples, load_examples
 from .data.pipeline import Source, magnified, mirrored, ordered_batches, plain_source, training_source
+from .data.rows import Rows
 from .data.split import split, to_csv
 from .evaluate import metrics, plots, report
 from .evaluate.predictions import Predictions, average, predict
@@ -63,7 +64,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
 
     def said(name: str) -> Predictions:
         with clock("evaluation"):
-            return say(model, plain(name, config.data), examples, part[name], config)
+            return say(model, examples, see(config.data)[1], part[name], config)
 
     with clock("probe"):
         prepare(config.train)
@@ -102,17 +103,23 @@ def suggested(config: Config, images: int) -> Config:
     return dataclasses.replace(config, stages=stages)
 
 
-def say(model: keras.Model, source: Source, examples: Examples, rows: np.ndarray, config: Config) -> Predictions:
-    """Predictions of these examples, averaged over the views that the settings ask for."""
-    views = [source, magnified(source)] if config.evaluate.magnify else [source]
+def say(model: keras.Model, examples: Examples, pixels: Rows, rows: np.ndarray, config: Config) -> Predictions:
+    """Predictions of these examples and their pixels, averaged over the views that the settings ask for.
+
+    Raises:
+        DataError: if pictures that must be decoded once more cannot be read any more.
+    """
+    examples, views = examples.take(rows), [plain_source(pixels, rows, examples.labels)]
+    if config.evaluate.magnify:
+        views.append(magnified(views[0]))
+    if config.evaluate.whole and config.data.resize == "crop":
+        again, squashed = decode(examples, dataclasses.replace(config.data, resize="squash"))
+        if len(again) < len(examples):
+            raise DataError(f"Only {len(again)} of {len(examples)} pictures can still be read. Were some removed?")
+        views.append(plain_source(squashed, np.arange(len(again)), again.labels))
     views += [mirrored(view) for view in views] if config.evaluate.mirror else []
-    names = examples.class_names
-    return average(
-        [
-            predict(model, ordered_batches(v, len(names), config.train.batch_size), examples.ids[rows], v.labels, names)
-            for v in views
-        ]
-    )
+    batches = [ordered_batches(view, len(examples.class_names), config.train.batch_size) for view in views]
+    return average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
 
 
 def refits(config: Config, examples: Examples) -> bool:

@@ -58,7 +58,7 @@ def refusal(overrides=(), recipe=None) -> str:
         ("head.levels=true", "head.levels: expected auto | whole number >= 1 <= 16. Received: True"),
         ("head.root=1", "head.root: expected auto | true | false. Received: 1"),
         ("head.root=Auto", "head.root: expected auto | true | false. Received: 'Auto'"),
-        ("evaluate.magnify=2", "evaluate.magnify: expected true | false. Received: 2"),
+        ("evaluate.magnify=2", "evaluate.magnify: expected auto | true | false. Received: 2"),
         ("stages.0.refresh=auto", "stages.0.refresh: expected whole number >= 0. Received: 'auto'"),
         ("stages.0.unfreeze=true", "stages.0.unfreeze: expected whole number | text. Received: True"),
         ("stages.0.unfreeze=0.5", "stages.0.unfreeze: expected whole number | text. Received: 0.5"),

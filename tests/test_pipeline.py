@@ -21,6 +21,7 @@ from template.data.pipeline import (
     ordered_batches,
     plain_source,
     shuffled_batches,
+    some,
     steps,
     training_source,
 )
@@ -278,6 +279,19 @@ def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another
     for name, source in again.items():
         assert source.key == sources[name].key
         assert reads(source) == reads(sources[name])
+
+
+def test_some_rows_of_a_source_are_those_rows_under_a_name_of_their_own(known):
+    labels, rows = np.arange(20) % CLASSES, np.arange(5, 17)
+    source = training_source(known(noise(20), "one"), rows, labels, Augment(), 0)
+    few = some(source, np.array([7, 2, 3]))
+    np.testing.assert_array_equal(few.labels, labels[[12, 7, 8]])
+    for epoch in (0, 3):
+        np.testing.assert_array_equal(few.read(epoch, np.array([2, 0])), source.read(epoch, np.array([3, 7])))
+    others = [source, some(source, np.array([2, 7, 3])), some(source, np.array([7, 2])), some(mirrored(source), [7, 2])]
+    assert len({one.key for one in (few, *others)}) == 5 and few.key == some(source, [7, 2, 3]).key
+    assert some(source, np.arange(12)) is source
+    assert some(plain_source(noise(20), rows, labels), np.array([1])).key == ""
 
 
 def test_what_has_no_name_gets_no_key(known):

@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 from template.train import probe as module
-from template.train.probe import Probe, fit_probe
+from template.train.probe import Probe, fit_probe, lead
 
 
 def clouds(n: int, classes: int, signal: float, seed: int = 0, width: int = 20):
@@ -157,7 +157,36 @@ def test_no_view_of_a_held_out_picture_is_learned_from(monkeypatch):
     monkeypatch.setattr(LogisticRegression, "predict_proba", spy_predict)
     other = features + np.array([0, 1, 2], np.float32)
     fit_probe(np.stack([features, other]), labels, 2, seed=0)
-    assert len(met) == 5 * len(module.STRENGTHS) * 2 and not set().union(*met)
+    assert len(met) == 5 * 5 * len(module.STRENGTHS) * 2 and not set().union(*met), "5 times 5 folds, two views"
+
+
+@pytest.mark.parametrize(("n", "repeats"), [(60, 5), (300, 4), (600, 2), (1000, 1), (1200, 1)])
+def test_few_pictures_are_divided_several_times_and_each_counts_once(monkeypatch, n, repeats):
+    """A probe that knows nothing loses log 2 on every picture, however often it was held out."""
+    monkeypatch.setattr(module, "STRENGTHS", np.array([1e-4]))
+    fits, fit = [], LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, "fit", lambda self, x, y: fits.append(len(x)) or fit(self, x, y))
+    probe = fit_probe(np.zeros((1, n, 2), np.float32), np.arange(n) % 2, 2, seed=0)
+    assert fits == [n * 4 // 5] * (5 * repeats) + [n]
+    np.testing.assert_allclose(probe.losses, np.full(n, np.log(2)), atol=1e-6)
+    assert probe.cross_entropy == pytest.approx(np.log(2)) and 0 <= probe.accuracy <= 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "rivals", "expected"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], [2.0, 4.0, 2.0, 4.0], 4.0),  # 2 less, deviation 1, so error 1/2
+        ([2.0, 4.0, 2.0, 4.0], [1.0, 1.0, 1.0, 1.0], -4.0),
+        ([0.0, 2.0], [2.0, 0.0], 0.0),
+        ([1.0, 2.0], [2.0, 3.0], np.inf),
+        ([1.0, 2.0], [1.0, 2.0], np.nan),
+        ([1.0, 2.0], [np.nan, 0.0], np.inf),
+        ([np.nan, 0.0], [1.0, 2.0], -np.inf),
+        ([np.nan, 0.0], [np.nan, 2.0], -np.inf),
+    ],
+)
+def test_the_lead_is_counted_in_standard_errors_of_the_difference(losses, rivals, expected):
+    assert lead(np.array(losses), np.array(rivals)) == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_probabilities_judged_are_the_mean_of_those_of_the_views():

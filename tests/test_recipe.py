@@ -340,7 +340,7 @@ def left_open(path: Path, weights: Path, **data) -> Config:
         augment=Augment(flip=False),
         backbone=Backbone(name="tiny", weights=str(weights)),
         head=Head(levels="auto", root="auto"),
-        evaluate=Evaluate(mirror=True, magnify=True),
+        evaluate=Evaluate(mirror=True, whole=True, magnify=True),
     )
 
 
@@ -358,7 +358,7 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
         value = getattr(getattr(chosen, section), name)
         assert value != "auto"
         assert len(losses) > 1 and all(np.isfinite(list(losses.values())))
-        assert losses[str(value)] <= min(losses.values()) / 0.97 + 1e-3, "an earlier option stays where it is as good"
+        assert losses[str(value)] <= next(iter(losses.values())), "the first option, unless another is better"
         assert f"{key} = {value}: " in probed.printed
     unchanged = {"levels": "auto", "root": "auto"}
     assert dataclasses.replace(chosen.head, **unchanged) == probed.config.head
@@ -382,7 +382,7 @@ def test_the_predictor_says_what_the_run_said(probed, pictures):
     files = [pictures / str(name) for name in probed.test.ids]
     said = np.stack([probabilities for _, probabilities in classify(model, config, files)])
     np.testing.assert_allclose(said, probed.test.probabilities, rtol=0, atol=1e-5)
-    for views in (Evaluate(), Evaluate(mirror=True), Evaluate(magnify=True)):
+    for views in (Evaluate(), Evaluate(mirror=True, magnify=True), Evaluate(mirror=True, whole=True)):
         fewer = classify(model, dataclasses.replace(config, evaluate=views), files)
         assert np.abs(np.stack([p for _, p in fewer]) - said).max() > 1e-3, "or a view more would prove nothing"
 

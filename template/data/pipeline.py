@@ -62,6 +62,14 @@ def magnified(source: Source) -> Source:
     return Source(lambda epoch, rows: magnify(source.read(epoch, rows)), source.labels, key)
 
 
+def some(source: Source, rows: np.ndarray) -> Source:
+    """These rows of a source; itself, if they are all in order."""
+    if np.array_equal(rows, np.arange(len(source))):
+        return source
+    key = source.key and f"{source.key} of {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()}"
+    return Source(lambda epoch, i: source.read(epoch, rows[i]), source.labels[rows], key)
+
+
 def joined(sources: Sequence[Source]) -> Source:
     """Several sources, one after the other."""
     starts = np.cumsum([0, *map(len, sources)])

@@ -53,10 +53,11 @@ def classify(
     Yields:
         Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
     """
+    resizes = ["crop", "squash"] if config.evaluate.whole and config.data.resize == "crop" else [config.data.resize]
 
-    def load(source: ImageSource) -> np.ndarray | BadImageError:
+    def load(source: ImageSource) -> list[np.ndarray] | BadImageError:
         try:
-            return load_image(source, config.data.image_size, config.data.resize)
+            return [load_image(source, config.data.image_size, resize) for resize in resizes]
         except BadImageError as error:
             return error
 
@@ -65,18 +66,21 @@ def classify(
         for start in range(0, len(sources), size):
             chunk = sources[start : start + size]
             loaded = list(pool.map(load, chunk))
-            good = [row for row, image in enumerate(loaded) if isinstance(image, np.ndarray)]
+            good = [row for row, images in enumerate(loaded) if isinstance(images, list)]
             results: list[np.ndarray | BadImageError] = list(loaded)
             if good:
                 # Filled up to one shape, because TensorFlow traces the network anew for each.
-                batch = np.zeros((size, *model.input_shape[1:]), np.float32)
-                batch[: len(good)] = [loaded[row] for row in good]
-                views = [batch]
+                views = np.zeros((len(resizes), size, *model.input_shape[1:]), np.uint8)
+                views[:, : len(good)] = np.stack([loaded[row] for row in good], axis=1)
+                views = list(views)
                 if config.evaluate.magnify:
-                    views.append(magnify(batch.astype(np.uint8)).astype(np.float32))  # rounded as in training
+                    views.append(magnify(views[0]))
                 if config.evaluate.mirror:
                     views += [view[:, :, ::-1] for view in views]
-                said = [softmax(np.asarray(model.predict_on_batch(view), np.float64), axis=1) for view in views]
+                said = [
+                    softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1)
+                    for view in views
+                ]
                 for row, probabilities in zip(good, np.mean(said, axis=0), strict=False):  # no more: those were filled
                     results[row] = probabilities
             yield from zip(chunk, results, strict=True)

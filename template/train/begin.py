@@ -9,16 +9,14 @@ import keras
 import numpy as np
 
 from ..config import Backbone, Config, Data, Head
-from ..data.pipeline import Source, mirrored
+from ..data.pipeline import Source, magnified, mirrored, some
 from ..model.backbones import BACKBONES, build_backbone
 from ..model.build import attach, levels, pooled, root
 from .features import Store
-from .probe import Probe, fit_probe
+from .probe import Probe, fit_probe, lead
 
 VOTERS = 1000
 """Training pictures that decide about `auto` settings; more would take longer and say the same."""
-MARGIN = 0.97
-"""An option replaces those before it in the list only if its cross-entropy is lower than so much of theirs."""
 
 
 def probes(config: Config) -> bool:
@@ -37,6 +35,7 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
     """Replace every `auto` by the option that cross-validation of the probe on training pictures likes best.
 
     One setting after another, each with the best of those before it; no gradient is needed, and every picture votes.
+    An option replaces those before it in the list only if its losses are lower by more than one standard error.
 
     Args:
         config: with or without `auto`.
@@ -53,16 +52,14 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
         losses, best = {}, options[0]
         for option in options:
             trial = _with(chosen, section, name, option)
-            source = look(trial.data)
-            features = probe_features(backbone(trial.data.image_size), trial, [source], store)
-            losses[option] = _vote(features, source.labels, trial)
-            best = option if losses[option] < MARGIN * losses[best] else best
+            losses[option] = _vote(backbone(trial.data.image_size), trial, look(trial.data), store)
+            best = option if lead(losses[option], losses[best]) > 1 else best
         chosen = _with(chosen, section, name, best)
-        if math.isnan(losses[best]):
+        if np.isnan(losses[best]).any():
             print(f"{section}.{name} = {best}: nobody can vote, a class has one training picture")
             continue
-        votes[f"{section}.{name}"] = {str(option): round(loss, 4) for option, loss in losses.items()}
-        said = ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())
+        votes[f"{section}.{name}"] = {str(option): round(float(loss.mean()), 4) for option, loss in losses.items()}
+        said = ", ".join(f"{option} {loss.mean():.3f}" for option, loss in losses.items())
         print(f"{section}.{name} = {best}: cross-validated cross-entropy {said}")
     return chosen, backbone(chosen.data.image_size), votes
 
@@ -102,17 +99,19 @@ def probe_features(
 ) -> tuple[np.ndarray, list[int]]:
     """What a probe of any number of levels could learn from: float16 [views, n, features], and features a level.
 
-    Always of the top half of the blocks, so that they are computed once, whatever is chosen of them.
+    Always of the top half of the blocks, so that they are computed once, whatever is chosen of them. Of the pictures as
+    they are, and as evaluation or augmentation would show them.
     """
     head = dataclasses.replace(config.head, levels=max(config.head.levels, *_levels(config)), root=False)
     network, widths = _probe_network(base, config.backbone, head)
     flip = config.augment.flip and config.augment.policy != "none"
-    flips = [lambda source: source, mirrored] if flip else [lambda source: source]
-    views = [
-        np.concatenate([store.outputs(network, flip(source), range(1))[np.arange(len(source))] for source in sources])
-        for flip in flips
-    ]
-    return np.stack(views), widths
+
+    def views(source: Source) -> list[Source]:
+        looks = [source, magnified(source)] if config.evaluate.magnify else [source]
+        return looks + [mirrored(look) for look in looks] if flip else looks
+
+    outputs = [[store.outputs(network, v, range(1))[np.arange(len(v))] for v in views(source)] for source in sources]
+    return np.concatenate(outputs, axis=1), widths
 
 
 @functools.lru_cache(maxsize=2)
@@ -138,6 +137,7 @@ def _choices(config: Config) -> list[tuple[str, str, tuple]]:
         ("head", "root", (True, False)),
         ("data", "image_size", (288, 224)),
         ("data", "resize", ("crop", "pad", "squash")),
+        ("evaluate", "magnify", (False, True)),
     ]
     return [choice for choice in options if getattr(getattr(config, choice[0]), choice[1]) == "auto"]
 
@@ -151,11 +151,11 @@ def _with(config: Config, section: str, name: str, value: object) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
 
 
-def _vote(features: tuple[np.ndarray, list[int]], labels: np.ndarray, config: Config) -> float:
-    """Out-of-fold cross-entropy of a probe, on as many pictures of each class where there are too many."""
-    classes = int(labels.max()) + 1
+def _vote(base: keras.Model, config: Config, source: Source, store: Store) -> np.ndarray:
+    """Out-of-fold losses of a probe, on as many pictures of each class where there are too many."""
+    classes = int(source.labels.max()) + 1
     generator, most = np.random.default_rng(config.train.seed), max(5, VOTERS // classes)
-    voters = [generator.permutation(np.flatnonzero(labels == label))[:most] for label in range(classes)]
-    rows = np.sort(np.concatenate(voters))
-    values, widths = selected((features[0][:, rows], features[1]), config.head)
-    return fit_probe(values, labels[rows], classes, config.train.seed, widths).cross_entropy
+    voters = [generator.permutation(np.flatnonzero(source.labels == label))[:most] for label in range(classes)]
+    source = some(source, np.sort(np.concatenate(voters)))
+    features, widths = selected(probe_features(base, config, [source], store), config.head)
+    return fit_probe(features, source.labels, classes, config.train.seed, widths).losses

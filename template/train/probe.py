@@ -8,14 +8,16 @@ Its cross-validation is also the cheapest judge of everything that comes before 
 large the pictures, how they become square. No gradient is needed for that, and every training picture votes.
 """
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import RepeatedStratifiedKFold
 from threadpoolctl import threadpool_limits
 
 STRENGTHS = np.logspace(-4, 0.5, 10)
@@ -30,15 +32,21 @@ class Probe:
         kernel: float32 [features, classes].
         bias: float32 [classes].
         strength: the inverse penalty that cross-validation chose.
-        cross_entropy: out-of-fold, in nats, of the probabilities averaged over the views.
+        losses: out-of-fold cross-entropy of each picture, in nats, of the probabilities averaged over the views;
+            float64 [n], NaN if a class has a single picture and none could be held out.
         accuracy: out-of-fold, likewise.
     """
 
     kernel: np.ndarray
     bias: np.ndarray
     strength: float
-    cross_entropy: float
+    losses: np.ndarray
     accuracy: float
+
+    @property
+    def cross_entropy(self) -> float:
+        """Mean of the losses."""
+        return float(self.losses.mean())
 
 
 def fit_probe(
@@ -58,10 +66,13 @@ def fit_probe(
     widths = widths or [features.shape[-1]]
     mean = features[0].mean(axis=0)
     scale = _scale(features[0] - mean, widths)
-    with threadpool_limits(1, "blas"):  # these matrices are small: threads that wait for each other cost 30 times
+    # These matrices are small: threads that wait for each other cost 30 times.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        # Where float32 knows no step that lowers the loss any more, the solver calls that abnormal.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         # Centred features only change the free intercept, and the solver needs a fraction of the iterations.
         rotated, basis = _rotated((features - mean) / scale)
-        strength, held_out = _strength(rotated, labels, classes, seed)
+        strength, losses, accuracy = _strength(rotated, labels, classes, seed)
         # Each picture counts once, however many views of it there are.
         model = _regression(tolerance=1e-4).set_params(C=strength / len(features))
         model.fit(rotated.reshape(-1, rotated.shape[-1]), np.tile(labels, len(features)))
@@ -70,28 +81,42 @@ def fit_probe(
         kernel, bias = np.hstack([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
     kernel = kernel / scale[:, None]
     bias = bias - mean @ kernel
-    loss, hits = np.nan, np.nan
-    if held_out is not None:
-        loss, hits = log_loss(labels, held_out, labels=range(classes)), (held_out.argmax(axis=1) == labels).mean()
-    return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, float(loss), float(hits))
+    return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, losses, accuracy)
 
 
-def _strength(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> tuple[float, np.ndarray | None]:
-    """Best inverse penalty and its out-of-fold probabilities [n, classes]; none where no class can be divided.
+def lead(losses: np.ndarray, rivals: np.ndarray) -> float:
+    """By how many standard errors losses [n] are on average below a rival's of the same pictures.
 
-    Learned from the first view alone, which decides the same and takes a fraction of the time; judged on all.
+    Infinite if all differ by the same, or if one of the two has a NaN, which loses. NaN if all are equal.
     """
-    folds = min(5, np.bincount(labels, minlength=classes).min())
+    if np.isnan(losses).any() or np.isnan(rivals).any():
+        return -np.inf if np.isnan(losses).any() else np.inf
+    less = np.asarray(rivals) - losses
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(less.mean() / (np.std(less) / np.sqrt(len(less))))
+
+
+def _strength(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> tuple[float, np.ndarray, float]:
+    """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN where no class can be divided.
+
+    Few pictures are divided several times: how they fall into folds then matters as much as what is compared.
+    """
+    n, views, folds = len(labels), len(features), min(5, np.bincount(labels, minlength=classes).min())
     if folds < 2:  # a class of one picture cannot be held out
-        return float(STRENGTHS[len(STRENGTHS) // 2]), None
-    held_out = np.zeros((len(STRENGTHS), len(labels), classes))
-    for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels):
+        return float(STRENGTHS[len(STRENGTHS) // 2]), np.full(n, np.nan), np.nan
+    repeats = min(5, math.ceil(1000 / n))
+    losses, hits = np.zeros((2, len(STRENGTHS), n))
+    divide = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+    for inside, outside in divide.split(labels, labels):
         model = _regression(tolerance=1e-3)
+        inputs, targets = features[:, inside].reshape(-1, features.shape[-1]), np.tile(labels[inside], views)
         for number, c in enumerate(STRENGTHS):  # each starts where the last one ended
-            model.set_params(C=c).fit(features[0, inside], labels[inside])
-            held_out[number, outside] = np.mean([_probabilities(model, view[outside]) for view in features], axis=0)
-    best = int(np.argmin([log_loss(labels, p, labels=range(classes)) for p in held_out]))
-    return float(STRENGTHS[best]), held_out[best]
+            model.set_params(C=c / views).fit(inputs, targets)
+            said = np.mean([_probabilities(model, view[outside]) for view in features], axis=0)
+            losses[number, outside] -= np.log(said[np.arange(len(outside)), labels[outside]]) / repeats
+            hits[number, outside] += (said.argmax(axis=1) == labels[outside]) / repeats
+    best = int(np.argmin(losses.mean(axis=1)))
+    return float(STRENGTHS[best]), losses[best], float(hits[best].mean())
 
 
 def _scale(centred: np.ndarray, widths: Sequence[int]) -> np.ndarray:

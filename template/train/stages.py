@@ -16,6 +16,7 @@ from ..data.pipeline import Source, ordered_batches, shuffled_batches, steps
 from ..model.build import boundary, freeze
 from .callbacks import Checkpoint, KeepBest, Log, State, read_checkpoint
 from .features import Store, divide
+from .probe import lead
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
@@ -213,7 +214,7 @@ def _choose(
     """Leave the moving average of the stage, or halfway to it, unless validation is sure of something better.
 
     That may be the weights from before, if better by one standard error: a few dozen pictures cannot see what a stage
-    is worth. Or the best single epoch, if better by two: the best of a dozen is mostly the luckiest.
+    is worth. Or the best single epoch, if better by three: of a dozen that are alike, the luckiest leads by nearly two.
     """
     epochs = state.epoch - state.start
     average = network.get_weights()
@@ -231,9 +232,8 @@ def _choose(
     means = np.array([np.inf if np.isnan(loss).any() else loss.mean() for loss in losses])
     winner = int(np.argmin(means[: len(SHARES)]))
     for challenger in range(len(SHARES), len(tried)):
-        lead = 1 if tried[challenger][4] is before else 2
-        error = lead * np.std(losses[winner] - losses[challenger]) / math.sqrt(len(labels))
-        if means[challenger] + np.nan_to_num(error) < means[winner]:
+        needed = 1 if tried[challenger][4] is before else 3
+        if lead(losses[challenger], losses[winner]) > needed:
             winner = challenger
 
     words, epochs, averaged, share, weights = tried[winner]
