@@ -2,6 +2,8 @@
 
 python scripts/evaluate.py --run runs/RUN --path other_pictures/
 python scripts/evaluate.py --run runs/RUN                          # needs no TensorFlow
+python scripts/evaluate.py --run runs/RUN runs/OTHER runs/THIRD    # the mean of what several say
+
 """
 
 import argparse
@@ -13,36 +15,45 @@ import numpy as np
 
 from template import runs
 from template.evaluate import metrics, plots
-from template.evaluate.predictions import Predictions
-from template.evaluate.report import percent
+from template.evaluate.compare import aligned
+from template.evaluate.predictions import Predictions, average
+from template.evaluate.report import OTHERS, SHARES, number, percent
 
 
 def main() -> None:
     """Parse, predict where needed, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of a finished run, or of several")
     parser.add_argument("--path", help="labelled pictures: a folder, CSV file or tfds:NAME, as in training")
+    parser.add_argument("--top-k", type=int, help="k of top-k accuracy (default: 5, or one less than classes)")
     parser.add_argument("--out", type=Path, help="where to write (default: RUN/evaluation-NAME)")
     arguments = parser.parse_args()
+    first = arguments.run[0]
+    said = [_predict(run, arguments.path) if arguments.path else _saved(run) for run in arguments.run]
+    try:
+        predictions = average(aligned(said))
+    except ValueError as error:
+        sys.exit(str(error))
     if not arguments.path:
-        saved, said = arguments.run / "predictions.npz", arguments.run / "metrics.json"
-        missing = [file.name for file in (saved, said) if not file.is_file()]
-        if missing:
-            sys.exit(f"{str(arguments.run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
-        part = "test" if runs.read_json(said)["test"] else "validation"
-        _print(metrics.score(Predictions.load(saved)), f"{part} predictions of the run")
+        part = "test" if runs.read_json(first / "metrics.json")["test"] else "validation"
+        _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
-    predictions = _predict(arguments.run, arguments.path)
-    folder = arguments.out or arguments.run / f"evaluation-{Path(arguments.path.replace(':', '-')).name}"
+    folder = arguments.out or first / f"evaluation-{Path(arguments.path.replace(':', '-')).name}"
     folder.mkdir(parents=True, exist_ok=True)
-    scores = metrics.score(predictions)
+    scores, counts = _score(predictions, arguments.top_k), metrics.confusion_counts(predictions)
     predictions.save(folder / "predictions.npz")
-    plots.confusion_matrix(
-        metrics.confusion_counts(predictions), predictions.class_names, folder / "confusion_matrix.png"
-    )
+    plots.save(plots.confusion_matrix(counts, predictions.class_names), folder / "confusion_matrix.png")
     runs.write_json(folder / "metrics.json", scores)
     _print(scores, arguments.path)
     print(f"written: {folder}")
+
+
+def _saved(run: Path) -> Predictions:
+    """What a run said of its own test pictures."""
+    missing = [name for name in ("predictions.npz", "metrics.json") if not (run / name).is_file()]
+    if missing:
+        sys.exit(f"{str(run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
+    return Predictions.load(run / "predictions.npz")
 
 
 def _predict(run: Path, path: str) -> Predictions:
@@ -73,13 +84,19 @@ def _predict(run: Path, path: str) -> Predictions:
     return say(model, examples, pixels, np.arange(len(examples)), config)
 
 
+def _score(predictions: Predictions, k: int | None) -> dict:
+    try:
+        return metrics.score(predictions, k)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
 def _print(scores: dict, title: str) -> None:
+    """Every score with its interval."""
     print(f"{title}: {scores['images']} pictures, majority class {100 * scores['majority']:.1f} %")
-    for key in ("accuracy", "macro_f1", "top_k"):
-        name = f"top-{scores[key]['k']} accuracy" if key == "top_k" else key.replace("_", " ")
-        print(f"  {name:<16} {percent(scores[key])}")
-    loss = scores["cross_entropy"]
-    print(f"  {'cross-entropy':<16} {loss['value']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}]")
+    for name, key in {**SHARES, **OTHERS}.items():
+        cell = percent if key in SHARES.values() else number
+        print(f"  {name.format(k=scores['top_k']['k']):<38}{cell(scores[key])}")
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ def main() -> None:
         from template.deploy.predictor import classify, load_run
 
         config, classes, model = load_run(arguments.run)
+        decided = arguments.run / "calibration.json"  # of a run from before there was any: as the network says
+        temperature = runs.read_json(decided)["temperature"] if decided.exists() else 1.0
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
     header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "problem"]
     rows, bad = [header], 0
-    for file, result in classify(model, config, files):
+    for file, result in classify(model, config, files, temperature):
         if isinstance(result, np.ndarray):
             best = np.argsort(-result, kind="stable")[:k]
             cells = [cell for i in best for cell in (_cell(classes[i]), f"{result[i]:.6f}")]

@@ -37,7 +37,7 @@ def main() -> None:
     print(
         f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
         f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} pictures, {clock.total():.0f} s in all\n"
-        f"report:  {folder / 'report.md'}\npredict: python scripts/predict.py --run {quoted} IMAGE_OR_FOLDER"
+        f"report:  {folder / 'report.html'}\npredict: python scripts/predict.py --run {quoted} IMAGE_OR_FOLDER"
     )
 
 
@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
             if overrides or known.config:
                 raise configuration.ConfigError("--resume goes on with the run's own configuration; give nothing else.")
             if (known.resume / "metrics.json").exists():
-                raise configuration.ConfigError(f"{known.resume} is finished; its report is {known.resume}/report.md")
+                raise configuration.ConfigError(f"{known.resume} is finished; its report is {known.resume}/report.html")
             return configuration.load(known.resume / "config.toml"), known.resume
         own = any(text.startswith("data.path=") and text != "data.path=digits" for text in overrides)
         recipe = known.config or CONFIGS / ("folder.toml" if own else "digits.toml")

@@ -17,9 +17,9 @@ from .data.examples import PARTS, DataError, Examples, load_examples
 from .data.pipeline import Source, magnified, mirrored, ordered_batches, plain_source, training_source
 from .data.rows import Rows
 from .data.split import split, to_csv
-from .evaluate import metrics, plots, report
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
+from .publish import publish, refits
 from .train.begin import begin, choose, fit_head, probes, settled
 from .train.features import Store
 from .train.stages import How, assign, fit, repeat
@@ -88,7 +88,8 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
     with runs.replacing(folder / "model.keras") as file:
         model.save(file)
     all_said["test"] = said("test")
-    return _report(config, all_said, state.history, examples, clock, folder)
+    used = {"examples": examples, "pixels": see(config.data)[1], "model": model}
+    return publish(config, all_said, state.history, **used, clock=clock, folder=folder)
 
 
 def suggested(config: Config, images: int) -> Config:
@@ -119,14 +120,8 @@ def say(model: keras.Model, examples: Examples, pixels: Rows, rows: np.ndarray, 
         views.append(plain_source(squashed, np.arange(len(again)), again.labels))
     views += [mirrored(view) for view in views] if config.evaluate.mirror else []
     batches = [ordered_batches(view, len(examples.class_names), config.train.batch_size) for view in views]
-    return average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
-
-
-def refits(config: Config, examples: Examples) -> bool:
-    """Whether the recipe ends with a fit on training and validation pictures together."""
-    pretrained = config.backbone.weights != "none"
-    small = (examples.parts != "").sum() < 5000
-    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and pretrained and bool(small))
+    said = average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
+    return dataclasses.replace(said, groups=None if examples.groups is None else examples.groups.astype(str))
 
 
 def prepare(settings: Train) -> None:
@@ -158,30 +153,3 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     runs.write_json(folder / "skipped.json", [{"id": name, "reason": reason} for name, reason in examples.skipped])
     digest = hashlib.sha256(table.encode()).hexdigest()
     runs.write_json(folder / "run.json", {"environment": runs.environment(), "split_sha256": digest})
-
-
-def _report(config: Config, said: dict[str, Predictions], history: list, examples: Examples, clock: runs.Clock,
-            folder: Path) -> dict:  # fmt: skip
-    """Score the predictions and write predictions, metrics, plots and the report."""
-    scores = {name: metrics.score(p) if len(p.ids) else None for name, p in said.items()}
-    best = said["test"] if scores["test"] else said["val"]
-    best.save(folder / "predictions.npz")
-    said["val"].save(folder / "predictions_val.npz")
-    plots.confusion_matrix(metrics.confusion_counts(best), best.class_names, folder / "confusion_matrix.png")
-    if history:
-        plots.learning_curves(history, folder / "learning_curves.png")
-    choices = runs.read_json(folder / "choices.json") if (folder / "choices.json").exists() else {}
-    result = scores | {"choices": choices, "seconds": {**clock.seconds, "total": clock.total()}}
-    counts = {name: int((examples.parts == name).sum()) for name in PARTS}
-    weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
-    learned = f"{counts['train']} pictures"
-    if refits(config, examples):
-        together = counts["train"] + counts["val"]
-        learned = f"{together} pictures (with those of validation, after the validation column below was measured)"
-    what = (
-        f"{config.backbone.name}, {weights.get(config.backbone.weights, 'from given weights')}, "
-        f"{config.data.image_size} pixels, trained on {learned} of {len(examples.class_names)} classes."
-    )
-    runs.write_json(folder / "metrics.json", result)
-    runs.write_text(folder / "report.md", report.markdown(result, what, history, examples.skipped))
-    return result

@@ -92,6 +92,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def peak_memory_gb() -> float | None:
+    """Most memory that this process has held so far, in GiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 class Clock:
     """Where the time went: `with clock("decode"): ...` adds up seconds under a name.
 

@@ -6,8 +6,9 @@ from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
+from template.evaluate.intervals import lead
 from template.train import probe as module
-from template.train.probe import Probe, fit_probe, lead
+from template.train.probe import Probe, fit_probe
 
 
 def clouds(n: int, classes: int, signal: float, seed: int = 0, width: int = 20):

@@ -27,6 +27,7 @@ from template.data.examples import DataError
 from template.data.images import load_image
 from template.data.rows import Rows
 from template.deploy.predictor import classify, load_run
+from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 
@@ -165,7 +166,8 @@ def test_the_saved_model_says_what_the_predictions_say(run, pictures):
 def test_metrics_are_those_of_the_predictions(run):
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert metrics == run.result
-    assert set(metrics) == {"test", "val", "choices", "seconds"}  # and "probe" with pretrained weights
+    expected = {"test", "val", "choices", "calibration", "slices", "memory_gb", "seconds"}
+    assert set(metrics) == expected  # and "probe" with pretrained weights
     assert metrics["choices"] == {}, "nothing was `auto`"
     for said, scores in ((run.test, metrics["test"]), (run.val, metrics["val"])):
         truth, guess = said.labels, said.logits.argmax(axis=1)
@@ -180,7 +182,7 @@ def test_metrics_are_those_of_the_predictions(run):
 def test_the_seconds_name_every_phase_and_hold_no_more_than_the_whole(run):
     seconds = dict(run.result["seconds"])
     total = seconds.pop("total")
-    assert set(seconds) == {"decode", "probe", "features", "stage 1", "stage 2", "final fit", "evaluation"}
+    assert set(seconds) == {"decode", "probe", "features", "stage 1", "stage 2", "final fit", "evaluation", "report"}
     assert min(seconds.values()) > 0
     assert sum(seconds.values()) <= total
 
@@ -197,6 +199,28 @@ def test_the_first_line_of_the_report_is_the_accuracy(run):
     accuracy = accuracy_score(run.test.labels, run.test.predicted)
     assert first.startswith(f"# {100 * accuracy:.1f} %")
     assert "9 test pictures" in first
+
+
+def test_the_page_shows_the_number_the_errors_and_what_it_was_made_from(run):
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * accuracy_score(run.test.labels, run.test.predicted):.1f} %" in page
+    wrong = run.test.ids[run.test.predicted != run.test.labels]
+    assert ("Wrong and sure of it" in page) == bool(len(wrong))
+    assert all(str(name) in page for name in run.test.ids), "nine pictures are all among the least sure"
+    assert page.count("data:image/jpeg;base64,") == 2 * (len(wrong) + 9)
+    assert json.loads((run.folder / "run.json").read_text())["split_sha256"] in page
+    assert len(page) < 5e6 and "disc/cut-short.png" in page
+
+
+def test_temperature_and_thresholds_are_those_of_validation(run):
+    decided = json.loads((run.folder / "calibration.json").read_text())
+    expected = calibrate(run.val, None)
+    assert decided["temperature"] == expected["temperature"]
+    assert decided["reject"]["confidence"] == expected["reject"]["confidence"]
+    assert {name: row["threshold"] for name, row in decided["thresholds"].items()} == {
+        name: row["threshold"] for name, row in expected["thresholds"].items()
+    }
+    assert {key: run.result["calibration"][key] for key in decided} == decided
 
 
 def test_nothing_temporary_is_left(run):
@@ -370,7 +394,8 @@ def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):
     assert configuration.load(probed.folder / "config.toml").stages == ()
     assert "stages from the data: none" in probed.printed
     assert probed.result["probe"] == probed.result["val"]
-    assert set(probed.result["seconds"]) == {"decode", "probe", "features", "final fit", "evaluation", "total"}
+    phases = {"decode", "probe", "features", "final fit", "evaluation", "report", "total"}
+    assert set(probed.result["seconds"]) == phases
     assert not (probed.folder / "learning_curves.png").exists()
     assert "learning_curves" not in (probed.folder / "report.md").read_text(), "a report of no epochs shows none"
 
@@ -382,6 +407,8 @@ def test_the_predictor_says_what_the_run_said(probed, pictures):
     files = [pictures / str(name) for name in probed.test.ids]
     said = np.stack([probabilities for _, probabilities in classify(model, config, files)])
     np.testing.assert_allclose(said, probed.test.probabilities, rtol=0, atol=1e-5)
+    softer = np.stack([p for _, p in classify(model, config, files, temperature=2.0)])
+    np.testing.assert_allclose(softer, probed.test.scaled(2.0).probabilities, rtol=0, atol=1e-5)
     for views in (Evaluate(), Evaluate(mirror=True, magnify=True), Evaluate(mirror=True, whole=True)):
         fewer = classify(model, dataclasses.replace(config, evaluate=views), files)
         assert np.abs(np.stack([p for _, p in fewer]) - said).max() > 1e-3, "or a view more would prove nothing"

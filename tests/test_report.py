@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from template.evaluate import metrics, plots, report
+from template.evaluate import intervals, metrics, plots, report
+from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 
 NASTY = ["<script>|", "two\nlines\r\n", "`code`", "**bold** [link](http://x)", "![image](http://x/y.png)", "a | b",
@@ -79,8 +80,8 @@ def test_the_table_of_classes_has_each_class_and_says_where_a_score_is_undefined
     labels = np.array([0, 0, 1])
     said = np.eye(3, dtype=np.float32)[[0, 0, 0]]
     text = write(test=metrics.score(Predictions(np.arange(3).astype(str), labels, said, ("cat", "dog", "owl"))))
-    assert cells(text, "`cat`")[1:] == ["2", "0.667", "1.000", "0.800"]
-    assert cells(text, "`dog`")[1:] == ["1", "undefined", "0.000", "0.000"]
+    assert cells(text, "`cat`")[1:] == ["2", "0.667 [0.208, 0.939]", "1.000 [0.342, 1.000]", "0.800 [0.000, 1.000]"]
+    assert cells(text, "`dog`")[1:4] == ["1", "undefined", "0.000 [0.000, 0.793]"]
     assert cells(text, "`owl`")[1:] == ["0", "undefined", "undefined", "undefined"]
 
 
@@ -144,11 +145,116 @@ def test_no_name_is_taken_for_markup():
     assert "犬" in text, "letters of all languages stay"
 
 
+def page(names=("cat", "dog", "owl"), test=True, **changes) -> str:
+    """The page of a run; what is wrong is wrong in a known way."""
+    n = 20 * len(names)
+    labels = np.arange(n) % len(names)
+    said = np.where(np.arange(n) < 0.9 * n, labels, (labels + 1) % len(names))
+    given = Predictions(np.arange(n).astype(str), labels, 3 * np.eye(len(names), dtype=np.float32)[said], tuple(names))
+    numbers = {"test": metrics.score(given) if test else None, "val": metrics.score(given), "seconds": {"decode": 1.25}}
+    numbers |= {"calibration": calibrate(given, given if test else None), "slices": [], "memory_gb": 1.5}
+    how = {"history": history(0.9, 0.5), "skipped": [], "galleries": {}, "made_from": {"python": "3.11"}} | changes
+    numbers |= how.pop("numbers", {})
+    return report.html(numbers, given, "tiny, 32 pixels.", *how.values())
+
+
+class Page(HTMLParser):
+    """What is in a page: tags, text outside scripts and styles, and every address."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.text, self.addresses, self._inside = [], "", [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._inside = tag
+        self.addresses += [value for name, value in attrs if name in {"href", "src", "xlink:href"}]
+
+    def handle_endtag(self, tag):
+        self._inside, self.text = "", self.text + " "
+
+    def handle_data(self, data):
+        self.text += data if self._inside not in {"script", "style"} else ""
+
+
+def test_the_page_says_the_number_first_with_its_interval_and_the_baselines():
+    text = " ".join(Page(page()).text.split())
+    assert "accuracy on 60 test pictures 90.0 % 79.9 to 95.3 tiny, 32 pixels." in text  # Wilson: 54 of 60
+    assert text.index("90.0 %") < text.index("always the commonest class, test 33.3 %")
+    assert "no test part" not in text
+    without = " ".join(Page(page(test=False)).text.split())
+    assert "accuracy on 60 validation pictures" in without and "There was no test part." in without
+    assert "undefined" not in text
+
+
+def test_the_page_needs_nothing_but_itself():
+    picture = "data:image/jpeg;base64,AAAA"
+    shown = {"id": "a.jpg", "true": "cat", "said": "dog", "confidence": 0.9, "picture": picture, "heat": picture}
+    text = page(galleries={"Wrong": [shown], "Empty": []})
+    addresses = [a for a in Page(text).addresses if not a.startswith(("#", "data:"))]
+    assert addresses == []
+    # w3.org names the dialect of a drawing, and is never asked for
+    hosts = {"www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org"}
+    assert set(re.findall(r"https?://([^/\s\"']+)", text)) <= hosts
+    assert "a.jpg" in text and ">Wrong<" in text and ">Empty<" not in text
+    assert "default-src 'none'" in text, "a browser is told to refuse what might be asked for"
+    assert len(text) < 5e6
+
+
+def test_no_name_is_taken_for_markup_in_the_page():
+    plain = [f"class {i}" for i in range(len(NASTY))]
+    picture = "data:image/jpeg;base64,AAAA"
+
+    def of(names) -> Page:
+        shown = [{"id": n, "true": n, "said": n, "confidence": 0.9, "picture": picture, "heat": picture} for n in names]
+        return Page(page(names, skipped=[(n, n) for n in names], galleries={n: shown for n in names}))
+
+    nasty, simple = of(NASTY), of(plain)
+    assert nasty.tags == simple.tags
+    for name in NASTY:
+        assert name.replace("\r\n", "\n") in nasty.text.replace("\r\n", "\n")
+
+
+def test_many_classes_are_drawn_and_not_tabled():
+    few, many = page(), page([f"class {i}" for i in range(31)])
+    assert 'class="matrix"' in few and 'class="matrix"' not in many
+    assert many.count("<svg") == few.count("<svg") + 1
+
+
+def test_a_page_of_no_epochs_and_undefined_scores():
+    text = page(history=[])
+    assert text.count("<svg") == page().count("<svg") - 1
+    labels, said = np.array([0, 0, 1]), np.eye(3, dtype=np.float32)[[0, 0, 0]]
+    found = metrics.score(Predictions(np.arange(3).astype(str), labels, said, ("cat", "dog", "owl")))
+    assert "undefined" in page(numbers={"test": found})
+
+
+def test_drawings_take_the_colour_of_the_page(tmp_path):
+    drawn = plots.svg(plots.learning_curves(history(0.9, 0.5)))
+    assert drawn.startswith("<svg") and "currentColor" in drawn
+    assert "#000000" not in drawn and "<text" not in drawn
+    assert drawn == plots.svg(plots.learning_curves(history(0.9, 0.5))), "the same run, the same page"
+
+
+def test_calibration_draws_each_table_against_the_diagonal(tmp_path, figures):
+    table = [{"images": 4, "confidence": c, "accuracy": intervals.proportion(k, 4)} for c, k in ((0.3, 1), (0.9, 4))]
+    plots.save(plots.calibration({"before": table, "after": table[:1]}), tmp_path / "c.png")
+    check_png(tmp_path / "c.png")
+    (axes,) = figures[0].axes
+    diagonal, before, after = (
+        line for line in axes.lines if len(line.get_xdata()) and line.get_marker() in {"o", "None"}
+    )
+    assert diagonal.get_xdata().tolist() == diagonal.get_ydata().tolist() == [0, 1]
+    assert before.get_xdata().tolist() == [0.3, 0.9] and before.get_ydata().tolist() == [0.25, 1]
+    assert after.get_xdata().tolist() == [0.3]
+
+
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
     """The figures that are saved, to be asked what is in them."""
-    drawn, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    drawn, save = [], plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (drawn.append(figure), save(figure, path)))
     return drawn
 
 
@@ -165,7 +271,7 @@ def check_png(path) -> None:
 
 def test_confusion_matrix_has_the_truth_in_rows(tmp_path, figures):
     counts = np.array([[5, 2, 0], [0, 1, 0], [3, 0, 4]])
-    plots.confusion_matrix(counts, ("cat", "dog", "owl"), tmp_path / "c.png")
+    plots.save(plots.confusion_matrix(counts, ("cat", "dog", "owl")), tmp_path / "c.png")
     check_png(tmp_path / "c.png")
     (axes,) = figures[0].axes
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
@@ -183,7 +289,9 @@ def test_confusion_matrix_has_the_truth_in_rows(tmp_path, figures):
 @pytest.mark.parametrize("n", [2, 30, 31, 120])
 def test_confusion_matrix_of_few_and_many_classes(tmp_path, n):
     counts = np.diag(np.arange(n))  # the first class has no pictures
-    plots.confusion_matrix(counts, [f"class number {i} with a long name" for i in range(n)], tmp_path / "c.png")
+    plots.save(
+        plots.confusion_matrix(counts, [f"class number {i} with a long name" for i in range(n)]), tmp_path / "c.png"
+    )
     check_png(tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert max(image.size) < 2500
@@ -192,7 +300,7 @@ def test_confusion_matrix_of_few_and_many_classes(tmp_path, n):
 def test_confusion_matrix_takes_any_name_as_it_is(tmp_path, figures):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        plots.confusion_matrix(np.eye(len(NASTY), dtype=int), NASTY, tmp_path / "c.png")
+        plots.save(plots.confusion_matrix(np.eye(len(NASTY), dtype=int), NASTY), tmp_path / "c.png")
     check_png(tmp_path / "c.png")
     shown = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
     for name, label in zip(NASTY, shown, strict=True):
@@ -202,7 +310,7 @@ def test_confusion_matrix_takes_any_name_as_it_is(tmp_path, figures):
 
 def test_learning_curves_draw_each_number_at_its_epoch_and_each_stage(tmp_path, figures):
     rows = [*history(0.9, 0.5, 0.7), *history(0.6, 0.4, stage=2, start=3)]
-    plots.learning_curves(rows, tmp_path / "l.png")
+    plots.save(plots.learning_curves(rows), tmp_path / "l.png")
     check_png(tmp_path / "l.png")
     for axes, name in zip(figures[0].axes, ("cross_entropy", "accuracy"), strict=True):
         for line, key in zip(axes.lines, (name, f"val_{name}"), strict=True):
@@ -214,5 +322,5 @@ def test_learning_curves_draw_each_number_at_its_epoch_and_each_stage(tmp_path, 
 
 @pytest.mark.parametrize("losses", [[0.5], [0.5, float("nan"), float("inf"), 0.4]], ids=["one epoch", "not finite"])
 def test_learning_curves_of_odd_runs(tmp_path, losses):
-    plots.learning_curves(history(*losses), tmp_path / "l.png")
+    plots.save(plots.learning_curves(history(*losses)), tmp_path / "l.png")
     check_png(tmp_path / "l.png")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 
 from template import config as configuration
 from template import runs
+from template.data.images import load_image
 from template.evaluate.predictions import Predictions
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -119,7 +121,7 @@ def test_a_finished_run_is_not_resumed(finished):
     before = (finished.folder / "metrics.json").read_bytes()
     code, said = call("train", "--resume", finished.folder)
     assert code == 2
-    assert "is finished" in said and "report.md" in said
+    assert "is finished" in said and "report.html" in said
     assert (finished.folder / "metrics.json").read_bytes() == before
 
 
@@ -294,8 +296,31 @@ def test_scoring_a_run_again_takes_no_tensorflow_and_gives_its_numbers(finished)
     assert "heavy []" in said
     test = json.loads((finished.folder / "metrics.json").read_text())["test"]
     value, low, high = (100 * test["accuracy"][key] for key in ("value", "low", "high"))
-    assert f"test predictions of the run: {test['images']} pictures" in said
+    assert f"test predictions of {finished.folder}: {test['images']} pictures" in said
     assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in said
+    for name in ("ROC AUC", "Brier score", "calibration error", "Matthews"):
+        assert re.search(rf"^ +{name}.*\d\.\d\d\d \[\d", said, re.M), name
+
+
+def test_several_runs_are_scored_by_the_mean_of_what_they_say(finished, tmp_path):
+    other = dataclasses.replace(finished.test, logits=np.roll(finished.test.logits, 1, axis=1))
+    other = other.take(np.arange(len(other.ids))[::-1])  # in another order: matched by name
+    other.save(tmp_path / "predictions.npz")
+    shutil.copy(finished.folder / "metrics.json", tmp_path)
+    code, said = call("evaluate", "--run", finished.folder, tmp_path)
+    assert code == 0
+    mean = finished.test.probabilities + np.roll(finished.test.probabilities, 1, axis=1)
+    right = int((mean.argmax(axis=1) == finished.test.labels).sum())
+    assert f"{100 * right / len(mean):.1f} %" in said.splitlines()[1]
+    finished.test.take(np.arange(2)).save(tmp_path / "predictions.npz")
+    last_words, _ = call("evaluate", "--run", finished.folder, tmp_path)
+    assert "Expected predictions of the same pictures" in last_words
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_k_that_makes_no_sense_is_refused(finished, k):
+    last_words, _ = call("evaluate", "--run", finished.folder, "--top-k", k)
+    assert last_words == f"Expected k from 1 to 2, one less than there are classes. Received: {k}"
 
 
 def test_validation_predictions_are_not_called_test_predictions(finished, tmp_path):
@@ -344,3 +369,20 @@ def test_a_folder_of_broken_pictures_has_no_score(finished, tmp_path):
     last_words, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / "others")
     assert isinstance(last_words, str) and "none of the pictures could be read" in last_words
     assert "across/00.png" in said
+
+
+# explain.py
+
+
+@pytest.mark.parametrize("how", [[], ["--occlusion"]], ids=["grad-cam", "occlusion"])
+def test_a_picture_is_explained_beside_itself_and_a_broken_one_is_named(finished, odd, tmp_path, how):
+    files = [finished.pictures / str(finished.test.ids[0]), odd / "notes.txt"]
+    code, said = call("explain", "--run", finished.folder, *files, "--out", tmp_path / "heat", *how)
+    assert code == 0
+    (file,) = (tmp_path / "heat").iterdir()
+    image = np.asarray(Image.open(file))
+    assert image.shape == (32, 64, 3)
+    np.testing.assert_array_equal(image[:, :32], load_image(files[0], 32, "crop"))
+    assert np.abs(image[:, 32:].astype(int) - image[:, :32]).mean() > 10
+    assert f"{str(files[0])!r}: {CLASSES[finished.test.predicted[0]]}" in said
+    assert f"{str(files[1])!r}: text, not an image" in said

@@ -44,6 +44,14 @@ def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "s
         raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
+def dimensions(source: ImageSource) -> tuple[int, int]:
+    """Width and height of a picture that `load_image` can read, from its header, before it is turned upright."""
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        return image.size
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB from any mode: alpha on white, 16-bit scaled by its range, palettes and CMYK converted."""
     if image.mode.startswith("I;16"):

@@ -41,7 +41,7 @@ def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
 
 
 def classify(
-    model: keras.Model, config: Config, sources: Sequence[ImageSource]
+    model: keras.Model, config: Config, sources: Sequence[ImageSource], temperature: float = 1.0
 ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
     """Class probabilities of pictures, a batch at a time, so that memory does not grow with their number.
 
@@ -49,6 +49,7 @@ def classify(
         model: from `load_run`.
         config: its configuration, for image size, resizing, batch size and views.
         sources: files, bytes or arrays.
+        temperature: from the run's calibration.json.
 
     Yields:
         Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
@@ -81,6 +82,7 @@ def classify(
                     softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1)
                     for view in views
                 ]
-                for row, probabilities in zip(good, np.mean(said, axis=0), strict=False):  # no more: those were filled
+                mean = softmax(np.log(np.clip(np.mean(said, axis=0), 1e-30, None)) / temperature, axis=1)
+                for row, probabilities in zip(good, mean, strict=False):  # no more: those were filled
                     results[row] = probabilities
             yield from zip(chunk, results, strict=True)

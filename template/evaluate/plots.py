@@ -1,16 +1,19 @@
 """Pictures of finished numbers."""
 
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .. import runs
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw counts [true, predicted], coloured by the share of each true class."""
     n = len(class_names)
     side = float(np.clip(0.55 * n + 2.2, 4, 16))
@@ -27,10 +30,10 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path)
     axes.set_xticks(range(n), short, parse_math=False, **turned)  # a $ in a name starts no formula
     axes.set_yticks(range(n), short, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} right")
-    _save(figure, path)
+    return figure
 
 
-def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     """Draw training and validation cross-entropy and accuracy by epoch, with the stages as shaded bands."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     epochs = [row["epoch"] for row in history]
@@ -46,9 +49,46 @@ def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
+    """Draw accuracy by confidence, with intervals, of one or more `reliability` tables by name."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], ":", color="0.5", label="as sure as right")
+    for name, bins in curves.items():
+        value, low, high = (np.array([b["accuracy"][key] for b in bins]) for key in ("value", "low", "high"))
+        confidence, reach = [b["confidence"] for b in bins], np.maximum(0, [value - low, high - value])
+        axes.errorbar(confidence, value, reach, fmt="o-", markersize=4, lw=1.2, elinewidth=0.8, capsize=2, label=name)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def risk_coverage(answered: np.ndarray, accuracy: np.ndarray, wanted: float) -> Figure:
+    """Draw accuracy among the surest answers by the share of pictures answered, both [n]."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(answered, accuracy, lw=1.5)
+    axes.axhline(wanted, ls=":", color="0.5")
+    axes.set(xlabel="share of pictures answered, the surest first", ylabel="accuracy among them", xlim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     with runs.replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element for a page: no background, and what was black in the colour of the page's text."""
+    out = io.StringIO()
+    # Letters as outlines, so that a class name is drawn and never read as markup. No date: the same figure, same text.
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "template"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return re.sub(r"#000000|\bblack\b", "currentColor", text[text.index("<svg") :])

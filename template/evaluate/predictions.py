@@ -1,5 +1,6 @@
 """What a model said about some pictures: everything in this wing takes it, and a run saves it."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ class Predictions:
         labels: int64 [n] true classes, -1 where unknown.
         logits: float32 [n, classes], finite.
         class_names: one a class, in index order.
+        groups: [n] names of what was drawn together (patient, camera), or None; intervals then draw whole groups.
 
     Raises:
         ValueError: if the lengths disagree, a label is out of range, or a logit is not finite.
@@ -29,6 +31,7 @@ class Predictions:
     labels: np.ndarray
     logits: np.ndarray
     class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.ids), len(self.class_names))
@@ -37,6 +40,8 @@ class Predictions:
                 f"Expected logits {expected} and labels {expected[:1]}, one row an id and one column a class. "
                 f"Received: logits {self.logits.shape}, labels {self.labels.shape}"
             )
+        if self.groups is not None and self.groups.shape != expected[:1]:
+            raise ValueError(f"Expected a group for each of {expected[0]} pictures. Received: {self.groups.shape}")
         if len(self.labels) and not -1 <= self.labels.min() <= self.labels.max() < expected[1]:
             raise ValueError(f"Expected labels from -1 to {expected[1] - 1}. Received: {np.unique(self.labels)}")
         bad = self.ids[~np.isfinite(self.logits).all(axis=1)]
@@ -53,18 +58,30 @@ class Predictions:
         """int64 [n], the most probable class (of equal ones, the first)."""
         return self.logits.argmax(axis=1)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Predictions":
+        """The predictions of the pictures at these positions."""
+        groups = None if self.groups is None else self.groups[rows]
+        return dataclasses.replace(
+            self, ids=self.ids[rows], labels=self.labels[rows], logits=self.logits[rows], groups=groups
+        )
+
+    def scaled(self, temperature: float) -> "Predictions":
+        """The same with logits divided by a temperature: no answer changes, only how sure it is."""
+        return dataclasses.replace(self, logits=self.logits / np.float32(temperature))
+
     def save(self, path: Path) -> None:
         """Write ids, labels, logits and class names as .npz; nothing in it is executed on load."""
         with runs.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file, ids=self.ids, labels=self.labels, logits=self.logits, class_names=np.array(self.class_names)
-            )
+            arrays = {"ids": self.ids, "labels": self.labels, "logits": self.logits, "groups": self.groups}
+            arrays["class_names"] = np.array(self.class_names)
+            np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["ids"], file["labels"], file["logits"], tuple(map(str, file["class_names"])))
+            ids, labels, logits, groups = (file.get(name) for name in ("ids", "labels", "logits", "groups"))
+            return cls(ids, labels, logits, tuple(map(str, file["class_names"])), groups)
 
 
 def predict(
@@ -98,4 +115,4 @@ def average(several: Sequence[Predictions]) -> Predictions:
             raise ValueError("Expected predictions of the same pictures and classes, in the same order.")
     mean = np.mean([p.probabilities for p in several], axis=0)
     logits = np.log(np.clip(mean, 1e-30, None)).astype(np.float32)
-    return Predictions(first.ids, first.labels, logits, first.class_names)
+    return dataclasses.replace(first, logits=logits)

@@ -1,8 +1,84 @@
-"""What a person wants to know about a run, first things first, as Markdown."""
+"""What a person wants to know about a run, first things first, as a page and as Markdown."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from . import plots
+from .calibration import coverage
+from .metrics import confusion_counts
+from .predictions import Predictions
+
+SHARES = {
+    "accuracy": "accuracy",
+    "top-{k} accuracy": "top_k",
+    "balanced accuracy": "balanced_accuracy",
+    "macro precision": "macro_precision",
+    "macro F1": "macro_f1",
+    "weighted F1": "weighted_f1",
+}
+OTHERS = {
+    "Matthews correlation": "matthews",
+    "Cohen's kappa": "kappa",
+    "ROC AUC, each class against the rest": "roc_auc",
+    "ROC AUC, pairs of classes": "roc_auc_pairs",
+    "average precision": "average_precision",
+    "cross-entropy": "cross_entropy",
+    "Brier score": "brier",
+    "calibration error": "calibration_error",
+    "calibration error, all classes": "classwise_calibration_error",
+}
+
+
+def html(
+    metrics: dict[str, Any], said: Predictions, what: str, history: Sequence[dict[str, Any]],
+    skipped: Sequence[tuple[str, str]], galleries: dict[str, Sequence[dict[str, Any]]], made_from: dict[str, Any],
+) -> str:  # fmt: skip
+    """Write the report of a run as one page that needs nothing but itself: no network, no other file.
+
+    Args:
+        metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`.
+        said: predictions of the test pictures, or where there are none, of those of validation.
+        what: one line on the data and the model.
+        history: one row an epoch.
+        skipped: (id, reason) of pictures that were left out.
+        galleries: by title, answers to look at: `id`, `true`, `said`, `confidence`, and as addresses `picture` and
+            `heat`, which is where the answer comes from.
+        made_from: versions, settings and digests.
+    """
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"number": lambda x: f"{x:.3f}", "tenth": lambda x: f"{x:.1f}"}
+    calibration, k = metrics["calibration"], metrics["val"]["top_k"]["k"]
+    curves = {"as they come": calibration["before"]["reliability"]}
+    if calibration["temperature"] != 1:
+        curves = {"before": curves.pop("as they come"), "after the temperature": calibration["after"]["reliability"]}
+    _, answered, accuracy = coverage(said)
+    sure = plots.calibration(curves), plots.risk_coverage(answered, accuracy, calibration["reject"]["wanted"])
+    counts, measured = confusion_counts(said), metrics["test"] or metrics["val"]
+    return environment.get_template("report.html").render(
+        metrics={"probe": None, "choices": {}} | metrics,
+        measured=measured,
+        part="test" if metrics["test"] else "validation",
+        headline=f"{percent(measured['accuracy'])} accuracy",
+        what=what,
+        rows=[(title.format(k=k), key, "share") for title, key in SHARES.items()]
+        + [(title, key, "number") for title, key in OTHERS.items()],
+        class_names=said.class_names,
+        counts=counts.tolist(),
+        confusion_svg=plots.svg(plots.confusion_matrix(counts, said.class_names)) if len(counts) > 30 else "",
+        curves_svg=plots.svg(plots.learning_curves(history)) if history else "",
+        sure_svgs=[plots.svg(figure) for figure in sure],
+        calibration=calibration,
+        slices=metrics.get("slices", []),
+        galleries=galleries,
+        skipped=skipped,
+        made_from=json.dumps(made_from, indent=1, ensure_ascii=False),
+    )
 
 
 def markdown(
@@ -31,10 +107,7 @@ def markdown(
         "",
         "| | test | validation (chose the weights) |",
         "|---|---|---|",
-        _row("accuracy", "accuracy", test, val),
-        _row("macro F1", "macro_f1", test, val),
-        _row(f"top-{val['top_k']['k']} accuracy", "top_k", test, val),
-        _row("cross-entropy", "cross_entropy", test, val),
+        *(_row(title.format(k=val["top_k"]["k"]), key, test, val) for title, key in {**SHARES, **OTHERS}.items()),
         "",
         "![confusion matrix](confusion_matrix.png)",
         "",
@@ -44,8 +117,8 @@ def markdown(
         "|---|---|---|---|---|",
     ]
     for name, row in measured["classes"].items():
-        cells = ["undefined" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
-        lines.append(f"| {_safe(name)} | {row['images']:.0f} | {' | '.join(cells)} |")
+        cells = [number(row[key]) for key in ("precision", "recall", "f1")]
+        lines.append(f"| {_safe(name)} | {row['images']} | {' | '.join(cells)} |")
     lines += ["", "## Training", ""]
     if metrics.get("choices"):
         lines += [
@@ -74,20 +147,23 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def percent(value: dict[str, float]) -> str:
-    """`97.2 % [95.1, 98.4]`."""
+def percent(value: dict[str, float | None]) -> str:
+    """`97.2 % [95.1, 98.4]`, or that it is undefined."""
+    if value["value"] is None:
+        return "undefined"
     return f"{100 * value['value']:.1f} % [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
-def _row(title: str, key: str, test: dict[str, Any] | None, val: dict[str, Any]) -> str:
-    def cell(scores: dict[str, Any] | None) -> str:
-        if scores is None:
-            return "none"
-        value = scores[key]
-        plain = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-        return plain if key == "cross_entropy" else percent(value)
+def number(value: dict[str, float | None]) -> str:
+    """`0.972 [0.951, 0.984]`, or that it is undefined."""
+    if value["value"] is None:
+        return "undefined"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
-    return f"| {title} | {cell(test)} | {cell(val)} |"
+
+def _row(title: str, key: str, test: dict[str, Any] | None, val: dict[str, Any]) -> str:
+    cell = percent if key in SHARES.values() else number
+    return f"| {title} | {cell(test[key]) if test else 'none'} | {cell(val[key])} |"
 
 
 def _safe(text: str) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 
 from ..config import Backbone, Config, Data, Head
 from ..data.pipeline import Source, magnified, mirrored, some
+from ..evaluate.intervals import lead
 from ..model.backbones import BACKBONES, build_backbone
 from ..model.build import attach, levels, pooled, root
 from .features import Store
-from .probe import Probe, fit_probe, lead
+from .probe import Probe, fit_probe
 
 VOTERS = 1000
 """Training pictures that decide about `auto` settings; more would take longer and say the same."""

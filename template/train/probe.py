@@ -84,18 +84,6 @@ def fit_probe(
     return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, losses, accuracy)
 
 
-def lead(losses: np.ndarray, rivals: np.ndarray) -> float:
-    """By how many standard errors losses [n] are on average below a rival's of the same pictures.
-
-    Infinite if all differ by the same, or if one of the two has a NaN, which loses. NaN if all are equal.
-    """
-    if np.isnan(losses).any() or np.isnan(rivals).any():
-        return -np.inf if np.isnan(losses).any() else np.inf
-    less = np.asarray(rivals) - losses
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(less.mean() / (np.std(less) / np.sqrt(len(less))))
-
-
 def _strength(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> tuple[float, np.ndarray, float]:
     """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN where no class can be divided.
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from ..config import Backbone, Head, Stage, Train
 from ..data.pipeline import Source, ordered_batches, shuffled_batches, steps
+from ..evaluate.calibration import temperature
+from ..evaluate.intervals import lead
 from ..model.build import boundary, freeze
 from .callbacks import Checkpoint, KeepBest, Log, State, read_checkpoint
 from .features import Store, divide
-from .probe import lead
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
@@ -250,7 +250,7 @@ def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.n
     temperature.
 
     Of a few dozen pictures the plain cross-entropy mostly says how sure a network is of itself, which grows with every
-    epoch and which one number mends (temperature scaling, Guo et al. 2017, "On calibration of modern neural networks").
+    epoch and which one number mends (`temperature`).
 
     Args:
         logits: float [n, classes].
@@ -269,8 +269,5 @@ def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.n
         weights = len(labels) / np.count_nonzero(counts) / counts[labels] if monitor == "macro_f1" else 1.0
         return (logits.argmax(axis=1) != labels) * weights
 
-    def cross_entropy(log_temperature: float) -> np.ndarray:
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels]
-
-    best = minimize_scalar(lambda t: cross_entropy(t).mean(), bounds=(-6, 6), method="bounded").x
-    return cross_entropy(best)
+    scaled = logits / temperature(logits, labels)
+    return -log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]

@@ -1,0 +1,56 @@
+"""Show where answers come from: a PNG a picture, with what spoke for the answer beside it.
+
+    python scripts/explain.py --run runs/RUN PICTURE_OR_FOLDER ... --out heat/
+
+Grad-CAM looks at the gradient in the topmost feature map; `--occlusion` covers one square after another instead and
+watches the answer, which takes fifty times as long and trusts nothing inside the network.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from template import runs
+
+
+def main() -> None:
+    """Parse, load, explain one picture after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--out", type=Path, default=Path("heat"), help="folder to write to (default: heat)")
+    parser.add_argument("--occlusion", action="store_true", help="cover squares instead of looking inside")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="PICTURE_OR_FOLDER")
+    arguments = parser.parse_args()
+
+    from template.config import ConfigError
+    from template.data.examples import DataError, list_files
+    from template.data.images import BadImageError, load_image
+
+    try:
+        files = [f for given in arguments.inputs for f in (list_files(given) if given.is_dir() else [given])]
+        runs.import_tensorflow()
+        from template.deploy.explain import grad_cam, occlusion, side_by_side
+        from template.deploy.predictor import load_run
+
+        config, classes, model = load_run(arguments.run)
+    except (DataError, ConfigError) as error:
+        sys.exit(str(error))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(files):
+        try:
+            pixels = load_image(file, config.data.image_size, config.data.resize)[None]
+        except BadImageError as error:
+            print(f"{str(file)!r}: {error}")
+            continue
+        answer = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
+        heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, answer)
+        target = arguments.out / f"{number:04d}-{file.stem}.png"
+        with runs.replacing(target) as temporary:
+            side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
+        print(f"{str(file)!r}: {classes[answer[0]]}, {target}")
+
+
+if __name__ == "__main__":
+    main()

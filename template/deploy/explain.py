@@ -1,0 +1,120 @@
+"""Which part of a picture an answer comes from."""
+
+import base64
+from typing import Any
+
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from ..data.rows import Rows
+from ..evaluate.predictions import Predictions
+
+THUMBNAIL = 160
+"""Pixels a side."""
+
+
+def figures(model: keras.Model, pixels: Rows, rows: np.ndarray, said: Predictions) -> list[dict[str, Any]]:
+    """Pictures for a page, each with what spoke for the answer.
+
+    Args:
+        model: from `build`.
+        pixels: uint8 [.., size, size, 3].
+        rows: of the pixels, one a prediction.
+        said: predictions with labels.
+
+    Returns:
+        `id`, `true`, `said`, `confidence`; `picture` and `heat` (the picture under its Grad-CAM) as data addresses.
+    """
+    if not len(rows):
+        return []
+    images, names = pixels[rows], said.class_names
+    heats = grad_cam(model, images, said.predicted)
+    return [
+        {
+            "id": str(said.ids[i]),
+            "true": names[said.labels[i]],
+            "said": names[said.predicted[i]],
+            "confidence": float(said.probabilities[i].max()),
+            "picture": _address(images[i]),
+            "heat": _address(_under(images[i], heats[i])),
+        }
+        for i in range(len(rows))
+    ]
+
+
+def side_by_side(image: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A picture uint8 [size, size, 3] and, to its right, the same under a heat map of any size and range."""
+    size, positive = image.shape[1::-1], np.clip(heat, 0, None) / max(float(heat.max()), 1e-12)
+    large = cv2.resize(positive.astype(np.float32), size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    return Image.fromarray(np.hstack([image, _under(image, large)]))
+
+
+def _under(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A picture in grey, with a heat map [size, size] in [0, 1] over it."""
+    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    colours = cv2.cvtColor(cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return (0.45 * grey + 0.55 * colours).astype(np.uint8)
+
+
+def _address(image: np.ndarray) -> str:
+    """`data:image/jpeg;base64,...` of a small copy."""
+    small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
+
+
+def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Heat maps of the evidence for a class in the topmost feature map.
+
+    Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization".
+
+    Args:
+        model: from `build`, with any backbone and head.
+        pixels: [n, size, size, 3], RGB 0-255.
+        classes: int [n], what to explain in each picture.
+
+    Returns:
+        float32 [n, size, size] in [0, 1], each with maximum 1 (all zero where nothing speaks for the class).
+    """
+    pool = next(layer for layer in model.layers if layer.name in {"pool_avg", "pool_max"})
+    network, inputs = keras.Model(model.inputs[0], [pool.input, model.outputs[0]]), tf.cast(pixels, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)  # or nothing is recorded where all is frozen
+        features, logits = network(inputs, training=False)
+        evidence = tf.gather(logits, classes, axis=1, batch_dims=1)
+    weights = tf.reduce_mean(tape.gradient(evidence, features), axis=(1, 2), keepdims=True)
+    maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1, keepdims=True))
+    maps = tf.image.resize(maps, pixels.shape[1:3], method="bicubic")[..., 0].numpy().clip(0)
+    return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def occlusion(model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patches: int = 7) -> np.ndarray:
+    """The same without looking inside: how much the logarithm of the probability falls when a square is covered.
+
+    Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks". Takes patches^2 passes.
+
+    Args:
+        model: to logits.
+        pixels: [n, size, size, 3], RGB 0-255.
+        classes: int [n].
+        patches: squares a side; each is covered with mid-grey in turn.
+
+    Returns:
+        float32 [n, patches, patches], in nats; negative where a part speaks against the class.
+    """
+    pixels = np.asarray(pixels, np.float32)
+    rows, edges = np.arange(len(pixels)), np.linspace(0, pixels.shape[1], patches + 1).round().astype(int)
+
+    def evidence(images: np.ndarray) -> np.ndarray:
+        logits = np.asarray(model.predict_on_batch(images), np.float64)
+        return tf.nn.log_softmax(logits).numpy()[rows, classes]
+
+    whole, result = evidence(pixels), np.zeros((len(pixels), patches, patches), np.float32)
+    for i, j in np.ndindex(patches, patches):
+        covered = pixels.copy()
+        covered[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = 127.5
+        result[:, i, j] = whole - evidence(covered)
+    return result

@@ -1,0 +1,73 @@
+"""Is one run better than another, or only luckier? Both must have said something about the same pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from . import metrics
+from .intervals import percentiles
+from .predictions import Predictions
+
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "matthews", "cross_entropy", "brier", "calibration_error")
+"""Scores that are compared; of the last three, less is better."""
+
+
+def aligned(several: Sequence[Predictions]) -> list[Predictions]:
+    """The same pictures in the order of the first.
+
+    Raises:
+        ValueError: if they are not of the same pictures with the same labels and classes, saying what differs.
+    """
+    first, result = several[0], []
+    for number, other in enumerate(several, start=1):
+        if other.class_names != first.class_names:
+            raise ValueError(
+                f"Expected the classes {first.class_names}. Received in number {number}: {other.class_names}"
+            )
+        rows = {name: row for row, name in enumerate(other.ids)}
+        if rows.keys() != set(first.ids):
+            absent, extra = set(first.ids) - rows.keys(), rows.keys() - set(first.ids)
+            raise ValueError(
+                f"Expected predictions of the same pictures. Number {number} lacks {len(absent)} of {len(first.ids)}"
+                f"{f', such as {str(min(absent))!r}' if absent else ''}, and has {len(extra)} others. "
+                "Evaluate both on one folder: python scripts/evaluate.py --run RUN --path FOLDER"
+            )
+        result.append(other.take([rows[name] for name in first.ids]))
+        others = int((result[-1].labels != first.labels).sum())
+        if others:
+            raise ValueError(f"{others} pictures have another label in number {number}.")
+    return result
+
+
+def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Any]:
+    """Second against first, on the same pictures in the same order.
+
+    Returns:
+        `mcnemar`: pictures that only `first` and only `second` got right, and `p`, the exact two-sided probability of
+        a split as uneven if both were equally good (McNemar 1947). Of each score in NAMES `first`, `second`, and
+        their `difference` (second - first) with its interval, of both on the same bootstrap samples.
+    """
+    a, b = (p.predicted == p.labels for p in (first, second))
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    scores = [metrics.score(predictions, seed=seed) for predictions in (first, second)]
+    sampled = [metrics.resampled(predictions, seed) for predictions in (first, second)]  # of one seed: the same samples
+    result: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": float(p)}}
+    for name in NAMES:
+        values = [score[name]["value"] for score in scores]
+        difference = percentiles(
+            np.nan if None in values else values[1] - values[0], sampled[1][name] - sampled[0][name]
+        )
+        result[name] = {"first": values[0], "second": values[1], "difference": difference}
+    return result
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Probabilities corrected for so many comparisons (Holm 1979), in the order given."""
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate([(len(p) - i) * p[row] for i, row in enumerate(order)])
+    result = np.empty(len(p))
+    result[order] = np.minimum(stepped, 1)
+    return result.tolist()

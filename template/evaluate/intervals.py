@@ -1,0 +1,91 @@
+"""95 % intervals: Wilson for proportions, bootstrap of pictures or groups, influence functions for ranks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm
+
+RESAMPLES = 1000
+_AT_ONCE = 4_000_000
+"""Numbers in an array of resampled weights."""
+
+
+def proportion(successes: int, trials: int) -> dict[str, float]:
+    """A proportion with its interval (Wilson 1927, "Probable inference, the law of succession...")."""
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
+
+
+def resamples(n: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:
+    """How often each picture occurs in bootstrap samples, float64 [a few, n], RESAMPLES rows in all.
+
+    Args:
+        n: pictures.
+        groups: [n] names of what was drawn together (a patient, a camera): whole groups are drawn, since pictures of
+            one group are no independent witnesses. None: every picture is drawn alone.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    members = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    many, rows = int(members.max()) + 1, max(1, _AT_ONCE // n)
+    for start in range(0, RESAMPLES, rows):
+        drawn = generator.integers(many, size=(min(rows, RESAMPLES - start), many))
+        yield np.stack([np.bincount(row, minlength=many) for row in drawn]).astype(float)[:, members]
+
+
+def percentiles(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+    """Value and the middle 95 % of its bootstrap distribution (Efron and Tibshirani 1993, percentile interval)."""
+    if np.isnan(value) or np.isnan(resampled).all():
+        return undefined()
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def reflected(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+    """The same for what is biased upwards and not below zero: the bias is taken off (basic bootstrap interval)."""
+    interval = percentiles(value, resampled)
+    low, high = (float(max(0.0, 2 * value - interval[end])) for end in ("high", "low"))
+    return {"value": float(value), "low": low, "high": high}
+
+
+def from_influence(
+    value: float, influence: np.ndarray, groups: np.ndarray | None, least: int
+) -> dict[str, float | None]:
+    """Interval in (0, 1) of a value that pictures move by influence / n each, symmetric in its log-odds.
+
+    Args:
+        value: in [0, 1].
+        influence: [n], mean zero (Hampel 1974; for the area under a ROC curve that is DeLong et al. 1988).
+        groups: as in `resamples`.
+        least: pictures in the smallest class it depends on: where nothing is out of order and the spread is zero, the
+            interval ends where Wilson's would for so many successes of so many.
+    """
+    if np.isnan(value):
+        return undefined()
+    n, value = len(influence), float(np.clip(round(value, 12), 0, 1))  # sums of shares end a digit above 1
+    summed = influence if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], influence)
+    error = np.sqrt(np.sum(summed**2)) / n
+    if value in {0.0, 1.0} or error == 0:
+        edge = proportion(least, least)["low"]
+        return {"value": value, "low": min(value, edge), "high": max(value, 1 - edge)}
+    reach = norm.ppf(0.975) * error / (value * (1 - value))
+    low, high = expit(logit(value) - reach), expit(logit(value) + reach)
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def lead(losses: np.ndarray, rivals: np.ndarray) -> float:
+    """By how many standard errors losses [n] are on average below a rival's of the same pictures.
+
+    Infinite if all differ by the same, or if one of the two has a NaN, which loses. NaN if all are equal.
+    """
+    if np.isnan(losses).any() or np.isnan(rivals).any():
+        return -np.inf if np.isnan(losses).any() else np.inf
+    less = np.asarray(rivals) - losses
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(less.mean() / (np.std(less) / np.sqrt(len(less))))
+
+
+def undefined() -> dict[str, None]:
+    """What stands for a number that does not exist, such as the precision of a class that was never predicted."""
+    return {"value": None, "low": None, "high": None}

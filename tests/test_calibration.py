@@ -1,0 +1,138 @@
+"""What is fitted is fitted on validation alone, and does what it says on pictures that it has not seen."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from template import runs
+from template.evaluate.calibration import (
+    answered,
+    calibrate,
+    confidence_for,
+    coverage,
+    reliability,
+    temperature,
+    threshold,
+)
+from template.evaluate.predictions import Predictions
+
+
+def honest(n: int, seed: int, classes: int = 3, boast: float = 1.0) -> Predictions:
+    """Labels drawn from the very probabilities that are said, which are then sharpened by `boast`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2, size=(n, classes))
+    gumbel = rng.gumbel(size=(n, classes))  # the largest of logit + Gumbel noise is a draw from the softmax
+    names = tuple(f"class{i}" for i in range(classes))
+    return Predictions(
+        np.arange(n).astype(str), (logits + gumbel).argmax(axis=1), (boast * logits).astype(np.float32), names
+    )
+
+
+@pytest.mark.parametrize("boast", [0.5, 1.0, 2.5])
+def test_the_temperature_takes_back_what_was_boasted(boast):
+    given = honest(20_000, 0, boast=boast)
+    assert temperature(given.logits, given.labels) == pytest.approx(boast, rel=0.05)
+
+
+def test_the_temperature_is_the_best_of_all():
+    given = honest(300, 1, boast=3.0)
+
+    def loss(t: float) -> float:
+        return -log_softmax(given.logits.astype(float) / t, axis=1)[np.arange(300), given.labels].mean()
+
+    found = temperature(given.logits, given.labels)
+    assert all(loss(found) <= loss(t) + 1e-9 for t in np.geomspace(0.05, 50, 200))
+
+
+def test_a_temperature_changes_no_answer():
+    given = honest(200, 2)
+    np.testing.assert_array_equal(given.scaled(4.2).predicted, given.predicted)
+    assert given.scaled(4.2).probabilities.max(axis=1).mean() < given.probabilities.max(axis=1).mean()
+
+
+def test_reliability_counts_each_picture_once_and_tells_boasting_from_honesty():
+    for given, sign in ((honest(30_000, 3), 0), (honest(30_000, 3, boast=3.0), 1)):
+        bins = reliability(given)
+        assert sum(b["images"] for b in bins) == 30_000
+        confidences = [b["confidence"] for b in bins]
+        assert confidences == sorted(confidences)
+        gap = np.average([b["confidence"] - b["accuracy"]["value"] for b in bins], weights=[b["images"] for b in bins])
+        assert gap == pytest.approx(0, abs=0.01) if sign == 0 else gap > 0.1
+
+
+def test_a_threshold_for_a_wanted_precision_has_the_most_yeses_that_keep_it():
+    evidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    positive = np.array([True, True, False, True, False, False])
+    assert threshold(evidence, positive, precision=1.0) == pytest.approx(0.75)  # two of two
+    assert threshold(evidence, positive, precision=0.75) == pytest.approx(0.55)  # three of four
+    assert threshold(evidence, positive, precision=0.5) == pytest.approx(0.2)  # three of six: all
+    assert threshold(evidence, positive) == pytest.approx(0.55)  # F1 = 6/7, the best
+    assert threshold(evidence[::-1], ~positive[::-1], precision=0.9) is None
+    assert threshold(evidence, np.zeros(6, bool)) is None
+
+
+def test_equal_evidence_is_answered_alike():
+    assert threshold(np.array([0.8, 0.8, 0.2]), np.array([True, False, False]), precision=0.9) is None
+
+
+def test_coverage_worked_by_hand():
+    logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.3, 0.7]]).astype(np.float32)
+    given = Predictions(np.arange(4).astype(str), np.array([0, 1, 1, 1]), logits, ("a", "b"))
+    confidences, shares, accuracies = coverage(given)
+    assert confidences == pytest.approx([0.9, 0.8, 0.7])  # the last two are equally sure, and answered together
+    assert shares.tolist() == [0.25, 0.5, 1.0]
+    assert accuracies == pytest.approx([1, 1, 0.75])
+    assert confidence_for(given, 1.0) == pytest.approx(0.8)
+    assert confidence_for(given, 0.7) == pytest.approx(0.7)
+    found = answered(given, 0.75)
+    assert (found["coverage"]["value"], found["accuracy"]["value"]) == (0.5, 1.0)
+    assert answered(given, 0.99)["accuracy"] is None and answered(given, 0.99)["coverage"]["value"] == 0
+    wrong = Predictions(given.ids, 1 - given.labels, logits, ("a", "b"))
+    assert confidence_for(wrong, 0.9) is None
+
+
+def test_what_was_chosen_on_validation_holds_on_test_pictures():
+    val, test = honest(4000, 4, boast=2.0), honest(4000, 5, boast=2.0)
+    found = calibrate(val, test)
+    assert found["temperature"] == pytest.approx(2, rel=0.1)
+    assert found["after"]["calibration_error"]["high"] < found["before"]["calibration_error"]["low"]
+    assert found["after"]["cross_entropy"]["value"] < found["before"]["cross_entropy"]["value"]
+    assert found["reject"]["accuracy"]["value"] == pytest.approx(0.95, abs=0.02)
+    assert 0.2 < found["reject"]["coverage"]["value"] < 0.9
+    for name, row in found["thresholds"].items():
+        label = int(name[-1])
+        yes = test.scaled(found["temperature"]).probabilities[:, label] >= row["threshold"]
+        assert row["recall"]["value"] == pytest.approx(yes[test.labels == label].mean())
+        assert row["precision"]["value"] == pytest.approx((test.labels == label)[yes].mean())
+
+
+def test_test_pictures_decide_nothing():
+    val = honest(500, 6, boast=2.0)
+    one, other = calibrate(val, honest(500, 7)), calibrate(val, honest(500, 8, boast=0.2))
+    assert one["temperature"] == other["temperature"]
+    assert one["reject"]["confidence"] == other["reject"]["confidence"]
+    for name in val.class_names:
+        assert one["thresholds"][name]["threshold"] == other["thresholds"][name]["threshold"]
+    assert one["before"] != other["before"]
+
+
+def test_a_temperature_that_may_be_luck_is_not_taken():
+    found = calibrate(honest(40, 0), honest(400, 9))
+    assert found["temperature"] == 1.0 and found["before"] == found["after"]
+
+
+def test_without_a_test_part_validation_is_measured():
+    val = honest(300, 10)
+    assert calibrate(val, None) == calibrate(val, val)
+
+
+def test_nobody_is_sure_enough(tmp_path):
+    """A coin cannot be 95 % right, and a class without validation pictures has no threshold."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=400)
+    coin = Predictions(np.arange(400).astype(str), labels, np.zeros((400, 3), np.float32), ("a", "b", "c"))
+    found = calibrate(coin, None)
+    assert found["reject"] == {"wanted": 0.95, "confidence": None, "coverage": None, "accuracy": None}
+    assert set(found["thresholds"]) == {"a", "b"}
+    runs.write_json(tmp_path / "c.json", found)
+    assert runs.read_json(tmp_path / "c.json") == found

@@ -1,0 +1,154 @@
+"""Two runs differ where they differ, and not by luck; and what cannot be compared is refused with the reason."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from template.evaluate.compare import NAMES, aligned, compare, holm
+from template.evaluate.predictions import Predictions
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "compare.py"
+
+
+def saying(labels, predicted, classes: int = 3) -> Predictions:
+    logits = 4 * np.eye(classes, dtype=np.float32)[np.asarray(predicted)]
+    names = tuple(f"class{i}" for i in range(classes))
+    return Predictions(np.array([f"{i:04d}" for i in range(len(labels))]), np.asarray(labels), logits, names)
+
+
+def right_on(mask) -> Predictions:
+    labels = np.arange(len(mask)) % 3
+    return saying(labels, np.where(mask, labels, (labels + 1) % 3))
+
+
+def test_mcnemar_worked_by_hand():
+    """Only the first right on 1, only the second on 8: p = 2 (C(9,0) + C(9,1)) / 2^9."""
+    both = [True] * 20
+    first, second = right_on([*both, True] + [False] * 8), right_on([*both, False] + [True] * 8)
+    found = compare(first, second)["mcnemar"]
+    assert (found["only_first"], found["only_second"]) == (1, 8)
+    assert found["p"] == pytest.approx(20 / 512) == pytest.approx(2 * binom.cdf(1, 9, 0.5))
+
+
+def test_a_run_does_not_differ_from_itself():
+    one = right_on(np.random.default_rng(0).random(100) < 0.7)
+    found = compare(one, one)
+    assert found["mcnemar"] == {"only_first": 0, "only_second": 0, "p": 1.0}
+    for name in NAMES:
+        assert found[name]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_the_difference_is_paired():
+    """Of two that err on nearly the same pictures the difference is known far better than either score."""
+    rng = np.random.default_rng(1)
+    mask = rng.random(400) < 0.7
+    better = mask.copy()
+    better[np.flatnonzero(~mask)[:20]] = True
+    found = compare(right_on(mask), right_on(better))["accuracy"]
+    assert found["difference"]["value"] == pytest.approx(0.05)
+    assert 0.02 < found["difference"]["low"] < found["difference"]["high"] < 0.08
+    back = compare(right_on(better), right_on(mask))["accuracy"]["difference"]
+    assert back["low"] == pytest.approx(-found["difference"]["high"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_runs_are_found_equal_about_as_often_as_promised(name):
+    """Two independent runs of one quality, 60 times: the interval of the difference holds zero mostly."""
+    held = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(3, size=200)
+        both = [
+            Predictions(
+                np.arange(200).astype(str),
+                labels,
+                (rng.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]).astype(np.float32),
+                ("a", "b", "c"),
+            )
+            for _ in range(2)
+        ]
+        difference = compare(*both)[name]["difference"]
+        held += difference["low"] <= 0 <= difference["high"]
+    assert held >= 52  # of 60 at 95 %, fewer happen once in 300 times
+
+
+def test_groups_are_drawn_whole():
+    rng = np.random.default_rng(2)
+    mask, other = np.repeat(rng.random(20) < 0.6, 20), np.repeat(rng.random(20) < 0.7, 20)
+    plain = compare(right_on(mask), right_on(other))["accuracy"]["difference"]
+    groups = np.repeat(np.arange(20), 20)
+    both = [dataclasses.replace(right_on(m), groups=groups) for m in (mask, other)]
+    grouped = compare(*both)["accuracy"]["difference"]
+    assert grouped["high"] - grouped["low"] > 2 * (plain["high"] - plain["low"])
+
+
+def test_pictures_are_matched_by_their_ids():
+    one = right_on(np.random.default_rng(3).random(50) < 0.7)
+    shuffled = one.take(np.random.default_rng(4).permutation(50))
+    again = aligned([one, shuffled])[1]
+    for field in ("ids", "labels", "logits"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(one, field))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.take(range(40)), r"Number 2 lacks 10 of 50, such as '0040', and has 0 others"),
+        (lambda p: dataclasses.replace(p, ids=np.array([f"x{i}" for i in range(50)])), "lacks 50 of 50"),
+        (lambda p: dataclasses.replace(p, class_names=("a", "b", "c")), "Received in number 2"),
+        (lambda p: dataclasses.replace(p, labels=(p.labels + (p.ids == "0003")) % 3), "1 pictures have another label"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change, message):
+    one = right_on(np.ones(50, bool))
+    with pytest.raises(ValueError, match=message):
+        aligned([one, change(one)])
+
+
+def test_several_comparisons_need_stronger_evidence():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    line = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_the_script_says_who_is_better_and_when_nobody_is(tmp_path):
+    rng = np.random.default_rng(5)
+    mask = rng.random(300) < 0.7
+    better, other = mask | (rng.random(300) < 0.5), np.roll(mask, 1)
+    for name, right in (("one", mask), ("better", better), ("other", other)):
+        (tmp_path / name).mkdir()
+        right_on(right).save(tmp_path / name / "predictions.npz")
+    done = run(
+        tmp_path / "one", tmp_path / "better", tmp_path / "other" / "predictions.npz", "--out", tmp_path / "c.json"
+    )
+    assert done.returncode == 0, done.stderr
+    parts = done.stdout.split("\n\n")
+    assert "300 pictures" in parts[0]
+    assert "this run is more accurate" in parts[1] and "no real difference" not in parts[1]
+    assert "no real difference in accuracy" in parts[2]
+    saved = json.loads((tmp_path / "c.json").read_text())
+    assert saved["others"][0]["accuracy"]["difference"]["low"] > 0
+    assert saved["others"][0]["p_corrected"] < 0.05 < saved["others"][1]["p_corrected"]
+
+
+def test_the_script_refuses_in_plain_words(tmp_path):
+    right_on(np.ones(6, bool)).save(tmp_path / "a.npz")
+    right_on(np.ones(9, bool)).save(tmp_path / "b.npz")
+    for arguments, message in (
+        ([tmp_path / "a.npz", tmp_path / "none"], "holds no predictions"),
+        ([tmp_path / "a.npz", tmp_path / "b.npz"], "and has 3 others"),
+        ([tmp_path / "a.npz"], "at least two runs"),
+    ):
+        done = run(*arguments)
+        assert done.returncode and message in done.stderr and "Traceback" not in done.stderr
