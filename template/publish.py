@@ -14,6 +14,7 @@ from .deploy.explain import figures
 from .evaluate import failures, metrics, plots, report
 from .evaluate.calibration import calibrate
 from .evaluate.predictions import Predictions
+from .suggest import refits
 
 SHOWN = 12
 """Pictures in a gallery of the report."""
@@ -72,19 +73,12 @@ def publish(
     return result
 
 
-def refits(config: Config, examples: Examples) -> bool:
-    """Whether the recipe ends with a fit on training and validation pictures together."""
-    pretrained = config.backbone.weights != "none"
-    small = (examples.parts != "").sum() < 5000
-    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and pretrained and bool(small))
-
-
 def _what(config: Config, examples: Examples) -> str:
     """One line on the data and the model."""
     counts = {name: int((examples.parts == name).sum()) for name in ("train", "val")}
     weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
     learned = f"{counts['train']} pictures"
-    if refits(config, examples):
+    if refits(config, int((examples.parts != "").sum())):
         together = counts["train"] + counts["val"]
         learned = f"{together} pictures (with those of validation, after the validation column below was measured)"
     return (

@@ -19,7 +19,7 @@ from .data.rows import Rows
 from .data.split import split, to_csv
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
-from .publish import publish, refits
+from .publish import publish
 from .train.begin import begin, choose, fit_head, probes, settled
 from .train.features import Store
 from .train.stages import How, assign, fit, repeat
@@ -78,7 +78,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
     how = How(config.backbone, config.head, config.stages, config.train, store)
     state = fit(model, augmented("train"), plain("val", config.data), how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
-    if refits(config, examples):
+    if suggest.refits(config, int((examples.parts != "").sum())):
         with clock("final fit"):
             print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
             assign(model.variables, untouched)

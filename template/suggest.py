@@ -2,7 +2,7 @@
 
 import math
 
-from .config import Stage
+from .config import Config, Stage
 
 
 def stages(
@@ -39,3 +39,14 @@ def stages(
     if images >= 2000 and levels == 1:
         plan += [Stage(unfreeze=half, epochs=epochs(128), learning_rate=2e-4, only_if_gain=0.1)]
     return tuple(plan)
+
+
+def refits(config: Config, images: int) -> bool:
+    """Whether a run ends with a fit on training and validation pictures together; by itself where they are few.
+
+    Args:
+        config: of the run.
+        images: used, in all parts.
+    """
+    few = config.backbone.weights != "none" and images < 5000
+    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and few)

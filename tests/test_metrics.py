@@ -14,6 +14,7 @@ from template.evaluate.predictions import Predictions
 
 RANKS = ("roc_auc", "roc_auc_pairs", "average_precision")
 KEYS = ("accuracy", "top_k", *metrics.COUNTED, "cross_entropy", "brier", *RANKS)
+ALL = (*KEYS, "calibration_error", "classwise_calibration_error")
 
 
 def make(labels, logits, names=None) -> Predictions:
@@ -235,7 +236,7 @@ def test_order_of_pictures_changes_nothing():
     rows = np.random.default_rng(1).permutation(120)
     before, after = (metrics.score(p) for p in (given, make(given.labels[rows], given.logits[rows])))
     assert before["majority"] == after["majority"] and before["confused"] == after["confused"]
-    for key in KEYS:
+    for key in ALL:
         assert_same_but_for_chance(before[key], after[key])
 
 
@@ -245,7 +246,7 @@ def test_order_of_classes_changes_nothing():
     names = tuple(given.class_names[i] for i in order)
     before = metrics.score(given)
     after = metrics.score(make(np.argsort(order)[given.labels], given.logits[:, order], names))
-    for key in KEYS:
+    for key in ALL:
         assert_same_but_for_chance(before[key], after[key])
     assert before["majority"] == after["majority"]
     for name in names:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 
 from template.config import Backbone
 from template.data.images import load_image
@@ -34,6 +35,7 @@ def test_our_pixels_and_preprocessing_are_those_that_the_weights_were_trained_on
         assert np.isin(said, expected).mean() >= 0.8, (kind, said)
 
 
+@pytest.mark.slow
 def test_a_few_hundred_photographs_are_enough(shared, tmp_path):
     line = [sys.executable, str(TRAIN), f"--data.path={shared / 'data' / 'hymenoptera'}", "--data.image_size=144"]
     line += [f"--data.cache={tmp_path / 'cache'}", "--backbone.name=mobilenet", "--backbone.alpha=0.75"]

@@ -13,6 +13,8 @@ from template import config as configuration
 from template.data import pipeline
 from template.data.examples import load_examples
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "speed.py"
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from template.config import Stage
+from template.config import Backbone, Config, Stage, Train
 from template.model.backbones import BACKBONES
-from template.suggest import stages
+from template.suggest import refits, stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
@@ -91,3 +91,19 @@ def test_every_network_has_the_blocks_that_are_to_be_thawed(name):
             assert all(1 <= stage.unfreeze <= blocks for stage in of(images, blocks=blocks, levels=levels))
     top, half = (stage.unfreeze for stage in of(2000, blocks=blocks))
     assert top < half, "a stage that thaws nothing more would be the first one again"
+
+
+@pytest.mark.parametrize(
+    ("final_fit", "weights", "images", "expected"),
+    [
+        ("auto", "imagenet", 100, True),
+        ("auto", "imagenet", 4999, True),
+        ("auto", "imagenet", 5000, False),
+        ("auto", "none", 100, False),
+        ("yes", "none", 9999, True),
+        ("no", "imagenet", 100, False),
+    ],
+)
+def test_few_pictures_are_all_learned_from_in_the_end(final_fit, weights, images, expected):
+    config = Config(backbone=Backbone(weights=weights), train=Train(final_fit=final_fit))
+    assert refits(config, images) is expected

@@ -43,7 +43,10 @@ def percentiles(value: float, resampled: np.ndarray) -> dict[str, float | None]:
 
 
 def reflected(value: float, resampled: np.ndarray) -> dict[str, float | None]:
-    """The same for what is biased upwards and not below zero: the bias is taken off (basic bootstrap interval)."""
+    """The same for what is biased upwards and not below zero: the bias is taken off (basic bootstrap interval).
+
+    The interval is about the truth, so it may end below the value where that is mostly bias.
+    """
     interval = percentiles(value, resampled)
     low, high = (float(max(0.0, 2 * value - interval[end])) for end in ("high", "low"))
     return {"value": float(value), "low": low, "high": high}
