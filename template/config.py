@@ -173,6 +173,12 @@ class Evaluate:
     """Average also with those of a closer look at the middle of the picture (two thirds of each side), and let the
     probe learn from it: twice the time once more. Good where what matters is in the middle and may be small. `auto`:
     if the probe clearly likes that better."""
+    wanted_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Of the answers that are given, if unsure ones may be withheld: the report says how many pictures that leaves, and
+    calibration.json from which confidence on."""
+    wanted_precision: Fraction = 0.0
+    """Thresholds for yes-or-no questions about a class are those with this precision on validation and the most yeses;
+    0 for those with the best F1."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -44,7 +44,9 @@ def publish(
         best = said["test"] if scores["test"] else said["val"]
         rows = np.flatnonzero(examples.parts == ("test" if scores["test"] else "val"))
         choices = runs.read_json(folder / "choices.json") if (folder / "choices.json").exists() else {}
-        calibration = calibrate(said["val"], said["test"] if scores["test"] else None)
+        wanted = config.evaluate.wanted_accuracy, config.evaluate.wanted_precision or None
+        # Of the network before the final fit, which has not learned from the pictures of validation.
+        calibration = calibrate(said["val"], said["test"] if scores["test"] else None, *wanted)
         slices = failures.slices(best, _facts(examples.take(rows), pixels, rows))
         result = scores | {"choices": choices, "calibration": calibration, "slices": slices}
         sure = best.scaled(calibration["temperature"])

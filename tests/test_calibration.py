@@ -106,6 +106,15 @@ def test_what_was_chosen_on_validation_holds_on_test_pictures():
         assert row["precision"]["value"] == pytest.approx((test.labels == label)[yes].mean())
 
 
+def test_a_wanted_precision_holds_on_test_pictures():
+    val, test = honest(4000, 11), honest(4000, 12)
+    best, precise = calibrate(val, test), calibrate(val, test, precision=0.97)
+    for name, row in precise["thresholds"].items():
+        assert row["precision"]["value"] == pytest.approx(0.97, abs=0.02)
+        assert row["precision"]["value"] > best["thresholds"][name]["precision"]["value"]
+        assert 0 < row["recall"]["value"] < best["thresholds"][name]["recall"]["value"]
+
+
 def test_test_pictures_decide_nothing():
     val = honest(500, 6, boast=2.0)
     one, other = calibrate(val, honest(500, 7)), calibrate(val, honest(500, 8, boast=0.2))

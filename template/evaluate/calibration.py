@@ -107,19 +107,22 @@ def answered(predictions: Predictions, confidence: float) -> dict[str, Any]:
     }
 
 
-def calibrate(val: Predictions, test: Predictions | None, accuracy: float = 0.95) -> dict[str, Any]:
+def calibrate(
+    val: Predictions, test: Predictions | None, accuracy: float = 0.95, precision: float | None = None
+) -> dict[str, Any]:
     """Fit temperature, thresholds and reject option on validation, and see what they do on test pictures.
 
     Args:
         val: with labels; decides everything.
         test: with labels, or None.
         accuracy: wanted of the answers that are given.
+        precision: wanted of the yeses of each class; by default the best F1 is.
 
     Returns:
         `temperature` (1 unless another lowers the validation loss by more than a standard error); of the test
         pictures (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
         accuracy `wanted` and what `answered` says of it, null where no confidence suffices; `thresholds`: by class the
-        probability with the best F1 on validation, and `precision` and `recall` there.
+        probability from which to say yes, and `precision` and `recall` there.
     """
     rows, measured = np.arange(len(val.labels)), val if test is None else test
     found = temperature(val.logits, val.labels)
@@ -136,7 +139,7 @@ def calibrate(val: Predictions, test: Predictions | None, accuracy: float = 0.95
     result["reject"] = {"wanted": accuracy, **(nobody if confidence is None else answered(scaled, confidence))}
     result["thresholds"] = {}
     for label, name in enumerate(val.class_names):
-        at = threshold(sure.probabilities[:, label], val.labels == label)
+        at = threshold(sure.probabilities[:, label], val.labels == label, precision)
         if at is not None:
             said, positive = scaled.probabilities[:, label] >= at, measured.labels == label
             hits = int((said & positive).sum())

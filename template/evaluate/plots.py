@@ -67,11 +67,14 @@ def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def risk_coverage(answered: np.ndarray, accuracy: np.ndarray, wanted: float) -> Figure:
-    """Draw accuracy among the surest answers by the share of pictures answered, both [n]."""
+def risk_coverage(
+    answered: np.ndarray, accuracy: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: float
+) -> Figure:
+    """Draw accuracy among the surest answers, with its interval, by the share of pictures answered; all [n]."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(answered, accuracy, lw=1.5)
+    axes.fill_between(answered, low, high, alpha=0.15, lw=0)
     axes.axhline(wanted, ls=":", color="0.5")
     axes.set(xlabel="share of pictures answered, the surest first", ylabel="accuracy among them", xlim=(0, 1.02))
     axes.grid(alpha=0.3)

@@ -5,10 +5,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from . import plots
 from .calibration import coverage
+from .intervals import proportion
 from .metrics import confusion_counts
 from .predictions import Predictions
 
@@ -57,8 +60,7 @@ def html(
     curves = {"as they come": calibration["before"]["reliability"]}
     if calibration["temperature"] != 1:
         curves = {"before": curves.pop("as they come"), "after the temperature": calibration["after"]["reliability"]}
-    _, answered, accuracy = coverage(said)
-    sure = plots.calibration(curves), plots.risk_coverage(answered, accuracy, calibration["reject"]["wanted"])
+    sure = plots.calibration(curves), _risk_coverage(said, calibration["reject"]["wanted"])
     counts, measured = confusion_counts(said), metrics["test"] or metrics["val"]
     return environment.get_template("report.html").render(
         metrics={"probe": None, "choices": {}} | metrics,
@@ -145,6 +147,17 @@ def markdown(
         lines += [f"- {_safe(repr(name))}: {_safe(reason)}" for name, reason in skipped[:50]]
         lines += [f"- and {len(skipped) - 50} more, in skipped.json"] if len(skipped) > 50 else []
     return "\n".join(lines) + "\n"
+
+
+def _risk_coverage(said: Predictions, wanted: float) -> Figure:
+    """At a hundred places, which is as many as can be seen."""
+    _, answered, accuracy = coverage(said)
+    places = np.unique(np.linspace(0, len(answered) - 1, 100).astype(int))
+    given = (answered[places] * len(said.ids)).round().astype(int)
+    right = (accuracy[places] * given).round().astype(int)
+    shares = [proportion(int(k), int(n)) for k, n in zip(right, given, strict=True)]
+    value, low, high = (np.array([share[key] for share in shares]) for key in ("value", "low", "high"))
+    return plots.risk_coverage(answered[places], value, low, high, wanted)
 
 
 def percent(value: dict[str, float | None]) -> str:

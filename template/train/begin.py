@@ -95,6 +95,16 @@ def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Seque
     return probe
 
 
+def doubts(base: keras.Model, config: Config, source: Source, store: Store) -> np.ndarray:
+    """Cross-entropy of each picture's label, said by a probe that has not seen it, float64 [n]; NaN if none could be.
+
+    The largest are the labels to look at first (Northcutt et al. 2021, "Confident learning: estimating uncertainty in
+    dataset labels", ranks by the same out-of-sample probability).
+    """
+    features, widths = selected(probe_features(base, config, [source], store), config.head)
+    return fit_probe(features, source.labels, int(source.labels.max()) + 1, config.train.seed, widths).losses
+
+
 def probe_features(
     base: keras.Model, config: Config, sources: Sequence[Source], store: Store
 ) -> tuple[np.ndarray, list[int]]:

@@ -1,0 +1,117 @@
+"""Look at a set of pictures before training on it: what is broken, repeated, contradictory, or gives the class away.
+
+    python scripts/audit.py PATH                     # text; seconds for thousands of pictures
+    python scripts/audit.py PATH --out audit/        # and a page with the pictures, and JSON
+    python scripts/audit.py PATH --labels            # and labels that a network doubts; --backbone.name=... as in train
+    python scripts/audit.py PATH --write-csv clean.csv
+
+PATH is whatever train.py takes. Nothing is ever deleted or moved. Exit code: 0 if nothing must be mended, 1 if
+something must, 2 if PATH cannot be read at all.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from template import config as configuration
+from template import runs
+from template.data.audit import Finding, as_json, as_page, audit, cleaned, look
+from template.data.examples import DataError, Examples, load_examples
+
+RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
+WORDS = {"mend": "MEND", "look": "look", "know": "    "}
+
+
+def main() -> None:
+    """Audit, print, write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument("--out", type=Path, help="folder for audit.html and audit.json")
+    parser.add_argument("--labels", action="store_true", help="also rank labels by how much a network doubts them")
+    parser.add_argument("--write-csv", type=Path, metavar="FILE", help="a table of what is worth training on")
+    known, rest = parser.parse_known_args()
+    try:
+        config = configuration.load(RECIPE, [*configuration.pair_up(rest), f"data.path={known.path}"])
+        examples = load_examples(known.path)
+    except (configuration.ConfigError, DataError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    facts = look(examples)
+    findings = audit(examples, facts)
+    if known.labels:
+        findings += doubtful(config)
+    for finding in findings:
+        print(f"{WORDS[finding.severity]}  {finding.check}: {finding.message}")
+        for group in finding.pictures[:3]:
+            print(f"        {', '.join(repr(str(examples.ids[row])) for row in group)}")
+        if len(finding.pictures) > 3:
+            print(f"        and {len(finding.pictures) - 3} more{'' if known.out else ' (--out FOLDER shows all)'}")
+        if finding.advice:
+            print(f"        {finding.advice}")
+    if known.out:
+        known.out.mkdir(parents=True, exist_ok=True)
+        runs.write_json(known.out / "audit.json", as_json(examples, findings))
+        title = f"{known.path}: {len(examples)} pictures of {len(examples.class_names)} classes"
+        runs.write_text(known.out / "audit.html", as_page(title, examples, facts, findings))
+        print(f"written: {known.out / 'audit.html'}")
+    if known.write_csv:
+        write_csv(known.write_csv, examples, cleaned(examples, findings))
+    sys.exit(int(any(finding.severity == "mend" for finding in findings)))
+
+
+def doubtful(config: configuration.Config) -> list[Finding]:
+    """Labels that a logistic regression on frozen features, which has not seen them, finds least likely."""
+    runs.import_tensorflow()
+    from template.data.decode import decode
+    from template.data.pipeline import plain_source
+    from template.model.backbones import WeightsError, build_backbone
+    from template.train.begin import doubts, settled
+    from template.train.features import Store
+
+    config = settled(config)
+    loaded = load_examples(config.data.path)
+    examples, pixels = decode(loaded, config.data)
+    folder, limit = Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30
+    store = Store(folder, limit, config.train.batch_size, runs.Clock())
+    try:
+        base = build_backbone(config.backbone, config.data.image_size)
+    except WeightsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    losses = doubts(base, config, plain_source(pixels, np.arange(len(examples)), examples.labels), store)
+    row_of = {name: row for row, name in enumerate(loaded.ids)}
+    first = np.argsort(-losses, kind="stable")
+    wrong = [int(i) for i in first if losses[i] > np.log(2)]  # its own label is less likely than all others together
+    if not wrong:
+        return []
+    return [
+        Finding(
+            "labels",
+            "look",
+            f"{len(wrong)} labels are less likely than not, says {config.backbone.name}; the most doubtful first.",
+            "Look at the first few. A wrong label costs more than a missing picture; of hard pictures it often errs.",
+            [(row_of[examples.ids[i]],) for i in wrong],
+        )
+    ]
+
+
+def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
+    """`path,label,split,group` of these rows, with paths relative to the file."""
+    if not all(isinstance(image, Path) for image in examples.images):
+        sys.exit("--write-csv needs pictures that are files.")
+    groups = np.full(len(examples), "") if examples.groups is None else examples.groups
+    with runs.replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["path", "label", "split", "group"])
+        for row in rows:
+            path = os.path.relpath(examples.images[row], file.resolve().parent)
+            writer.writerow([path, examples.class_names[examples.labels[row]], examples.parts[row], groups[row]])
+    print(f"{len(rows)} of {len(examples)} pictures are in {file}: python scripts/train.py --data.path={file}")
+
+
+if __name__ == "__main__":
+    main()

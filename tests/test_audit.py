@@ -1,0 +1,267 @@
+"""Every planted fault is found and named, what is in order is not complained of, and no file is touched."""
+
+import csv
+import hashlib
+import io
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from template.config import Backbone
+from template.data.audit import Finding, audit, cleaned, look, near_pairs, perceptual_hashes
+from template.data.examples import load_examples
+from template.model.backbones import build_backbone
+
+BICUBIC = Image.Resampling.BICUBIC
+SCRIPT = Path(__file__).parent.parent / "scripts" / "audit.py"
+
+
+def scene(seed: int, width: int = 120, height: int = 90) -> Image.Image:
+    """Something like a photograph: soft colours, a few edges, a little noise; no two are alike."""
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(0, 255, (5, 6, 3)).astype(np.uint8)).resize((width, height), BICUBIC)
+    pixels = np.asarray(soft).astype(float)
+    for _ in range(4):
+        top, left = rng.integers(0, height - 20), rng.integers(0, width - 20)
+        pixels[top : top + rng.integers(10, 40), left : left + rng.integers(10, 40)] = rng.integers(0, 255, 3)
+    return Image.fromarray(np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8))
+
+
+def saved(image: Image.Image, file: Path, **how) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, **how)
+    return file
+
+
+@pytest.fixture
+def tidy(tmp_path) -> Path:
+    """Three classes of fifteen pictures, with nothing wrong."""
+    root = tmp_path / "pictures"
+    for number in range(45):
+        saved(scene(number), root / ("ant", "bee", "fly")[number % 3] / f"{number:03d}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture
+def parted(tmp_path, tidy) -> Path:
+    """The same in train/ and test/."""
+    for kind in ("ant", "bee", "fly"):
+        for file in sorted((tidy / kind).iterdir()):
+            target = tidy / ("test" if int(file.stem) > 30 else "train") / kind / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+        (tidy / kind).rmdir()
+    return tidy
+
+
+def findings(root: Path) -> list[Finding]:
+    examples = load_examples(str(root))
+    return audit(examples, look(examples))
+
+
+def test_what_is_in_order_is_not_complained_of(tidy):
+    assert {f.severity for f in findings(tidy)} == {"know"}
+    assert {f.check for f in findings(tidy)} == {"classes", "sizes"}
+
+
+def rotated(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.ROTATE_90)
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def of_class(root: Path, change: Callable[[Image.Image], Image.Image], suffix: str = ".jpg", **how) -> None:
+    """Change every picture of one class."""
+    for file in sorted((root / "bee").iterdir()):
+        image = change(Image.open(file).convert("RGB"))
+        file.unlink()
+        saved(image, file.with_suffix(suffix), **how)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "cut short": (
+        lambda r: (r / "ant/x.jpg").write_bytes((r / "ant/000.jpg").read_bytes()[:900]),
+        "unreadable",
+        "look",
+    ),
+    "empty": (lambda r: (r / "ant/x.jpg").touch(), "unreadable", "look"),
+    "text": (lambda r: (r / "ant/x.jpg").write_text("not a picture"), "unreadable", "look"),
+    "web page": (lambda r: (r / "ant/x.jpg").write_text("<!doctype html><p>404"), "unreadable", "look"),
+    "iPhone": (lambda r: (r / "ant/x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "unreadable", "look"),
+    "link to nowhere": (lambda r: (r / "ant/x.jpg").symlink_to(r / "gone.jpg"), "unreadable", "look"),
+    "loose file": (lambda r: saved(scene(99), r / "x.jpg"), "outside", "look"),
+    "repeated": (lambda r: shutil.copy(r / "ant/000.jpg", r / "ant/x.jpg"), "equal", "look"),
+    "two labels": (lambda r: shutil.copy(r / "ant/000.jpg", r / "bee/x.jpg"), "two labels", "mend"),
+    "recoded": (lambda r: saved(scene(0), r / "ant/x.jpg", quality=40), "nearly equal", "look"),
+    "resized": (lambda r: saved(scene(0).resize((70, 52)), r / "ant/x.png"), "nearly equal", "look"),
+    "mirrored": (lambda r: saved(mirrored(scene(0)), r / "ant/x.jpg"), "nearly equal", "look"),
+    "rotated": (lambda r: saved(rotated(scene(0)), r / "ant/x.jpg"), "nearly equal", "look"),
+    "brightened": (
+        lambda r: saved(scene(0).point(lambda v: min(255, v + 20)), r / "ant/x.jpg"),
+        "nearly equal",
+        "look",
+    ),
+    "recoded, two labels": (lambda r: saved(scene(0), r / "bee/x.png"), "nearly equal, two labels", "mend"),
+    "one colour": (lambda r: saved(Image.new("RGB", (90, 90), "teal"), r / "ant/x.png"), "one colour", "look"),
+    "dark": (lambda r: saved(scene(99).point(lambda v: v // 18), r / "ant/x.png"), "dark", "look"),
+    "bright": (lambda r: saved(scene(99).point(lambda v: 235 + v // 13), r / "ant/x.png"), "bright", "look"),
+    "tiny": (lambda r: saved(scene(99, 40, 30), r / "ant/x.png"), "tiny", "look"),
+    "narrow": (lambda r: saved(scene(99, 500, 90), r / "ant/x.png"), "narrow", "look"),
+    "misnamed": (lambda r: saved(scene(99), r / "ant/x.jpg", format="PNG"), "misnamed", "know"),
+    "small class": (lambda r: [saved(scene(200 + i), r / "wasp" / f"{i}.jpg") for i in range(3)], "few", "look"),
+    "imbalance": (lambda r: [saved(scene(300 + i), r / "ant" / f"y{i}.jpg") for i in range(140)], "imbalance", "look"),
+    "size gives it away": (lambda r: of_class(r, lambda i: i.resize((160, 120))), "shortcut", "mend"),
+    "format gives it away": (lambda r: of_class(r, lambda i: i, ".png"), "shortcut", "mend"),
+    "mode gives it away": (lambda r: of_class(r, lambda i: i.convert("L")), "shortcut", "mend"),
+    "file size gives it away": (lambda r: of_class(r, lambda i: i, quality=20), "shortcut", "mend"),
+    "brightness gives it away": (lambda r: of_class(r, lambda i: i.point(lambda v: v // 2)), "shortcut", "look"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(tidy, fault):
+    plant, check, severity = FAULTS[fault]
+    plant(tidy)
+    found = [f for f in findings(tidy) if f.check == check]
+    assert severity in {f.severity for f in found}
+    assert all(f.message and f.advice for f in found)
+    if check not in {"outside", "shortcut", "few", "imbalance"}:
+        examples = load_examples(str(tidy))
+        named = {Path(str(examples.ids[row])).stem for f in found for group in f.pictures for row in group}
+        assert "x" in named and named <= {"x", "000"}
+
+
+@pytest.mark.parametrize(("how", "check"), [(90, "equal across parts"), (40, "nearly equal across parts")])
+def test_a_training_picture_in_the_test_part_is_found(parted, how, check):
+    if how == 90:
+        shutil.copy(parted / "train/ant/000.jpg", parted / "test/ant/x.jpg")
+    else:
+        saved(scene(0), parted / "test/ant/x.jpg", quality=how)
+    (found,) = [f for f in findings(parted) if f.severity == "mend"]
+    examples = load_examples(str(parted))
+    assert found.check == check
+    assert [{str(examples.ids[row]) for row in group} for group in found.pictures] == [
+        {"train/ant/000.jpg", "test/ant/x.jpg"}
+    ]
+
+
+def test_a_root_one_level_too_high_is_noticed(tmp_path, tidy):
+    for season in ("spring", "summer"):
+        shutil.copytree(tidy, tmp_path / "years" / season)
+    (found,) = [f for f in findings(tmp_path / "years") if f.check == "level"]
+    assert found.severity == "mend" and "['ant', 'bee', 'fly']" in found.message and "one level deeper" in found.advice
+
+
+def test_copies_are_found_and_strangers_are_not():
+    """Recall at least 0.95 on recoded and resized copies; no false pair among 44,850."""
+    small = np.stack([np.asarray(scene(seed).resize((64, 64))) for seed in range(300)])
+    assert near_pairs(small) == []
+    copies = []
+    for seed in range(100):
+        image, out = scene(seed), io.BytesIO()
+        if seed % 2:
+            image = image.resize((60 + seed % 30, 50 + seed % 20))
+        image.save(out, "JPEG", quality=30 + seed % 50)
+        copies.append(np.asarray(Image.open(out).resize((64, 64))))
+    found = near_pairs(np.concatenate([small[:100], np.stack(copies)]))
+    assert len(found) >= 95 and all(b == a + 100 for a, b in found)
+
+
+def test_a_hash_turns_with_its_picture():
+    small = np.stack([np.asarray(scene(seed).resize((64, 64))) for seed in range(5)])
+    hashes = perceptual_hashes(small)
+    assert hashes.shape == (5, 8) and hashes.dtype == np.uint64
+    for turned in (np.rot90(small, axes=(1, 2)), small[:, :, ::-1]):
+        distance = np.bitwise_count(perceptual_hashes(turned)[:, :1] ^ hashes).min(axis=1)
+        assert distance.max() <= 2
+    assert len(np.unique(hashes[:, 0])) == 5
+
+
+def run(*arguments) -> tuple[int, str, str]:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        patched.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(root.rglob("*")) if f.is_file()}
+
+
+def test_the_script_writes_a_page_a_list_and_a_clean_table_and_touches_nothing(parted, tmp_path):
+    shutil.copy(parted / "train/ant/000.jpg", parted / "test/ant/x.jpg")
+    shutil.copy(parted / "train/bee/001.jpg", parted / "train/fly/x.jpg")
+    saved(scene(3), parted / "train/ant/again.jpg", quality=40)
+    (parted / "train/ant/<b>broken.jpg").write_text("no")
+    before = contents(parted)
+    code, said, _ = run(parted, "--out", tmp_path / "audit", "--write-csv", tmp_path / "clean.csv")
+    assert code == 1 and contents(parted) == before
+    assert "MEND  two labels: Equal pictures under two labels: 1" in said
+    listed = {f["check"]: f["pictures"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
+    assert [sorted(pair) for pair in listed["two labels"]] == [["train/bee/001.jpg", "train/fly/x.jpg"]]
+    page = (tmp_path / "audit/audit.html").read_text()
+    assert "train/fly/x.jpg" in page and "data:image/jpeg;base64," in page
+    assert "<b>broken" not in page and "&lt;b&gt;broken.jpg" in page
+    with (tmp_path / "clean.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = {str(Path(row["path"])).removeprefix("pictures/") for row in rows}
+    gone = {str(f.relative_to(parted)) for f in parted.rglob("*.jpg")} - kept
+    lost = {"train/ant/000.jpg", "train/bee/001.jpg", "train/fly/x.jpg", "train/ant/again.jpg"}
+    assert gone == lost | {"train/ant/<b>broken.jpg"}
+    again = load_examples(str(tmp_path / "clean.csv"))
+    assert {f.severity for f in audit(again, look(again))} == {"know"}
+    assert sorted(set(again.parts)) == ["test", "train"]
+
+
+def test_what_is_held_out_stays_in_the_clean_table(parted):
+    shutil.copy(parted / "test/ant/033.jpg", parted / "train/ant/aaa.jpg")
+    examples = load_examples(str(parted))
+    kept = set(examples.ids[cleaned(examples, audit(examples, look(examples)))])
+    assert "test/ant/033.jpg" in kept and "train/ant/aaa.jpg" not in kept
+
+
+def test_exit_codes(tidy, tmp_path):
+    assert run(tidy)[0] == 0
+    code, _, said = run(tmp_path / "nowhere")
+    assert code == 2 and "does not exist" in said
+    code, _, said = run(tidy, "--backbone.nam=tiny")
+    assert code == 2 and "Did you mean 'backbone.name'?" in said
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    keras.utils.set_random_seed(0)
+    build_backbone(Backbone(name="tiny", weights="none"), 32).save_weights(tmp_path / "tiny.weights.h5")
+    return tmp_path / "tiny.weights.h5"
+
+
+def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
+    """Colours tell the classes; three pictures lie in the wrong folder."""
+    wrong = {7, 23, 41}
+    for number in range(60):
+        tint, kind = number % 2, (number % 2) ^ (number in wrong)
+        pixels = np.asarray(scene(number, 48, 48)).astype(float) * 0.4
+        pixels[..., 2 * tint] += 120
+        saved(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), tmp_path / "p" / "ab"[kind] / f"{number}.png")
+    settings = ["--backbone.name=tiny", f"--backbone.weights={weights}", "--data.image_size=32"]
+    settings += [f"--data.cache={tmp_path / 'cache'}", "--augment.flip=false"]
+    code, said, _ = run(tmp_path / "p", "--labels", "--out", tmp_path / "audit", *settings)
+    found = {f["check"]: f["pictures"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
+    assert {int(Path(group[0]).stem) for group in found["labels"][:3]} == wrong
+    assert code in {0, 1} and "the most doubtful first" in said
