@@ -351,7 +351,7 @@ def _odd(examples: Examples, facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 name,
                 "look",
-                f"{len(rows)} pictures: {meaning}",
+                f"{meaning}: {len(rows)}",
                 "Do they show what their label says?",
                 [(int(row),) for row in rows],
             )

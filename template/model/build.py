@@ -25,8 +25,8 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         base: from `build_backbone`.
         backbone: the settings it was built with.
         head: levels, pooling, dropout, hidden layer, penalties.
-        class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms,
-            so that the loss starts at the entropy of the classes and not above it.
+        class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
+            and its kernel at zero, so that the loss starts at the entropy of the classes and not above it.
 
     Returns:
         Model from float32 [n, size, size, 3], RGB 0-255, to float32 logits [n, classes].
@@ -41,6 +41,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     logits = layers.Dense(
         len(priors),
         dtype="float32",  # also under mixed precision: a float16 softmax underflows to exact zeros
+        kernel_initializer="zeros",
         bias_initializer=keras.initializers.Constant(np.log(priors).tolist()),
         name="logits",
         **penalty,

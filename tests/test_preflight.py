@@ -1,0 +1,205 @@
+"""Every check passes on what is in order, and fails on the fault that it is there for."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image
+
+from template.config import Augment, Backbone, Head
+from template.data.pipeline import Source, plain_source, training_source
+from template.model.backbones import build_backbone
+from template.model.build import build, freeze
+from template.train import preflight
+
+SIZE, CLASSES = 32, 3
+SCRIPT = Path(__file__).parent.parent / "scripts" / "preflight.py"
+TINY = Backbone(name="tiny", weights="none")
+
+
+def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise whose mean colour tells the class."""
+    generator, labels = np.random.default_rng(seed), np.arange(n) % CLASSES
+    pixels = generator.integers(0, 150, (n, SIZE, SIZE, 3)).astype(np.uint8)
+    pixels[np.arange(n), :, :, labels] += 80
+    return pixels, labels
+
+
+@pytest.fixture(scope="module")
+def train() -> Source:
+    pixels, labels = coloured(60, 0)
+    return plain_source(pixels, np.arange(60), labels)
+
+
+@pytest.fixture(scope="module")
+def val() -> Source:
+    pixels, labels = coloured(30, 1)
+    return plain_source(pixels, np.arange(30), labels)
+
+
+@pytest.fixture
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return build(TINY, Head(), SIZE, [1] * CLASSES)
+
+
+def like(source: Source, change: Callable) -> Source:
+    return Source(lambda epoch, rows: change(source.read(epoch, rows)), source.labels)
+
+
+def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
+    pixels, labels = coloured(60, 0)
+    source = training_source(pixels, np.arange(60), labels, Augment(policy="light"), seed=0)
+    check, picture = preflight.entering(source, ("red", "green", "blue"), 16, seed=0)
+    assert check.passed and picture.size == (8 * 160, 2 * 178)
+    scaled, _ = preflight.entering(like(source, lambda x: (x / 255).astype(np.float32)), ("r", "g", "b"), 16, seed=0)
+    centred, _ = preflight.entering(like(source, lambda x: x.astype(np.float32) - 127), ("r", "g", "b"), 16, seed=0)
+    assert not scaled.passed and not centred.passed
+
+
+def test_the_grid_is_of_the_very_pixels_and_labels(monkeypatch):
+    pixels, labels = coloured(12, 0)
+    source = training_source(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
+    seen = {}
+    monkeypatch.setattr(preflight, "grid", lambda images, names: seen.update(images=images, names=names))
+    preflight.entering(source, ("red", "green", "blue"), 12, seed=0)
+    for image, name in zip(seen["images"], seen["names"], strict=True):
+        (row,) = np.flatnonzero((pixels == image).all(axis=(1, 2, 3)))
+        assert name == ("red", "green", "blue")[labels[row]]
+
+
+def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, train):
+    check = preflight.loss_at_init(model, train)
+    assert check.passed and check.found == f"{np.log(3):.3f}"
+    uneven = Source(train.read, np.where(np.arange(60) < 50, 0, train.labels))
+    assert not preflight.loss_at_init(model, uneven).passed, "biases for other frequencies"
+    model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 3, (96, CLASSES)))
+    assert not preflight.loss_at_init(model, train).passed
+
+
+def trained(train: Source) -> keras.Model:
+    """A linear classifier of the mean colour."""
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x))
+    model.get_layer("logits").set_weights([np.eye(3, dtype=np.float32) / 20, np.zeros(3, np.float32)])
+    return model
+
+
+def test_a_network_that_does_not_look_is_found(train, val):
+    model = trained(train)
+    assert preflight.sees_the_pictures(model, val).passed
+    model.get_layer("logits").kernel.assign(np.zeros((3, 3)))
+    assert not preflight.sees_the_pictures(model, val).passed
+
+
+def test_a_few_pictures_are_learned_by_heart_unless_they_are_all_the_same(model, train):
+    assert preflight.overfits(model, train).passed
+    grey = like(train, lambda x: np.full_like(x, 127))
+    check = preflight.overfits(build(TINY, Head(), SIZE, [1] * CLASSES), grey)
+    assert not check.passed and "2 of 6 right" in check.found
+
+
+def test_a_picture_that_depends_on_its_neighbours_is_found(model, train):
+    assert preflight.independent(model, train).passed, "from scratch it is asked at inference"
+    weights = Backbone(name="tiny", weights="given.h5")
+    freeze(model, weights, 2)
+    assert preflight.independent(model, train).passed
+    inputs = keras.Input((SIZE, SIZE, 3))
+    pooled = layers.GlobalAveragePooling2D()(inputs)
+    mixed = layers.Lambda(lambda x: x - keras.ops.mean(x, axis=0, keepdims=True))(pooled)
+    wrong = keras.Model(inputs, layers.Dense(CLASSES, name="logits")(mixed))
+    assert not preflight.independent(wrong, train).passed
+    blind = layers.Lambda(lambda x: x * 0)(pooled)
+    assert not preflight.independent(keras.Model(inputs, layers.Dense(3, name="logits")(blind)), train).passed
+
+
+def test_statistics_that_move_although_frozen_are_found(model, train):
+    freeze(model, Backbone(name="tiny", weights="given.h5"), 2)
+    assert preflight.frozen_stays(model, train, CLASSES, pretrained=True).passed
+    for layer in model.layers:
+        layer.trainable = True  # batch normalisation trains: its statistics, which no optimizer knows, move
+    check = preflight.frozen_stays(model, train, CLASSES, pretrained=True)
+    assert not check.passed and "block" in check.advice
+    assert preflight.frozen_stays(model, train, CLASSES, pretrained=False).passed, "from scratch they shall move"
+
+
+def test_half_precision_of_the_output_is_found(model):
+    assert preflight.float32_out(model).passed
+    inputs = keras.Input((4,))
+    half = keras.Model(inputs, layers.Dense(3, dtype="mixed_float16", name="logits")(inputs))
+    assert not preflight.float32_out(half).passed
+
+
+def test_pixels_that_differ_by_one_are_found(train):
+    pixels = train.read(0, np.arange(4))
+    assert preflight.same_pixels(pixels, pixels.copy()).passed
+    other = pixels.copy()
+    other[2, 3, 4, 1] += 1
+    assert not preflight.same_pixels(pixels, other).passed
+
+
+def test_labels_in_another_order_teach_nothing_unless_there_are_copies():
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % CLASSES
+    features = (rng.normal(size=(120, 40)) + 3 * np.eye(CLASSES, 40)[labels]).astype(np.float32)
+    honest = preflight.shuffled_labels(features[None, :90], labels[:90], features[90:], labels[90:], seed=0)
+    assert honest.passed
+    wide = rng.normal(size=(90, 400)).astype(np.float32)  # enough to know each picture by heart
+    wrong = np.random.default_rng(0).permutation(labels[:90])
+    leaking = preflight.shuffled_labels(wide[None], labels[:90], wide, wrong, seed=0)
+    assert not leaking.passed
+
+
+def test_baselines_are_what_they_say(train, val):
+    found = dict(preflight.baselines(train, val))
+    assert found["commonest class"] == pytest.approx(1 / 3) and found["colours alone"] == 1
+    grey = [like(source, lambda x: np.full_like(x, 127)) for source in (train, val)]
+    assert dict(preflight.baselines(*grey))["colours alone"] <= 0.4
+
+
+def test_a_full_disk_is_found(tmp_path):
+    assert preflight.room(tmp_path / "not" / "there" / "yet", 1000).passed
+    check = preflight.room(tmp_path, 1e18)
+    assert not check.passed and "data.cache" in check.advice
+
+
+def run(*arguments) -> tuple[int, str, str]:
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "from scratch"])
+def test_the_script_passes_what_is_in_order(make_folder, tmp_path, pretrained):
+    keras.utils.set_random_seed(0)
+    build_backbone(TINY, SIZE).save_weights(tmp_path / "tiny.weights.h5")
+    settings = [f"--data.path={make_folder(each=20)}", "--data.image_size=32", f"--data.cache={tmp_path / 'cache'}"]
+    settings += ["--backbone.name=tiny", f"--backbone.weights={tmp_path / 'tiny.weights.h5' if pretrained else 'none'}"]
+    settings += ["--train.feature_cache_gb=0.1", "--augment.flip=false"]
+    code, said, _ = run(*settings, "--out", tmp_path / "out")
+    saved = json.loads((tmp_path / "out/preflight.json").read_text())
+    failed = [check["name"] for check in saved["checks"] if not check["passed"]]
+    assert code == 0 and not failed and "FAIL" not in said
+    assert len(saved["checks"]) == (10 if pretrained else 8)
+    assert "commonest class, validation accuracy" in saved["numbers"]
+    with Image.open(tmp_path / "out/preflight.png") as image:
+        assert image.width == 8 * 160 and np.asarray(image).std() > 20
+
+
+def test_what_cannot_be_used_is_said_plainly(tmp_path):
+    code, _, said = run("--data.path=" + str(tmp_path / "nowhere"))
+    assert code == 2 and "does not exist" in said
+    code, _, said = run("--data.pth=x")
+    assert code == 2 and "Did you mean 'data.path'?" in said
