@@ -131,17 +131,16 @@ def calibrate(
     sure, scaled = val.scaled(found), measured.scaled(found)
     result: dict[str, Any] = {"temperature": found}
     for name, predictions in (("before", measured), ("after", scaled)):
-        scores = metrics.score(predictions)
-        kept = {key: scores[key] for key in ("cross_entropy", "brier", "calibration_error")}
-        result[name] = {**kept, "reliability": reliability(predictions)}
+        result[name] = {**metrics.probability_scores(predictions), "reliability": reliability(predictions)}
     confidence = confidence_for(sure, accuracy)
     nobody = {"confidence": None, "coverage": None, "accuracy": None}
     result["reject"] = {"wanted": accuracy, **(nobody if confidence is None else answered(scaled, confidence))}
     result["thresholds"] = {}
+    on_val, on_measured = sure.probabilities, scaled.probabilities
     for label, name in enumerate(val.class_names):
-        at = threshold(sure.probabilities[:, label], val.labels == label, precision)
+        at = threshold(on_val[:, label], val.labels == label, precision)
         if at is not None:
-            said, positive = scaled.probabilities[:, label] >= at, measured.labels == label
+            said, positive = on_measured[:, label] >= at, measured.labels == label
             hits = int((said & positive).sum())
             result["thresholds"][name] = {
                 "threshold": at,

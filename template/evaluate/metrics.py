@@ -68,18 +68,15 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
         result[name] = percentiles(metric(*counts), sampled[name])
         if right.all() and result[name]["value"] is not None:  # resampling right answers shows no spread
             result[name]["low"] = min(floor, result[name]["low"])
-    for name in ("cross_entropy", "brier"):
-        result[name] = percentiles(pictures[name].mean(), sampled[name])
-    result["calibration_error"] = reflected(
-        calibration_error(pictures["confidence"], right), sampled["calibration_error"]
-    )
-    result["classwise_calibration_error"] = undefined()
-    if "classwise_calibration_error" in sampled:
-        value = classwise_calibration_error(predictions)
-        result["classwise_calibration_error"] = reflected(value, sampled["classwise_calibration_error"])
     ranks, by_class = ranking(predictions)
-    per_class = _per_class(predictions, counts, sampled, by_class)
-    return result | ranks | {"classes": per_class, "confused": confused(predictions)}
+    result |= _of_probabilities(predictions, pictures, sampled) | ranks
+    return result | {"classes": _per_class(predictions, counts, sampled, by_class), "confused": confused(predictions)}
+
+
+def probability_scores(predictions: Predictions, seed: int = 0) -> dict[str, dict[str, float | None]]:
+    """Of `score` what a temperature changes: cross-entropy, Brier and the calibration errors."""
+    pictures = _by_picture(predictions, k=1)
+    return _of_probabilities(predictions, pictures, resampled(predictions, seed, pictures))
 
 
 def confusion_counts(predictions: Predictions) -> np.ndarray:
@@ -324,6 +321,19 @@ def resampled(
         for name, values in some.items():
             collected.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in collected.items()}
+
+
+def _of_probabilities(
+    predictions: Predictions, pictures: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
+) -> dict[str, dict[str, float | None]]:
+    result = {name: percentiles(pictures[name].mean(), sampled[name]) for name in ("cross_entropy", "brier")}
+    right, name = predictions.predicted == predictions.labels, "classwise_calibration_error"
+    value = calibration_error(pictures["confidence"], right)
+    result["calibration_error"] = reflected(value, sampled["calibration_error"])
+    result[name] = (
+        reflected(classwise_calibration_error(predictions), sampled[name]) if name in sampled else undefined()
+    )
+    return result
 
 
 def _per_class(

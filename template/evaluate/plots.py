@@ -81,6 +81,20 @@ def risk_coverage(
     return figure
 
 
+def learning_curve(sizes: Sequence[int], errors: Sequence[float], scale: float, exponent: float) -> Figure:
+    """Draw error rates by training pictures, and the power law through them, to twice the most."""
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(sizes, errors, "o", label="logistic regression, validation")
+    if scale:
+        more = np.geomspace(min(sizes), 2 * max(sizes), 50)
+        axes.plot(more, scale * more**-exponent, "--", label=f"{scale:.2g} / pictures^{exponent:.2f}")
+    axes.set(xlabel="training pictures", ylabel="error rate", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     with runs.replacing(path) as temporary:

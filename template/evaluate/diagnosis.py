@@ -1,0 +1,78 @@
+"""What holds a classifier back, and what more pictures would bring."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .intervals import proportion
+
+GOOD = 0.02
+"""An error, or a gap between two, below this is not what to work on."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong, in one word and in a sentence, and what to try, the most promising first."""
+
+    verdict: str
+    because: str
+    try_next: tuple[str, ...]
+
+
+def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
+    """The flow of the recipe of deep learning: is it bad on training pictures, or only on others?
+
+    Args:
+        trained: right answers and pictures among those that it learned from, as they are.
+        held_out: likewise of those that it has not seen.
+    """
+    learned, others = proportion(*trained), proportion(*held_out)
+    error, gap = 1 - learned["value"], learned["value"] - others["value"]
+    numbers = (
+        f"{100 * learned['value']:.1f} % right on training pictures, {100 * others['value']:.1f} % "
+        f"[{100 * others['low']:.1f}, {100 * others['high']:.1f}] on others"
+    )
+    if error > GOOD and error >= gap:
+        return Diagnosis(
+            "underfits",
+            f"{numbers}: it does not know even what it was shown",
+            (
+                "thaw more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
+                "a higher learning rate, if the loss still falls in the last epochs",
+                "a larger network, larger pictures: backbone.name, data.image_size",
+                "less of what holds back: augment.policy=light, head.dropout=0, head.l2=0",
+                "labels that contradict each other: scripts/audit.py --labels",
+            ),
+        )
+    if gap > GOOD and others["high"] < learned["value"]:
+        return Diagnosis(
+            "overfits",
+            f"{numbers}: it knows by heart what it has not understood",
+            (
+                "more pictures: see what the learning curve promises",
+                "more variation: augment.policy=heavy",
+                "more of what holds back: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
+                "fewer thawed blocks: stages.0.unfreeze",
+                "test pictures of another kind than the training ones: compare scripts/audit.py of both",
+            ),
+        )
+    return Diagnosis(
+        "neither",
+        f"{numbers}: no gap that these pictures could show",
+        ("look at the errors in report.html: is what is left a matter of labels, or of what can be seen at all?",),
+    )
+
+
+def power_law(sizes: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """Scale a and exponent b of error = a * size^-b, by least squares of the logarithms (Hestness et al. 2017, "Deep
+    learning scaling is predictable, empirically").
+
+    Args:
+        sizes: numbers of training pictures, at least two different ones.
+        errors: error rates in (0, 1]; those of zero are left out.
+    """
+    seen = np.asarray(errors) > 0
+    if len(np.unique(np.asarray(sizes)[seen])) < 2:
+        return 0.0, 0.0
+    slope, offset = np.polyfit(np.log(np.asarray(sizes)[seen]), np.log(np.asarray(errors)[seen]), 1)
+    return float(np.exp(offset)), float(max(0.0, -slope))

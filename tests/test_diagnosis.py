@@ -1,0 +1,48 @@
+"""The diagnosis names what is wrong where something is, and promises no more than the curve does."""
+
+import numpy as np
+import pytest
+
+from template.evaluate.diagnosis import diagnose, power_law
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "verdict"),
+    [
+        ((70, 100), (68, 100), "underfits"),
+        ((85, 100), (70, 100), "underfits"),  # two sixths of the errors are of things it was shown
+        ((100, 100), (70, 100), "overfits"),
+        ((990, 1000), (850, 1000), "overfits"),
+        ((100, 100), (99, 100), "neither"),
+        ((97, 100), (28, 30), "neither"),  # thirty pictures cannot tell
+    ],
+)
+def test_the_larger_of_two_evils_is_named(trained, held_out, verdict):
+    found = diagnose(trained, held_out)
+    assert found.verdict == verdict and found.try_next
+    assert f"{100 * trained[0] / trained[1]:.1f} % right on training pictures" in found.because
+
+
+def test_advice_is_of_settings_that_exist():
+    from template import config as configuration
+
+    for numbers in (((70, 100), (68, 100)), ((100, 100), (70, 100))):
+        for line in diagnose(*numbers).try_next:
+            for word in line.replace(",", " ").split():
+                if "=" in word:
+                    configuration.load(None, ["stages=[{}]", word])
+
+
+def test_a_power_law_is_found_again():
+    sizes = np.array([25, 50, 100, 200, 250])
+    a, b = power_law(sizes, 2.0 * sizes**-0.4)
+    assert (a, b) == pytest.approx((2.0, 0.4))
+    rng = np.random.default_rng(0)
+    noisy = 2.0 * sizes**-0.4 * np.exp(rng.normal(0, 0.05, 5))
+    assert power_law(sizes, noisy)[1] == pytest.approx(0.4, abs=0.1)
+
+
+def test_no_law_promises_that_more_pictures_do_harm_or_that_no_errors_are_left():
+    assert power_law(np.array([10, 20]), np.array([0.2, 0.3]))[1] == 0
+    assert power_law(np.array([10, 20]), np.array([0.0, 0.0])) == (0.0, 0.0)
+    assert power_law(np.array([10, 20]), np.array([0.2, 0.0])) == (0.0, 0.0)
