@@ -78,7 +78,7 @@ def test_the_grid_is_of_the_very_pixels_and_labels(monkeypatch):
 
 def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, train):
     check = preflight.loss_at_init(model, train)
-    assert check.passed and check.found == f"{np.log(3):.3f}"
+    assert check.passed and float(check.found) == pytest.approx(np.log(3), rel=0.05)
     uneven = Source(train.read, np.where(np.arange(60) < 50, 0, train.labels))
     assert not preflight.loss_at_init(model, uneven).passed, "biases for other frequencies"
     model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 3, (96, CLASSES)))

@@ -240,7 +240,7 @@ def test_a_spreadsheet_runs_no_file_name(table):
 
 def test_predictions_for_the_test_pictures_are_those_of_the_run(table, finished):
     rows = {row["path"]: row for row in table}
-    said = finished.test
+    said = finished.test.scaled(json.loads((finished.folder / "calibration.json").read_text())["temperature"])
     for name, probabilities in zip(said.ids, said.probabilities, strict=True):
         row = rows[str(finished.pictures / str(name))]
         best = np.argsort(-probabilities)[:2]

@@ -26,7 +26,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         backbone: the settings it was built with.
         head: levels, pooling, dropout, hidden layer, penalties.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
-            and its kernel at zero, so that the loss starts at the entropy of the classes and not above it.
+            and its kernel is small, so that the loss starts near the entropy of the classes and not far above it.
 
     Returns:
         Model from float32 [n, size, size, 3], RGB 0-255, to float32 logits [n, classes].
@@ -41,7 +41,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     logits = layers.Dense(
         len(priors),
         dtype="float32",  # also under mixed precision: a float16 softmax underflows to exact zeros
-        kernel_initializer="zeros",
+        kernel_initializer=keras.initializers.VarianceScaling(0.1, "fan_avg", "uniform"),  # Glorot's, but quiet
         bias_initializer=keras.initializers.Constant(np.log(priors).tolist()),
         name="logits",
         **penalty,
