@@ -408,7 +408,6 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     assert one.logits.tobytes() == other.logits.tobytes()
     changing = {"seconds", "memory_gb"}
     assert {k: whole[k] for k in whole if k not in changing} == {k: resumed[k] for k in resumed if k not in changing}
-    }
     # And rebuilt by our code, with its levels and root, it says the same.
     loaded = load_examples(str(wide_pictures))
     examples, pixels = decode(loaded, config_.data)
