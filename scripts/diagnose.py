@@ -31,10 +31,11 @@ def main() -> None:
     from template.evaluate import plots
     from template.evaluate.diagnosis import diagnose, power_law
     from template.evaluate.predictions import Predictions
+    from template.model.backbones import WeightsError
 
     try:
         trained, sizes, errors = examine(run)
-    except (DataError, ConfigError) as error:
+    except (DataError, ConfigError, WeightsError) as error:
         sys.exit(str(error))
     said = Predictions.load(run / "predictions.npz")
     held_out = int((said.predicted == said.labels).sum()), len(said.labels)

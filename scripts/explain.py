@@ -3,7 +3,8 @@
     python scripts/explain.py --run runs/RUN PICTURE_OR_FOLDER ... --out heat/
 
 Grad-CAM looks at the gradient in the topmost feature map; `--occlusion` covers one square after another instead and
-watches the answer, which takes fifty times as long and trusts nothing inside the network.
+watches the answer, which takes fifty times as long and trusts nothing inside the network. Either explains the answer to
+the picture as it is; predict.py averages over several views of it, and may say something else where that is close.
 """
 
 import argparse
