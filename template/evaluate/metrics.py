@@ -242,7 +242,7 @@ def _ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Area against the rest, mean area against each other class, average precision of one class; influences [3, n]."""
     n, size, positive = len(labels), sizes[label], labels == label
-    order = np.argsort(evidence, kind="stable")
+    order = np.argsort(evidence)  # equal ones in any order: their level is the same
     sorted_evidence = evidence[order]
     level = np.empty(n, np.int64)  # equal evidence has one level, counted from the lowest
     level[order] = np.concatenate([[0], np.cumsum(sorted_evidence[1:] != sorted_evidence[:-1])])
