@@ -42,6 +42,8 @@ def publish(
     with clock("report"):
         scores = {name: metrics.score(p) if len(p.ids) else None for name, p in said.items()}
         best = said["test"] if scores["test"] else said["val"]
+        best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
+        said["val"].save(folder / "predictions_val.npz")
         rows = np.flatnonzero(examples.parts == ("test" if scores["test"] else "val"))
         choices = runs.read_json(folder / "choices.json") if (folder / "choices.json").exists() else {}
         wanted = config.evaluate.wanted_accuracy, config.evaluate.wanted_precision or None
@@ -57,8 +59,6 @@ def publish(
                 ("Least sure", failures.unsure(best, SHOWN)),
             )
         }
-        best.save(folder / "predictions.npz")
-        said["val"].save(folder / "predictions_val.npz")
         decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
         runs.write_json(folder / "calibration.json", decided)
         confusions = plots.confusion_matrix(metrics.confusion_counts(best), best.class_names)
@@ -67,11 +67,11 @@ def publish(
             plots.save(plots.learning_curves(history), folder / "learning_curves.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
     what = _what(config, examples)
-    runs.write_json(folder / "metrics.json", result)
     runs.write_text(folder / "report.md", report.markdown(result, what, history, examples.skipped))
     made_from = runs.read_json(folder / "run.json") | {"settings": (folder / "config.toml").read_text(encoding="utf-8")}
     page = report.html(result, best, what, history, examples.skipped, galleries, made_from)
     runs.write_text(folder / "report.html", page)
+    runs.write_json(folder / "metrics.json", result)  # last: a run that has it is finished, and is not resumed
     return result
 
 

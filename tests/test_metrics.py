@@ -78,6 +78,7 @@ def test_equals_scikit_learn(given):
     expected = {
         "balanced_accuracy": sklearn.metrics.recall_score(y, predicted, average="macro", zero_division=np.nan),
         "macro_precision": sklearn.metrics.precision_score(y, predicted, average="macro", zero_division=np.nan),
+        "weighted_precision": sklearn.metrics.precision_score(y, predicted, average="weighted", zero_division=np.nan),
         "weighted_f1": sklearn.metrics.f1_score(y, predicted, average="weighted"),
         "matthews": sklearn.metrics.matthews_corrcoef(y, predicted),
         "kappa": sklearn.metrics.cohen_kappa_score(y, predicted),

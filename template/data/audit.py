@@ -4,7 +4,6 @@ Most failed projects fail here: the same picture in training and test, under two
 away by the size of its files (Karpathy 2019, "A recipe for training neural networks": become one with the data).
 """
 
-import base64
 import hashlib
 import io
 import itertools
@@ -23,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from .examples import Examples
-from .images import FORMATS, BadImageError, ImageSource, load_image
+from .images import FORMATS, BadImageError, ImageSource, address, load_image
 
 SIDE = 64
 """Pixels of the small copies that everything here looks at."""
@@ -33,8 +32,6 @@ NEAR_CORRELATION = 0.96
 """Of two small copies in grey: those above it count as the same picture."""
 DARK, BRIGHT, FLAT, TINY, NARROW = 15, 240, 3.0, 48, 4.0
 """Mean brightness below and above, standard deviation below, shorter side below, aspect above: worth a look."""
-FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
-             ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF", ".ppm": "PPM"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,14 +113,12 @@ def cleaned(examples: Examples, findings: Sequence[Finding]) -> np.ndarray:
     """Rows worth training on: without what cannot be read, contradicts itself or repeats another, int64 [m]."""
     out = set()
     for finding in findings:
-        if finding.check in {"unreadable", "two labels"}:
+        if finding.check in {"unreadable", "two labels", "nearly equal, two labels"}:
             out |= set(itertools.chain(*finding.pictures))
         elif finding.check in {"equal", "nearly equal", "equal across parts", "nearly equal across parts"}:
             for pair in finding.pictures:  # what is held out stays, and of equals the first
                 kept = min(pair, key=lambda row: ({"test": 0, "val": 1}.get(str(examples.parts[row]), 2), row))
                 out |= set(pair) - {kept}
-        elif finding.check == "nearly equal, two labels":
-            out |= set(itertools.chain(*finding.pictures))
     return np.array([row for row in range(len(examples)) if row not in out], np.int64)
 
 
@@ -316,13 +311,14 @@ def _shortcuts(examples: Examples, facts: Facts) -> Iterator[Finding]:
 
 
 def _misnamed(examples: Examples, facts: Facts) -> Iterator[Finding]:
+    formats = Image.registered_extensions()
     rows = [
         row
         for row, image in enumerate(examples.images)
         if isinstance(image, Path)
         and facts.readable[row]
         and image.suffix
-        and FORMAT_OF.get(image.suffix.lower()) not in {str(facts.format[row]).replace("MPO", "JPEG")}
+        and formats.get(image.suffix.lower()) != str(facts.format[row]).replace("MPO", "JPEG")
     ]
     if rows:
         first = f"{str(examples.ids[rows[0]])!r} is {facts.format[rows[0]]}"
@@ -408,7 +404,7 @@ def as_page(title: str, examples: Examples, facts: Facts, findings: Sequence[Fin
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
 
     def shown(row: int) -> dict[str, str]:
-        return {"id": str(examples.ids[row]), "picture": _address(facts.small[row]) if facts.readable[row] else ""}
+        return {"id": str(examples.ids[row]), "picture": address(facts.small[row]) if facts.readable[row] else ""}
 
     shown_findings = [
         {
@@ -422,9 +418,3 @@ def as_page(title: str, examples: Examples, facts: Facts, findings: Sequence[Fin
         for f in findings
     ]
     return environment.get_template("audit.html").render(title=title, findings=shown_findings)
-
-
-def _address(small: np.ndarray) -> str:
-    out = io.BytesIO()
-    Image.fromarray(small).save(out, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

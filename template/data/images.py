@@ -4,6 +4,7 @@ Pillow and not TensorFlow: TensorFlow's decoders ignore EXIF rotation, drop alph
 to stall for seconds by a few hostile bytes.
 """
 
+import base64
 import io
 from pathlib import Path
 from typing import Literal
@@ -50,6 +51,13 @@ def dimensions(source: ImageSource) -> tuple[int, int]:
         return source.shape[1], source.shape[0]
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         return image.size
+
+
+def address(image: np.ndarray) -> str:
+    """`data:image/jpeg;base64,...` of uint8 [height, width, 3], for a page that needs no other file."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

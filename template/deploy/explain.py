@@ -1,6 +1,5 @@
 """Which part of a picture an answer comes from."""
 
-import base64
 from typing import Any
 
 import cv2
@@ -9,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from ..data.images import address
 from ..data.rows import Rows
 from ..evaluate.predictions import Predictions
 
@@ -60,10 +60,7 @@ def _under(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _address(image: np.ndarray) -> str:
-    """`data:image/jpeg;base64,...` of a small copy."""
-    small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
+    return address(cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA))
 
 
 def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
