@@ -2,15 +2,16 @@
 
     python scripts/audit.py PATH                     # text; seconds for thousands of pictures
     python scripts/audit.py PATH --out audit/        # and a page with the pictures, and JSON
-    python scripts/audit.py PATH --labels            # and labels that a network doubts; --backbone.name=... as in train
+    python scripts/audit.py PATH --labels            # and labels that a network doubts, and copies that only it sees
     python scripts/audit.py PATH --write-csv clean.csv
 
-PATH is whatever train.py takes. Nothing is ever deleted or moved. Exit code: 0 if nothing must be mended, 1 if
-something must, 2 if PATH cannot be read at all.
+PATH is whatever train.py takes; with --labels its settings are taken too (--backbone.name=resnet50). Nothing is ever
+deleted or moved. Exit code: 0 if nothing must be mended, 1 if something must, 2 if PATH cannot be read at all.
 """
 
 import argparse
 import csv
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from template import config as configuration
 from template import runs
-from template.data.audit import Finding, as_json, as_page, audit, cleaned, look
+from template.data.audit import Finding, alike, as_json, as_page, audit, cleaned, look
 from template.data.examples import DataError, Examples, load_examples
 
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
@@ -31,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--out", type=Path, help="folder for audit.html and audit.json")
-    parser.add_argument("--labels", action="store_true", help="also rank labels by how much a network doubts them")
+    parser.add_argument(
+        "--labels", action="store_true", help="also ask a network: doubtful labels, cropped or turned copies"
+    )
     parser.add_argument("--write-csv", type=Path, metavar="FILE", help="a table of what is worth training on")
     known, rest = parser.parse_known_args()
     try:
@@ -43,7 +46,7 @@ def main() -> None:
     facts = look(examples)
     findings = audit(examples, facts)
     if known.labels:
-        findings += doubtful(config)
+        findings += seen_by_a_network(config)
     for finding in findings:
         print(f"{WORDS[finding.severity]}  {finding.check}: {finding.message}")
         for group in finding.pictures[:3]:
@@ -63,14 +66,19 @@ def main() -> None:
     sys.exit(int(any(finding.severity == "mend" for finding in findings)))
 
 
-def doubtful(config: configuration.Config) -> list[Finding]:
-    """Labels that a logistic regression on frozen features, which has not seen them, finds least likely."""
+def seen_by_a_network(config: configuration.Config) -> list[Finding]:
+    """Labels that it doubts, and pictures that it finds alike.
+
+    Labels that a logistic regression on frozen features, which has not seen them, finds unlikely; the least likely
+    first (Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset labels").
+    """
     runs.import_tensorflow()
     from template.data.decode import decode
     from template.data.pipeline import plain_source
     from template.model.backbones import WeightsError, build_backbone
-    from template.train.begin import doubts, settled
+    from template.train.begin import probe_features, selected, settled
     from template.train.features import Store
+    from template.train.probe import fit_probe
 
     config = settled(config)
     loaded = load_examples(config.data.path)
@@ -82,21 +90,24 @@ def doubtful(config: configuration.Config) -> list[Finding]:
     except WeightsError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    losses = doubts(base, config, plain_source(pixels, np.arange(len(examples)), examples.labels), store)
+    source = plain_source(pixels, np.arange(len(examples)), examples.labels)
+    features, widths = selected(probe_features(base, config, [source], store), config.head)
+    losses = fit_probe(features, examples.labels, len(examples.class_names), config.train.seed, widths).losses
     row_of = {name: row for row, name in enumerate(loaded.ids)}
     first = np.argsort(-losses, kind="stable")
     wrong = [int(i) for i in first if losses[i] > np.log(2)]  # its own label is less likely than all others together
-    if not wrong:
-        return []
-    return [
+    found = [
         Finding(
             "labels",
             "look",
             f"{len(wrong)} labels are less likely than not, says {config.backbone.name}; the most doubtful first.",
             "Look at the first few. A wrong label costs more than a missing picture; of hard pictures it often errs.",
-            [(row_of[examples.ids[i]],) for i in wrong],
+            [(i,) for i in wrong],
         )
-    ]
+    ] * bool(wrong)
+    found += alike(examples, features[0])
+    rows = [row_of[name] for name in examples.ids]
+    return [dataclasses.replace(f, pictures=[tuple(rows[i] for i in group) for group in f.pictures]) for f in found]
 
 
 def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:

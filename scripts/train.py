@@ -3,6 +3,7 @@
 python scripts/train.py                                    # handwritten digits, nothing to download
 python scripts/train.py --data.path=FOLDER                 # your own pictures, one sub-folder a class
 python scripts/train.py --config configs/folder.toml --data.path=FOLDER --backbone.name=resnet50
+python scripts/train.py --data.path=FOLDER --preflight     # check everything first, as preflight.py does
 python scripts/train.py --resume runs/20260101-120000-mobilenet
 """
 
@@ -20,13 +21,18 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     clock = runs.Clock()
-    config, folder = parse(sys.argv[1:])
+    config, folder, check_first = parse(sys.argv[1:])
     runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on the run can be resumed
     try:
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
+            from template.preflight import preflight
         try:
+            with clock("preflight"):
+                passed = not check_first or preflight(config, folder)
+            if not passed:
+                sys.exit("\nNothing was trained. Mend what failed, or go on without --preflight.")
             metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
             sys.exit(f"\n{error}\n(nothing was deleted; the run's folder is {folder})")
@@ -41,8 +47,8 @@ def main() -> None:
     )
 
 
-def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
-    """Command line to configuration and run folder; leaves with a message if a setting is wrong."""
+def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
+    """Command line to configuration, run folder and --preflight; leaves with a message if a setting is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="settings (recipe first, then these; later wins):\n" + configuration.describe(),
@@ -52,23 +58,24 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
     parser.add_argument("--config", type=Path, help="recipe; by default configs/digits.toml, with a path folder.toml")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument("--preflight", action="store_true", help="check data, network and machine first (preflight.py)")
     parser.add_argument("--deterministic", action="store_true", help="short for --train.deterministic=true")
     known, rest = parser.parse_known_args(arguments)
     try:
         overrides = list(configuration.pair_up(rest)) + ["train.deterministic=true"] * known.deterministic
         if known.resume:
-            if overrides or known.config:
+            if overrides or known.config or known.preflight:
                 raise configuration.ConfigError("--resume goes on with the run's own configuration; give nothing else.")
             if (known.resume / "metrics.json").exists():
                 raise configuration.ConfigError(f"{known.resume} is finished; its report is {known.resume}/report.html")
-            return configuration.load(known.resume / "config.toml"), known.resume
+            return configuration.load(known.resume / "config.toml"), known.resume, False
         own = any(text.startswith("data.path=") and text != "data.path=digits" for text in overrides)
         recipe = known.config or CONFIGS / ("folder.toml" if own else "digits.toml")
         config = configuration.load(recipe, overrides)
     except configuration.ConfigError as error:
         parser.exit(2, f"{error}\n(python scripts/train.py --help lists all settings)\n")
     print(f"recipe {recipe}")
-    return config, runs.new_folder(known.runs, config.backbone.name)
+    return config, runs.new_folder(known.runs, config.backbone.name), known.preflight
 
 
 if __name__ == "__main__":

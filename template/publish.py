@@ -1,38 +1,66 @@
 """What a run has to say for itself: scores, decisions, failures, figures and the report."""
 
+import dataclasses
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+from matplotlib.figure import Figure
 
 from . import runs
 from .config import Config
 from .data.examples import Examples
 from .data.images import dimensions
+from .data.pipeline import evenly
 from .data.rows import Rows
 from .deploy.explain import figures
 from .evaluate import failures, metrics, plots, report
 from .evaluate.calibration import calibrate
+from .evaluate.diagnosis import diagnose, promise
+from .evaluate.intervals import proportion
 from .evaluate.predictions import Predictions
 from .suggest import refits
+from .train.callbacks import State
+from .train.stages import WATCHED
 
 SHOWN = 12
 """Pictures in a gallery of the report."""
 
 
-def publish(
-    config: Config, said: dict[str, Predictions], history: list, *, examples: Examples, pixels: Rows,
-    model: keras.Model, clock: runs.Clock, folder: Path,
-) -> dict:  # fmt: skip
-    """Score the predictions, and write predictions, metrics, calibration, plots and the report into a run's folder.
+@dataclass(frozen=True)
+class Trained:
+    """What is there when training is over.
 
     Args:
         config: of the run.
-        said: predictions of `test` (perhaps of no pictures) and `val`, and of `probe` if there was one.
-        history: one row an epoch.
         examples: all that were used.
         pixels: theirs, in the same order.
         model: as it will be used.
+        state: of the training.
+        learning_curve: from `train.baselines`, or None.
+        known: right answers and pictures asked, of those it learned from.
+        by_colours: right answers of colours alone, of the test pictures or, without, those of validation.
+    """
+
+    config: Config
+    examples: Examples
+    pixels: Rows
+    model: keras.Model
+    state: State
+    learning_curve: tuple[list[int], list[float]] | None
+    known: tuple[int, int]
+    by_colours: int
+
+
+def publish(trained: Trained, said: dict[str, Predictions], clock: runs.Clock, folder: Path) -> dict:
+    """Score the predictions, and write predictions, metrics, calibration, plots and the report into a run's folder.
+
+    Args:
+        trained: all that made them.
+        said: predictions of `test` (perhaps of no pictures) and `val`, and of `probe` if there was one.
         clock: of the run.
         folder: of the run.
 
@@ -44,35 +72,68 @@ def publish(
         best = said["test"] if scores["test"] else said["val"]
         best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
         said["val"].save(folder / "predictions_val.npz")
-        rows = np.flatnonzero(examples.parts == ("test" if scores["test"] else "val"))
-        choices = runs.read_json(folder / "choices.json") if (folder / "choices.json").exists() else {}
-        wanted = config.evaluate.wanted_accuracy, config.evaluate.wanted_precision or None
+        wanted = trained.config.evaluate.wanted_accuracy, trained.config.evaluate.wanted_precision or None
         # Of the network before the final fit, which has not learned from the pictures of validation.
         calibration = calibrate(said["val"], said["test"] if scores["test"] else None, *wanted)
-        slices = failures.slices(best, _facts(examples.take(rows), pixels, rows))
-        result = scores | {"choices": choices, "calibration": calibration, "slices": slices}
+        decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
+        runs.write_json(folder / "calibration.json", decided)
+        result = scores | {"calibration": calibration} | _compared(trained, best, folder)
+        rows = np.flatnonzero(trained.examples.parts == ("test" if scores["test"] else "val"))
+        result["slices"] = failures.slices(best, _facts(trained.examples.take(rows), trained.pixels, rows))
         sure = best.scaled(calibration["temperature"])
         galleries = {
-            title: figures(model, pixels, rows[some], sure.take(some))
+            title: figures(trained.model, trained.pixels, rows[some], sure.take(some))
             for title, some in (
                 ("Wrong and sure of it", failures.worst(best, SHOWN)),
                 ("Least sure", failures.unsure(best, SHOWN)),
             )
         }
-        decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
-        runs.write_json(folder / "calibration.json", decided)
         confusions = plots.confusion_matrix(metrics.confusion_counts(best), best.class_names)
-        plots.save(confusions, folder / "confusion_matrix.png")
-        if history:
-            plots.save(plots.learning_curves(history), folder / "learning_curves.png")
+        drawn = _drawn(trained.state, result["learning_curve"], said["val"], folder)
+        for name, figure in {"confusion_matrix": confusions, **drawn}.items():
+            plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
-    what = _what(config, examples)
-    runs.write_text(folder / "report.md", report.markdown(result, what, history, examples.skipped))
+    what, skipped = _what(trained.config, trained.examples), trained.examples.skipped
+    runs.write_text(folder / "report.md", report.markdown(result, what, trained.state.history, skipped))
     made_from = runs.read_json(folder / "run.json") | {"settings": (folder / "config.toml").read_text(encoding="utf-8")}
-    page = report.html(result, best, what, history, examples.skipped, galleries, made_from)
-    runs.write_text(folder / "report.html", page)
+    runs.write_text(folder / "report.html", report.html(result, best, what, drawn, skipped, galleries, made_from))
     runs.write_json(folder / "metrics.json", result)  # last: a run that has it is finished, and is not resumed
     return result
+
+
+def _compared(trained: Trained, best: Predictions, folder: Path) -> dict[str, Any]:
+    """What the scores mean: choices, baselines, what holds the classifier back, what is odd about the pictures."""
+    found = {
+        name: runs.read_json(folder / f"{name}.json")
+        for name in ("choices", "audit", "preflight")
+        if (folder / f"{name}.json").exists()
+    }
+    before = found.get("preflight", {"numbers": {}})["numbers"]
+    right = int((best.predicted == best.labels).sum())
+    return {
+        "choices": found.get("choices", {}),
+        "colours": proportion(trained.by_colours, len(best.ids)),
+        "preflight": {name: value for name, value in before.items() if "accuracy" in name},
+        "diagnosis": dataclasses.asdict(diagnose(trained.known, (right, len(best.ids)))),
+        "learning_curve": promise(*trained.learning_curve) if trained.learning_curve else None,
+        "audit": [finding for finding in found["audit"] if finding["severity"] != "know"],
+    }
+
+
+def _drawn(state: State, curve: dict[str, Any] | None, val: Predictions, folder: Path) -> dict[str, Figure]:
+    """Figures of the training, by name; and what was watched, as JSON."""
+    drawn = {}
+    if state.history:
+        drawn["learning_curves"] = plots.learning_curves(state.history)
+        watched = val.take(evenly(len(val.ids), WATCHED))
+        labels = [watched.class_names[label] for label in watched.labels]
+        drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.watched), labels)
+        rows = [[None if math.isnan(share) else share for share in row] for row in state.watched]
+        table = {"ids": watched.ids.tolist(), "labels": labels, "probability_of_label": rows}
+        runs.write_json(folder / "prediction_dynamics.json", table)
+    if curve and curve["scale"]:
+        drawn["learning_curve"] = plots.learning_curve(curve)
+    return drawn
 
 
 def _what(config: Config, examples: Examples) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import shlex
 from pathlib import Path
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 from . import config as configuration
 from . import runs, suggest
 from .config import Config, Data, Train
+from .data.audit import as_json, audit, glance
 from .data.decode import decode
 from .data.examples import PARTS, DataError, Examples, load_examples
 from .data.pipeline import Source, magnified, mirrored, ordered_batches, plain_source, training_source
@@ -19,7 +21,8 @@ from .data.rows import Rows
 from .data.split import split, to_csv
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
-from .publish import publish
+from .publish import Trained, publish
+from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
 from .train.features import Store
 from .train.stages import How, assign, fit, repeat
@@ -74,22 +77,30 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         prepare(config.train)  # a resumed run has nothing to choose, and must draw the same numbers from here on
         model = begin(base, config, [plain("train", config.data)], store)
         untouched = [variable.numpy() for variable in model.variables]
+    with clock("audit"):
+        _audit(examples, see(config.data)[1], config.data.path, folder)
+    with clock("diagnosis"):
+        train, val = plain("train", config.data), plain("val", config.data)
+        curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
     how = How(config.backbone, config.head, config.stages, config.train, store)
-    state = fit(model, augmented("train"), plain("val", config.data), how, folder)
+    state = fit(model, augmented("train"), val, how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
     if suggest.refits(config, int((examples.parts != "").sum())):
         with clock("final fit"):
             print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
             assign(model.variables, untouched)
             if probes(config):
-                fit_head(model, base, config, [plain("train", config.data), plain("val", config.data)], store)
+                fit_head(model, base, config, [train, val], store)
             repeat(model, [augmented("train"), augmented("val")], state.plan, how)
     with runs.replacing(folder / "model.keras") as file:
         model.save(file)
     all_said["test"] = said("test")
-    used = {"examples": examples, "pixels": see(config.data)[1], "model": model}
-    return publish(config, all_said, state.history, **used, clock=clock, folder=folder)
+    with clock("diagnosis"):
+        learned = known(model, train, config.train.batch_size)
+        coloured = by_colours(train, plain("test", config.data) if len(part["test"]) else val)
+    trained = Trained(config, examples, see(config.data)[1], model, state, curve, learned, coloured)
+    return publish(trained, all_said, clock, folder)
 
 
 def suggested(config: Config, images: int) -> Config:
@@ -130,6 +141,19 @@ def prepare(settings: Train) -> None:
     keras.config.set_dtype_policy(settings.precision)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def _audit(examples: Examples, pixels: Rows, path: str, folder: Path) -> None:
+    """Look for what commonly spoils a number, say what was found, and write audit.json."""
+    rows = np.flatnonzero(examples.parts != "")
+    used = dataclasses.replace(examples, skipped=()).take(rows)
+    found = audit(used, glance(used, pixels, rows))
+    runs.write_json(folder / "audit.json", as_json(used, found))
+    worth_a_look = [finding for finding in found if finding.severity != "know"]
+    for finding in worth_a_look:
+        print(f"{finding.severity}: {finding.message}")
+    if worth_a_look:
+        print(f"  (python scripts/audit.py {shlex.quote(path)} --out audit shows them)")
 
 
 def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> None:

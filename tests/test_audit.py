@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from template.config import Backbone
-from template.data.audit import Finding, audit, cleaned, look, near_pairs, perceptual_hashes
+from template.config import Backbone, Data
+from template.data.audit import Finding, alike, audit, cleaned, glance, look, near_pairs, perceptual_hashes
+from template.data.decode import decode
 from template.data.examples import load_examples
 from template.model.backbones import build_backbone
 
@@ -234,6 +235,49 @@ def test_what_is_held_out_stays_in_the_clean_table(parted):
     examples = load_examples(str(parted))
     kept = set(examples.ids[cleaned(examples, audit(examples, look(examples)))])
     assert "test/ant/033.jpg" in kept and "train/ant/aaa.jpg" not in kept
+
+
+GLANCED = [name for name in FAULTS if FAULTS[name][1] not in {"unreadable", "outside", "two labels", "equal"}]
+
+
+@pytest.mark.parametrize("fault", GLANCED)
+def test_a_glance_at_decoded_pictures_finds_the_same(tidy, tmp_path, fault):
+    """All but what decoding and the split find already; a crop hides nothing of these pictures that counts."""
+    plant, check, severity = FAULTS[fault]
+    plant(tidy)
+    data = Data(image_size=96, resize="crop", cache=str(tmp_path / "cache"))
+    examples, pixels = decode(load_examples(str(tidy)), data)
+    found = audit(examples, glance(examples, pixels, np.arange(len(examples))))
+    assert severity in {f.severity for f in found if f.check == check}
+
+
+def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
+    examples, pixels = decode(load_examples(str(tidy)), Data(image_size=64, resize="squash", cache=str(tmp_path / "c")))
+    rows = np.array([7, 3, 30])
+    facts, whole = glance(examples.take(rows), pixels, rows), look(examples)
+    assert np.array_equal(facts.small, pixels[rows]) and facts.readable.all()
+    for name in ("digest", "format", "mode", "width", "height", "size"):
+        assert list(getattr(facts, name)) == list(getattr(whole, name)[rows]), name
+
+
+def test_what_has_few_pixels_is_no_copy_of_what_looks_like_it(tmp_path):
+    """Nothing that a hash could see tells handwritten digits of 8 x 8 pixels apart."""
+    for number in range(40):
+        saved(scene(0).resize((8, 8)).rotate(number), tmp_path / "p" / "ab"[number % 2] / f"{number}.png")
+    assert not [f for f in findings(tmp_path / "p") if f.check.startswith("nearly equal")]
+
+
+def test_pictures_that_a_network_finds_alike(tidy):
+    examples = load_examples(str(tidy))
+    features = np.random.default_rng(0).normal(size=(45, 64)).astype(np.float32)
+    assert list(alike(examples, features)) == []
+    features[12] = 3 * features[4] + 0.3 * features[5]
+    features[40] = features[20] + 0.3 * features[21]
+    (found,) = alike(examples, features)
+    assert (found.check, found.severity) == ("alike", "look") and found.pictures == [(4, 12), (20, 40)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("template.data.audit.ALIKE", 0.0)
+        assert list(alike(examples, features)) == []
 
 
 def test_exit_codes(tidy, tmp_path):

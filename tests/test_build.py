@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from scipy.special import softmax
 
 from template.config import Backbone, ConfigError, Head
 from template.model.backbones import block_numbers, build_backbone
-from template.model.build import attach, boundary, build, freeze, levels, root
+from template.model.build import attach, boundary, build, freeze, levels, pooled, root
 from template.train.features import cut
 
 TINY = Backbone(name="tiny", weights="none")
@@ -160,6 +161,32 @@ def test_root_is_taken_of_the_features_and_of_nothing_else(count, pixels):
     before, after = (run(keras.Model(m.input, m.get_layer("head_dropout").input), pixels) for m in (plain, rooted))
     np.testing.assert_allclose(after, before / np.sqrt(np.abs(before) + 0.01), rtol=1e-4, atol=1e-6)
     assert (before < 0).any() == (count > 1), "with more levels there are negative features to keep the sign of"
+
+
+@pytest.mark.parametrize("rooted", [True, False], ids=["rooted", "plain"])
+def test_gradients_are_those_of_finite_differences(policy, rooted):
+    """What is our own in the network is its root and how levels are pooled: in float64, to seven digits."""
+    policy("float64")
+    base = build_backbone(TINY, SIZE)
+    features = keras.Model(base.inputs[0], pooled(base, TINY, Head(levels=3, root=rooted, pooling="both")))
+    rng = np.random.default_rng(0)
+    images, weights = rng.uniform(0, 255, (2, SIZE, SIZE, 3)), rng.normal(size=features.output_shape[1:])
+
+    def value() -> tf.Tensor:
+        return tf.reduce_sum(features(images, training=False) * weights)
+
+    for kernel in (features.trainable_weights[0], features.trainable_weights[-3]):
+        with tf.GradientTape() as tape:
+            total = value()
+        found, start = tape.gradient(total, kernel.value).numpy(), kernel.numpy()
+        for place in zip(*(rng.integers(0, n, 4) for n in start.shape), strict=True):
+            step = np.zeros_like(start)
+            step[place] = 1e-6
+            kernel.assign(start + step)
+            above = float(value())
+            kernel.assign(start - step)
+            assert found[place] == pytest.approx((above - float(value())) / 2e-6, rel=1e-6, abs=1e-7)
+            kernel.assign(start)
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1, 2, 3, "block2", "all"])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from template.evaluate.diagnosis import diagnose, power_law
+from template.evaluate.diagnosis import diagnose, disagreement, power_law, promise
+from template.evaluate.predictions import Predictions
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,25 @@ def test_no_law_promises_that_more_pictures_do_harm_or_that_no_errors_are_left()
     assert power_law(np.array([10, 20]), np.array([0.2, 0.3]))[1] == 0
     assert power_law(np.array([10, 20]), np.array([0.0, 0.0])) == (0.0, 0.0)
     assert power_law(np.array([10, 20]), np.array([0.2, 0.0])) == (0.0, 0.0)
+
+
+def test_a_promise_is_what_the_law_says_of_twice_as_many():
+    sizes = [25, 50, 100, 200, 400]
+    found = promise(sizes, [2.0 * n**-0.5 for n in sizes])
+    assert (found["scale"], found["exponent"]) == pytest.approx((2.0, 0.5))
+    assert found["twice"] == pytest.approx(2 / 400**0.5 - 2 / 800**0.5)
+    assert promise([10, 20], [0.2, 0.3])["twice"] == 0, "never that more pictures do harm"
+
+
+def saying(*answers: int) -> Predictions:
+    ids = np.arange(len(answers)).astype(str)
+    return Predictions(ids, np.zeros(len(answers), np.int64), np.eye(3, dtype=np.float32)[list(answers)], tuple("abc"))
+
+
+def test_disagreement_is_the_mean_over_pairs():
+    found = disagreement([saying(0, 0, 1, 1), saying(0, 0, 1, 2)])
+    assert found["differ"]["value"] == 0.25 and found["both_wrong"]["value"] == 0.25
+    # pairs differ on 1, 2 and 3 of ten pictures: on two of ten
+    a, b, c = saying(*[0] * 10), saying(1, *[0] * 9), saying(0, 1, 1, *[0] * 7)
+    assert disagreement([a, b, c])["differ"]["value"] == pytest.approx(0.2)
+    assert disagreement([a, a])["differ"]["value"] == 0 and disagreement([a, a])["differ"]["high"] > 0.2

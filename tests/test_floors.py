@@ -13,7 +13,14 @@ import template
 
 PACKAGE = Path(template.__file__).parent
 ROOT = PACKAGE.parent
-PLAN = [{"config", "runs"}, {"data", "model", "evaluate", "suggest"}, {"train", "deploy"}, {"publish"}, {"recipe"}]
+PLAN = [
+    {"config", "runs"},
+    {"data", "model", "evaluate", "suggest"},
+    {"train", "deploy"},
+    {"publish"},
+    {"recipe"},
+    {"preflight"},
+]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
 LIGHT = ["config", "runs", "suggest"]
 LIGHT += [f"data.{name}" for name in ("images", "examples", "split", "decode", "rows", "augment")]

@@ -17,8 +17,8 @@ from PIL import Image
 from template.config import Augment, Backbone, Head
 from template.data.pipeline import Source, plain_source, training_source
 from template.model.backbones import build_backbone
-from template.model.build import build, freeze
-from template.train import preflight
+from template.model.build import boundary, build, freeze
+from template.train import checks
 
 SIZE, CLASSES = 32, 3
 SCRIPT = Path(__file__).parent.parent / "scripts" / "preflight.py"
@@ -58,10 +58,10 @@ def like(source: Source, change: Callable) -> Source:
 def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
     pixels, labels = coloured(60, 0)
     source = training_source(pixels, np.arange(60), labels, Augment(policy="light"), seed=0)
-    check, picture = preflight.entering(source, ("red", "green", "blue"), 16, seed=0)
+    check, picture = checks.entering(source, ("red", "green", "blue"), 16, seed=0)
     assert check.passed and picture.size == (8 * 160, 2 * 178)
-    scaled, _ = preflight.entering(like(source, lambda x: (x / 255).astype(np.float32)), ("r", "g", "b"), 16, seed=0)
-    centred, _ = preflight.entering(like(source, lambda x: x.astype(np.float32) - 127), ("r", "g", "b"), 16, seed=0)
+    scaled, _ = checks.entering(like(source, lambda x: (x / 255).astype(np.float32)), ("r", "g", "b"), 16, seed=0)
+    centred, _ = checks.entering(like(source, lambda x: x.astype(np.float32) - 127), ("r", "g", "b"), 16, seed=0)
     assert not scaled.passed and not centred.passed
 
 
@@ -69,20 +69,20 @@ def test_the_grid_is_of_the_very_pixels_and_labels(monkeypatch):
     pixels, labels = coloured(12, 0)
     source = training_source(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
     seen = {}
-    monkeypatch.setattr(preflight, "grid", lambda images, names: seen.update(images=images, names=names))
-    preflight.entering(source, ("red", "green", "blue"), 12, seed=0)
+    monkeypatch.setattr(checks, "grid", lambda images, names: seen.update(images=images, names=names))
+    checks.entering(source, ("red", "green", "blue"), 12, seed=0)
     for image, name in zip(seen["images"], seen["names"], strict=True):
         (row,) = np.flatnonzero((pixels == image).all(axis=(1, 2, 3)))
         assert name == ("red", "green", "blue")[labels[row]]
 
 
 def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, train):
-    check = preflight.loss_at_init(model, train)
+    check = checks.loss_at_init(model, train)
     assert check.passed and float(check.found) == pytest.approx(np.log(3), rel=0.05)
     uneven = Source(train.read, np.where(np.arange(60) < 50, 0, train.labels))
-    assert not preflight.loss_at_init(model, uneven).passed, "biases for other frequencies"
+    assert not checks.loss_at_init(model, uneven).passed, "biases for other frequencies"
     model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 3, (96, CLASSES)))
-    assert not preflight.loss_at_init(model, train).passed
+    assert not checks.loss_at_init(model, train).passed
 
 
 def trained(train: Source) -> keras.Model:
@@ -96,79 +96,97 @@ def trained(train: Source) -> keras.Model:
 
 def test_a_network_that_does_not_look_is_found(train, val):
     model = trained(train)
-    assert preflight.sees_the_pictures(model, val).passed
+    assert checks.sees_the_pictures(model, val).passed
     model.get_layer("logits").kernel.assign(np.zeros((3, 3)))
-    assert not preflight.sees_the_pictures(model, val).passed
+    assert not checks.sees_the_pictures(model, val).passed
 
 
-def test_a_few_pictures_are_learned_by_heart_unless_they_are_all_the_same(model, train):
-    assert preflight.overfits(model, train).passed
+def test_a_few_pictures_are_learned_by_heart_unless_they_are_all_the_same(train):
+    names, loose = ("red", "green", "blue"), Head(dropout=0, l2=0)
+    check, picture = checks.learned_by_heart(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
+    assert check.passed and "9 of 9 right" in check.found and picture.size == (8 * 160, 2 * 178)
     grey = like(train, lambda x: np.full_like(x, 127))
-    check = preflight.overfits(build(TINY, Head(), SIZE, [1] * CLASSES), grey)
-    assert not check.passed and "2 of 6 right" in check.found
+    check, _ = checks.learned_by_heart(build(TINY, loose, SIZE, [1] * CLASSES), None, grey, names, steps=30)
+    assert not check.passed and "3 of 9 right" in check.found
+
+
+def test_what_is_frozen_is_not_asked_to_learn(train):
+    """The tail alone learns by heart; with nothing that trains, nothing is learned."""
+    names, given = ("red", "green", "blue"), Backbone(name="tiny", weights="given.h5")
+    model = build(TINY, Head(dropout=0, l2=0), SIZE, [1] * CLASSES)
+    freeze(model, given, 1)
+    tensor = boundary(model, given, Head(), 1)
+    before = model.layers[3].get_weights()
+    assert checks.learned_by_heart(model, tensor, train, names)[0].passed
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.layers[3].get_weights(), strict=True))
+    for layer in model.layers:
+        layer.trainable = False
+    model.get_layer("logits").kernel.assign(np.zeros((96, CLASSES)))
+    assert not checks.learned_by_heart(model, tensor, train, names, steps=10)[0].passed
 
 
 def test_a_picture_that_depends_on_its_neighbours_is_found(model, train):
-    assert preflight.independent(model, train).passed, "from scratch it is asked at inference"
+    assert checks.independent(model, train).passed, "from scratch it is asked at inference"
     weights = Backbone(name="tiny", weights="given.h5")
     freeze(model, weights, 2)
-    assert preflight.independent(model, train).passed
+    assert checks.independent(model, train).passed
     inputs = keras.Input((SIZE, SIZE, 3))
     pooled = layers.GlobalAveragePooling2D()(inputs)
     mixed = layers.Lambda(lambda x: x - keras.ops.mean(x, axis=0, keepdims=True))(pooled)
     wrong = keras.Model(inputs, layers.Dense(CLASSES, name="logits")(mixed))
-    assert not preflight.independent(wrong, train).passed
+    assert not checks.independent(wrong, train).passed
     blind = layers.Lambda(lambda x: x * 0)(pooled)
-    assert not preflight.independent(keras.Model(inputs, layers.Dense(3, name="logits")(blind)), train).passed
+    assert not checks.independent(keras.Model(inputs, layers.Dense(3, name="logits")(blind)), train).passed
 
 
 def test_statistics_that_move_although_frozen_are_found(model, train):
     freeze(model, Backbone(name="tiny", weights="given.h5"), 2)
-    assert preflight.frozen_stays(model, train, CLASSES, pretrained=True).passed
+    assert checks.frozen_stays(model, train, CLASSES, pretrained=True).passed
     for layer in model.layers:
         layer.trainable = True  # batch normalisation trains: its statistics, which no optimizer knows, move
-    check = preflight.frozen_stays(model, train, CLASSES, pretrained=True)
+    check = checks.frozen_stays(model, train, CLASSES, pretrained=True)
     assert not check.passed and "block" in check.advice
-    assert preflight.frozen_stays(model, train, CLASSES, pretrained=False).passed, "from scratch they shall move"
+    assert checks.frozen_stays(model, train, CLASSES, pretrained=False).passed, "from scratch they shall move"
 
 
 def test_half_precision_of_the_output_is_found(model):
-    assert preflight.float32_out(model).passed
+    assert checks.float32_out(model).passed
     inputs = keras.Input((4,))
     half = keras.Model(inputs, layers.Dense(3, dtype="mixed_float16", name="logits")(inputs))
-    assert not preflight.float32_out(half).passed
+    assert not checks.float32_out(half).passed
 
 
 def test_pixels_that_differ_by_one_are_found(train):
     pixels = train.read(0, np.arange(4))
-    assert preflight.same_pixels(pixels, pixels.copy()).passed
+    assert checks.same_pixels(pixels, pixels.copy()).passed
     other = pixels.copy()
     other[2, 3, 4, 1] += 1
-    assert not preflight.same_pixels(pixels, other).passed
+    assert not checks.same_pixels(pixels, other).passed
 
 
-def test_labels_in_another_order_teach_nothing_unless_there_are_copies():
-    rng = np.random.default_rng(0)
-    labels = np.arange(120) % CLASSES
-    features = (rng.normal(size=(120, 40)) + 3 * np.eye(CLASSES, 40)[labels]).astype(np.float32)
-    honest = preflight.shuffled_labels(features[None, :90], labels[:90], features[90:], labels[90:], seed=0)
-    assert honest.passed
-    wide = rng.normal(size=(90, 400)).astype(np.float32)  # enough to know each picture by heart
-    wrong = np.random.default_rng(0).permutation(labels[:90])
-    leaking = preflight.shuffled_labels(wide[None], labels[:90], wide, wrong, seed=0)
-    assert not leaking.passed
+@pytest.mark.parametrize("apart", [0, 9], ids=["one cloud", "classes far apart"])
+def test_labels_by_lot_are_guessed_unless_the_parts_share_pictures(apart):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        clouds = apart * rng.integers(0, 2, (240, 1))
+        features = (rng.normal(size=(240, 300)) + clouds).astype(np.float32)
+        digests = [str(number) for number in range(240)]
+        lots = checks.by_lot(digests, CLASSES, seed)
+        assert checks.labels_by_lot(features[:160], lots[:160], features[160:], lots[160:]).passed
+        shared = np.arange(120, 200)  # half of these are among the first 160
+        leaking = checks.labels_by_lot(features[:160], lots[:160], features[shared], lots[shared])
+        assert not leaking.passed and "split.csv" in leaking.advice
 
 
-def test_baselines_are_what_they_say(train, val):
-    found = dict(preflight.baselines(train, val))
-    assert found["commonest class"] == pytest.approx(1 / 3) and found["colours alone"] == 1
-    grey = [like(source, lambda x: np.full_like(x, 127)) for source in (train, val)]
-    assert dict(preflight.baselines(*grey))["colours alone"] <= 0.4
+def test_the_lot_is_the_contents_alone():
+    lots = checks.by_lot(["a", "b", "a"] + [str(n) for n in range(300)], CLASSES, seed=0)
+    assert lots[0] == lots[2] and np.bincount(lots, minlength=CLASSES).min() > 70
+    assert not np.array_equal(lots, checks.by_lot(["a", "b", "a"] + [str(n) for n in range(300)], CLASSES, seed=1))
 
 
 def test_a_full_disk_is_found(tmp_path):
-    assert preflight.room(tmp_path / "not" / "there" / "yet", 1000).passed
-    check = preflight.room(tmp_path, 1e18)
+    assert checks.room(tmp_path / "not" / "there" / "yet", 1000).passed
+    check = checks.room(tmp_path, 1e18)
     assert not check.passed and "data.cache" in check.advice
 
 
@@ -191,9 +209,11 @@ def test_the_script_passes_what_is_in_order(make_folder, tmp_path, pretrained):
     code, said, _ = run(*settings, "--out", tmp_path / "out")
     saved = json.loads((tmp_path / "out/preflight.json").read_text())
     failed = [check["name"] for check in saved["checks"] if not check["passed"]]
-    assert code == 0 and not failed and "FAIL" not in said
+    assert not failed and code == 0 and "FAIL" not in said
     assert len(saved["checks"]) == (10 if pretrained else 8)
-    assert "commonest class, validation accuracy" in saved["numbers"]
+    assert {"validation accuracy, always the commonest class", "seconds of the whole run, at most"} <= set(
+        saved["numbers"]
+    )
     with Image.open(tmp_path / "out/preflight.png") as image:
         assert image.width == 8 * 160 and np.asarray(image).std() > 20
 

@@ -167,6 +167,7 @@ def test_metrics_are_those_of_the_predictions(run):
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert metrics == run.result
     expected = {"test", "val", "choices", "calibration", "slices", "memory_gb", "seconds"}
+    expected |= {"audit", "colours", "diagnosis", "learning_curve", "preflight"}
     assert set(metrics) == expected  # and "probe" with pretrained weights
     assert metrics["choices"] == {}, "nothing was `auto`"
     for said, scores in ((run.test, metrics["test"]), (run.val, metrics["val"])):
@@ -182,12 +183,24 @@ def test_metrics_are_those_of_the_predictions(run):
 def test_the_seconds_name_every_phase_and_hold_no_more_than_the_whole(run):
     seconds = dict(run.result["seconds"])
     total = seconds.pop("total")
-    assert set(seconds) == {"decode", "probe", "features", "stage 1", "stage 2", "final fit", "evaluation", "report"}
+    phases = {
+        "decode",
+        "audit",
+        "probe",
+        "diagnosis",
+        "features",
+        "stage 1",
+        "stage 2",
+        "final fit",
+        "evaluation",
+        "report",
+    }
+    assert set(seconds) == phases
     assert min(seconds.values()) > 0
     assert sum(seconds.values()) <= total
 
 
-@pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png"])
+@pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png", "prediction_dynamics.png"])
 def test_plots_show_something(run, name):
     with Image.open(run.folder / name) as image:
         assert image.format == "PNG"
@@ -221,6 +234,36 @@ def test_temperature_and_thresholds_are_those_of_validation(run):
         name: row["threshold"] for name, row in expected["thresholds"].items()
     }
     assert {key: run.result["calibration"][key] for key in decided} == decided
+
+
+def test_the_report_says_what_holds_it_back_and_what_is_odd_about_the_pictures(run):
+    found, right = run.result["diagnosis"], int((run.test.predicted == run.test.labels).sum())
+    assert f"{100 * right / 9:.1f} % [" in found["because"] and found["verdict"] in {"underfits", "overfits", "neither"}
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert found["because"] in page and all(line in page for line in found["try_next"])
+    audited = json.loads((run.folder / "audit.json").read_text())
+    assert {"classes", "sizes"} <= {finding["check"] for finding in audited}
+    assert [f["message"] for f in run.result["audit"]] == [f["message"] for f in audited if f["severity"] != "know"]
+    watched = json.loads((run.folder / "prediction_dynamics.json").read_text())
+    assert set(watched["ids"]) <= set(run.val.ids) and len(watched["probability_of_label"]) == 5
+
+
+def test_what_is_odd_about_the_pictures_is_said_before_training(home, pictures, capsys):
+    """The same scene in training and, recoded, in a given test part: the number would be flattered."""
+    root = home / "odd"
+    shutil.copytree(pictures, root / "train", ignore=shutil.ignore_patterns("cut-short.png"))
+    for number, kind in enumerate(("across", "disc", "upright")):
+        (root / "test" / kind).mkdir(parents=True)
+        original = Image.open(sorted((root / "train" / kind).iterdir())[0])
+        original.resize((40, 40)).save(root / "test" / kind / f"{number}.png")
+    (home / "of odd").mkdir()
+    config = dataclasses.replace(settings(root, stages=SHORT[:1]), backbone=Backbone(name="tiny", weights="none"))
+    result = recipe.run(config, home / "of odd")
+    said = capsys.readouterr().out
+    assert "mend: Nearly equal pictures" in said and "in training and in validation or test" in said
+    assert "scripts/audit.py" in said
+    assert "nearly equal across parts" in [f["check"] for f in result["audit"] if f["severity"] == "mend"]
+    assert "in training and in validation or test" in (home / "of odd" / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_temporary_is_left(run):
@@ -394,7 +437,7 @@ def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):
     assert configuration.load(probed.folder / "config.toml").stages == ()
     assert "stages from the data: none" in probed.printed
     assert probed.result["probe"] == probed.result["val"]
-    phases = {"decode", "probe", "features", "final fit", "evaluation", "report", "total"}
+    phases = {"decode", "audit", "probe", "diagnosis", "features", "final fit", "evaluation", "report", "total"}
     assert set(probed.result["seconds"]) == phases
     assert not (probed.folder / "learning_curves.png").exists()
     assert "learning_curves" not in (probed.folder / "report.md").read_text(), "a report of no epochs shows none"

@@ -153,7 +153,8 @@ def page(names=("cat", "dog", "owl"), test=True, **changes) -> str:
     given = Predictions(np.arange(n).astype(str), labels, 3 * np.eye(len(names), dtype=np.float32)[said], tuple(names))
     numbers = {"test": metrics.score(given) if test else None, "val": metrics.score(given), "seconds": {"decode": 1.25}}
     numbers |= {"calibration": calibrate(given, given if test else None), "slices": [], "memory_gb": 1.5}
-    how = {"history": history(0.9, 0.5), "skipped": [], "galleries": {}, "made_from": {"python": "3.11"}} | changes
+    drawn = {"learning_curves": plots.learning_curves(history(0.9, 0.5))}
+    how = {"drawn": drawn, "skipped": [], "galleries": {}, "made_from": {"python": "3.11"}} | changes
     numbers |= how.pop("numbers", {})
     return report.html(numbers, given, "tiny, 32 pixels.", *how.values())
 
@@ -223,11 +224,50 @@ def test_many_classes_are_drawn_and_not_tabled():
 
 
 def test_a_page_of_no_epochs_and_undefined_scores():
-    text = page(history=[])
+    text = page(drawn={})
     assert text.count("<svg") == page().count("<svg") - 1
     labels, said = np.array([0, 0, 1]), np.eye(3, dtype=np.float32)[[0, 0, 0]]
     found = metrics.score(Predictions(np.arange(3).astype(str), labels, said, ("cat", "dog", "owl")))
     assert "undefined" in page(numbers={"test": found})
+
+
+def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_pictures():
+    curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
+    found = {"verdict": "overfits", "because": "99 % here, 80 % there", "try_next": ["more <b>pictures</b>"]}
+    odd = [{"check": "equal", "severity": "look", "message": "<i>twice</i>", "advice": "Look."}]
+    numbers = {"diagnosis": found, "learning_curve": curve, "audit": odd, "colours": intervals.proportion(30, 60)}
+    numbers["preflight"] = {"validation accuracy, a small network from scratch": 0.7, "validation accuracy, x": 0.123}
+    curves = {"learning_curve": plots.learning_curve(curve)}
+    curves["prediction_dynamics"] = plots.prediction_dynamics(np.full((2, 3), 0.5), ["a", "b", "c"])
+    html = page(numbers=numbers, drawn=curves)
+    text = " ".join(Page(html).text.split())
+    assert "It overfits : 99 % here, 80 % there." in text and "more <b>pictures</b>" in text
+    assert "Twice the pictures: about +3.8 points" in text and "<i>twice</i> Look." in text
+    assert "colours alone, test 50.0 %" in text and "from scratch, validation 70.0 %" in text and "12.3 %" not in text
+    assert "<i>twice" not in html and html.count("<svg") == page(drawn={}).count("<svg") + 2
+    said = report.markdown(
+        {"test": None, "val": scores(30, 10), "seconds": {"decode": 1.25}} | numbers, "tiny.", history(0.5), []
+    )
+    assert "## It overfits" in said and "about +3.8 points" in said and "‹i›twice" in said
+
+
+def test_a_learning_curve_draws_each_error_and_the_law_to_twice_as_many(tmp_path, figures):
+    curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
+    plots.save(plots.learning_curve(curve), tmp_path / "c.png")
+    check_png(tmp_path / "c.png")
+    points, law = figures[0].axes[0].lines[:2]
+    assert points.get_xdata().tolist() == [10, 100] and points.get_ydata().tolist() == [0.4, 0.2]
+    assert law.get_xdata()[-1] == pytest.approx(200) and law.get_ydata()[-1] == pytest.approx(0.8 * 200**-0.3)
+
+
+def test_prediction_dynamics_have_the_hardest_picture_on_top_and_an_epoch_a_column(tmp_path, figures):
+    watched = np.array([[0.9, 0.2, 0.5], [0.8, 0.1, np.nan]])
+    plots.save(plots.prediction_dynamics(watched, ["easy", "hard $", "middle"]), tmp_path / "d.png")
+    check_png(tmp_path / "d.png")
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["hard $", "middle", "easy"]
+    np.testing.assert_array_equal(axes.collections[0].get_array(), [[0.2, 0.1], [0.5, np.nan], [0.9, 0.8]])
+    assert axes.yaxis_inverted(), "the first row is the topmost"
 
 
 def test_drawings_take_the_colour_of_the_page(tmp_path):

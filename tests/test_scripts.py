@@ -386,3 +386,74 @@ def test_a_picture_is_explained_beside_itself_and_a_broken_one_is_named(finished
     assert np.abs(image[:, 32:].astype(int) - image[:, :32]).mean() > 10
     assert f"{str(files[0])!r}: {CLASSES[finished.test.predicted[0]]}" in said
     assert f"{str(files[1])!r}: text, not an image" in said
+
+
+# diagnose.py
+
+
+def test_a_run_is_diagnosed_from_what_it_wrote(finished):
+    code, said = call("diagnose", "--run", finished.folder)
+    found = json.loads((finished.folder / "metrics.json").read_text())["diagnosis"]
+    assert code == 0 and f"{found['verdict']}: {found['because']}" in said
+    assert all(line in said for line in found["try_next"]) and "another answer" not in said
+
+
+def test_two_runs_are_held_against_each_other(finished, tmp_path):
+    other = shutil.copytree(finished.folder, tmp_path / "other")
+    test = finished.test
+    logits = test.logits.copy()
+    logits[0] = np.roll(logits[0], 1)
+    dataclasses.replace(test, logits=logits).take(np.arange(len(test.ids))[::-1]).save(other / "predictions.npz")
+    code, said = call("diagnose", "--run", finished.folder, other)
+    assert code == 0 and f"{100 / len(test.ids):.1f} % [" in said and "with another answer" in said
+    test.take(np.arange(3)).save(other / "predictions.npz")
+    last_words, _ = call("diagnose", "--run", finished.folder, other)
+    assert "the same pictures" in last_words
+
+
+@pytest.mark.parametrize("script", ["diagnose", "annotate"])
+def test_what_is_no_run_is_said_to_be_none(script, tmp_path):
+    last_words, _ = call(script, "--run", tmp_path)
+    assert "does not hold a finished run" in last_words
+
+
+# annotate.py
+
+
+def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
+    from http.server import ThreadingHTTPServer
+
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    names = {
+        str(name): finished.test.class_names[k] for name, k in zip(finished.test.ids, finished.test.labels, strict=True)
+    }
+
+    def answer_then_stop(server) -> None:
+        for row, name in list(enumerate(server.questions.examples.ids))[:4]:
+            server.questions.answer(row, names[str(name)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", answer_then_stop)
+    code, said = call("annotate", "--run", run, "--count", "5", "--port", "0")
+    assert code == 0 and "5 pictures to name: http://127.0.0.1:" in said
+    assert "4 pictures named" in said and "you          100.0 %" in said
+    assert len(json.loads((run / "human.json").read_text())) == 4
+    assert "1 pictures to name" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
+
+
+# train.py --preflight
+
+
+def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
+    from template.train import checks
+
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "pictures")
+    wrong = checks.Check("a check", False, "0", "1", "Mend it.")
+    monkeypatch.setattr(checks, "independent", lambda *_: wrong)
+    last_words, said = call("train", "--preflight", "--data.path=pictures", *TINY)
+    assert "Nothing was trained" in last_words and "FAIL  a check: 0 (expected: 1)" in said and "Mend it." in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "preflight.png").exists() and not (folder / "history.csv").exists()
+    code, said = call("train", "--preflight", "--resume", folder)
+    assert code == 2 and "give nothing else" in said

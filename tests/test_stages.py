@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from template.config import Backbone, Head, Stage, Train
 from template.data.pipeline import Source
@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretraine
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
     assert without_clock(again.history) == without_clock(state.history)
-    assert again.plan == state.plan
+    assert again.plan == state.plan and again.watched == state.watched
     assert same(model, resumed)
 
 
@@ -177,6 +177,18 @@ def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pr
     assert np.isfinite(state.best)
     saved, _ = callbacks.read_checkpoint(tmp_path / "checkpoints")
     assert len(saved.history) == 3
+
+
+def test_what_is_watched_is_what_the_network_said_at_the_end_of_the_epoch(whole, pretrained):
+    _, state, _, copies = whole
+    val, model = coloured(12, 1), fresh(pretrained)
+    assert len(state.watched) == len(state.history)
+    for epoch, tolerance in ((2, 0.01), (len(state.history), 2e-4)):  # on stored float16 activations, and on pictures
+        _, arrays = callbacks.read_checkpoint(copies / str(epoch) / "checkpoints")
+        module.assign(model.variables, arrays["model"])
+        said = softmax(model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0), axis=1)
+        own = said[np.arange(12), val.labels]
+        assert own.std() > 2 * tolerance and state.watched[epoch - 1] == pytest.approx(own, abs=tolerance)
 
 
 class Weight(keras.Model):

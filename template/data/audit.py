@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -21,8 +22,9 @@ from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
-from .examples import Examples
+from .examples import PART_OF, Examples
 from .images import FORMATS, BadImageError, ImageSource, address, load_image
+from .rows import Rows
 
 SIDE = 64
 """Pixels of the small copies that everything here looks at."""
@@ -30,6 +32,8 @@ NEAR_BITS = 10
 """Of the 64 of a perceptual hash: pictures that differ in no more are compared closely."""
 NEAR_CORRELATION = 0.96
 """Of two small copies in grey: those above it count as the same picture."""
+ALIKE = 0.4
+"""Of the median distance of a picture to the one most like it: features closer than that are of copies."""
 DARK, BRIGHT, FLAT, TINY, NARROW = 15, 240, 3.0, 48, 4.0
 """Mean brightness below and above, standard deviation below, shorter side below, aspect above: worth a look."""
 
@@ -93,6 +97,24 @@ def look(examples: Examples) -> Facts:
         rows = list(pool.map(_look_at, examples.images))
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return Facts(*columns)
+
+
+def glance(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
+    """The same of pictures that have been decoded already, of whose files only the headers are read again.
+
+    Args:
+        examples: with digests.
+        pixels: uint8 [more, size, size, 3].
+        rows: of the examples in the pixels, int64 [n].
+    """
+    with ThreadPoolExecutor() as pool:
+        headers = list(pool.map(_header_of, examples.images))
+    small = np.zeros((len(examples), SIDE, SIDE, 3), np.uint8)
+    for start in range(0, len(rows), 256):
+        for row, picture in enumerate(pixels[rows[start : start + 256]], start):
+            small[row] = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    reason = np.full(len(examples), "")
+    return Facts(reason, examples.digests, *(np.array(column) for column in zip(*headers, strict=True)), small)
 
 
 def audit(examples: Examples, facts: Facts) -> list[Finding]:
@@ -166,20 +188,50 @@ def near_pairs(small: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
+def alike(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
+    """Pictures that a network finds alike: copies that were cropped, turned a little or recoloured.
+
+    By the cosine of their features. How alike strangers are differs between networks and kinds of pictures; so a pair
+    counts whose distance is small beside that of most pictures to their nearest.
+
+    Args:
+        examples: n of them.
+        features: float32 [n, f].
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    distances = 1 - unit @ unit.T
+    np.fill_diagonal(distances, np.inf)
+    close = np.argwhere(np.triu(distances < ALIKE * np.median(distances.min(axis=1))))
+    pairs = sorted(map(tuple, close.tolist()), key=lambda pair: distances[pair])
+    if pairs:
+        yield Finding(
+            "alike",
+            "look",
+            f"Pictures that the network finds alike (cropped, turned a little, recoloured): {len(pairs)}",
+            "If they are of one thing, keep them in one part: give them one `group` in a CSV file.",
+            pairs,
+        )
+
+
 def _look_at(source: ImageSource) -> tuple:
     """Reason, digest, format, mode, width, height, size, small copy."""
     nothing = np.zeros((SIDE, SIDE, 3), np.uint8)
     try:
-        data = source if isinstance(source, bytes | np.ndarray) else source.read_bytes()
-        raw = data.tobytes() if isinstance(data, np.ndarray) else data
-        digest = hashlib.sha256(raw).hexdigest()
+        data = source.read_bytes() if isinstance(source, Path) else source
+        digest = hashlib.sha256(data.tobytes() if isinstance(data, np.ndarray) else data).hexdigest()
         small = load_image(data, SIDE, "squash")
-        if isinstance(data, np.ndarray):
-            return "", digest, "array", str(data.dtype), data.shape[1], data.shape[0], len(raw), small
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return "", digest, image.format, image.mode, *image.size, len(raw), small
+        return "", digest, *_header_of(data), small
     except (BadImageError, OSError) as error:
         return str(error), "", "", "", 0, 0, 0, nothing
+
+
+def _header_of(source: ImageSource) -> tuple[str, str, int, int, int]:
+    """Format, mode, width, height and bytes of a picture that can be read; decodes nothing."""
+    if isinstance(source, np.ndarray):
+        return "array", str(source.dtype), source.shape[1], source.shape[0], source.nbytes
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        return str(image.format), image.mode, *image.size, size
 
 
 def _unreadable(examples: Examples, facts: Facts) -> Iterator[Finding]:
@@ -238,7 +290,8 @@ def _duplicates(examples: Examples, facts: Facts) -> Iterator[Finding]:
 
 
 def _nearly_equal(examples: Examples, facts: Facts) -> Iterator[Finding]:
-    good = np.flatnonzero(facts.readable)
+    # Of a few pixels strangers look alike.
+    good = np.flatnonzero(facts.readable & (np.minimum(facts.width, facts.height) >= SIDE // 2))
     pairs = [(int(good[a]), int(good[b])) for a, b in near_pairs(facts.small[good])]
     pairs = [(a, b) for a, b in pairs if facts.digest[a] != facts.digest[b]]
     yield from _same(examples, pairs, "nearly equal", "Nearly equal pictures (recoded, resized, turned or mirrored)")
@@ -372,8 +425,9 @@ def _folders_of_parts(examples: Examples, _: Facts) -> Iterator[Finding]:
     inside: dict[str, set[str]] = {}
     for name in examples.ids:
         above = Path(str(name)).parts[:-1]
-        if len(above) > 1 + bool(examples.parts[0]):
-            inside.setdefault(above[0], set()).add(above[1 + bool(examples.parts[0])])
+        above = above[1:] if above and above[0].lower() in PART_OF else above
+        if len(above) > 1:
+            inside.setdefault(above[0], set()).add(above[1])
     folders = [names for names in inside.values() if len(names) > 1]
     if len(folders) > 1 and all(names == folders[0] for names in folders):
         yield Finding(

@@ -12,7 +12,8 @@ import numpy as np
 from .images import ImageSource
 
 PARTS = ("train", "val", "test")
-_PART_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PART_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What folders and tables call the parts."""
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # compared in lower case; hidden names are junk too
 
 
@@ -119,14 +120,14 @@ def _is_junk(name: str) -> bool:
 def _folder(root: Path) -> Examples:
     """One sub-folder a class, or train/ val/ test/ folders of such."""
     folders = _subfolders(root)
-    roots = {_PART_OF.get(f.name.lower(), ""): f for f in folders}
+    roots = {PART_OF.get(f.name.lower(), ""): f for f in folders}
     if "train" in roots:
-        strangers = [f.name for f in folders if f.name.lower() not in _PART_OF]
+        strangers = [f.name for f in folders if f.name.lower() not in PART_OF]
         if strangers:
             raise DataError(f"{str(root)!r} has train/ beside {strangers}: expected only train/, val/ and test/.")
         if len(roots) < len(folders):
             raise DataError(f"{str(root)!r} names a part twice: {[f.name for f in folders]}.")
-    elif len(folders) > 0 and all(f.name.lower() in _PART_OF for f in folders):
+    elif len(folders) > 0 and all(f.name.lower() in PART_OF for f in folders):
         raise DataError(f"{str(root)!r} has {[f.name for f in folders]} but no train/ folder.")
     else:
         roots = {"": root}
@@ -189,7 +190,7 @@ def _csv(file: Path) -> Examples:
             )
         if not (row["path"] or "").strip() or not (row["label"] or "").strip():
             raise DataError(f"{str(file)!r} line {line}: path and label must both be given. Received: {dict(row)}")
-        if (row.get("split") or "").strip().lower() not in {"", *_PART_OF}:
+        if (row.get("split") or "").strip().lower() not in {"", *PART_OF}:
             raise DataError(f"{str(file)!r} line {line}: split must be train, val or test. Received: {row['split']!r}")
     rows = [row for _, row in numbered]
     names = sorted({row["label"].strip() for row in rows})
@@ -198,7 +199,7 @@ def _csv(file: Path) -> Examples:
         images=[file.parent / row["path"].strip() for row in rows],
         labels=np.array([names.index(row["label"].strip()) for row in rows], np.int64),
         class_names=tuple(names),
-        parts=np.array([_PART_OF.get((row.get("split") or "").strip().lower(), "") for row in rows]),
+        parts=np.array([PART_OF.get((row.get("split") or "").strip().lower(), "") for row in rows]),
         groups=np.array([(row["group"] or "").strip() for row in rows]) if "group" in columns else None,
     )
 
@@ -218,7 +219,7 @@ def _tfds(name: str) -> Examples:
     class_names = tuple(builder.info.features[keys[1]].names)
     ids, images, labels, parts, skipped = [], [], [], [], []
     for split in builder.info.splits:
-        part = _PART_OF.get(split, "") if len(builder.info.splits) > 1 else ""
+        part = PART_OF.get(split, "") if len(builder.info.splits) > 1 else ""
         if part or len(builder.info.splits) == 1:
             raw = tfds.load(name, split=split, decoders={keys[0]: tfds.decode.SkipDecoding()})
             for number, example in enumerate(tfds.as_numpy(raw)):

@@ -70,6 +70,16 @@ def some(source: Source, rows: np.ndarray) -> Source:
     return Source(lambda epoch, i: source.read(epoch, rows[i]), source.labels[rows], key)
 
 
+def spread(source: Source, most: int) -> Source:
+    """At most so many pictures of a source, from all over it, which is from all classes where they lie together."""
+    return some(source, evenly(len(source), most))
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """At most so many of n rows, evenly spaced, int64."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
+
+
 def joined(sources: Sequence[Source]) -> Source:
     """Several sources, one after the other."""
     starts = np.cumsum([0, *map(len, sources)])

@@ -1,10 +1,14 @@
 """What holds a classifier back, and what more pictures would bring."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .intervals import proportion
+from .predictions import Predictions
 
 GOOD = 0.02
 """An error, or a gap between two, below this is not what to work on."""
@@ -16,7 +20,7 @@ class Diagnosis:
 
     verdict: str
     because: str
-    try_next: tuple[str, ...]
+    try_next: list[str]
 
 
 def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
@@ -36,31 +40,69 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
         return Diagnosis(
             "underfits",
             f"{numbers}: it does not know even what it was shown",
-            (
+            [
                 "thaw more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
                 "a higher learning rate, if the loss still falls in the last epochs",
                 "a larger network, larger pictures: backbone.name, data.image_size",
                 "less of what holds back: augment.policy=light, head.dropout=0, head.l2=0",
                 "labels that contradict each other: scripts/audit.py --labels",
-            ),
+            ],
         )
     if gap > GOOD and others["high"] < learned["value"]:
         return Diagnosis(
             "overfits",
             f"{numbers}: it knows by heart what it has not understood",
-            (
+            [
                 "more pictures: see what the learning curve promises",
                 "more variation: augment.policy=heavy",
                 "more of what holds back: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
                 "fewer thawed blocks: stages.0.unfreeze",
                 "test pictures of another kind than the training ones: compare scripts/audit.py of both",
-            ),
+            ],
         )
     return Diagnosis(
         "neither",
         f"{numbers}: no gap that these pictures could show",
-        ("look at the errors in report.html: is what is left a matter of labels, or of what can be seen at all?",),
+        ["look at the errors in report.html: is what is left a matter of labels, or of what can be seen at all?"],
     )
+
+
+def promise(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]:
+    """What a learning curve promises.
+
+    Args:
+        sizes: numbers of training pictures, rising.
+        errors: error rates.
+
+    Returns:
+        `sizes` and `errors` as given; `scale` and `exponent` of the power law through them; `twice`, by how much
+        accuracy rises with twice the most pictures, if the law holds.
+    """
+    scale, exponent = power_law(np.array(sizes), np.array(errors))
+    twice = scale * sizes[-1] ** -exponent - scale * (2 * sizes[-1]) ** -exponent
+    return {"sizes": list(sizes), "errors": list(errors), "scale": scale, "exponent": exponent, "twice": twice}
+
+
+def disagreement(several: Sequence[Predictions]) -> dict[str, dict[str, float]]:
+    """How often runs that differ in their seed alone answer differently; the mean over all pairs, with its interval.
+
+    What they disagree on is chance and falls with averaging or more pictures; an error that they share does not.
+
+    Args:
+        several: two or more, of the same pictures in the same order (`compare.aligned`).
+
+    Returns:
+        `differ`, shares of pictures with another answer; `both_wrong`, with the same wrong answer.
+    """
+    differ, both = [], []
+    for a, b in itertools.combinations(several, 2):
+        differ.append(a.predicted != b.predicted)
+        both.append((a.predicted == b.predicted) & (a.predicted != a.labels))
+    n = len(several[0].ids)
+    return {
+        "differ": proportion(round(float(np.mean(differ)) * n), n),
+        "both_wrong": proportion(round(float(np.mean(both)) * n), n),
+    }
 
 
 def power_law(sizes: np.ndarray, errors: np.ndarray) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from .. import runs
 
@@ -25,12 +26,16 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count) if count else "·", ha="center", va="center", color=colour)
-    short = [name if len(name) <= 20 else name[:19] + "…" for name in class_names]
+    short = [_short(name, 20) for name in class_names]
     turned = {"rotation": 45 if max(map(len, short)) > 3 else 0, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(n), short, parse_math=False, **turned)  # a $ in a name starts no formula
     axes.set_yticks(range(n), short, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} right")
     return figure
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
@@ -81,17 +86,37 @@ def risk_coverage(
     return figure
 
 
-def learning_curve(sizes: Sequence[int], errors: Sequence[float], scale: float, exponent: float) -> Figure:
-    """Draw error rates by training pictures, and the power law through them, to twice the most."""
-    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+def learning_curve(curve: dict[str, Any]) -> Figure:
+    """Draw error rates by training pictures, and the power law through them, to twice the most (from `promise`)."""
+    sizes, scale, exponent = curve["sizes"], curve["scale"], curve["exponent"]
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(sizes, errors, "o", label="logistic regression, validation")
+    axes.plot(sizes, curve["errors"], "o", label="regression, validation")
     if scale:
         more = np.geomspace(min(sizes), 2 * max(sizes), 50)
         axes.plot(more, scale * more**-exponent, "--", label=f"{scale:.2g} / pictures^{exponent:.2f}")
     axes.set(xlabel="training pictures", ylabel="error rate", xscale="log")
+    axes.set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draw the probability of its own label by epoch, [epochs, pictures], one picture a row, the hardest on top."""
+    order = np.argsort(np.nanmean(watched, axis=0), kind="stable")
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.arange(len(watched) + 1) + 0.5
+    mesh = axes.pcolormesh(edges, np.arange(len(order) + 1), watched.T[order], cmap="RdYlBu", vmin=0, vmax=1)
+    axes.set_yticks(
+        np.arange(len(order)) + 0.5, [_short(labels[row], 14) for row in order], fontsize=5, parse_math=False
+    )
+    axes.invert_yaxis()
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
+    figure.colorbar(mesh, label="probability of its own label")
     return figure
 
 

@@ -34,19 +34,24 @@ OTHERS = {
     "calibration error": "calibration_error",
     "calibration error, all classes": "classwise_calibration_error",
 }
+ABSENT = {
+    "probe": None, "choices": {}, "colours": None, "preflight": {},
+    "diagnosis": None, "learning_curve": None, "audit": [],
+}  # fmt: skip
 
 
 def html(
-    metrics: dict[str, Any], said: Predictions, what: str, history: Sequence[dict[str, Any]],
+    metrics: dict[str, Any], said: Predictions, what: str, drawn: dict[str, Figure],
     skipped: Sequence[tuple[str, str]], galleries: dict[str, Sequence[dict[str, Any]]], made_from: dict[str, Any],
 ) -> str:  # fmt: skip
     """Write the report of a run as one page that needs nothing but itself: no network, no other file.
 
     Args:
-        metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`.
+        metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`, and perhaps with `colours`,
+            `preflight` (accuracies by name), `diagnosis`, `learning_curve` (from `promise`) and `audit` (findings).
         said: predictions of the test pictures, or where there are none, of those of validation.
         what: one line on the data and the model.
-        history: one row an epoch.
+        drawn: figures of the training: `learning_curves`, `prediction_dynamics`, `learning_curve`, if there are.
         skipped: (id, reason) of pictures that were left out.
         galleries: by title, answers to look at: `id`, `true`, `said`, `confidence`, and as addresses `picture` and
             `heat`, which is where the answer comes from.
@@ -63,7 +68,7 @@ def html(
     sure = plots.calibration(curves), _risk_coverage(said, calibration["reject"]["wanted"])
     counts, measured = confusion_counts(said), metrics["test"] or metrics["val"]
     return environment.get_template("report.html").render(
-        metrics={"probe": None, "choices": {}} | metrics,
+        metrics=ABSENT | metrics,
         measured=measured,
         part="test" if metrics["test"] else "validation",
         headline=f"{percent(measured['accuracy'])} accuracy",
@@ -73,7 +78,7 @@ def html(
         class_names=said.class_names,
         counts=counts.tolist(),
         confusion_svg=plots.svg(plots.confusion_matrix(counts, said.class_names)) if len(counts) > 30 else "",
-        curves_svg=plots.svg(plots.learning_curves(history)) if history else "",
+        drawn={name: plots.svg(figure) for name, figure in drawn.items()},
         sure_svgs=[plots.svg(figure) for figure in sure],
         calibration=calibration,
         slices=metrics.get("slices", []),
@@ -121,7 +126,7 @@ def markdown(
     for name, row in measured["classes"].items():
         cells = [number(row[key]) for key in ("precision", "recall", "f1")]
         lines.append(f"| {_safe(name)} | {row['images']} | {' | '.join(cells)} |")
-    lines += ["", "## Training", ""]
+    lines += _holds_back(metrics) + ["", "## Training", ""]
     if metrics.get("choices"):
         lines += [
             "Settings left open, and the cross-entropy of each option in cross-validation on training pictures:",
@@ -147,6 +152,22 @@ def markdown(
         lines += [f"- {_safe(repr(name))}: {_safe(reason)}" for name, reason in skipped[:50]]
         lines += [f"- and {len(skipped) - 50} more, in skipped.json"] if len(skipped) > 50 else []
     return "\n".join(lines) + "\n"
+
+
+def _holds_back(metrics: dict[str, Any]) -> list[str]:
+    """The diagnosis, what more pictures promise, and what is odd about those there are."""
+    lines, found, curve = [], metrics.get("diagnosis"), metrics.get("learning_curve")
+    if found:
+        lines += ["", f"## It {found['verdict']}" if found["verdict"] != "neither" else "## What holds it back", ""]
+        lines += [f"{found['because'][0].upper()}{found['because'][1:]}. To try:", ""]
+        lines += [f"- {line}" for line in found["try_next"]]
+    if curve and curve["scale"]:
+        gain = f"Twice the pictures: about {100 * curve['twice']:+.1f} points of accuracy"
+        how = "by the power law through the errors of a regression on 10 to 100 % of them"
+        lines += ["", f"{gain}, {how}.", "", "![learning curve](learning_curve.png)"]
+    if metrics.get("audit"):
+        lines += ["", "## About the pictures", "", *(f"- {_safe(f['message'])}" for f in metrics["audit"])]
+    return lines
 
 
 def _risk_coverage(said: Predictions, wanted: float) -> Figure:

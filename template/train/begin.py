@@ -95,16 +95,6 @@ def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Seque
     return probe
 
 
-def doubts(base: keras.Model, config: Config, source: Source, store: Store) -> np.ndarray:
-    """Cross-entropy of each picture's label, said by a probe that has not seen it, float64 [n]; NaN if none could be.
-
-    The largest are the labels to look at first (Northcutt et al. 2021, "Confident learning: estimating uncertainty in
-    dataset labels", ranks by the same out-of-sample probability).
-    """
-    features, widths = selected(probe_features(base, config, [source], store), config.head)
-    return fit_probe(features, source.labels, int(source.labels.max()) + 1, config.train.seed, widths).losses
-
-
 def probe_features(
     base: keras.Model, config: Config, sources: Sequence[Source], store: Store
 ) -> tuple[np.ndarray, list[int]]:
@@ -139,6 +129,21 @@ def selected(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.nda
     widths = widths[-head.levels :]
     values = values[..., -sum(widths) :].astype(np.float32)
     return np.asarray(root(values)) if head.root else values, widths
+
+
+def looks(config: Config, images: int) -> int:
+    """How many pictures `choose` and `begin` send through the backbone, for so many training pictures.
+
+    Args:
+        config: with its `auto`.
+        images: in the training part.
+    """
+    if not probes(config):
+        return 0
+    costly = [len(options) - 1 for section, _, options in _choices(config) if section != "head"]  # levels are free
+    voting = min(images, VOTERS) * (sum(costly) + (images > VOTERS)) if costly else 0
+    mirrored = config.augment.flip and config.augment.policy != "none"
+    return (2 if mirrored else 1) * (images * (2 if config.evaluate.magnify is True else 1) + voting)
 
 
 def _choices(config: Config) -> list[tuple[str, str, tuple]]:

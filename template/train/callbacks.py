@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.special import softmax
 
 from .. import runs
 
@@ -37,6 +38,8 @@ class State:
     """Part of the validation loss (or error) that the last stage took away."""
     history: list[dict] = field(default_factory=list)
     """One row an epoch."""
+    watched: list[list[float]] = field(default_factory=list)
+    """Probability of its own label for each of a few validation pictures; one row an epoch."""
     plan: list[dict] = field(default_factory=list)
     """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`, and
     which `share` of the way."""
@@ -75,6 +78,27 @@ class KeepBest(keras.callbacks.Callback):
             self.state.wait += 1
         if self.state.wait >= self.patience:
             self.model.stop_training = True
+
+
+class Watch(keras.callbacks.Callback):
+    """Remember, epoch by epoch, how likely the labels of a few validation pictures are said to be.
+
+    What is learned early, late or never, and what is forgotten again, a mean over all pictures does not show.
+
+    Args:
+        state: whose `watched` grows.
+        inputs: of the model in training, of these pictures.
+        labels: theirs, int64 [n].
+    """
+
+    def __init__(self, state: State, inputs: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__()
+        self.state, self.inputs, self.labels = state, inputs, labels
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Predict."""
+        said = softmax(np.asarray(self.model.predict_on_batch(self.inputs), np.float64), axis=1)
+        self.state.watched.append(said[np.arange(len(said)), self.labels].round(4).tolist())
 
 
 class Log(keras.callbacks.Callback):

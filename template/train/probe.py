@@ -50,8 +50,9 @@ class Probe:
 
 
 def fit_probe(
-    features: np.ndarray, labels: np.ndarray, classes: int, seed: int, widths: Sequence[int] | None = None
-) -> Probe:
+    features: np.ndarray, labels: np.ndarray, classes: int, seed: int, widths: Sequence[int] | None = None,
+    most_repeats: int = 5,
+) -> Probe:  # fmt: skip
     """Fit a multinomial logistic regression, with its L2 penalty chosen by stratified cross-validation.
 
     Args:
@@ -62,6 +63,7 @@ def fit_probe(
         seed: of the folds.
         widths: numbers of features that belong together, such as those of one block, with the sum of all. The penalty
             treats groups alike, whatever the units and width of each. By default there is one group.
+        most_repeats: how often few pictures may be divided into folds, for the strength; once is quick and less sure.
     """
     widths = widths or [features.shape[-1]]
     mean = features[0].mean(axis=0)
@@ -72,7 +74,7 @@ def fit_probe(
         warnings.simplefilter("ignore", ConvergenceWarning)
         # Centred features only change the free intercept, and the solver needs a fraction of the iterations.
         rotated, basis = _rotated((features - mean) / scale)
-        strength, losses, accuracy = _strength(rotated, labels, classes, seed)
+        strength, losses, accuracy = _strength(rotated, labels, classes, seed, most_repeats)
         # Each picture counts once, however many views of it there are.
         model = _regression(tolerance=1e-4).set_params(C=strength / len(features))
         model.fit(rotated.reshape(-1, rotated.shape[-1]), np.tile(labels, len(features)))
@@ -84,7 +86,9 @@ def fit_probe(
     return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, losses, accuracy)
 
 
-def _strength(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> tuple[float, np.ndarray, float]:
+def _strength(
+    features: np.ndarray, labels: np.ndarray, classes: int, seed: int, most_repeats: int
+) -> tuple[float, np.ndarray, float]:
     """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN where no class can be divided.
 
     Few pictures are divided several times: how they fall into folds then matters as much as what is compared.
@@ -92,7 +96,7 @@ def _strength(features: np.ndarray, labels: np.ndarray, classes: int, seed: int)
     n, views, folds = len(labels), len(features), min(5, np.bincount(labels, minlength=classes).min())
     if folds < 2:  # a class of one picture cannot be held out
         return float(STRENGTHS[len(STRENGTHS) // 2]), np.full(n, np.nan), np.nan
-    repeats = min(5, math.ceil(1000 / n))
+    repeats = min(most_repeats, math.ceil(1000 / n))
     losses, hits = np.zeros((2, len(STRENGTHS), n))
     divide = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
     for inside, outside in divide.split(labels, labels):

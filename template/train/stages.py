@@ -11,17 +11,20 @@ import tensorflow as tf
 from scipy.special import log_softmax
 
 from ..config import Backbone, Head, Stage, Train
-from ..data.pipeline import Source, ordered_batches, shuffled_batches, steps
+from ..data.pipeline import Source, ordered_batches, shuffled_batches, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, freeze
-from .callbacks import Checkpoint, KeepBest, Log, State, read_checkpoint
+from .callbacks import Checkpoint, KeepBest, Log, State, Watch, read_checkpoint
 from .features import Store, divide
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
 SHARES = (0.5, 1.0)
 """Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
+
+WATCHED = 32
+"""Validation pictures whose predictions are kept epoch by epoch."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def _fit_stage(
     if state.epoch < end and state.wait < settings.patience:
         log = Log(state, folder, title, end, len(train))
         checkpoint = Checkpoint(state, folder / "checkpoints", model, keep, before)
-        _run_epochs(network, inputs, settings, range(state.epoch, end), validation, [keep, log, checkpoint])
+        few = spread(held_out, WATCHED)
+        watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
+        _run_epochs(network, inputs, settings, range(state.epoch, end), validation, [keep, watch, log, checkpoint])
     network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
     chosen = _choose(network, validation, held_out.labels, state, settings.monitor, before, keep.weights)
     print(f"{title}: kept {chosen.pop('words')}")

@@ -1,4 +1,4 @@
-"""Checks before a long run: a few minutes in which most mistakes show, each with its number and what to try next.
+"""Checks before a long run, each with its number, what was expected and what to look at if it is not so.
 
 After Karpathy 2019, "A recipe for training neural networks". Nothing here changes what a run will do.
 """
@@ -6,6 +6,7 @@ After Karpathy 2019, "A recipe for training neural networks". Nothing here chang
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import keras
@@ -14,13 +15,13 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image, ImageDraw
 from scipy.special import log_softmax
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..data.pipeline import Source, shuffled_batches
-from ..evaluate.intervals import proportion
-from .probe import fit_probe
+from ..data.pipeline import Source, shuffled_batches, spread
+from .features import cut
 
 FEW = 256
 """Pictures that a check of the whole model looks at."""
@@ -76,11 +77,18 @@ def grid(pixels: np.ndarray, names: Sequence[str], side: int = 160, columns: int
 
 
 def loss_at_init(model: keras.Model, train: Source) -> Check:
-    """An untrained head must know the class frequencies and nothing else."""
-    images, labels = _some(train, FEW)
+    """An untrained head must know the class frequencies and nothing else.
+
+    Args:
+        model: without dropout, as it begins; seen as in training, where batch normalisation is what it will be.
+        train: pictures as they are.
+    """
+    images, labels = _read(spread(train, FEW))
+    parts = np.array_split(np.random.default_rng(0).permutation(len(labels)), -(-len(labels) // 32))
+    logits = np.concatenate([model(images[rows].astype(np.float32), training=True) for rows in parts])
+    found = _cross_entropy(logits, labels[np.concatenate(parts)])
     shares = np.bincount(train.labels) / len(train)
     expected = float(-np.log(shares[labels]).mean())
-    found = _losses(model, images, labels).mean()
     return Check(
         "loss of the untrained head",
         abs(found - expected) <= 0.1 * expected,
@@ -92,8 +100,9 @@ def loss_at_init(model: keras.Model, train: Source) -> Check:
 
 def sees_the_pictures(model: keras.Model, val: Source) -> Check:
     """Black pictures must be worse than real ones."""
-    images, labels = _some(val, FEW)
-    real, black = (_losses(model, pixels, labels).mean() for pixels in (images, np.zeros_like(images)))
+    images, labels = _read(spread(val, FEW))
+    both = (model.predict(pixels.astype(np.float32), verbose=0) for pixels in (images, np.zeros_like(images)))
+    real, black = (_cross_entropy(logits, labels) for logits in both)
     return Check(
         "black pictures instead of real ones",
         real < black,
@@ -103,27 +112,44 @@ def sees_the_pictures(model: keras.Model, val: Source) -> Check:
     )
 
 
-def overfits(model: keras.Model, train: Source, steps: int = 150) -> Check:
-    """Two pictures a class must be learned by heart; changes the model, so give a copy."""
-    labels = train.labels
-    rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:2] for label in np.unique(labels)])[:40])
-    images, wanted = tf.cast(train.read(0, rows), tf.float32), labels[rows]
-    optimizer, loss, head = keras.optimizers.Adam(1e-2), np.inf, model.get_layer("logits")
-    features = keras.Model(model.inputs[0], head.input)(images, training=False)
-    features = (features - tf.reduce_mean(features, axis=0)) / (tf.math.reduce_std(features) + 1e-3)
+def learned_by_heart(
+    model: keras.Model, boundary: keras.KerasTensor | None, train: Source, class_names: Sequence[str], steps: int = 200
+) -> tuple[Check, Image.Image]:
+    """Two or three pictures a class must be learned by heart by what the first stage trains.
+
+    Args:
+        model: without dropout and penalties, frozen as in that stage; it is changed.
+        boundary: where what trains begins, or None if all of it does.
+        train: pictures as they are.
+        class_names: in the order of the labels.
+        steps: of gradient descent, at most.
+
+    Returns:
+        The check, and the pictures with their labels and what is said of them.
+    """
+    each = max(1, min(3, 40 // len(class_names)))
+    rows = [np.flatnonzero(train.labels == label)[:each] for label in range(len(class_names))]
+    rows = np.sort(np.concatenate(rows)[:40])
+    pixels, labels = train.read(0, rows), train.labels[rows]
+    network, inputs, loss = model, pixels.astype(np.float32), np.inf
+    if boundary is not None:
+        bottom, network = cut(model, boundary)
+        inputs = bottom.predict(inputs, verbose=0)
+    network.compile(keras.optimizers.Adam(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
     for _ in range(steps):
-        with tf.GradientTape() as tape:
-            losses = keras.losses.sparse_categorical_crossentropy(wanted, head(features), from_logits=True)
-            loss = tf.reduce_mean(losses)
-        optimizer.apply(tape.gradient(loss, head.trainable_weights), head.trainable_weights)
-    said = np.asarray(head(features)).argmax(axis=1)
-    return Check(
-        f"{len(rows)} pictures learned by heart by the head",
-        float(loss) < 0.1,
-        f"loss {float(loss):.4f}, {(said == wanted).sum()} of {len(rows)} right",
+        loss = float(network.train_on_batch(inputs, np.eye(len(class_names))[labels]))
+        if loss < 0.02:
+            break
+    said = np.asarray(network(inputs, training=True)).argmax(axis=1)  # as it learned, in batch normalisation too
+    names = [f"{class_names[true]}: {class_names[answer]}" for true, answer in zip(labels, said, strict=True)]
+    check = Check(
+        f"{len(rows)} pictures learned by heart",
+        loss < 0.1,
+        f"loss {loss:.4f}, {(said == labels).sum()} of {len(rows)} right",
         "a loss below 0.1",
-        "Features of different pictures are equal (a frozen input? all zeros?), or labels contradict.",
+        "Different pictures look equal to it (is something frozen or cut off?), or their labels contradict.",
     )
+    return check, grid(pixels, names)
 
 
 def independent(model: keras.Model, train: Source) -> Check:
@@ -133,7 +159,7 @@ def independent(model: keras.Model, train: Source) -> Check:
     """
     norms = any(isinstance(layer, layers.BatchNormalization) and layer.trainable for layer in model.layers)
     features = keras.Model(model.inputs[0], model.get_layer("logits").input)
-    images = tf.cast(_some(train, 4)[0], tf.float32)
+    images = tf.cast(_read(spread(train, 4))[0], tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(images)
         first = tf.reduce_sum(features(images, training=not norms)[0])
@@ -153,7 +179,7 @@ def frozen_stays(model: keras.Model, train: Source, classes: int, pretrained: bo
     frozen += [layer for layer in model.layers if pretrained and isinstance(layer, layers.BatchNormalization)]
     rest = list({id(v): v for layer in frozen for v in layer.variables}.values())
     before = [v.numpy().copy() for v in rest]
-    images, labels = _some(train, 8)
+    images, labels = _read(spread(train, 8))
     model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
     model.train_on_batch(images.astype(np.float32), np.eye(classes)[labels])
     moved = [v.path for v, old in zip(rest, before, strict=True) if not np.array_equal(v.numpy(), old)]
@@ -184,33 +210,29 @@ def same_pixels(trained: np.ndarray, served: np.ndarray) -> Check:
     )
 
 
-def shuffled_labels(
-    features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, truth: np.ndarray, seed: int
-) -> Check:
-    """Features [views, n, f] with labels in another order must teach nothing about held-out ones [n, f]."""
-    classes = int(labels.max()) + 1
-    wrong = np.random.default_rng(seed).permutation(labels)
-    probe = fit_probe(features, wrong, classes, seed)
-    hits = int(((held_out @ probe.kernel + probe.bias).argmax(axis=1) == truth).sum())
-    chance = np.bincount(truth).max() / len(truth)
-    found = proportion(hits, len(truth))
+def by_lot(digests: Sequence[str], classes: int, seed: int) -> np.ndarray:
+    """Labels that only the contents of the pictures decide, int64 [n]: equal pictures get equal ones."""
+    return np.array([int(sha256(f"{seed} {digest}".encode()).hexdigest(), 16) % classes for digest in digests])
+
+
+def labels_by_lot(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> Check:
+    """Labels drawn by lot can be learned by heart and not understood: of held-out pictures they are guessed.
+
+    Args:
+        features: float32 [n, f], of training pictures.
+        labels: theirs, from `by_lot`.
+        held_out: float32 [m, f], of validation pictures.
+        truth: theirs, likewise.
+    """
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=1000)).fit(features, labels)
+    hits, chance = int((model.predict(held_out) == truth).sum()), float(np.bincount(truth).max() / len(truth))
     return Check(
-        "shuffled labels",
-        found["low"] <= chance,
-        f"accuracy {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]",
-        f"no better than {chance:.3f}, the commonest class",
-        "The validation pictures leak into training: are there copies?",
+        "labels drawn by lot",
+        binomtest(hits, len(truth), chance, alternative="greater").pvalue > 0.001,
+        f"validation accuracy {hits / len(truth):.3f}",
+        f"no better than {chance:.3f}, chance",
+        "Pictures of validation are among those of training: look at split.csv.",
     )
-
-
-def baselines(train: Source, val: Source) -> list[tuple[str, float]]:
-    """Validation accuracies that a run has to beat: of the commonest class, and of colours alone."""
-    found = [("commonest class", float((val.labels == np.bincount(train.labels).argmax()).mean()))]
-    histograms = [_histograms(source) for source in (train, val)]
-    colours = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    colours.fit(histograms[0], train.labels)
-    found.append(("colours alone", float((colours.predict(histograms[1]) == val.labels).mean())))
-    return found
 
 
 def room(folder: Path, needed_bytes: float) -> Check:
@@ -226,22 +248,10 @@ def room(folder: Path, needed_bytes: float) -> Check:
     )
 
 
-def _some(source: Source, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and labels from all over a source."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
-    return source.read(0, rows), source.labels[rows]
+def _read(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures and labels."""
+    return source.read(0, np.arange(len(source))), source.labels
 
 
-def _losses(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    logits = model.predict(images.astype(np.float32), verbose=0).astype(np.float64)
-    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-
-
-def _histograms(source: Source) -> np.ndarray:
-    """Share of the pixels in each of 64 colours, float64 [n, 64]."""
-    out = []
-    for start in range(0, len(source), 64):
-        pixels = source.read(0, np.arange(start, min(start + 64, len(source))))
-        colours = (pixels.astype(np.uint8) >> 6) @ np.array([16, 4, 1])
-        out += [np.bincount(one.ravel(), minlength=64) / one.size for one in colours]
-    return np.array(out)
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-log_softmax(np.asarray(logits, np.float64), axis=1)[np.arange(len(labels)), labels].mean())

@@ -1,0 +1,68 @@
+"""How well do you do? Name test pictures on a small local page, and be compared with labels and classifier.
+
+    python scripts/annotate.py --run runs/RUN --count 50
+
+Open the address that it prints. Answers are saved one by one in the run's folder, so you may stop (Ctrl-C) and go on
+later; it then says how often you, the labels and the classifier agree. If you do no better than the classifier, better
+labels or other pictures will help more than a better network. Needs no TensorFlow.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from template import config as configuration
+from template.data.examples import DataError, load_examples
+from template.deploy.annotate import Questions, Server, compared, drawn
+from template.evaluate.predictions import Predictions
+from template.evaluate.report import number, percent
+
+
+def main() -> None:
+    """Serve until Ctrl-C, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--count", type=int, default=50, help="how many pictures (default: 50)")
+    parser.add_argument("--port", type=int, default=8000, help="of the page (default: 8000; 0 for any that is free)")
+    arguments = parser.parse_args()
+    run, file = arguments.run, arguments.run / "human.json"
+    if not (run / "metrics.json").is_file():
+        sys.exit(f"{str(run)!r} does not hold a finished run: it has no metrics.json.")
+    if arguments.count < 1:
+        parser.error(f"--count: expected at least 1. Received: {arguments.count}")
+    predictions = Predictions.load(run / "predictions.npz")
+    try:
+        examples = load_examples(configuration.load(run / "config.toml").data.path)
+        questions = Questions(drawn(examples, predictions, arguments.count), file)
+    except (configuration.ConfigError, DataError, ValueError) as error:
+        sys.exit(str(error))
+    try:
+        server = Server(questions, arguments.port)
+    except OSError as error:
+        sys.exit(f"Port {arguments.port} cannot be used ({error.strerror}). Choose another with --port.")
+    left = questions.answers().count(None)
+    print(
+        f"{left} pictures to name: http://127.0.0.1:{server.server_address[1]}  (Ctrl-C when you are done)", flush=True
+    )
+    with server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    if questions.said:
+        report(compared(questions.said, predictions))
+        print(f"answers: {file}")
+
+
+def report(found: dict) -> None:
+    """Say who agrees with whom."""
+    print(f"\n{found['images']} pictures named")
+    print(f"  you          {percent(found['person'])} as labelled; kappa {number(found['kappa'])}")
+    print(f"  classifier   {percent(found['classifier'])} as labelled")
+    print(f"  the same     {percent(found['same'])}")
+    for name, label, said in found["differs"][:10]:
+        print(f"  {name!r} is labelled {label!r}, and you said {said!r}")
+    if len(found["differs"]) > 10:
+        print(f"  and {len(found['differs']) - 10} more")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The story before the story: a few minutes in which most mistakes show, before a run that takes hours.
+
+After Karpathy 2019, "A recipe for training neural networks". Nothing here changes what a run will do; the features that
+it computes, a run finds.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import recipe, runs
+from .config import Config
+from .data.decode import decode
+from .data.examples import PARTS, load_examples
+from .data.images import load_image
+from .data.pipeline import evenly, plain_source, spread, training_source
+from .data.split import split
+from .model.backbones import build_backbone
+from .model.build import attach, boundary, freeze
+from .train import baselines, checks, forecast
+from .train.begin import begin, probe_features, probes, selected, settled
+from .train.features import Store
+
+MOST = 500
+"""Pictures of each part that the probe and the small network look at; more would take longer and say the same."""
+
+
+def preflight(config: Config, folder: Path) -> bool:
+    """Check data, labels, network and machine; print, and write preflight.json and two grids of pictures into a folder.
+
+    Args:
+        config: as for a run.
+        folder: to write to.
+
+    Returns:
+        Whether every check passed.
+
+    Raises:
+        DataError: if the pictures cannot be trained on.
+        WeightsError: if the pretrained weights are not to be had.
+    """
+    found, numbers, pictures = inspect(config)
+    for check in found:
+        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found} (expected: {check.expected})")
+        if not check.passed:
+            print(f"        {check.advice}")
+    for name, value in numbers.items():
+        print(f"      {name}: {value:.3g}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        with runs.replacing(folder / name) as temporary:
+            picture.save(temporary, format="PNG")
+    table = [dataclasses.asdict(check) for check in found]
+    runs.write_json(folder / "preflight.json", {"checks": table, "numbers": numbers})
+    print(f"look at {' and '.join(str(folder / name) for name in pictures)}: are these the pictures, and their labels?")
+    return all(check.passed for check in found)
+
+
+def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
+    """All checks; what a run has to beat, and how long it will take; pictures by file name."""
+    open_config, config, clock = config, settled(config), runs.Clock()
+    recipe.prepare(config.train)
+    examples, pixels = decode(load_examples(config.data.path), config.data)
+    fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    examples = split(examples, **fractions, seed=config.data.split_seed)
+    part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
+    train, val = (plain_source(pixels, part[name], examples.labels) for name in ("train", "val"))
+    augmented = training_source(pixels, part["train"], examples.labels, config.augment, config.train.seed)
+    config = recipe.suggested(config, len(train))
+    names, pretrained = examples.class_names, config.backbone.weights != "none"
+    store = Store(
+        Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
+    )
+    base = build_backbone(config.backbone, config.data.image_size)
+    first = config.stages[0].unfreeze if config.stages else 1
+
+    def fresh(**head: float):
+        settings = dataclasses.replace(config.head, **head)
+        model = attach(base, config.backbone, settings, np.bincount(train.labels, minlength=len(names)))
+        freeze(model, config.backbone, first or 1)  # the head alone, which the probe fits, would say little
+        return model
+
+    def below(model):
+        return boundary(model, config.backbone, config.head, first or 1)
+
+    entering, entered = checks.entering(augmented, names, config.train.batch_size, config.train.seed)
+    loose, model = fresh(dropout=0.0, l1=0.0, l2=0.0), fresh()
+    at_init = checks.loss_at_init(loose, train)
+    by_heart, learned = checks.learned_by_heart(loose, below(loose), train, names)
+    served = [load_image(examples.images[row], config.data.image_size, config.data.resize) for row in part["val"][:8]]
+    found = [
+        entering,
+        checks.same_pixels(val.read(0, np.arange(len(served))), np.stack(served)),
+        checks.float32_out(model),
+        at_init,
+        checks.independent(model, train),
+        by_heart,
+        checks.frozen_stays(model, train, len(names), pretrained),
+        checks.room(store.folder, 12 * model.count_params() + store.limit_bytes + pixels.shape[0] * pixels[[0]].nbytes),
+    ]
+    numbers = {
+        "validation accuracy, always the commonest class": (val.labels == np.bincount(train.labels).argmax()).mean(),
+        "validation accuracy, colours alone": baselines.by_colours(train, val) / len(val),
+    }
+    few, held_out = spread(train, MOST), spread(val, MOST)
+    right = baselines.from_scratch(few, held_out, config)
+    numbers["validation accuracy, a small network from scratch"] = right / len(held_out)
+    if probes(config):
+        probed = begin(base, config, [few], store)
+        looks = [selected(probe_features(base, config, [source], store), config.head)[0] for source in (few, held_out)]
+        rows = part["train"][evenly(len(train), MOST)], part["val"][evenly(len(val), MOST)]
+        lots = [checks.by_lot(examples.digests[mine], len(names), config.train.seed) for mine in rows]
+        found += [
+            checks.sees_the_pictures(probed, val),
+            checks.labels_by_lot(looks[0][0], lots[0], looks[1][0], lots[1]),
+        ]
+        kernel, bias = probed.get_layer("logits").get_weights()
+        right = ((looks[1][0] @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
+        numbers["validation accuracy, logistic regression on frozen features"] = right
+    a_look = forecast.look(model, train, config.train.batch_size)
+    paces = [(stage, forecast.pace(fresh(), config, stage, train)) for stage in config.stages]
+    counts = {name: len(rows) for name, rows in part.items()}
+    if paces:
+        _, pace = paces[0]
+        numbers["seconds of an epoch of stage 1"] = pace.training * counts["train"] + pace.validation * counts["val"]
+    seconds = forecast.forecast(dataclasses.replace(open_config, stages=config.stages), counts, a_look, paces)
+    numbers |= {f"seconds of the {name}, at most": value for name, value in seconds.items()}
+    numbers["seconds of the whole run, at most"] = sum(seconds.values())
+    pictures = {"preflight.png": entered, "learned_by_heart.png": learned}
+    return found, {name: float(value) for name, value in numbers.items()}, pictures

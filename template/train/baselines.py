@@ -1,0 +1,103 @@
+"""What a run has to beat, and what more pictures would bring."""
+
+import cv2
+import keras
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ..config import Augment, Backbone, Config, Evaluate, Head
+from ..data.pipeline import Source, ordered_batches, plain_source, shuffled_batches, spread
+from ..model.build import build
+from .begin import probe_features, selected
+from .features import Store
+from .probe import fit_probe
+
+FEW = 200
+"""Training pictures that tell whether they were learned."""
+SIDE = 48
+"""Pixels of the pictures that a small network from scratch sees."""
+SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
+DRAWS = 3
+MOST = 2000
+"""Training pictures of the largest regression in the learning curve."""
+
+
+def known(model: keras.Model, train: Source, batch_size: int) -> tuple[int, int]:
+    """Right answers, and pictures asked: a few of those that the model has learned from, as they are."""
+    few = spread(train, FEW)
+    said = model.predict(ordered_batches(few, model.output_shape[-1], batch_size), verbose=0)
+    return int((said.argmax(axis=1) == few.labels).sum()), len(few)
+
+
+def by_colours(train: Source, held_out: Source) -> int:
+    """Right answers of a logistic regression on the histogram of colours, which sees no shapes at all."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    model.fit(_histograms(train), train.labels)
+    return int((model.predict(_histograms(held_out)) == held_out.labels).sum())
+
+
+def from_scratch(train: Source, val: Source, config: Config, steps: int = 150) -> int:
+    """Right answers of the small network `tiny` with random weights, after so many steps on small copies."""
+    train, val, classes = _shrunk(train), _shrunk(val), int(train.labels.max()) + 1
+    model = build(Backbone(name="tiny", weights="none"), Head(dropout=0), SIDE, np.bincount(train.labels))
+    optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, steps))
+    model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
+    batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(steps))
+    model.fit(batches.take(steps), shuffle=False, verbose=0)
+    said = model.predict(ordered_batches(val, classes, config.train.batch_size), verbose=0).argmax(axis=1)
+    return int((said == val.labels).sum())
+
+
+def learning_curve(
+    base: keras.Model, config: Config, train: Source, val: Source, store: Store
+) -> tuple[list[int], list[float]]:
+    """Training pictures, and mean validation error of logistic regression on the features of so many of them.
+
+    Each class gives the same share; the smaller ones are drawn several times.
+
+    Args:
+        base: from `build_backbone`, before its weights are trained.
+        config: without `auto`.
+        train: pictures as they are.
+        val: likewise.
+        store: for features.
+    """
+    plain = Config(  # one look at each picture: nothing that training has not stored already
+        data=config.data, backbone=config.backbone, head=config.head,
+        augment=Augment(flip=False), evaluate=Evaluate(magnify=False),
+    )  # fmt: skip
+    (features, widths), (held_out, _) = (
+        selected(probe_features(base, plain, [part], store), config.head) for part in (train, val)
+    )
+    labels, classes, sizes, errors = train.labels, int(train.labels.max()) + 1, [], []
+    most = min(1.0, MOST / len(train))
+    for share in SHARES:
+        wrong = []
+        for draw in range(DRAWS if share < 1 else 1):
+            order = np.random.default_rng([config.train.seed, draw]).permutation(len(train))
+            rows = [order[labels[order] == label] for label in range(classes)]
+            chosen = np.concatenate([mine[: max(2, round(share * most * len(mine)))] for mine in rows])
+            probe = fit_probe(features[:, chosen], labels[chosen], classes, config.train.seed, widths, most_repeats=1)
+            wrong.append(((held_out[0] @ probe.kernel + probe.bias).argmax(axis=1) != val.labels).mean())
+        sizes.append(len(chosen))
+        errors.append(float(np.mean(wrong)))
+    return sizes, errors
+
+
+def _shrunk(source: Source) -> Source:
+    """Its pictures, SIDE pixels wide, in memory."""
+    rows = np.arange(len(source))
+    small = [cv2.resize(source.read(0, rows[[i]])[0], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for i in rows]
+    return plain_source(np.stack(small), rows, source.labels)
+
+
+def _histograms(source: Source) -> np.ndarray:
+    """Share of the pixels in each of 64 colours, float64 [n, 64]."""
+    out = []
+    for start in range(0, len(source), 64):
+        pixels = source.read(0, np.arange(start, min(start + 64, len(source))))
+        colours = (pixels.astype(np.uint8) >> 6) @ np.array([16, 4, 1])
+        out += [np.bincount(one.ravel(), minlength=64) / one.size for one in colours]
+    return np.array(out)

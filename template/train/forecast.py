@@ -1,0 +1,91 @@
+"""How long a run will take, from a few batches measured before it starts."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from ..config import Config, Stage
+from ..data.pipeline import Source, spread
+from ..model.build import boundary, freeze
+from ..suggest import refits
+from .begin import looks
+from .features import cut, inference
+from .stages import compile_for
+
+BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a stage: `start` until it runs, and a picture `below` what trains, in `training` and `validation`."""
+
+    start: float
+    below: float
+    training: float
+    validation: float
+
+
+def look(model: keras.Model, train: Source, batch_size: int) -> float:
+    """Seconds a picture takes through the whole network."""
+    batch = spread(train, batch_size)
+    network, pixels = inference(model), batch.read(0, np.arange(len(batch)))
+    return _seconds(lambda: network(pixels).numpy())[1] / len(pixels)
+
+
+def pace(model: keras.Model, config: Config, stage: Stage, train: Source) -> Pace:
+    """Seconds of a stage, measured on one batch; the model is changed."""
+    batch = spread(train, config.train.batch_size)
+    inputs, below, network = batch.read(0, np.arange(len(batch))).astype(np.float32), 0.0, model
+    freeze(model, config.backbone, stage.unfreeze)
+    tensor = boundary(model, config.backbone, config.head, stage.unfreeze)
+    start = 0.0
+    if tensor is not None:
+        bottom, network = cut(model, tensor)
+        run = inference(bottom)
+        start, below = _seconds(lambda: run(inputs).numpy())
+        inputs = run(inputs).numpy()
+    compile_for(network, stage, total_steps=100, label_smoothing=0.0)
+    wanted = np.eye(model.output_shape[-1])[batch.labels]
+    first, step = _seconds(lambda: network.train_on_batch(inputs, wanted))
+    second, test = _seconds(lambda: network.test_on_batch(inputs, wanted))
+    return Pace(start + first + second, below / len(batch), step / len(batch), test / len(batch))
+
+
+def forecast(
+    config: Config, counts: dict[str, int], a_look: float, stages: Sequence[tuple[Stage, Pace]]
+) -> dict[str, float]:
+    """Seconds of each phase of a run in which no stage stops early and nothing is found from an earlier one.
+
+    Args:
+        config: with its `auto`; the votes are counted, and what they cost later is not.
+        counts: pictures of train, val and test.
+        a_look: from `look`.
+        stages: each with its pace.
+    """
+    train, val, test = (counts[name] for name in ("train", "val", "test"))
+    views = 1 + config.evaluate.whole + (config.evaluate.magnify is True)
+    views *= 2 if config.evaluate.mirror else 1
+    seconds = {"probe": a_look * looks(config, train)}
+    again = a_look * (looks(config, train + val) - looks(config, train))
+    for number, (stage, pace) in enumerate(stages, start=1):
+        stored = min(stage.views or stage.epochs, stage.epochs)
+        epoch = pace.training * train + pace.validation * val
+        seconds[f"stage {number}"] = pace.start + pace.below * (stored * train + val) + stage.epochs * epoch
+        again += pace.start + pace.below * stored * val + stage.epochs * pace.training * (train + val)
+    if refits(config, train + val + test):
+        seconds["final fit"] = again
+    seconds["evaluation"] = a_look * views * ((1 + bool(stages)) * val + test)
+    return seconds
+
+
+def _seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Of the first time, when TensorFlow traces and compiles, and of one of those after it."""
+    times = []
+    for _ in range(1 + BATCHES):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times[0], float(np.median(times[1:]))
