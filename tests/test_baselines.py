@@ -98,8 +98,8 @@ def test_looks_counts_what_choose_and_begin_send_through_the_network():
         backbone=PRETRAINED.backbone, augment=Augment(flip=False), head=Head(levels="auto", root="auto"),
         data=Data(image_size="auto", resize="auto"), evaluate=Evaluate(magnify="auto"),
     )  # fmt: skip
-    assert looks(voting, 300) == 300 + 4 * 300, "another size, two other ways to a square, and closer"
-    assert looks(voting, 3000) == 3000 + 5 * 1000, "a thousand vote, and are no part that training looks at"
+    assert looks(voting, 300) == 2 * 300 + 3 * 300, "closer too, another size, two other ways to a square"
+    assert looks(voting, 3000) == 2 * 3000 + 5 * 1000, "a thousand vote, and are no part that training looks at"
     assert looks(Config(backbone=Backbone(name="tiny", weights="none")), 300) == 0
 
 

@@ -132,7 +132,7 @@ def selected(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.nda
 
 
 def looks(config: Config, images: int) -> int:
-    """How many pictures `choose` and `begin` send through the backbone, for so many training pictures.
+    """How many pictures `choose` and `begin` send through the backbone at most, for so many training pictures.
 
     Args:
         config: with its `auto`.
@@ -140,10 +140,11 @@ def looks(config: Config, images: int) -> int:
     """
     if not probes(config):
         return 0
-    costly = [len(options) - 1 for section, _, options in _choices(config) if section != "head"]  # levels are free
-    voting = min(images, VOTERS) * (sum(costly) + (images > VOTERS)) if costly else 0
+    close = 2 if config.evaluate.magnify else 1  # which `auto` may turn out to be
+    others = sum(len(options) - 1 for section, _, options in _choices(config) if section == "data")
+    apart = close if images > VOTERS and _choices(config) else 0  # those who vote are then not those who train
     mirrored = config.augment.flip and config.augment.policy != "none"
-    return (2 if mirrored else 1) * (images * (2 if config.evaluate.magnify is True else 1) + voting)
+    return (2 if mirrored else 1) * (images * close + min(images, VOTERS) * (others + apart))
 
 
 def _choices(config: Config) -> list[tuple[str, str, tuple]]:

@@ -60,13 +60,13 @@ def forecast(
     """Seconds of each phase of a run in which no stage stops early and nothing is found from an earlier one.
 
     Args:
-        config: with its `auto`; the votes are counted, and what they cost later is not.
+        config: with its `auto`, which may turn out to be what takes longest.
         counts: pictures of train, val and test.
         a_look: from `look`.
         stages: each with its pace.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
-    views = 1 + config.evaluate.whole + (config.evaluate.magnify is True)
+    views = 1 + config.evaluate.whole + bool(config.evaluate.magnify)
     views *= 2 if config.evaluate.mirror else 1
     seconds = {"probe": a_look * looks(config, train)}
     again = a_look * (looks(config, train + val) - looks(config, train))
