@@ -13,9 +13,16 @@ import template
 
 PACKAGE = Path(template.__file__).parent
 ROOT = PACKAGE.parent
-PLAN = [{"config", "runs"}, {"data", "model", "evaluate", "suggest"}, {"train", "deploy"}, {"publish"}, {"recipe"}]
+PLAN = [
+    {"disk"},
+    {"config", "runs"},
+    {"data", "model", "evaluate", "suggest"},
+    {"train", "deploy"},
+    {"publish"},
+    {"recipe"},
+]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
-LIGHT = ["config", "runs", "suggest"]
+LIGHT = ["disk", "config", "runs", "suggest"]
 LIGHT += [f"data.{name}" for name in ("images", "examples", "split", "decode", "rows", "augment")]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}
@@ -146,13 +153,13 @@ def test_importing_the_package_imports_nothing_else():
 @pytest.mark.parametrize(
     ("rule", "file", "source", "expected"),
     [
-        (climbs, "runs.py", "from . import config", ["template/runs.py:1: runs (floor 0) imports config (floor 0)"]),
+        (climbs, "runs.py", "from . import config", ["template/runs.py:1: runs (floor 1) imports config (floor 1)"]),
         (climbs, "data/a.py", "from ..config import Data\nfrom .. import runs\nfrom . import split", []),
-        (climbs, "data/a.py", "\nfrom ..model.build import b", ["template/data/a.py:2: data (floor 1) imports model"]),
-        (climbs, "model/a.py", "from .. import evaluate", ["template/model/a.py:1: model (floor 1) imports evaluate"]),
-        (climbs, "evaluate/a.py", "def f():\n  from ..data import b", ["template/evaluate/a.py:2: evaluate (floor 1)"]),
-        (climbs, "train/a.py", "from ..recipe import run", ["template/train/a.py:1: train (floor 2) imports recipe"]),
-        (climbs, "train/a.py", "from ..deploy import x", ["template/train/a.py:1: train (floor 2) imports deploy"]),
+        (climbs, "data/a.py", "\nfrom ..model.build import b", ["template/data/a.py:2: data (floor 2) imports model"]),
+        (climbs, "model/a.py", "from .. import evaluate", ["template/model/a.py:1: model (floor 2) imports evaluate"]),
+        (climbs, "evaluate/a.py", "def f():\n  from ..data import b", ["template/evaluate/a.py:2: evaluate (floor 2)"]),
+        (climbs, "train/a.py", "from ..recipe import run", ["template/train/a.py:1: train (floor 3) imports recipe"]),
+        (climbs, "train/a.py", "from ..deploy import x", ["template/train/a.py:1: train (floor 3) imports deploy"]),
         (climbs, "recipe.py", "from .train.stages import fit\nfrom . import runs", []),
         (climbs, "recipe.py", "import template.runs", ["template/recipe.py:1: imports template.runs; inside"]),
         (climbs, "data/a.py", "from ... import scripts", ["template/data/a.py:1: leaves the package"]),

@@ -78,7 +78,7 @@ class Finished:
         self.interrupted = process.returncode
         (self.folder,) = (home / "runs").iterdir()
         self.left = sorted(path.name for path in self.folder.iterdir())
-        self.resumed = command("train", "--resume", self.folder.relative_to(home), cwd=home)
+        self.resumed = command("train", "--resume", self.folder.relative_to(home), "--train.patience=98", cwd=home)
 
     @property
     def test(self) -> Predictions:
@@ -101,7 +101,8 @@ def test_help_lists_every_setting(tmp_path):
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(finished):
-    assert finished.interrupted == 1
+    assert finished.interrupted == 130
+    assert "at most one epoch is repeated" in finished.last_words
     assert "Traceback" not in finished.last_words
     assert f"--resume runs/{finished.folder.name}" in finished.last_words
     assert "metrics.json" not in finished.left
@@ -110,6 +111,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(finished):
 def test_the_resumed_run_does_the_rest_and_reports(finished):
     assert (finished.resumed.returncode, finished.resumed.stderr) == (0, "")
     assert not re.search(r"epoch +1/12", finished.resumed.stdout), "done before the interruption"
+    assert "goes on with train.patience: 99 -> 98" in finished.resumed.stdout
     with (finished.folder / "history.csv").open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(1, 13)]
     value = json.loads((finished.folder / "metrics.json").read_text())["test"]["accuracy"]["value"]
@@ -125,11 +127,26 @@ def test_a_finished_run_is_not_resumed(finished):
     assert (finished.folder / "metrics.json").read_bytes() == before
 
 
-def test_resuming_takes_no_other_settings_and_needs_a_run(finished, tmp_path):
-    code, said = call("train", "--resume", finished.folder, "--train.seed=1")
-    assert code == 2 and "give nothing else" in said
+def test_resuming_needs_a_run_and_takes_no_other_recipe(finished, tmp_path):
+    code, said = call("train", "--resume", finished.folder, "--config", finished.folder / "config.toml")
+    assert code == 2 and "give no other" in said
     code, said = call("train", "--resume", tmp_path / "nowhere")
     assert code == 2 and "nowhere/config.toml' does not exist" in said
+
+
+def test_a_resumed_run_lists_what_has_changed_and_refuses_what_would_spoil_it(finished, tmp_path):
+    for name in ("config.toml", "begun.toml"):
+        shutil.copy(finished.folder / name, tmp_path)
+    changes = ["--train.patience=3", "--train.batch_size=4", "--stages.0.learning_rate=0.5"]
+    code, said = call("train", "--resume", tmp_path, *changes)
+    assert code == 2
+    assert "train.batch_size: 8 -> 4" in said and "stages.0.learning_rate: 0.003 -> 0.5" in said
+    assert "patience: " not in said, "that is allowed"
+    assert (tmp_path / "config.toml").read_bytes() == (finished.folder / "config.toml").read_bytes()
+    text = (tmp_path / "config.toml").read_text().replace("batch_size = 8", "batch_size = 9")  # or edited by hand
+    (tmp_path / "config.toml").write_text(text)
+    code, said = call("train", "--resume", tmp_path)
+    assert code == 2 and "train.batch_size: 8 -> 9" in said
 
 
 def flat(root: Path) -> None:
@@ -176,8 +193,9 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "pictures")
     monkeypatch.setattr(recipe, "decode", stop)
-    last_words, _ = call("train", "--data.path=pictures", *TINY)
-    folder = Path(re.search(r"--resume (\S+)", last_words)[1])
+    code, said = call("train", "--data.path=pictures", *TINY)
+    assert code == 130
+    folder = Path(re.search(r"--resume (\S+)", said)[1])
     assert configuration.load(folder / "config.toml").data.path == "pictures"
 
 
