@@ -123,7 +123,7 @@ def test_files_that_are_no_pictures_are_named_with_a_reason_and_no_label_moves(f
         "across/!empty.jpg", "across/05b.jpg", "disc/page.jpg", "disc/notes.txt", "upright/link.png",
         "upright/zz.heic", "loose.png",
     }  # fmt: skip
-    assert reasons["across/!empty.jpg"] == "the file is empty"
+    assert reasons["across/!empty.jpg"].startswith("the file is empty")
     assert "cut short" in reasons["across/05b.jpg"]
     assert "web page" in reasons["disc/page.jpg"]
     assert "link to nowhere" in reasons["upright/link.png"]

@@ -301,7 +301,7 @@ def bad_checksum() -> bytes:
         (jpeg()[:-2], "JPEG is damaged or cut short"),  # only the end marker is missing
         (png()[: len(png()) // 2], "PNG is damaged or cut short"),
         (bad_checksum(), "PNG is damaged or cut short"),
-        (b"\xff\xd8\xff\xe0", "not an image"),  # a JPEG's first four bytes and no more
+        (b"\xff\xd8\xff\xe0", "JPEG is damaged"),  # a JPEG's first four bytes and no more
         (b"<!DOCTYPE html><html><body>404", "a web page or SVG"),
         (b"\n  <html>Not found</html>", "a web page or SVG"),
         (b'<?xml version="1.0"?><svg/>', "a web page or SVG"),

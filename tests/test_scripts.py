@@ -236,9 +236,9 @@ def test_there_is_one_row_an_input_in_order(table, finished, odd):
 def test_rows_have_probabilities_or_a_reason(table):
     problems = {row["path"]: row["problem"] for row in table if row["problem"]}
     assert problems == {
-        "notes.txt": "text, not an image",
-        "empty.jpg": "the file is empty",
-        "missing.jpg": "no such file (or a link to nowhere)",
+        "notes.txt": "text, not an image; remove it",
+        "empty.jpg": "the file is empty; copy or download it again",
+        "missing.jpg": "no such file (or a link to nowhere); restore or remove it",
     }
     for row in table:
         said = [row["class_1"], row["probability_1"], row["class_2"], row["probability_2"]]

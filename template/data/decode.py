@@ -11,7 +11,7 @@ import numpy as np
 from .. import disk, runs
 from ..config import Data
 from .examples import Examples
-from .images import VERSION, BadImageError, ImageSource, load_image
+from .images import VERSION, BadImageError, ImageSource, load_image, read
 from .rows import Rows
 
 
@@ -63,8 +63,8 @@ def _digest(source: ImageSource) -> str:
     if isinstance(source, np.ndarray):
         return hashlib.sha256(f"{source.dtype} {source.shape}".encode() + source.tobytes()).hexdigest()
     try:
-        return hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(source if isinstance(source, bytes) else read(source)).hexdigest()
+    except BadImageError:
         return hashlib.sha256(os.fsencode(source)).hexdigest()
 
 
