@@ -317,9 +317,13 @@ class Artifact:
 def writers(folder: Path, artifacts: dict[str, Artifact] | None = None) -> dict:
     """A crash and an error at every step of writing, and disks that fill up: the old or the new file, complete.
 
-    A crash is what lies on the disk at that instant, copied. An error is raised by the system call: no space left. A
+    A crash is what lies on the disk at that instant, copied; where a file was just opened to be written, it lies there
+    empty. An error is raised by the system call: no space left. A
     disk that fills up is a limit on the size of files, at nothing, half and all but one byte of what is to be written.
     """
+    if not _hooked:
+        sys.addaudithook(_audit)
+        _hooked.append(True)
     results, wrong = {}, []
     for name, artifact in (artifacts or _artifacts(folder / "scratch")).items():
         counts = {"crashes": 0, "errors": 0, "full disks": 0}
@@ -347,9 +351,13 @@ def _disturbances(artifact: Artifact, folder: Path) -> Iterator[tuple[str, Path]
 
     place, copies = fresh("crashes"), []
 
-    def copy() -> None:
+    def copy(opened: str) -> None:
         copies.append(folder / f"crash-{len(copies)}")
         shutil.copytree(place, copies[-1])
+        if opened:
+            copies.append(folder / f"crash-{len(copies)}")
+            shutil.copytree(place, copies[-1])
+            (copies[-1] / Path(opened).relative_to(place)).write_bytes(b"")
 
     with _every_step(place, copy):
         artifact.write(place, 1)
@@ -359,7 +367,7 @@ def _disturbances(artifact: Artifact, folder: Path) -> Iterator[tuple[str, Path]
         place = fresh(f"error-{step}")
         left = iter(range(step, -1, -1))
 
-        def fail(left: Iterator[int] = left) -> None:
+        def fail(_: str, left: Iterator[int] = left) -> None:
             if next(left, None) == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -379,45 +387,50 @@ def _disturbances(artifact: Artifact, folder: Path) -> Iterator[tuple[str, Path]
         yield "full disks", place
 
 
-_act: list[Callable[[], None]] = []
-"""What is to be done at a step; Python's audit hooks stay for ever."""
+_hooked: list[bool] = []
+_listening: list[Callable[[str, tuple], None]] = []
+"""Who is told of every system call now; Python's audit hooks stay for ever, so there is only one."""
+
+
+def _audit(event: str, arguments: tuple) -> None:
+    for listener in _listening:
+        listener(event, arguments)
 
 
 @contextlib.contextmanager
-def _every_step(folder: Path, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` before every opening, renaming, deleting and syncing below a folder, and once afterwards."""
+def _every_step(folder: Path, action: Callable[[str], None]) -> Iterator[None]:
+    """Call `action` before every opening, renaming, deleting and syncing below a folder, and once afterwards.
+
+    Its argument is the file that is about to be opened for writing, or "".
+    """
     fsync, inside = os.fsync, False
 
-    def step() -> None:
+    def step(opened: str = "") -> None:
         nonlocal inside
-        if not inside:
+        if not inside:  # the action opens files too
             inside = True
             try:
-                action()
+                action(opened)
             finally:
                 inside = False
 
-    def look(event: str, arguments: tuple) -> None:
-        if event in {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"} and str(arguments[0]).startswith(
-            str(folder)
-        ):
-            step()
+    def listen(event: str, arguments: tuple) -> None:
+        watched = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+        if event in watched and str(arguments[0]).startswith(str(folder)):
+            step(str(arguments[0]) if event == "open" and "w" in (arguments[1] or "") else "")
 
-    def audit(event: str, arguments: tuple) -> None:
-        if _act:
-            _act[-1](event, arguments)
+    def sync(handle: int) -> None:
+        step()
+        fsync(handle)
 
-    if not hasattr(sys, "_faults_audited"):
-        sys._faults_audited = True
-        sys.addaudithook(audit)
-    os.fsync = lambda handle: (step(), fsync(handle))
-    _act.append(look)
+    _listening.append(listen)
+    os.fsync = sync
     try:
         yield
         step()
     finally:
         os.fsync = fsync
-        _act.clear()
+        _listening.clear()
 
 
 def _artifacts(scratch: Path) -> dict[str, Artifact]:

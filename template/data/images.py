@@ -31,7 +31,10 @@ _BEGINNINGS = {
 MAX_BYTES = 500_000_000
 """A file is read as a whole; no photograph is larger."""
 
-VERSION = 2
+MAX_PIXELS_PER_BYTE = 2000
+"""Of files that claim more than a million pixels: a photograph has 10, a scanned page 200, a trap any number."""
+
+VERSION = 3
 """Part of every cache key. Raise it when the same file would become different pixels."""
 
 
@@ -117,6 +120,9 @@ def _open(source: Path | bytes, size: int) -> Image.Image:
         raise BadImageError(_what_it_is(data)) from None
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels; make it smaller")
+    if image.width * image.height > max(1_000_000, MAX_PIXELS_PER_BYTE * len(data)):
+        claims = f"{image.width} x {image.height} pixels in {len(data):,} bytes"
+        raise BadImageError(f"{image.format} claims {claims}: nothing to see, or a trap; remove it")
     if image.format in {"JPEG", "MPO"}:
         image.draft(None, (2 * size, 2 * size))  # decode large photographs at 1/2, 1/4 or 1/8, never below twice size
     try:
