@@ -70,9 +70,9 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def seal(folder: Path) -> None:
-    """Write a manifest into a folder: the sha256 of each of its files."""
-    (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
+def seal(temporary: Path) -> None:
+    """Write a manifest into a folder that is being filled: the sha256 of each of its files."""
+    (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8")
 
 
 def verify(folder: Path) -> None:

@@ -62,8 +62,8 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def stopping(message: str) -> Iterator[None]:
-    """Within the block, Ctrl-C and SIGTERM print a message and end the process with 130 or 143, within ten seconds.
+def stopping(message: str, seconds: float = 8.0) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM print a message and end the process with 130 or 143, in so many seconds.
 
     The first signal unwinds what is being done, so that half-written files are removed. If that takes too long, or at
     the second signal, the process just ends: what is written by rename is whole at any instant.
@@ -72,7 +72,7 @@ def stopping(message: str) -> Iterator[None]:
     def end(number: int, *_) -> None:
         if not asked:
             os.write(2, f"\n{message}\n".encode())  # a signal may come in the middle of a print
-            clock = threading.Timer(8, os._exit, [128 + number])
+            clock = threading.Timer(seconds, os._exit, [128 + number])
             clock.daemon = True
             clock.start()
         else:

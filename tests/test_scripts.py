@@ -12,15 +12,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import class_folders, picture
 from PIL import Image
 
 from template import config as configuration
-from template import runs
+from template import disk, runs
 from template.data.images import load_image
 from template.evaluate.predictions import Predictions
 
@@ -52,7 +54,7 @@ def call(script: str, *arguments) -> tuple[int | str | None, str]:
 
 
 class Finished:
-    """A run that was stopped by Ctrl-C after two epochs and then resumed to its end."""
+    """A run that was stopped by Ctrl-C after two epochs, resumed, stopped by SIGTERM, and resumed to its end."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -62,23 +64,29 @@ class Finished:
         settings += ["--augment.policy=light", "--train.patience=99", "--train.final_fit=no"]
         settings += ["--evaluate.mirror=true", "--evaluate.magnify=true", "--evaluate.whole=true"]
         settings += ['--stages=[{unfreeze="all", epochs=12, learning_rate=3e-3}]']
+        self.interrupted, self.last_words = self.stopped(settings, 2, signal.SIGINT)
+        (self.folder,) = (home / "runs").iterdir()
+        self.left = sorted(path.name for path in self.folder.iterdir())
+        resume = ["--resume", self.folder.relative_to(home), "--train.patience=98"]
+        self.terminated, _ = self.stopped(resume, 5, signal.SIGTERM)
+        self.resumed = command("train", *resume, cwd=home)
+
+    def stopped(self, arguments: list, epoch: int, number: int) -> tuple[int, str]:
+        """Exit code and last words of train.py that got a signal after an epoch."""
         # Whoever starts the tests in the background makes all their processes deaf to Ctrl-C; this one listens again.
         listen = (
             "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
         )
-        line = [sys.executable, "-c", listen, str(SCRIPTS / "train.py"), *settings]
+        line = [sys.executable, "-c", listen, str(SCRIPTS / "train.py"), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(line, cwd=home, **pipes) as process:
+        with subprocess.Popen(line, cwd=self.home, **pipes) as process:
             for printed in process.stdout:
-                if re.search(r"epoch +2/", printed):  # by now the first is saved
-                    process.send_signal(signal.SIGINT)
+                if re.search(rf"epoch +{epoch}/", printed):  # by now the one before is saved
+                    process.send_signal(number)
                     break
-            _, self.last_words = process.communicate(timeout=120)
-        self.interrupted = process.returncode
-        (self.folder,) = (home / "runs").iterdir()
-        self.left = sorted(path.name for path in self.folder.iterdir())
-        self.resumed = command("train", "--resume", self.folder.relative_to(home), "--train.patience=98", cwd=home)
+            _, last_words = process.communicate(timeout=10)  # more would be too long for those who shut machines down
+        return process.returncode, last_words
 
     @property
     def test(self) -> Predictions:
@@ -101,7 +109,7 @@ def test_help_lists_every_setting(tmp_path):
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(finished):
-    assert finished.interrupted == 130
+    assert (finished.interrupted, finished.terminated) == (130, 143)
     assert "at most one epoch is repeated" in finished.last_words
     assert "Traceback" not in finished.last_words
     assert f"--resume runs/{finished.folder.name}" in finished.last_words
@@ -110,7 +118,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(finished):
 
 def test_the_resumed_run_does_the_rest_and_reports(finished):
     assert (finished.resumed.returncode, finished.resumed.stderr) == (0, "")
-    assert not re.search(r"epoch +1/12", finished.resumed.stdout), "done before the interruption"
+    assert not re.search(r"epoch +[1-4]/12", finished.resumed.stdout), "done before the interruption"
     assert "goes on with train.patience: 99 -> 98" in finished.resumed.stdout
     with (finished.folder / "history.csv").open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(1, 13)]
@@ -281,6 +289,20 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
+def exchanged(run: Path) -> None:
+    """Another file of the same network, with its digest: what it holds is not what the run had learned."""
+    with zipfile.ZipFile(run / "model.keras") as whole, zipfile.ZipFile(run / "other.keras", "w") as other:
+        for name in whole.namelist():
+            data = io.BytesIO(whole.read(name))
+            if name == "model.weights.h5":
+                with h5py.File(data, "r+") as file:
+                    file["layers/dense/vars/1"][0] += 1e-6
+            other.writestr(name, data.getvalue())
+    (run / "other.keras").replace(run / "model.keras")
+    saved = json.loads((run / "model.json").read_text())
+    runs.write_json(run / "model.json", saved | {"file": disk.sha256(run / "model.keras")})
+
+
 def without(name):
     return lambda run: (run / name).unlink()
 
@@ -289,7 +311,11 @@ def without(name):
     ("damage", "message"),
     [
         (without("model.keras"), "does not hold a finished run: it has no model.keras"),
-        (lambda run: (run / "model.keras").write_bytes(b"PK half a file"), "model.keras"),
+        (without("model.json"), "does not hold a finished run: it has no model.json"),
+        (lambda run: (run / "model.keras").write_bytes(b"PK half a file"), "is not the file that the run saved"),
+        (lambda run: (run / "model.json").write_text('{"file": 3'), "model.json' is damaged"),
+        (lambda run: (run / "classes.json").write_text('["a", "b"]'), "does not hold this run's weights"),
+        (exchanged, "do not fill the network"),
         (lambda run: (run / "config.toml").write_text("[data]\nside = 3\n"), "data.side: no such setting"),
     ],
 )

@@ -4,8 +4,10 @@ import dataclasses
 import gc
 import itertools
 import math
+import re
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -14,6 +16,7 @@ import pytest
 from keras import layers
 from scipy.special import log_softmax
 
+from template import disk
 from template.config import Backbone, Head, Stage, Train
 from template.data.pipeline import Source
 from template.data.rows import Rows
@@ -85,7 +88,8 @@ def whole(pretrained, tmp_path_factory):
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
-        shutil.copytree(folder, copies / str(epoch + 1))
+        # Threads may be reading ahead, and computing the next views under a temporary name.
+        shutil.copytree(folder, copies / str(epoch + 1), ignore=shutil.ignore_patterns(".tmp-*"))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
@@ -160,6 +164,136 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path,
     state, arrays = callbacks.read_checkpoint(tmp_path / "checkpoints")
     assert state.epoch == 2 and arrays["model"]
     assert "damaged" in capsys.readouterr().out
+
+
+def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pretrained, tmp_path):
+    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        (checkpoint / "state.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(disk.DamagedError, match="No checkpoint .* is whole"):
+        train(pretrained, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
+    checkpoint = callbacks.Checkpoint(callbacks.State(), tmp_path / "checkpoints", whole[0], [], Clock())
+    checkpoint.set_model(whole[0])
+    monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        checkpoint.on_epoch_end(3)
+    assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 3
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) -> Source:
+    """`coloured` with names, and NaN for the pictures that `where(epoch, rows)` says."""
+    source = coloured(n, seed)
+
+    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+        pixels = source.read(epoch, rows).astype(np.float32)
+        pixels[where(epoch, rows)] = np.nan
+        return pixels
+
+    return Source(read, source.labels, names=[f"picture {i}" for i in range(n)])
+
+
+ALL = (Stage(unfreeze="all", epochs=4, learning_rate=3e-3),)
+
+
+def test_a_picture_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path):
+    bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
+    model = fresh(pretrained)
+    with pytest.raises(callbacks.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
+        fit(model, bad, coloured(12, 1), how(pretrained, tmp_path, ALL), tmp_path)
+    named = re.findall(r"'picture (\d+)'", str(error.value))
+    assert "7" in named and len(named) == 8, "the batch and no more"
+    assert "learning rate" in str(error.value)
+    state, saved = callbacks.read_checkpoint(tmp_path / "checkpoints")
+    assert state.epoch == 2
+    assert all(np.isfinite(array).all() for arrays in saved.values() for array in arrays)
+    best = saved["best"]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(model.get_weights(), best, strict=True)), "the best are back"
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
+    """As when the last step of an epoch is too long: the loss of that epoch shows nothing."""
+    original = callbacks.Guard.on_epoch_end
+
+    def ruin(self, epoch, logs=None):
+        if epoch == 1:
+            self.whole.get_layer("logits").bias.assign([np.inf] * CLASSES)
+        original(self, epoch, logs)
+
+    monkeypatch.setattr(callbacks.Guard, "on_epoch_end", ruin)
+    with pytest.raises(callbacks.NonFiniteError, match="logits/bias' are not finite after epoch 2"):
+        train(pretrained, tmp_path, ALL)
+    assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
+
+
+def test_validation_that_gives_no_number_twice_stops_training_and_none_of_it_is_saved(pretrained, tmp_path):
+    val = poisoned(12, 1, lambda _, rows: rows == 3)
+    with pytest.raises(callbacks.NonFiniteError, match="no number in epochs 1 and 2"):
+        fit(fresh(pretrained), coloured(24, 0), val, how(pretrained, tmp_path, ALL), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
+    model = fresh(pretrained)
+    model.get_layer("stem").kernel.assign(np.full((3, 3, 3, 32), np.nan))
+    with pytest.raises(callbacks.NonFiniteError, match=r"backbone\.weights"):
+        fit(model, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path), tmp_path)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretrained, tmp_path, monkeypatch):
+    asked = []
+
+    def full(needs):
+        asked.append(needs)
+        raise disk.DiskError("no room")
+
+    monkeypatch.setattr(disk, "require", full)
+    with pytest.raises(disk.DiskError):
+        train(pretrained, tmp_path)
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
+    monkeypatch.undo()
+    train(pretrained, tmp_path)
+    (needs,) = asked
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        size = sum(file.stat().st_size for file in checkpoint.iterdir())
+        assert size <= 1.1 * needs[tmp_path] / 3
+    # Views that were refreshed are not counted; the others are, to the byte.
+    stored = sum(file.stat().st_size for file in (tmp_path / "cache").glob("features-*"))
+    assert 0 < needs[tmp_path / "cache"] <= stored
+
+
+def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
+    plan = [
+        {"start": 0, "epochs": 3, "averaged": True, "share": 0.5},
+        {"start": 3, "epochs": 0, "averaged": False, "share": 0.0},
+        {"start": 6, "epochs": 2, "averaged": False, "share": 1.0},
+    ]
+    parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
+    original, copies = callbacks.Checkpoint.on_epoch_end, tmp_path / "copies"
+
+    def copy(self, epoch, logs=None):
+        original(self, epoch, logs)
+        shutil.copytree(tmp_path / "whole", copies / str(epoch + 1))
+
+    model = fresh(pretrained)
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        repeat(model, parts, plan, settings, tmp_path / "whole")
+    assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "7", "8"]
+    for epoch, left in (("2", [3, 7, 8]), ("3", [7, 8]), ("8", [])):
+        done, again = [], fresh(pretrained)
+        with monkeypatch.context() as patched:
+            patched.setattr(callbacks.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
+            repeat(again, parts, plan, settings, copies / epoch)
+        assert done == left
+        assert same(model, again)
 
 
 def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pretrained, tmp_path, monkeypatch):
