@@ -266,8 +266,8 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "one class": (("a",), [], "at least two classes"),
         "an empty class": (AB, [_folder("c")], "without any file: ['c']"),
         "a class of one picture": (AB, [_copy("a/0.png", "c/only.png"), _remove("a/0.png")], "'c'"),
-        "a class of broken pictures": ((*AB, "c"), [_break("c")], "'c' has 0 usable"),
-        "all broken": (AB, [_break("a"), _break("b")], "0 usable"),
+        "a class of broken pictures": ((*AB, "c"), [_break("c")], "left out 'c/0.png': the file is empty"),
+        "all broken": (AB, [_break("a"), _break("b")], "and 10 more"),
         "loose pictures": (AB, [_text("loose.jpg", "x")], well(found=21, loose="outside the class folders")),
         "hidden pictures": (AB, [_text("a/.hidden.jpg", "x")], well(found=21, hidden="hidden")),
         "litter": (

@@ -145,19 +145,19 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
             raise WeightsError(
                 f"{settings.weights!r} does not hold weights of {settings.name} without its top: {error}"
             ) from error
-        _check(backbone, settings)
+        _check_nothing_is_left_over(backbone, settings)
+    damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
+    if damaged:
+        raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
     return backbone
 
 
-def _check(backbone: keras.Model, settings: Backbone) -> None:
-    """Refuse weights that are not finite, and files of a larger network, which Keras reads without a word.
+def _check_nothing_is_left_over(backbone: keras.Model, settings: Backbone) -> None:
+    """Refuse a file of a larger network, which Keras reads without a word.
 
     Dense layers may be left over: they are the head of the run, or of the ImageNet classifier, that the file is of.
     """
     path = Path(settings.weights)
-    damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
-    if damaged:
-        raise WeightsError(f"{settings.weights!r} holds weights that are not finite: {', '.join(damaged[:5])}")
     if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
         return  # of Keras 2, whose reader counts the layers itself
     with contextlib.ExitStack() as stack:
