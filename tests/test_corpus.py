@@ -69,6 +69,7 @@ def test_every_kind_of_file_is_used_or_named_with_a_reason_and_an_action(written
     assert "\x1b" not in said and len(said.splitlines()) == 1 + 10 + 1
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_no_label_moves_beside_files_that_are_left_out(written, tmp_path):
     examples, pixels = decode(load_examples(str(written / "files")), Data(cache=str(tmp_path), image_size=16))
     for row, file in enumerate(examples.images):

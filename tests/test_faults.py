@@ -18,14 +18,14 @@ SPEC.loader.exec_module(faults)
 
 
 def test_damage_to_checkpoints_and_models_is_noticed(tmp_path):
-    result = faults.damage(tmp_path, flips=40, cuts=10)
+    result = faults.damage(tmp_path, flips=16, cuts=6)
     assert result["wrong"] == []
-    assert result["checkpoint, bit flips"] == {"made": 40, "noticed": 40}
+    assert result["checkpoint, bit flips"] == {"made": 16, "noticed": 16}
 
 
 def test_damage_that_nobody_looks_for_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "verify", lambda _: None)
-    result = faults.damage(tmp_path, flips=40, cuts=2)
+    result = faults.damage(tmp_path, flips=6, cuts=1)
     assert any("bit flips" in problem for problem in result["wrong"])
 
 
@@ -49,8 +49,8 @@ def test_a_careless_writer_is_caught(tmp_path):
 
 
 def test_no_label_shifts_and_no_picture_is_in_two_parts(tmp_path):
-    result = faults.labels(tmp_path, cases=12)
-    assert result["wrong"] == [] and result["pictures"] > 300
+    result = faults.labels(tmp_path, cases=8)
+    assert result["wrong"] == [] and result["pictures"] > 200
     assert result["refused in words"] < 6
 
 
@@ -61,18 +61,18 @@ def test_a_label_that_shifts_is_counted(tmp_path, monkeypatch):
 
 
 def test_copies_are_found_and_nothing_else(tmp_path):
-    result = faults.near(tmp_path, photographs=40)
+    result = faults.near(tmp_path, photographs=30)
     assert result["wrong"] == []
     assert min(result["recall"].values()) >= 0.95
 
 
 def test_copies_of_photographs_are_found_and_nothing_else(tmp_path, shared):
-    result = faults.near(tmp_path, shared / "data" / "flowers", photographs=40)
+    result = faults.near(tmp_path, shared / "data" / "flowers", photographs=30)
     assert result["wrong"] == []
 
 
 def test_mutated_files_give_pixels_or_a_reason(tmp_path):
-    result = faults.fuzz(tmp_path, number=4000, seconds=20, workers=1)
+    result = faults.fuzz(tmp_path, number=2000, seconds=20, workers=1)
     assert result["wrong"] == []
     assert result["files"] == result["decoded"] + result["refused"]
     assert result["decoded"] > 100

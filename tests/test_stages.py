@@ -228,14 +228,17 @@ def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkey
 
     monkeypatch.setattr(callbacks.Guard, "on_epoch_end", ruin)
     with pytest.raises(callbacks.NonFiniteError, match="logits/bias' are not finite after epoch 2"):
-        train(pretrained, tmp_path, ALL)
+        train(pretrained, tmp_path, STAGES[:1])
     assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
 
 
-def test_validation_that_gives_no_number_twice_stops_training_and_none_of_it_is_saved(pretrained, tmp_path):
-    val = poisoned(12, 1, lambda _, rows: rows == 3)
+def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(pretrained, tmp_path, monkeypatch):
+    original = callbacks.KeepBest.on_epoch_end
+    monkeypatch.setattr(
+        callbacks.KeepBest, "on_epoch_end", lambda self, e, logs: original(self, e, logs | {"val_loss": float("inf")})
+    )
     with pytest.raises(callbacks.NonFiniteError, match="no number in epochs 1 and 2"):
-        fit(fresh(pretrained), coloured(24, 0), val, how(pretrained, tmp_path, ALL), tmp_path)
+        train(pretrained, tmp_path, STAGES[:1])
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
@@ -247,7 +250,7 @@ def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
     assert not list((tmp_path / "cache").glob("*"))
 
 
-def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretrained, tmp_path, monkeypatch):
+def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretrained, whole, tmp_path, monkeypatch):
     asked = []
 
     def full(needs):
@@ -258,22 +261,19 @@ def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretr
     with pytest.raises(disk.DiskError):
         train(pretrained, tmp_path)
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
-    monkeypatch.undo()
-    train(pretrained, tmp_path)
-    (needs,) = asked
-    for checkpoint in (tmp_path / "checkpoints").iterdir():
-        size = sum(file.stat().st_size for file in checkpoint.iterdir())
-        assert size <= 1.1 * needs[tmp_path] / 3
-    # Views that were refreshed are not counted; the others are, to the byte.
-    stored = sum(file.stat().st_size for file in (tmp_path / "cache").glob("features-*"))
-    assert 0 < needs[tmp_path / "cache"] <= stored
+    needs, folder = asked[0], whole[2]
+    for checkpoint in (folder / "checkpoints").iterdir():
+        assert sum(file.stat().st_size for file in checkpoint.iterdir()) <= 1.1 * needs[tmp_path] / 3
+    # Views that are refreshed make room for one another, and are counted once.
+    stored = sum(file.stat().st_size for file in (folder / "cache").glob("features-*"))
+    assert 0.3 * stored < needs[tmp_path / "cache"] <= stored
 
 
 def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
     plan = [
         {"start": 0, "epochs": 3, "averaged": True, "share": 0.5},
-        {"start": 3, "epochs": 0, "averaged": False, "share": 0.0},
-        {"start": 6, "epochs": 2, "averaged": False, "share": 1.0},
+        {"start": 3, "epochs": 2, "averaged": False, "share": 1.0},
+        {"start": 6, "epochs": 0, "averaged": False, "share": 0.0},
     ]
     parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
     original, copies = callbacks.Checkpoint.on_epoch_end, tmp_path / "copies"
@@ -286,8 +286,8 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
     with monkeypatch.context() as patched:
         patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
         repeat(model, parts, plan, settings, tmp_path / "whole")
-    assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "7", "8"]
-    for epoch, left in (("2", [3, 7, 8]), ("3", [7, 8]), ("8", [])):
+    assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "4", "5"]
+    for epoch, left in (("2", [3, 4, 5]), ("3", [4, 5]), ("5", [])):
         done, again = [], fresh(pretrained)
         with monkeypatch.context() as patched:
             patched.setattr(callbacks.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
