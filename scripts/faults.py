@@ -159,7 +159,7 @@ def _saving(fire: Path) -> bool:
     return any(fire.glob("2*/checkpoints/.tmp-*/arrays.npz")) or any(fire.glob("2*/final/.tmp-*/arrays.npz"))
 
 
-def _wait(process: subprocess.Popen, until: callable, seconds: float) -> None:
+def _wait(process: subprocess.Popen, until: Callable[[], bool], seconds: float) -> None:
     """Until something is so, the process has ended, or the seconds are over."""
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end and not until():
