@@ -22,7 +22,12 @@ def main() -> None:
     clock = runs.Clock()
     config, folder = parse(sys.argv[1:])
     if not (folder / "config.toml").exists():
-        runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on the run can be resumed
+        try:
+            runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on it can be resumed
+        except OSError as error:
+            sys.exit(
+                f"{str(folder)!r} cannot be written to: {error.strerror}. Make room, or choose another with --runs."
+            )
     resume = f"python scripts/train.py --resume {shlex.quote(str(folder))}"
     with runs.stopping(f"Stopped. What was saved is whole; at most one epoch is repeated. Go on with: {resume}"):
         with clock("import"):
@@ -51,7 +56,9 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
     )
     parser.add_argument("--config", type=Path, help="recipe; by default configs/digits.toml, with a path folder.toml")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run (few settings may change)"
+    )
     parser.add_argument("--deterministic", action="store_true", help="short for --train.deterministic=true")
     known, rest = parser.parse_known_args(arguments)
     try:
