@@ -22,8 +22,15 @@ def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     clock = runs.Clock()
     config, folder, check_first = parse(sys.argv[1:])
-    runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on the run can be resumed
-    try:
+    if not (folder / "config.toml").exists():
+        try:
+            runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on it can be resumed
+        except OSError as error:
+            sys.exit(
+                f"{str(folder)!r} cannot be written to: {error.strerror}. Make room, or choose another with --runs."
+            )
+    resume = f"python scripts/train.py --resume {shlex.quote(str(folder))}"
+    with runs.stopping(f"Stopped. What was saved is whole; at most one epoch is repeated. Go on with: {resume}"):
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
@@ -35,9 +42,7 @@ def main() -> None:
                 sys.exit("\nNothing was trained. Mend what failed, or go on without --preflight.")
             metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
-            sys.exit(f"\n{error}\n(nothing was deleted; the run's folder is {folder})")
-    except KeyboardInterrupt:
-        sys.exit(f"\nStopped. Go on with: python scripts/train.py --resume {shlex.quote(str(folder))}")
+            sys.exit(f"\n{error}\n(nothing of yours was deleted; the run's folder is {folder}; to resume: {resume})")
     test = metrics["test"] or metrics["val"]
     value, quoted = test["accuracy"], shlex.quote(str(folder))
     print(
@@ -57,25 +62,33 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
     )
     parser.add_argument("--config", type=Path, help="recipe; by default configs/digits.toml, with a path folder.toml")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run (few settings may change)"
+    )
     parser.add_argument("--preflight", action="store_true", help="check data, network and machine first (preflight.py)")
     parser.add_argument("--deterministic", action="store_true", help="short for --train.deterministic=true")
     known, rest = parser.parse_known_args(arguments)
     try:
         overrides = list(configuration.pair_up(rest)) + ["train.deterministic=true"] * known.deterministic
         if known.resume:
-            if overrides or known.config or known.preflight:
-                raise configuration.ConfigError("--resume goes on with the run's own configuration; give nothing else.")
+            if known.config or known.preflight:
+                raise configuration.ConfigError("--resume goes on with the run's own recipe; give no other.")
             if (known.resume / "metrics.json").exists():
                 raise configuration.ConfigError(f"{known.resume} is finished; its report is {known.resume}/report.html")
-            return configuration.load(known.resume / "config.toml"), known.resume, False
+            config, begun = configuration.load(known.resume / "config.toml", overrides), known.resume / "begun.toml"
+            if begun.exists():
+                configuration.changed(configuration.load(begun), config)  # now, and not after minutes
+            return config, known.resume, False
         own = any(text.startswith("data.path=") and text != "data.path=digits" for text in overrides)
         recipe = known.config or CONFIGS / ("folder.toml" if own else "digits.toml")
         config = configuration.load(recipe, overrides)
     except configuration.ConfigError as error:
         parser.exit(2, f"{error}\n(python scripts/train.py --help lists all settings)\n")
     print(f"recipe {recipe}")
-    return config, runs.new_folder(known.runs, config.backbone.name), known.preflight
+    try:
+        return config, runs.new_folder(known.runs, config.backbone.name), known.preflight
+    except OSError as error:
+        parser.exit(1, f"No folder can be made in {str(known.runs)!r}: {error.strerror}. Choose another with --runs.\n")
 
 
 if __name__ == "__main__":

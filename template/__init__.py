@@ -1,6 +1,7 @@
 """Small-data image classification: pictures in, a classifier and an honest number out.
 
     config.py       every setting                       runs.py         a run folder on disk
+    disk.py         whole or absent files, room, locks
     data/           files -> Examples -> uint8 pixels -> batches
     model/          a plain flat keras.Model: RGB 0-255 in, logits out
     evaluate/       Predictions -> metrics, calibration, comparison, plots, report
@@ -11,7 +12,7 @@
     recipe.py       run(config, folder): the whole story
     preflight.py    preflight(config, folder): the story before it, of checks and baselines
 
-Imports go down only: preflight -> recipe -> publish -> train, deploy -> data, model, evaluate -> config, runs.
+Imports go down only: preflight -> recipe -> publish -> train, deploy -> data, model, evaluate -> config, runs -> disk.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

@@ -7,6 +7,7 @@ Add a setting by adding a field; the command line, `--help`, validation and the 
 
 import dataclasses
 import difflib
+import fnmatch
 import json
 import re
 import tomllib
@@ -261,6 +262,44 @@ def pair_up(arguments: Sequence[str]) -> Iterator[str]:
 def to_toml(config: Config) -> str:
     """The whole configuration as a recipe that `load` reads back to an equal one."""
     return tomli_w.dumps(TypeAdapter(Config).dump_python(config, mode="json"))
+
+
+MAY_CHANGE = (
+    "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.patience", "evaluate.mirror",
+    "evaluate.whole", "evaluate.wanted_*",
+)  # fmt: skip
+"""Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
+result one that no uninterrupted run could have had. (Another path must lead to the same pictures; that is checked.)"""
+
+
+def changed(before: Config, after: Config) -> list[str]:
+    """What is different in a resumed run, one line a setting.
+
+    Args:
+        before: as the run began.
+        after: as it shall go on.
+
+    Raises:
+        ConfigError: if a setting has changed that must not, naming all of those.
+    """
+    old, new = (_flat(TypeAdapter(Config).dump_python(config, mode="json")) for config in (before, after))
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    lines = {key: f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in keys}
+    refused = [key for key in keys if not any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)]
+    if refused:
+        raise ConfigError(
+            "\n".join(lines[key] for key in refused)
+            + f"\nA run that has begun cannot go on with this. Start a new one, or change only {', '.join(MAY_CHANGE)}."
+        )
+    return list(lines.values())
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as one dict with dotted keys."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if pairs is None:
+        return {prefix[:-1]: tree}
+    return {key: value for name, part in pairs for key, value in _flat(part, f"{prefix}{name}.").items()}
 
 
 def describe() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import config as configuration
-from . import runs, suggest
+from . import disk, runs, suggest
 from .config import Config, Data, Train
 from .data.audit import as_json, audit, glance
 from .data.decode import decode
@@ -19,15 +19,17 @@ from .data.examples import PARTS, DataError, Examples, load_examples
 from .data.pipeline import Source, magnified, mirrored, ordered_batches, plain_source, training_source
 from .data.rows import Rows
 from .data.split import split, to_csv
+from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
 from .publish import Trained, publish
 from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
+from .train.callbacks import NonFiniteError
 from .train.features import Store
 from .train.stages import How, assign, fit, repeat
 
-ERRORS = (DataError, WeightsError, configuration.ConfigError)
+ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
 """What a user can mend; the message says how."""
 
 
@@ -45,8 +47,27 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
     Raises:
         DataError: if the pictures cannot be trained on, or are not those that the interrupted run began with.
         WeightsError: if the pretrained weights are not to be had.
+        ConfigError: if the run has begun with settings that must not change.
+        DiskError: if another process writes to the folder, it cannot be written to, or there is too little room.
+        DamagedError: if the run was interrupted, and none of its checkpoints is whole.
+        NonFiniteError: if a loss, weight or score became NaN or infinite.
     """
-    clock = clock or runs.Clock()
+    cache = Path(config.data.cache).expanduser()
+    with disk.locked(folder):
+        disk.sweep(cache)
+        try:
+            return _story(config, folder, clock or runs.Clock())
+        except (OSError, tf.errors.OpError) as error:
+            if not disk.is_full(error):
+                raise
+            raise disk.DiskError(
+                f"The disk of {str(folder)!r} or {str(cache)!r} is full. What was saved before is whole, the best "
+                "weights among it. Delete old runs, or the cache folder (it is made again); then resume."
+            ) from error
+
+
+def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
+    """`run`, in a folder that is ours alone."""
     store = Store(
         Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
     )
@@ -63,7 +84,10 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
         return plain_source(see(data)[1], part[name], examples.labels)
 
     def augmented(name: str) -> Source:
-        return training_source(see(config.data)[1], part[name], examples.labels, config.augment, config.train.seed)
+        rows, how = part[name], (config.augment, config.train.seed)
+        return dataclasses.replace(
+            training_source(see(config.data)[1], rows, examples.labels, *how), names=examples.ids[rows]
+        )
 
     def said(name: str) -> Predictions:
         with clock("evaluation"):
@@ -92,9 +116,8 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
             assign(model.variables, untouched)
             if probes(config):
                 fit_head(model, base, config, [train, val], store)
-            repeat(model, [augmented("train"), augmented("val")], state.plan, how)
-    with runs.replacing(folder / "model.keras") as file:
-        model.save(file)
+            repeat(model, [augmented("train"), augmented("val")], state.plan, how, folder)
+    save_model(model, folder)
     all_said["test"] = said("test")
     with clock("diagnosis"):
         learned = known(model, train, config.train.batch_size)
@@ -162,6 +185,9 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     table = to_csv(examples)
     if (folder / "split.csv").exists() and (folder / "split.csv").read_text(encoding="utf-8") != table:
         raise DataError(f"The pictures or their split have changed since {str(folder)!r} began. Start a new run.")
+    begun = folder / "begun.toml"
+    for line in configuration.changed(configuration.load(begun), config) if begun.exists() else ():
+        print(f"goes on with {line}")
     sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
     left_out = len(examples.skipped)
     print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
@@ -170,6 +196,8 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     if left_out > 10:
         print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
     runs.write_text(folder / "config.toml", configuration.to_toml(config))
+    if not begun.exists():
+        runs.write_text(begun, configuration.to_toml(config))
     if votes:  # a resumed run finds nothing left to choose
         runs.write_json(folder / "choices.json", votes)
     runs.write_text(folder / "split.csv", table)

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import platform
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -11,6 +13,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from . import disk
 
 
 def new_folder(root: Path, name: str) -> Path:
@@ -31,15 +35,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path (same ending), to be written and closed inside the block.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = disk.temporary_name(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        disk.sync(temporary)
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        disk.sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,6 +59,41 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file written by `write_json`."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def stopping(message: str, seconds: float = 8.0) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM print a message and end the process with 130 or 143, in so many seconds.
+
+    The first signal unwinds what is being done, so that half-written files are removed. If that takes too long, or at
+    the second signal, the process just ends: what is written by rename is whole at any instant.
+    """
+
+    def end(number: int, *_) -> None:
+        if not asked:
+            os.write(2, f"\n{message}\n".encode())  # a signal may come in the middle of a print
+            clock = threading.Timer(seconds, os._exit, [128 + number])
+            clock.daemon = True
+            clock.start()
+        else:
+            os._exit(128 + number)
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    asked: list[int] = []
+    handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, before in handled.items():
+        if before != signal.SIG_IGN:  # as the shell wants it for what it starts in the background
+            signal.signal(number, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not asked:
+            print(f"\n{message}", file=sys.stderr)
+        raise SystemExit(128 + asked[0] if asked else 128 + signal.SIGINT) from None
+    finally:
+        for number, before in handled.items():
+            signal.signal(number, before)
 
 
 def import_tensorflow() -> None:

@@ -20,6 +20,7 @@ from template.config import (
     Head,
     Stage,
     Train,
+    changed,
     describe,
     load,
     pair_up,
@@ -347,3 +348,47 @@ def test_training_stops_at_a_wrong_setting_before_it_imports_anything_heavy(tmp_
     assert "heavy=[]" in done.stdout
     assert float(done.stdout.rpartition("cpu=")[2]) < 2
     assert not list(tmp_path.iterdir())  # no run folder for a run that never began
+
+
+# Resumed runs
+
+
+def test_nothing_has_changed_in_an_equal_configuration():
+    assert changed(load(None, ["stages.0.epochs=5"]), load(None, ["stages.0.epochs=5"])) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.path=elsewhere", 'data.path: "digits" -> "elsewhere"'),
+        ("data.cache=other", 'data.cache: "cache" -> "other"'),
+        ("data.memory_gb=1.0", "data.memory_gb: 2.0 -> 1.0"),
+        ("train.patience=3", "train.patience: 12 -> 3"),
+        ("evaluate.wanted_accuracy=0.9", "evaluate.wanted_accuracy: 0.95 -> 0.9"),
+    ],
+)
+def test_what_may_change_is_listed(override, line):
+    assert changed(load(), load(None, [override])) == [line]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.image_size=64", "data.image_size: 224 -> 64"),
+        ("data.split_seed=1", "data.split_seed: 0 -> 1"),
+        ("augment.policy=none", 'augment.policy: "medium" -> "none"'),
+        ("backbone.name=vgg16", 'backbone.name: "efficientnetb0" -> "vgg16"'),
+        ("head.dropout=0.1", "head.dropout: 0.3 -> 0.1"),
+        ("train.batch_size=8", "train.batch_size: 32 -> 8"),
+        ("train.precision=mixed_bfloat16", 'train.precision: "float32" -> "mixed_bfloat16"'),
+        ("evaluate.magnify=true", "evaluate.magnify: false -> true"),  # the probe learns from it
+        ("stages.0.epochs=7", "stages.0.epochs: 5 -> 7"),  # the schedule of the learning rate would jump
+        ("stages.1.epochs=7", "stages.1.epochs: null -> 7"),
+    ],
+)
+def test_what_must_not_change_is_refused_by_name(override, line):
+    before = ["stages.0.epochs=5"]
+    with pytest.raises(ConfigError) as error:
+        changed(load(None, before), load(None, [*before, override, "train.patience=3"]))
+    assert line in str(error.value)
+    assert "patience: 12" not in str(error.value) and "train.patience" in str(error.value), "only as what may change"

@@ -5,6 +5,7 @@ import os
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -301,7 +302,7 @@ def bad_checksum() -> bytes:
         (jpeg()[:-2], "JPEG is damaged or cut short"),  # only the end marker is missing
         (png()[: len(png()) // 2], "PNG is damaged or cut short"),
         (bad_checksum(), "PNG is damaged or cut short"),
-        (b"\xff\xd8\xff\xe0", "not an image"),  # a JPEG's first four bytes and no more
+        (b"\xff\xd8\xff\xe0", "JPEG is damaged"),  # a JPEG's first four bytes and no more
         (b"<!DOCTYPE html><html><body>404", "a web page or SVG"),
         (b"\n  <html>Not found</html>", "a web page or SVG"),
         (b'<?xml version="1.0"?><svg/>', "a web page or SVG"),
@@ -377,6 +378,30 @@ def test_files_that_cannot_be_read_have_a_reason(tmp_path):
     assert "no such file" in reason(tmp_path / "missing.jpg")
     assert "link to nowhere" in reason(tmp_path / "link.jpg")
     assert "directory" in reason(tmp_path / "folder.jpg").lower()
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_what_never_ends_is_not_read(tmp_path, target):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.jpg").symlink_to(target)
+    assert "pipe or device" in reason(tmp_path / "link.jpg")
+
+
+def test_a_file_larger_than_any_photograph_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "film.jpg").write_bytes(bytes(101))
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+    assert "101 bytes are more than 100" in reason(tmp_path / "film.jpg")
+
+
+def test_more_pixels_than_a_file_of_that_size_can_show_are_refused():
+    """A few kilobytes that decode for seconds."""
+    flat = encode(Image.new("L", (5000, 5000), 90), "PNG", optimize=True)
+    assert len(flat) > 10_000
+    load_image(flat, 16, "crop")
+    one_bit = encode(Image.new("1", (5000, 5000), 1), "TIFF", compression="group4")
+    assert "claims 5000 x 5000 pixels in" in reason(one_bit)
+    load_image(encode(Image.new("1", (900, 900), 1), "TIFF", compression="group4"), 16, "crop")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

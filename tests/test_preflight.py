@@ -190,6 +190,15 @@ def test_a_full_disk_is_found(tmp_path):
     assert not check.passed and "data.cache" in check.advice
 
 
+def test_too_little_memory_is_found(monkeypatch):
+    monkeypatch.setattr(checks.disk, "available_memory", lambda: 2.0 * 2**30)
+    assert checks.memory(2**30).passed
+    check = checks.memory(3 * 2**30)
+    assert not check.passed and "2.0 GiB" in check.found and "3.0 GiB" in check.expected
+    monkeypatch.setattr(checks.disk, "available_memory", lambda: float("inf"))
+    assert checks.memory(1e15).passed, "where the system does not say, nothing is asked"
+
+
 def run(*arguments) -> tuple[int, str, str]:
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
@@ -210,7 +219,7 @@ def test_the_script_passes_what_is_in_order(make_folder, tmp_path, pretrained):
     saved = json.loads((tmp_path / "out/preflight.json").read_text())
     failed = [check["name"] for check in saved["checks"] if not check["passed"]]
     assert not failed and code == 0 and "FAIL" not in said
-    assert len(saved["checks"]) == (10 if pretrained else 8)
+    assert len(saved["checks"]) == (11 if pretrained else 9)
     assert {"validation accuracy, always the commonest class", "seconds of the whole run, at most"} <= set(
         saved["numbers"]
     )

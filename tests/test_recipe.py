@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score
 
 from template import config as configuration
-from template import recipe
+from template import disk, recipe
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.images import load_image
@@ -30,6 +30,7 @@ from template.deploy.predictor import classify, load_run
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
+from template.train.callbacks import read_checkpoint
 
 CLASSES = ("across", "disc", "upright")
 STAGES = (Stage(unfreeze=0, epochs=2, learning_rate=3e-3), Stage(unfreeze="all", epochs=3, learning_rate=3e-3))
@@ -183,19 +184,8 @@ def test_metrics_are_those_of_the_predictions(run):
 def test_the_seconds_name_every_phase_and_hold_no_more_than_the_whole(run):
     seconds = dict(run.result["seconds"])
     total = seconds.pop("total")
-    phases = {
-        "decode",
-        "audit",
-        "probe",
-        "diagnosis",
-        "features",
-        "stage 1",
-        "stage 2",
-        "final fit",
-        "evaluation",
-        "report",
-    }
-    assert set(seconds) == phases
+    training = {"audit", "probe", "diagnosis", "features", "stage 1", "stage 2", "checkpoints", "final fit"}
+    assert set(seconds) == {"decode", *training, "evaluation", "report"}
     assert min(seconds.values()) > 0
     assert sum(seconds.values()) <= total
 
@@ -350,6 +340,43 @@ def test_an_interrupted_run_does_not_go_on_with_other_pictures(cut, tmp_path, ch
         shutil.rmtree(path)
         (tmp_path / "kept").rename(path)
     assert snapshot(cut.folder) == before, "the interrupted run must stay as it was"
+
+
+def test_an_interrupted_run_does_not_go_on_with_settings_that_would_spoil_it(cut):
+    before = snapshot(cut.folder)
+    other = dataclasses.replace(cut.config, train=dataclasses.replace(cut.config.train, seed=7))
+    with pytest.raises(configuration.ConfigError, match=r"train\.seed: 0 -> 7\n.*Start a new one"):
+        train(other, cut.folder)
+    assert snapshot(cut.folder) == before
+
+
+def test_a_run_in_use_is_not_started_twice(cut):
+    before = snapshot(cut.folder)
+    with disk.locked(cut.folder), pytest.raises(disk.DiskError, match="in use by process"):
+        train(cut.config, cut.folder)
+    assert {k: v for k, v in snapshot(cut.folder).items() if k.name != ".lock"} == {
+        k: v for k, v in before.items() if k.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), tf.errors.UnknownError(None, None, "OSError: No space left on device")],
+)
+def test_a_disk_that_fills_up_is_told_in_words_and_what_was_saved_is_whole(cut, tmp_path, monkeypatch, error):
+    folder = tmp_path / "run"
+    shutil.copytree(cut.folder, folder)
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(disk.DiskError, match="is full. What was saved before is whole.* Delete old runs") as refusal:
+        train(cut.config, folder)
+    assert str(folder) in str(refusal.value) and cut.config.data.cache in str(refusal.value)
+    assert not list(folder.rglob(".tmp-*"))
+    state, arrays = read_checkpoint(folder / "checkpoints")
+    assert state.epoch == 3 and arrays["best"], "the best weights so far still load"
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -242,3 +243,42 @@ def test_import_tensorflow_is_silent_unless_it_fails(tmp_path, fails):
         assert "no libcuda" in result.stderr
     else:
         assert (result.returncode, result.stderr) == (0, "after\n")
+
+
+STOPPED = """
+import sys, time
+from template import runs
+with runs.stopping("go on with: this", seconds=1):
+    try:
+        print("started", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("unwinding", flush=True)
+        time.sleep(float(sys.argv[1]))
+        raise
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("lasts", "again"), [(0, False), (60, False), (60, True)], ids=["", "hangs", "twice"])
+def test_a_signal_ends_the_process_soon_with_its_code_and_the_message(number, lasts, again):
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    line = [sys.executable, "-c", listen + STOPPED, str(lasts)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": Path(runs.__file__).parents[1]}
+    with subprocess.Popen(line, **pipes) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        if again:
+            assert process.stdout.readline() == "unwinding\n"
+            process.send_signal(number)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert said.strip() == "go on with: this"
+
+
+def test_whoever_started_a_process_deaf_to_ctrl_c_keeps_it_so():
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    code = deaf + "from template import runs\nwith runs.stopping('x'): print(signal.getsignal(signal.SIGINT).name)"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=Path(runs.__file__).parents[1], capture_output=True, text=True, check=True)
+    assert "SIG_IGN" in done.stdout

@@ -12,15 +12,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import class_folders, picture
 from PIL import Image
 
 from template import config as configuration
-from template import runs
+from template import disk, runs
 from template.data.images import load_image
 from template.evaluate.predictions import Predictions
 
@@ -52,7 +54,7 @@ def call(script: str, *arguments) -> tuple[int | str | None, str]:
 
 
 class Finished:
-    """A run that was stopped by Ctrl-C after two epochs and then resumed to its end."""
+    """A run that was stopped by Ctrl-C after two epochs, resumed, stopped by SIGTERM, and resumed to its end."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -62,23 +64,29 @@ class Finished:
         settings += ["--augment.policy=light", "--train.patience=99", "--train.final_fit=no"]
         settings += ["--evaluate.mirror=true", "--evaluate.magnify=true", "--evaluate.whole=true"]
         settings += ['--stages=[{unfreeze="all", epochs=12, learning_rate=3e-3}]']
+        self.interrupted, self.last_words = self.stopped(settings, 2, signal.SIGINT)
+        (self.folder,) = (home / "runs").iterdir()
+        self.left = sorted(path.name for path in self.folder.iterdir())
+        resume = ["--resume", self.folder.relative_to(home), "--train.patience=98"]
+        self.terminated, _ = self.stopped(resume, 5, signal.SIGTERM)
+        self.resumed = command("train", *resume, cwd=home)
+
+    def stopped(self, arguments: list, epoch: int, number: int) -> tuple[int, str]:
+        """Exit code and last words of train.py that got a signal after an epoch."""
         # Whoever starts the tests in the background makes all their processes deaf to Ctrl-C; this one listens again.
         listen = (
             "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
         )
-        line = [sys.executable, "-c", listen, str(SCRIPTS / "train.py"), *settings]
+        line = [sys.executable, "-c", listen, str(SCRIPTS / "train.py"), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(line, cwd=home, **pipes) as process:
+        with subprocess.Popen(line, cwd=self.home, **pipes) as process:
             for printed in process.stdout:
-                if re.search(r"epoch +2/", printed):  # by now the first is saved
-                    process.send_signal(signal.SIGINT)
+                if re.search(rf"epoch +{epoch}/", printed):  # by now the one before is saved
+                    process.send_signal(number)
                     break
-            _, self.last_words = process.communicate(timeout=120)
-        self.interrupted = process.returncode
-        (self.folder,) = (home / "runs").iterdir()
-        self.left = sorted(path.name for path in self.folder.iterdir())
-        self.resumed = command("train", "--resume", self.folder.relative_to(home), cwd=home)
+            _, last_words = process.communicate(timeout=10)  # more would be too long for those who shut machines down
+        return process.returncode, last_words
 
     @property
     def test(self) -> Predictions:
@@ -101,7 +109,8 @@ def test_help_lists_every_setting(tmp_path):
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(finished):
-    assert finished.interrupted == 1
+    assert (finished.interrupted, finished.terminated) == (130, 143)
+    assert "at most one epoch is repeated" in finished.last_words
     assert "Traceback" not in finished.last_words
     assert f"--resume runs/{finished.folder.name}" in finished.last_words
     assert "metrics.json" not in finished.left
@@ -109,7 +118,8 @@ def test_ctrl_c_prints_the_command_that_goes_on(finished):
 
 def test_the_resumed_run_does_the_rest_and_reports(finished):
     assert (finished.resumed.returncode, finished.resumed.stderr) == (0, "")
-    assert not re.search(r"epoch +1/12", finished.resumed.stdout), "done before the interruption"
+    assert not re.search(r"epoch +[1-4]/12", finished.resumed.stdout), "done before the interruption"
+    assert "goes on with train.patience: 99 -> 98" in finished.resumed.stdout
     with (finished.folder / "history.csv").open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(1, 13)]
     value = json.loads((finished.folder / "metrics.json").read_text())["test"]["accuracy"]["value"]
@@ -125,11 +135,26 @@ def test_a_finished_run_is_not_resumed(finished):
     assert (finished.folder / "metrics.json").read_bytes() == before
 
 
-def test_resuming_takes_no_other_settings_and_needs_a_run(finished, tmp_path):
-    code, said = call("train", "--resume", finished.folder, "--train.seed=1")
-    assert code == 2 and "give nothing else" in said
+def test_resuming_needs_a_run_and_takes_no_other_recipe(finished, tmp_path):
+    code, said = call("train", "--resume", finished.folder, "--config", finished.folder / "config.toml")
+    assert code == 2 and "give no other" in said
     code, said = call("train", "--resume", tmp_path / "nowhere")
     assert code == 2 and "nowhere/config.toml' does not exist" in said
+
+
+def test_a_resumed_run_lists_what_has_changed_and_refuses_what_would_spoil_it(finished, tmp_path):
+    for name in ("config.toml", "begun.toml"):
+        shutil.copy(finished.folder / name, tmp_path)
+    changes = ["--train.patience=3", "--train.batch_size=4", "--stages.0.learning_rate=0.5"]
+    code, said = call("train", "--resume", tmp_path, *changes)
+    assert code == 2
+    assert "train.batch_size: 8 -> 4" in said and "stages.0.learning_rate: 0.003 -> 0.5" in said
+    assert "patience: " not in said, "that is allowed"
+    assert (tmp_path / "config.toml").read_bytes() == (finished.folder / "config.toml").read_bytes()
+    text = (tmp_path / "config.toml").read_text().replace("batch_size = 8", "batch_size = 9")  # or edited by hand
+    (tmp_path / "config.toml").write_text(text)
+    code, said = call("train", "--resume", tmp_path)
+    assert code == 2 and "train.batch_size: 8 -> 9" in said
 
 
 def flat(root: Path) -> None:
@@ -176,8 +201,9 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "pictures")
     monkeypatch.setattr(recipe, "decode", stop)
-    last_words, _ = call("train", "--data.path=pictures", *TINY)
-    folder = Path(re.search(r"--resume (\S+)", last_words)[1])
+    code, said = call("train", "--data.path=pictures", *TINY)
+    assert code == 130
+    folder = Path(re.search(r"--resume (\S+)", said)[1])
     assert configuration.load(folder / "config.toml").data.path == "pictures"
 
 
@@ -218,9 +244,9 @@ def test_there_is_one_row_an_input_in_order(table, finished, odd):
 def test_rows_have_probabilities_or_a_reason(table):
     problems = {row["path"]: row["problem"] for row in table if row["problem"]}
     assert problems == {
-        "notes.txt": "text, not an image",
-        "empty.jpg": "the file is empty",
-        "missing.jpg": "no such file (or a link to nowhere)",
+        "notes.txt": "text, not an image; remove it",
+        "empty.jpg": "the file is empty; copy or download it again",
+        "missing.jpg": "no such file (or a link to nowhere); restore or remove it",
     }
     for row in table:
         said = [row["class_1"], row["probability_1"], row["class_2"], row["probability_2"]]
@@ -263,6 +289,20 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
+def exchanged(run: Path) -> None:
+    """Another file of the same network, with its digest: what it holds is not what the run had learned."""
+    with zipfile.ZipFile(run / "model.keras") as whole, zipfile.ZipFile(run / "other.keras", "w") as other:
+        for name in whole.namelist():
+            data = io.BytesIO(whole.read(name))
+            if name == "model.weights.h5":
+                with h5py.File(data, "r+") as file:
+                    file["layers/dense/vars/1"][0] += 1e-6
+            other.writestr(name, data.getvalue())
+    (run / "other.keras").replace(run / "model.keras")
+    saved = json.loads((run / "model.json").read_text())
+    runs.write_json(run / "model.json", saved | {"file": disk.sha256(run / "model.keras")})
+
+
 def without(name):
     return lambda run: (run / name).unlink()
 
@@ -271,7 +311,11 @@ def without(name):
     ("damage", "message"),
     [
         (without("model.keras"), "does not hold a finished run: it has no model.keras"),
-        (lambda run: (run / "model.keras").write_bytes(b"PK half a file"), "model.keras"),
+        (without("model.json"), "does not hold a finished run: it has no model.json"),
+        (lambda run: (run / "model.keras").write_bytes(b"PK half a file"), "is not the file that the run saved"),
+        (lambda run: (run / "model.json").write_text('{"file": 3'), "model.json' is damaged"),
+        (lambda run: (run / "classes.json").write_text('["a", "b"]'), "does not hold this run's weights"),
+        (exchanged, "do not fill the network"),
         (lambda run: (run / "config.toml").write_text("[data]\nside = 3\n"), "data.side: no such setting"),
     ],
 )
@@ -456,4 +500,4 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "preflight.png").exists() and not (folder / "history.csv").exists()
     code, said = call("train", "--preflight", "--resume", folder)
-    assert code == 2 and "give nothing else" in said
+    assert code == 2 and "give no other" in said

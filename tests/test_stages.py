@@ -4,8 +4,10 @@ import dataclasses
 import gc
 import itertools
 import math
+import re
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -14,6 +16,7 @@ import pytest
 from keras import layers
 from scipy.special import log_softmax, softmax
 
+from template import disk
 from template.config import Backbone, Head, Stage, Train
 from template.data.pipeline import Source
 from template.data.rows import Rows
@@ -27,7 +30,7 @@ from template.train.stages import How, between, compile_for, fit, picture_losses
 
 SIZE, CLASSES = 32, 3
 STAGES = (
-    Stage(unfreeze=0, epochs=3, learning_rate=1e-2),
+    Stage(unfreeze=0, epochs=3, learning_rate=2e-2),
     Stage(unfreeze=1, epochs=3, views=2, refresh=2),
     Stage(unfreeze="all", epochs=2),
 )
@@ -85,7 +88,8 @@ def whole(pretrained, tmp_path_factory):
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
-        shutil.copytree(folder, copies / str(epoch + 1))
+        # Threads may be reading ahead, and computing the next views under a temporary name.
+        shutil.copytree(folder, copies / str(epoch + 1), ignore=shutil.ignore_patterns(".tmp-*"))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
@@ -162,6 +166,136 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path,
     assert "damaged" in capsys.readouterr().out
 
 
+def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pretrained, tmp_path):
+    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        (checkpoint / "state.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(disk.DamagedError, match="No checkpoint .* is whole"):
+        train(pretrained, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
+    checkpoint = callbacks.Checkpoint(callbacks.State(), tmp_path / "checkpoints", whole[0], [], Clock())
+    checkpoint.set_model(whole[0])
+    monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        checkpoint.on_epoch_end(3)
+    assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 3
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) -> Source:
+    """`coloured` with names, and NaN for the pictures that `where(epoch, rows)` says."""
+    source = coloured(n, seed)
+
+    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+        pixels = source.read(epoch, rows).astype(np.float32)
+        pixels[where(epoch, rows)] = np.nan
+        return pixels
+
+    return Source(read, source.labels, names=[f"picture {i}" for i in range(n)])
+
+
+ALL = (Stage(unfreeze="all", epochs=4, learning_rate=3e-3),)
+
+
+def test_a_picture_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path):
+    bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
+    model = fresh(pretrained)
+    with pytest.raises(callbacks.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
+        fit(model, bad, coloured(12, 1), how(pretrained, tmp_path, ALL), tmp_path)
+    named = re.findall(r"'picture (\d+)'", str(error.value))
+    assert "7" in named and len(named) == 8, "the batch and no more"
+    assert "learning rate" in str(error.value)
+    state, saved = callbacks.read_checkpoint(tmp_path / "checkpoints")
+    assert state.epoch == 2
+    assert all(np.isfinite(array).all() for arrays in saved.values() for array in arrays)
+    best = saved["best"]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(model.get_weights(), best, strict=True)), "the best are back"
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
+    """As when the last step of an epoch is too long: the loss of that epoch shows nothing."""
+    original = callbacks.Guard.on_epoch_end
+
+    def ruin(self, epoch, logs=None):
+        if epoch == 1:
+            self.whole.get_layer("logits").bias.assign([np.inf] * CLASSES)
+        original(self, epoch, logs)
+
+    monkeypatch.setattr(callbacks.Guard, "on_epoch_end", ruin)
+    with pytest.raises(callbacks.NonFiniteError, match="logits/bias' are not finite after epoch 2"):
+        train(pretrained, tmp_path, STAGES[:1])
+    assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
+
+
+def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(pretrained, tmp_path, monkeypatch):
+    original = callbacks.KeepBest.on_epoch_end
+    monkeypatch.setattr(
+        callbacks.KeepBest, "on_epoch_end", lambda self, e, logs: original(self, e, logs | {"val_loss": float("inf")})
+    )
+    with pytest.raises(callbacks.NonFiniteError, match="no number in epochs 1 and 2"):
+        train(pretrained, tmp_path, STAGES[:1])
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
+    model = fresh(pretrained)
+    model.get_layer("stem").kernel.assign(np.full((3, 3, 3, 32), np.nan))
+    with pytest.raises(callbacks.NonFiniteError, match=r"backbone\.weights"):
+        fit(model, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path), tmp_path)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretrained, whole, tmp_path, monkeypatch):
+    asked = []
+
+    def full(needs):
+        asked.append(needs)
+        raise disk.DiskError("no room")
+
+    monkeypatch.setattr(disk, "require", full)
+    with pytest.raises(disk.DiskError):
+        train(pretrained, tmp_path)
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
+    needs, folder = asked[0], whole[2]
+    for checkpoint in (folder / "checkpoints").iterdir():
+        assert sum(file.stat().st_size for file in checkpoint.iterdir()) <= 1.1 * needs[tmp_path] / 3
+    # Views that are refreshed make room for one another, and are counted once.
+    stored = sum(file.stat().st_size for file in (folder / "cache").glob("features-*"))
+    assert 0.3 * stored < needs[tmp_path / "cache"] <= stored
+
+
+def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
+    plan = [
+        {"start": 0, "epochs": 3, "averaged": True, "share": 0.5},
+        {"start": 3, "epochs": 2, "averaged": False, "share": 1.0},
+        {"start": 6, "epochs": 0, "averaged": False, "share": 0.0},
+    ]
+    parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
+    original, copies = callbacks.Checkpoint.on_epoch_end, tmp_path / "copies"
+
+    def copy(self, epoch, logs=None):
+        original(self, epoch, logs)
+        shutil.copytree(tmp_path / "whole", copies / str(epoch + 1))
+
+    model = fresh(pretrained)
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        repeat(model, parts, plan, settings, tmp_path / "whole")
+    assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "4", "5"]
+    for epoch, left in (("2", [3, 4, 5]), ("3", [4, 5]), ("5", [])):
+        done, again = [], fresh(pretrained)
+        with monkeypatch.context() as patched:
+            patched.setattr(callbacks.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
+            repeat(again, parts, plan, settings, copies / epoch)
+        assert done == left
+        assert same(model, again)
+
+
 def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pretrained, tmp_path, monkeypatch):
     """As when one validation passes through a NaN and the next recovers; the checkpoint must be able to say so."""
     original = callbacks.KeepBest.on_epoch_end
@@ -188,7 +322,7 @@ def test_what_is_watched_is_what_the_network_said_at_the_end_of_the_epoch(whole,
         module.assign(model.variables, arrays["model"])
         said = softmax(model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0), axis=1)
         own = said[np.arange(12), val.labels]
-        assert own.std() > 2 * tolerance and state.watched[epoch - 1] == pytest.approx(own, abs=tolerance)
+        assert own.std() > tolerance and state.watched[epoch - 1] == pytest.approx(own, abs=tolerance)
 
 
 class Weight(keras.Model):
@@ -207,13 +341,13 @@ def test_keep_best_takes_the_best_epoch_ignores_nan_and_stops_when_patience_ends
     keep.set_model(model)
     keep.on_train_begin()
     stopped = []
-    for epoch, value in enumerate([float("nan"), 0.9, 0.5, float("nan"), 0.7]):
+    for epoch, value in enumerate([float("nan"), 0.9, 0.5, 0.6, float("nan"), 0.7]):
         model.number.assign(epoch)
         keep.on_epoch_end(epoch, {"val_cross_entropy": value})
         stopped.append(bool(model.stop_training))
     assert state.best == 0.5
     assert keep.weights[0] == 2
-    assert stopped == [False, False, False, False, True]
+    assert stopped == [False] * 5 + [True], "an epoch without a number does not say that nothing improves"
 
 
 def test_a_later_stage_that_only_gets_worse_changes_nothing():
@@ -296,7 +430,7 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert state.plan == [plan]
     again = fresh(pretrained)
     assert same(first, again) == (choice == 3)
-    repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages))
+    repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(first, again, atol=1e-6)
 
 
@@ -307,10 +441,12 @@ def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monk
             {"start": 1, "epochs": 3, "averaged": True, "share": 0.5}]  # fmt: skip
     expected, again = fresh(pretrained), fresh(pretrained)
     state = callbacks.State(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
-    monkeypatch.setattr(module, "read_checkpoint", lambda _: (state, {}))
+    monkeypatch.setattr(
+        module, "read_checkpoint", lambda place: (state if place.name == "checkpoints" else callbacks.State(), {})
+    )
     fit(expected, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path, stages), tmp_path)
     assert state.plan == plan
-    repeat(again, [coloured(24, 0)], plan, how(pretrained, tmp_path, stages))
+    repeat(again, [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(expected, again, atol=1e-6)
 
 
@@ -324,7 +460,7 @@ def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_pa
 
     parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
     plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0}]
-    repeat(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages))
+    repeat(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert read == {"old": [], "new": [*range(6), *range(6)]}
 
 
@@ -332,7 +468,7 @@ def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
     model, again = fresh(pretrained), fresh(pretrained)
     nothing = how(pretrained, tmp_path, stages=())
     state = fit(model, coloured(24, 0), coloured(12, 1), nothing, tmp_path / "run")
-    repeat(model, [coloured(24, 0), coloured(12, 1)], state.plan, nothing)
+    repeat(model, [coloured(24, 0), coloured(12, 1)], state.plan, nothing, tmp_path / "again")
     assert same(model, again)
     assert (state.plan, state.history, state.epoch) == ([], [], 0)
     assert not (tmp_path / "cache").exists()
@@ -359,7 +495,7 @@ def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained
         assert len(made) == 4  # of three views and validation
         assert alive() == 0
         state.plan[0].update(epochs=2, averaged=True, share=1.0)
-        repeat(model, sources, state.plan, settings)
+        repeat(model, sources, state.plan, settings, tmp_path / "again")
         assert len(made) == 4 + 2 * 2
         assert alive() == 0
 

@@ -65,6 +65,25 @@ def test_weights_of_another_network_are_refused(tmp_path, of, given_to):
     path.unlink()
 
 
+@pytest.mark.parametrize("ending", ["weights.h5", "keras"])
+def test_a_file_of_a_larger_network_is_refused(tmp_path, ending):
+    """Keras takes the layers that it needs, and says nothing of the others."""
+    base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
+    larger = keras.Model(base.input, keras.layers.Conv2D(8, 1)(base.output))
+    path = tmp_path / f"larger.{ending}"
+    (larger.save if ending == "keras" else larger.save_weights)(path)
+    with pytest.raises(WeightsError, match=rf"expected {len(base.weights)} arrays, received {len(base.weights) + 2}"):
+        build_backbone(Backbone(name="tiny", weights=str(path)), SIZE)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
+    base.get_layer("block2_conv1").kernel.assign(base.get_layer("block2_conv1").kernel * np.nan)
+    base.save_weights(tmp_path / "nan.weights.h5")
+    with pytest.raises(WeightsError, match="not finite: block2_conv1/kernel"):
+        build_backbone(Backbone(name="tiny", weights=str(tmp_path / "nan.weights.h5")), SIZE)
+
+
 @pytest.mark.parametrize("ending", [".weights.h5", ".h5", ".keras", ".txt"])
 @pytest.mark.parametrize("contents", [b"", b"not weights"], ids=["empty", "text"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, ending, contents):

@@ -3,16 +3,15 @@
 import dataclasses
 import hashlib
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from .. import runs
+from .. import disk, runs
 from ..config import Data
 from .examples import Examples
-from .images import VERSION, BadImageError, ImageSource, load_image
+from .images import VERSION, BadImageError, ImageSource, load_image, read
 from .rows import Rows
 
 
@@ -24,6 +23,9 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
 
     Returns:
         The examples that could be read, with digests, those that could not in `skipped`; and their pixels.
+
+    Raises:
+        DiskError: if there is no room for the cache.
     """
     with ThreadPoolExecutor() as pool:
         digests = np.array(list(pool.map(_digest, examples.images)))
@@ -36,7 +38,15 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
     shape = (int(good.sum()), data.image_size, data.image_size, 3)
     skipped = [(str(examples.ids[row]), reason) for row, reason in bad.items()]
     examples = dataclasses.replace(examples, digests=digests).take(good, skipped)
-    return examples, Rows(folder / "pixels", shape, np.uint8, data.memory_gb * 2**30, key=folder.name)
+    return examples, Rows(folder / "pixels", shape, np.uint8, _memory(data, np.prod(shape)), key=folder.name)
+
+
+def _memory(data: Data, size: float) -> float:
+    """Bytes of pixels that may be held: as the settings say, but no more than half of the memory that is free."""
+    wanted, free = data.memory_gb * 2**30, disk.available_memory() / 2
+    if free < size <= wanted:
+        print(f"decoded pictures take {disk.amount(size)}, more than half of the free memory: read from {data.cache}")
+    return min(wanted, free)
 
 
 def _whole(folder: Path, n: int, size: int) -> bool:
@@ -53,8 +63,8 @@ def _digest(source: ImageSource) -> str:
     if isinstance(source, np.ndarray):
         return hashlib.sha256(f"{source.dtype} {source.shape}".encode() + source.tobytes()).hexdigest()
     try:
-        return hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(source if isinstance(source, bytes) else read(source)).hexdigest()
+    except BadImageError:
         return hashlib.sha256(os.fsencode(source)).hexdigest()
 
 
@@ -67,9 +77,8 @@ def _fill(folder: Path, examples: Examples, data: Data, pool: ThreadPoolExecutor
         except BadImageError as error:
             return error
 
-    temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)  # in a container, a killed run may have had our number
+    disk.require({folder: len(examples) * data.image_size**2 * 3})
+    with disk.replacing_folder(folder) as temporary:
         bad = {}
         with (temporary / "pixels").open("wb") as file:
             for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
@@ -78,10 +87,4 @@ def _fill(folder: Path, examples: Examples, data: Data, pool: ThreadPoolExecutor
                         file.write(result.tobytes())
                     else:
                         bad[row] = str(result)
-            file.flush()
-            os.fsync(file.fileno())
         runs.write_json(temporary / "bad.json", bad)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

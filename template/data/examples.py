@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -117,8 +118,27 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _folder(root: Path) -> Examples:
-    """One sub-folder a class, or train/ val/ test/ folders of such."""
+def _passed_over(root: Path, classes: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """What `list_files` leaves out and a person may miss, with the reason: hidden files, litter, links to folders.
+
+    Not listed are the small files that operating systems leave everywhere (.DS_Store, Thumbs.db, ._name.jpg).
+    """
+    for here, folders, files in os.walk(root):
+        for name in sorted(folders):
+            if _is_junk(name):
+                yield (
+                    Path(here, name),
+                    "a hidden folder, or litter of a system or program; rename it if it holds pictures",
+                )
+            elif Path(here, name).is_symlink() and Path(here, name) not in classes:
+                yield Path(here, name), "a link to a folder is not followed; copy the pictures"
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        hidden = (name for name in sorted(files) if name.startswith(".") and Path(name).suffix)
+        yield from ((Path(here, n), "a hidden file; rename it if it is wanted") for n in hidden if n[:2] != "._")
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Folders of train, val and test, or the root itself as the part that nobody named."""
     folders = _subfolders(root)
     roots = {PART_OF.get(f.name.lower(), ""): f for f in folders}
     if "train" in roots:
@@ -127,19 +147,36 @@ def _folder(root: Path) -> Examples:
             raise DataError(f"{str(root)!r} has train/ beside {strangers}: expected only train/, val/ and test/.")
         if len(roots) < len(folders):
             raise DataError(f"{str(root)!r} names a part twice: {[f.name for f in folders]}.")
-    elif len(folders) > 0 and all(f.name.lower() in PART_OF for f in folders):
+        return roots
+    if len(folders) > 0 and all(f.name.lower() in PART_OF for f in folders):
         raise DataError(f"{str(root)!r} has {[f.name for f in folders]} but no train/ folder.")
-    else:
-        roots = {"": root}
+    return {"": root}
+
+
+def _folder(root: Path) -> Examples:
+    """One sub-folder a class, or train/ val/ test/ folders of such."""
+    roots = _parts(root)
+    classes = [folder for top in roots.values() for folder in _subfolders(top)]
+    for folder in classes:
+        if folder.is_symlink() and root.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{str(folder)!r} is a link to a folder that contains it: a loop. Remove the link.")
     found = [(part, _text(folder.name), file) for part, top in roots.items() for folder in _subfolders(top)
              for file in list_files(folder)]  # fmt: skip
     loose = [f for top in {root, *roots.values()} for f in _listing(top) if f.is_file()]
-    names = sorted({_text(folder.name) for top in roots.values() for folder in _subfolders(top)})
+    names = sorted({_text(folder.name) for folder in classes})
     if not names:
         raise DataError(
             f"{str(root)!r} has no class folders"
             + (f", only {len(loose)} files. Put the pictures of each class into a folder of its own." if loose else ".")
         )
+    if len(classes) == 1 and len(_subfolders(classes[0])) > 1:
+        raise DataError(
+            f"{str(root)!r} has one folder, {names[0]!r}, with folders in it. If those are the classes or parts, use "
+            f"--data.path={str(classes[0])!r}"
+        )
+    for one, other in itertools.combinations(names, 2):
+        if one.casefold() == other.casefold():
+            print(f"classes {one!r} and {other!r} differ in case only: on Windows and macOS they would be one folder")
     empty = sorted(set(names) - {name for _, name, _ in found})
     if empty:
         raise DataError(f"Class folders without any file: {empty}. Fill or remove them.")
@@ -149,7 +186,13 @@ def _folder(root: Path) -> Examples:
         labels=np.array([names.index(name) for _, name, _ in found], np.int64),
         class_names=tuple(names),
         parts=np.array([part for part, _, _ in found]),
-        skipped=tuple((_text(f.relative_to(root).as_posix()), "outside the class folders") for f in sorted(loose)),
+        skipped=tuple(
+            (_text(file.relative_to(root).as_posix()), reason)
+            for file, reason in [
+                *((file, "outside the class folders") for file in sorted(loose)),
+                *_passed_over(root, classes),
+            ]
+        ),
     )
 
 

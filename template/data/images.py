@@ -6,6 +6,7 @@ to stall for seconds by a few hostile bytes.
 
 import base64
 import io
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,21 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # JPEG o
 MAX_PIXELS = 50_000_000
 """Read from the header before anything is decoded: a file of 400 bytes can claim gigabytes of pixels."""
 
-VERSION = 2
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WEBP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+MAX_BYTES = 500_000_000
+"""A file is read as a whole; no photograph is larger."""
+
+MAX_PIXELS_PER_BYTE = 2000
+"""Of files that claim more than a million pixels: a photograph has 10, a scanned page 200, a trap any number."""
+
+VERSION = 3
 """Part of every cache key. Raise it when the same file would become different pixels."""
 
 
@@ -42,7 +57,8 @@ def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "s
     except BadImageError:
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, ... on broken files
-        raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise BadImageError(f"cannot be decoded ({what}); convert it to JPEG or PNG") from error
 
 
 def dimensions(source: ImageSource) -> tuple[int, int]:
@@ -67,7 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"I", "F"}:  # 32 bits have no customary range: use the picture's own
         values = np.asarray(image, np.float64)
         if not np.isfinite(values).all():
-            raise BadImageError("has values that are not finite")
+            raise BadImageError("has values that are not finite; mend or remove it")
         spread = np.ptp(values)
         scaled = (values - values.min()) * (255 / spread) if spread > 0 else np.clip(values, 0, 255)
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
@@ -84,58 +100,79 @@ def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "squ
         return ImageOps.fit(image, (size, size), bilinear)
     if resize == "pad":
         if 2 * size * min(image.size) <= max(image.size):  # Pillow would return the border and no picture
-            raise BadImageError(f"{image.width} x {image.height} is too narrow to keep its aspect in {size} pixels")
+            raise BadImageError(
+                f"{image.width} x {image.height} is too narrow to keep its aspect in {size} pixels; crop it"
+            )
         return ImageOps.pad(image, (size, size), bilinear, color=(128, 128, 128))
     return image.resize((size, size), bilinear)
 
 
 def _open(source: Path | bytes, size: int) -> Image.Image:
     """Check the header, then decode the first frame."""
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else read(source)
     if not data:
-        raise BadImageError("the file is empty")
+        raise BadImageError("the file is empty; copy or download it again")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise BadImageError(f"more than {MAX_PIXELS:,} pixels") from None
+        raise BadImageError(f"more than {MAX_PIXELS:,} pixels; make it smaller") from None
     except Exception:
         raise BadImageError(_what_it_is(data)) from None
     if image.width * image.height > MAX_PIXELS:
-        raise BadImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+        raise BadImageError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels; make it smaller")
+    if image.width * image.height > max(1_000_000, MAX_PIXELS_PER_BYTE * len(data)):
+        claims = f"{image.width} x {image.height} pixels in {len(data):,} bytes"
+        raise BadImageError(f"{image.format} claims {claims}: nothing to see, or a trap; remove it")
     if image.format in {"JPEG", "MPO"}:
         image.draft(None, (2 * size, 2 * size))  # decode large photographs at 1/2, 1/4 or 1/8, never below twice size
     try:
         image.load()
     except Exception as error:
-        raise BadImageError(f"{image.format} is damaged or cut short ({' '.join(str(error).split())})") from error
+        why = " ".join(str(error).split())
+        raise BadImageError(f"{image.format} is damaged or cut short ({why}); copy or download it again") from error
     if image.format == "PPM" and image.mode == "I":  # Pillow scales these to 16 bits and keeps them in 32
         return image.convert("I;16")
     return image
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """Contents of a file.
+
+    Raises:
+        BadImageError: if there is none that can be read. A pipe or a device is not opened: reading could last for ever.
+    """
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadImageError("a directory, pipe or device and not a file; remove it")
+        if facts.st_size > MAX_BYTES:
+            raise BadImageError(
+                f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it a picture? Make it smaller"
+            )
         return path.read_bytes()
     except FileNotFoundError:
-        raise BadImageError("no such file (or a link to nowhere)") from None
+        raise BadImageError("no such file (or a link to nowhere); restore or remove it") from None
     except PermissionError:
-        raise BadImageError("no permission to read it") from None
+        raise BadImageError("no permission to read it; change its rights") from None
     except OSError as error:
-        raise BadImageError(f"cannot be read: {error.strerror}") from None
+        raise BadImageError(f"cannot be read: {error.strerror}; restore or remove it") from None
 
 
 def _what_it_is(data: bytes) -> str:
     """Say what undecodable bytes look like and what to do."""
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
-        return f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download?)"
+        return f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download? Get it again)"
     if data[4:12] in {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}:
         return "HEIC (iPhone); convert it to JPEG"
     if data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ":
         return "JPEG XL; convert it to JPEG or PNG"
+    for beginning, kind in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return f"{kind} is damaged or cut short (it cannot be opened); copy or download it again"
     if head[:64].isascii() and head[:64].decode().isprintable():
-        return "text, not an image"
-    return f"not an image in {', '.join(FORMATS)}"
+        return "text, not an image; remove it"
+    return f"not an image in {', '.join(FORMATS)}; convert it to JPEG or PNG if it is one"
 
 
 def _as_pillow(array: np.ndarray) -> np.ndarray:

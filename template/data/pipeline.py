@@ -25,11 +25,13 @@ class Source:
         read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
         labels: int64 [n].
         key: names the inputs: of two sources with one key they are equal. Empty if nobody knows.
+        names: [n], what a person calls each picture, for messages; or nothing.
     """
 
     read: Callable[[int, np.ndarray], np.ndarray]
     labels: np.ndarray
     key: str = ""
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +95,8 @@ def joined(sources: Sequence[Source]) -> Source:
         return out
 
     key = " + ".join(s.key for s in sources) if all(s.key for s in sources) else ""
-    return Source(read, np.concatenate([s.labels for s in sources]), key)
+    names = np.concatenate([s.names for s in sources]) if all(len(s.names) for s in sources) else ()
+    return Source(read, np.concatenate([s.labels for s in sources]), key, names)
 
 
 def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:
@@ -112,10 +115,15 @@ def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, e
 
     def rows(step: int) -> tuple[int, np.ndarray]:
         epoch, number = divmod(step, count)
-        order = np.random.default_rng([seed, epoch]).permutation(n)
-        return epoch, np.array_split(order, count)[number]
+        return epoch, shuffled_rows(n, batch_size, seed, epoch)[number]
 
     return _batches(source, classes, rows, range(epochs.start * count, epochs.stop * count))
+
+
+def shuffled_rows(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Rows of each batch of an epoch of n examples."""
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return np.array_split(order, math.ceil(n / batch_size))
 
 
 def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Dataset:

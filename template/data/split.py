@@ -133,8 +133,14 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
                 f"Class {name!r} has {count} usable pictures to divide (equal ones, and those of "
                 f"a group, count as one); {fractions['val']:.0%} val and {fractions['test']:.0%} test need at least "
                 f"{need}, or more if groups differ much in size. "
-                "Add pictures, remove the class, or set data.val_fraction and data.test_fraction."
+                "Add pictures, remove the class, or set data.val_fraction and data.test_fraction." + _left_out(examples)
             )
+
+
+def _left_out(examples: Examples) -> str:
+    """The first of what was found and could not be used, for an error that it may explain."""
+    named = "".join(f"\n  left out {name!r}: {reason}" for name, reason in examples.skipped[:10])
+    return named + (f"\n  and {len(examples.skipped) - 10} more" if len(examples.skipped) > 10 else "")
 
 
 def _counts(n: int, fractions: dict[str, float]) -> int:

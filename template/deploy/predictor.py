@@ -1,6 +1,7 @@
 """A finished run put to use: rebuild its model, and classify files with it."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from .. import config as configuration
-from .. import runs
+from .. import disk, runs
 from ..config import Config
 from ..data.augment import magnify
 from ..data.examples import DataError
@@ -18,18 +19,33 @@ from ..data.images import BadImageError, ImageSource, load_image
 from ..model.build import build
 
 
+def save_model(model: keras.Model, folder: Path) -> None:
+    """Write model.keras, and into model.json the digests by which `load_run` knows file and weights again."""
+    with runs.replacing(folder / "model.keras") as file:
+        model.save(file)
+    runs.write_json(folder / "model.json", {"file": disk.sha256(folder / "model.keras"), "weights": _digest(model)})
+
+
 def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
     """Rebuild the model of a finished run, with its configuration and class names.
 
-    The network is built by our own code and only weights are read from the file: nothing in the file is executed.
+    The network is built by our own code and only weights are read from the file: nothing in the file is executed. A
+    file of somebody else's is not even opened, and every weight must be the one that was saved: Keras reads a file
+    that lacks layers, or has some left over, without a word.
 
     Raises:
-        DataError: if the folder does not hold a finished run.
+        DataError: if the folder does not hold a finished run, or its model is not the one that was saved.
     """
-    missing = [name for name in ("config.toml", "classes.json", "model.keras") if not (folder / name).is_file()]
+    needed = ("config.toml", "classes.json", "model.keras", "model.json")
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{str(folder)!r} does not hold a finished run: it has no {', '.join(missing)}.")
-    config = configuration.load(folder / "config.toml")
+    config, expected = configuration.load(folder / "config.toml"), _expected(folder / "model.json")
+    if disk.sha256(folder / "model.keras") != expected["file"]:
+        raise DataError(
+            f"{str(folder / 'model.keras')!r} is not the file that the run saved (another sha256 than in model.json): "
+            "damaged, cut short or exchanged. Copy it again, or resume the run if it was interrupted."
+        )
     class_names = tuple(runs.read_json(folder / "classes.json"))
     backbone = dataclasses.replace(config.backbone, weights="none")  # all weights come from the run
     model = build(backbone, config.head, config.data.image_size, np.ones(len(class_names)))
@@ -37,7 +53,29 @@ def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
         model.load_weights(folder / "model.keras")
     except Exception as error:  # of zip, HDF5 or Keras
         raise DataError(f"{str(folder / 'model.keras')!r} does not hold this run's weights: {error}") from error
+    if _digest(model) != expected["weights"] or not all(np.isfinite(w).all() for w in model.get_weights()):
+        raise DataError(
+            f"The weights in {str(folder / 'model.keras')!r} do not fill the network of config.toml and classes.json "
+            "as they were saved, or are not finite. Was one of these files edited?"
+        )
     return config, class_names, model
+
+
+def _expected(file: Path) -> dict[str, str]:
+    try:
+        expected = runs.read_json(file)
+        return {name: str(expected[name]) for name in ("file", "weights")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{str(file)!r} is damaged: {error}") from error
+
+
+def _digest(model: keras.Model) -> str:
+    """Of all weights in order, with their shapes and types."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(f"{weight.dtype} {weight.shape} ".encode())
+        digest.update(np.ascontiguousarray(weight))
+    return digest.hexdigest()
 
 
 def classify(

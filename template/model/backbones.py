@@ -3,16 +3,20 @@
 Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, cut, save and load.
 """
 
+import contextlib
 import os
 import re
 import socket
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+import h5py
 import keras
+import numpy as np
 from keras import KerasTensor, layers, ops
 
 from ..config import Backbone, ConfigError
@@ -141,7 +145,35 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
             raise WeightsError(
                 f"{settings.weights!r} does not hold weights of {settings.name} without its top: {error}"
             ) from error
+        _check_nothing_is_left_over(backbone, settings)
+    damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
+    if damaged:
+        raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
     return backbone
+
+
+def _check_nothing_is_left_over(backbone: keras.Model, settings: Backbone) -> None:
+    """Refuse a file of a larger network, which Keras reads without a word.
+
+    Dense layers may be left over: they are the head of the run, or of the ImageNet classifier, that the file is of.
+    """
+    path = Path(settings.weights)
+    if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
+        return  # of Keras 2, whose reader counts the layers itself
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".keras":
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            file = stack.enter_context(h5py.File(stack.enter_context(archive.open("model.weights.h5")), "r"))
+        else:
+            file = stack.enter_context(h5py.File(path, "r"))
+        layers_ = file["layers"] if "layers" in file else file["_layer_checkpoint_dependencies"]
+        held = {name: len(group["vars"]) for name, group in layers_.items() if "vars" in group}
+    number = sum(count for name, count in held.items() if not name.startswith("dense"))
+    if number != len(backbone.weights):
+        raise WeightsError(
+            f"{settings.weights!r} does not hold weights of {settings.name} without its top: expected "
+            f"{len(backbone.weights)} arrays, received {number}. Is it of another network?"
+        )
 
 
 def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:

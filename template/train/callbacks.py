@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import math
-import os
-import shutil
 import time
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,11 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import softmax
 
-from .. import runs
+from .. import disk, runs
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, weight or score became NaN or infinite. The message says where, and what to do."""
 
 
 @dataclass
@@ -34,6 +37,8 @@ class State:
     """Epochs finished when this stage reached it; None if it is from before the stage."""
     wait: int = 0
     """Epochs of this stage since its last improvement."""
+    blind: int = 0
+    """Epochs in a row whose validation gave no number."""
     gain: float = 1.0
     """Part of the validation loss (or error) that the last stage took away."""
     history: list[dict] = field(default_factory=list)
@@ -45,11 +50,52 @@ class State:
     which `share` of the way."""
 
 
+class Guard(keras.callbacks.Callback):
+    """Stop training before anything is saved if the loss or a weight is not finite.
+
+    Keras's TerminateOnNaN ends training "gracefully": other callbacks then save the ruined weights, as the best too.
+
+    Args:
+        whole: the model of which the one in training may be a part.
+        names: (epoch, batch) -> what a person calls the pictures of a batch.
+    """
+
+    def __init__(self, whole: keras.Model, names: Callable[[int, int], Sequence[str]]) -> None:
+        super().__init__()
+        self.whole, self.names = whole, names
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Remember the epoch for the message."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict) -> None:
+        """Look at the loss, a mean over the epoch so far: once it is NaN, it stays so."""
+        if not math.isfinite(logs["loss"]):
+            pictures = ", ".join(repr(str(name)) for name in self.names(self.epoch, batch))
+            raise NonFiniteError(
+                f"The loss became {logs['loss']} in epoch {self.epoch + 1}, batch {batch + 1}. {ADVICE}"
+                + (f" The pictures of this batch: {pictures}" if pictures else "")
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Look at the weights: the last step of an epoch can ruin them without showing in its loss."""
+        for variable in self.whole.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise NonFiniteError(f"Weights of {variable.path!r} are not finite after epoch {epoch + 1}. {ADVICE}")
+
+
+ADVICE = (
+    "Nothing of this epoch was saved. Start a new run with a lower learning rate (--stages.N.learning_rate), or with "
+    "--train.precision=float32 if it was another; if it happens again, look at the pictures (scripts/audit.py)."
+)
+
+
 class KeepBest(keras.callbacks.Callback):
     """Remember the weights of the best epoch, stop when none has been better for `patience` epochs.
 
     Unlike Keras's pair of EarlyStopping and ModelCheckpoint it has one notion of best, which lives in `state` and so
-    survives a resume, and a score that is not a number is never the best.
+    survives a resume. A score that is not a number is never the best, and says nothing about whether training improves:
+    it does not count as an epoch without improvement. Two of them in a row are an error.
 
     Args:
         state: whose `best` and `wait` are kept up to date.
@@ -71,7 +117,13 @@ class KeepBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         """Compare this epoch with the best."""
         value = logs[self.monitor]
-        if math.isfinite(value) and (self.state.best is None or self.sign * (value - self.state.best) > 0):
+        blind = not all(math.isfinite(number) for name, number in logs.items() if name.startswith("val_"))
+        self.state.blind = self.state.blind + 1 if blind else 0
+        if self.state.blind > 1:
+            raise NonFiniteError(f"Validation gave no number in epochs {epoch} and {epoch + 1}. {ADVICE}")
+        if blind:
+            return
+        if self.state.best is None or self.sign * (value - self.state.best) > 0:
             self.state.best, self.state.best_epoch, self.state.wait = float(value), epoch + 1, 0
             self.weights = self.model.get_weights()
         else:
@@ -142,49 +194,61 @@ class Log(keras.callbacks.Callback):
 class Checkpoint(keras.callbacks.Callback):
     """After each epoch, save all that is needed to go on: weights, optimizer, random generators, best weights, state.
 
-    A checkpoint is a folder that appears by one rename when its files are safely on disk; the last two are kept.
+    A checkpoint is a folder that appears by one rename when its files are safely on disk, with a manifest of their
+    digests; the last two are kept. An epoch whose validation gave no number is not saved.
 
     Args:
-        state: saved as JSON.
+        state: saved as JSON, with the number of this epoch.
         folder: of the checkpoints.
         whole: the model of which the one in training may be a part.
-        keep: holds the best weights.
         before: weights at the beginning of the stage.
+        clock: which adds up the seconds as `checkpoints`.
+        keep: holds the best weights, if somebody looks for them.
     """
 
-    def __init__(self, state: State, folder: Path, whole: keras.Model, keep: KeepBest, before: list) -> None:
+    def __init__(
+        self, state: State, folder: Path, whole: keras.Model, before: list, clock: runs.Clock,
+        keep: KeepBest | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.state, self.folder, self.whole, self.keep, self.before = state, folder, whole, keep, before
+        self.state, self.folder, self.whole, self.before = state, folder, whole, before
+        self.clock, self.keep = clock, keep
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write the checkpoint of this epoch."""
+        if self.state.blind:
+            return
+        self.state.epoch = epoch + 1
         kinds = {
             "model": [variable.numpy() for variable in self.whole.variables],
             "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
-            "best": self.keep.weights,
+            "best": self.keep.weights if self.keep else [],
             "before": self.before,
         }
         arrays = {f"{kind}_{i}": array for kind, group in kinds.items() for i, array in enumerate(group)}
-        final, temporary = self.folder / f"{epoch + 1:05d}", self.folder / f".tmp-{os.getpid()}-{epoch + 1:05d}"
-        temporary.mkdir(parents=True, exist_ok=True)
-        with runs.replacing(temporary / "arrays.npz") as file:
-            np.savez(file, **arrays)
-        # Not write_json: the history may hold a NaN, which our own reader takes and must not stop a run that recovers.
-        runs.write_text(temporary / "state.json", json.dumps(dataclasses.asdict(self.state)))
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        with self.clock("checkpoints"), disk.replacing_folder(self.folder / f"{epoch + 1:05d}") as temporary:
+            with (temporary / "arrays.npz").open("wb") as file:
+                np.savez(file, **arrays)
+            # Not write_json: the history may hold a NaN, which our own reader takes.
+            (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(self.state)), encoding="utf-8")
+            disk.seal(temporary)
         for old in sorted(self.folder.glob("[0-9]*"))[:-2]:
-            shutil.rmtree(old)
+            disk.remove_folder(old)
 
 
 def read_checkpoint(folder: Path) -> tuple[State, dict[str, list[np.ndarray]]]:
-    """Newest whole checkpoint, or a fresh state and no arrays.
+    """Newest whole checkpoint, or a fresh state and no arrays if there never was one.
 
     Returns:
         The state, and arrays by kind: "model", "optimizer", "best", "before".
+
+    Raises:
+        DamagedError: if there are checkpoints, and none of them is whole.
     """
-    for checkpoint in sorted(folder.glob("[0-9]*"), reverse=True):
+    found = sorted(folder.glob("[0-9]*"), reverse=True)
+    for checkpoint in found:
         try:
+            disk.verify(checkpoint)
             state = State(**runs.read_json(checkpoint / "state.json"))
             with np.load(checkpoint / "arrays.npz", allow_pickle=False) as file:
                 arrays: dict[str, list[np.ndarray]] = {}
@@ -193,4 +257,9 @@ def read_checkpoint(folder: Path) -> tuple[State, dict[str, list[np.ndarray]]]:
             return state, arrays
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.")
+    if found:
+        raise disk.DamagedError(
+            f"No checkpoint in {str(folder)!r} is whole. Start a new run; or move this folder away, and a resumed run "
+            "begins again from its first epoch."
+        )
     return State(), {}

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .. import disk
 from ..data.pipeline import Source, shuffled_batches, spread
 from .features import cut
 
@@ -242,9 +243,21 @@ def room(folder: Path, needed_bytes: float) -> Check:
     return Check(
         "free disk",
         free > needed_bytes,
-        f"{free / 2**30:.1f} GiB in {there}",
-        f"{needed_bytes / 2**30:.1f} GiB for pixels, stored activations and checkpoints",
+        f"{disk.amount(free)} in {there}",
+        f"{disk.amount(needed_bytes)} for pixels, stored activations and checkpoints",
         "Give data.cache another disk, or lower train.feature_cache_gb.",
+    )
+
+
+def memory(needed_bytes: float) -> Check:
+    """Free memory for decoded pictures, activations and the network."""
+    free = disk.available_memory()
+    return Check(
+        "free memory",
+        free > needed_bytes,
+        disk.amount(free) if free < float("inf") else "unknown",
+        f"{disk.amount(needed_bytes)} for pixels, activations and network",
+        "Close other programs, or lower data.memory_gb and train.feature_cache_gb: more is then read from the disk.",
     )
 
 

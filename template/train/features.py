@@ -13,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .. import runs
+from .. import disk, runs
 from ..data.pipeline import Source, joined, ordered_batches
 from ..data.rows import Rows
+from .callbacks import NonFiniteError
 
 
 def cut(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
@@ -66,13 +67,14 @@ class Store:
 
         Raises:
             OSError: if the disk is full.
+            NonFiniteError: if an output is NaN.
         """
         shape = (len(epochs) * len(source), *network.output_shape[1:])
         name = f"{fingerprint(network)} {source.key} {epochs} {np.dtype(dtype)}"
         file = self.folder / f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not (source.key and file.exists() and file.stat().st_size == size):
-            file = file if source.key else self.folder / f".tmp-features-{os.getpid()}-{id(source)}"
+            file = file if source.key else disk.temporary_name(self.folder / f"features-{id(source)}")
             self._compute(network, source, epochs, dtype, file)
         else:
             os.utime(file)
@@ -81,12 +83,21 @@ class Store:
             file.unlink()
         return rows
 
+    def held_bytes(self) -> int:
+        """Bytes of all files that are there."""
+        return sum(file.stat().st_size for file in self.folder.glob("features-*"))
+
     def _compute(self, network: keras.Model, source: Source, epochs: range, dtype: type, file: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         function, most = inference(network), float(np.finfo(dtype).max)
         with self.clock("features"), runs.replacing(file) as temporary, temporary.open("wb") as out:
             for epoch in epochs:
-                for batch in activations(function, source, epoch, self.batch_size):
+                for number, batch in enumerate(activations(function, source, epoch, self.batch_size)):
+                    if np.isnan(batch).any():
+                        raise NonFiniteError(
+                            f"The network gives NaN for pictures of batch {number + 1} of its input. Its weights are "
+                            "damaged (backbone.weights), or too large for train.precision: use float32."
+                        )
                     # Beyond the range: an infinity would become NaN in the first step.
                     out.write(np.clip(batch, -most, most).astype(dtype).tobytes())
         files = sorted(self.folder.glob("features-*"), key=lambda f: f.stat().st_mtime, reverse=True)
@@ -138,7 +149,7 @@ def cached(bottom: keras.Model, source: Source, views: int, refresh: int, store:
         return values(generation)[(epoch - generation * refresh) % views * n + rows]
 
     values(0)
-    return Source(read, source.labels)
+    return Source(read, source.labels, names=source.names)
 
 
 def divide(

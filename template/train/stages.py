@@ -10,12 +10,13 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import log_softmax
 
+from .. import disk
 from ..config import Backbone, Head, Stage, Train
-from ..data.pipeline import Source, ordered_batches, shuffled_batches, spread, steps
+from ..data.pipeline import Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, freeze
-from .callbacks import Checkpoint, KeepBest, Log, State, Watch, read_checkpoint
+from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
 from .features import Store, divide
 
 EMA_MOMENTUM = 0.97
@@ -60,7 +61,14 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
 
     Returns:
         Where the training stands at the end: its `history`, and in `plan` what repeats it without validation.
+
+    Raises:
+        DiskError: if there is no room for three checkpoints and the activations of all stages.
+        DamagedError: if it was interrupted, and none of its checkpoints is whole.
+        NonFiniteError: if a loss, weight or validation score became NaN or infinite. The model then has the best
+            weights so far, and the last checkpoint is from before.
     """
+    disk.require({folder: 3 * _checkpoint_bytes(model), how.store.folder: _stored_bytes(model, train, val, how)})
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(how.stages))[state.stage :]:
         title = f"stage {number + 1}/{len(how.stages)}"
@@ -100,40 +108,85 @@ def _fit_stage(
     end = state.start + stage.epochs
     if state.epoch < end and state.wait < settings.patience:
         log = Log(state, folder, title, end, len(train))
-        checkpoint = Checkpoint(state, folder / "checkpoints", model, keep, before)
-        few = spread(held_out, WATCHED)
+        guard, few = _guard(model, inputs, settings), spread(held_out, WATCHED)
         watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
-        _run_epochs(network, inputs, settings, range(state.epoch, end), validation, [keep, watch, log, checkpoint])
+        checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
+        after = [guard, keep, watch, log, checkpoint]
+        try:
+            _run_epochs(network, inputs, settings, range(state.epoch, end), validation, after)
+        except NonFiniteError:
+            network.set_weights(keep.weights)
+            raise
     network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
     chosen = _choose(network, validation, held_out.labels, state, settings.monitor, before, keep.weights)
     print(f"{title}: kept {chosen.pop('words')}")
     return {"start": state.start, **chosen}
 
 
-def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], how: How) -> None:
+def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], how: How, folder: Path) -> None:
     """Train a fresh model as `fit` did, for as many epochs and with the same averages, but without validation.
 
     So the pictures that made the choices are learned from too: with few pictures that is worth more than knowing the
-    best epoch exactly.
+    best epoch exactly. Goes on where an earlier call with the same folder stopped.
 
     Args:
         model: as `fit` received it.
         train: augmented inputs, in parts: the training pictures and those of validation.
         plan: from `fit`: `start`, `epochs`, `averaged` and `share` of each stage.
         how: as in `fit`.
+        folder: for final/, which holds its checkpoints.
+
+    Raises:
+        DamagedError: if it was interrupted, and none of its checkpoints is whole.
+        NonFiniteError: if a loss or weight became NaN or infinite.
     """
     images = sum(map(len, train))
-    for number, (stage, done) in enumerate(zip(how.stages, plan, strict=True), start=1):
+    state, saved = read_checkpoint(folder / "final")
+    for number, (stage, done) in list(enumerate(zip(how.stages, plan, strict=True)))[state.stage :]:
         if done["share"]:
-            print(f"again on all {images} pictures: stage {number}, {done['epochs']} epochs")
+            print(f"again on all {images} pictures: stage {number + 1}, {done['epochs']} epochs")
             freeze(model, how.backbone, stage.unfreeze)
+            assign(model.variables, saved.get("model", model.variables))
             network, inputs, _ = _divided(model, stage, train, None, how)
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
             total = stage.epochs * steps(inputs, how.settings.batch_size)
             compile_for(network, stage, total, how.settings.label_smoothing, averaged=done["averaged"])
-            before = network.get_weights()
-            _run_epochs(network, inputs, how.settings, range(done["start"], done["start"] + done["epochs"]))
+            assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
+            before = saved.get("before") or network.get_weights()
+            epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
+            if epochs:
+                checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
+                guard = _guard(model, inputs, how.settings)
+                _run_epochs(network, inputs, how.settings, epochs, callbacks=[guard, checkpoint])
+            network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
+            saved = {}
+        state.stage = number + 1
+
+
+def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
+    def names(epoch: int, batch: int) -> list[str]:
+        rows = shuffled_rows(len(inputs), settings.batch_size, settings.seed, epoch)[batch]
+        return [inputs.names[row] for row in rows] if len(inputs.names) else []
+
+    return Guard(model, names)
+
+
+def _checkpoint_bytes(model: keras.Model) -> int:
+    """At most: the weights; twice their gradients and once their average in the optimizer; the best and the first."""
+    return 6 * 4 * model.count_params()
+
+
+def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> int:
+    """Bytes that the activations of all stages will take beside what the store holds already, at most."""
+    needed = 0
+    for stage in how.stages:
+        tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
+        views = min(stage.views or stage.epochs, stage.epochs)
+        if tensor is not None:
+            size = 2 * (len(train) * views + len(val)) * math.prod(tensor.shape[1:])
+            needed += size if size <= how.store.limit_bytes else 0
+    return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
 
 
 def compile_for(

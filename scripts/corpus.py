@@ -1,0 +1,343 @@
+"""Write files and folders that are not what one would wish for, and what should become of each.
+
+    python scripts/corpus.py FOLDER
+
+makes FOLDER/files (one data folder: class `good` of plain pictures, class `odd` of every kind of file below) and
+FOLDER/folders (a data folder of every kind), and FOLDER/expected.json: of each file whether it is "used" or a part of
+the reason for which it is left out; of each folder how many pictures are found and used in which classes, or a part of
+the message with which it is refused. Tests run it all; point a program of your own at it to see how that does.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from template import runs
+
+USED = "used"
+
+
+def noise(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def encode(image: Image.Image | np.ndarray, kind: str, **how) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **how)
+    return out.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_claiming(width: int, height: int, bits: int = 8, colours: int = 2) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def jpeg_claiming(side: int) -> bytes:
+    data = bytearray(encode(noise(), "JPEG"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def pictures() -> dict[str, bytes]:
+    """Files that can be used, whatever they are called."""
+    rgb = Image.fromarray(noise())
+    clear = rgb.convert("RGBA")
+    clear.putalpha(Image.fromarray(noise()[..., 0]))
+    frames = {"save_all": True, "append_images": [Image.fromarray(noise(seed=1))], "duration": 100}
+    deep = noise()[..., 0].astype(np.uint16) * 257
+    jpeg, palette = encode(rgb, "JPEG"), rgb.quantize(16)
+    deep_rgb = b"".join(b"\0" + row.astype(">u2").tobytes() for row in noise(8, 8).astype(np.uint16) * 257)
+    return {
+        "plain.jpg": jpeg,
+        "upper case.JPG": encode(noise(seed=2), "JPEG"),
+        "jfif.jfif": encode(noise(seed=3), "JPEG"),
+        "jpe.jpe": encode(noise(seed=4), "JPEG"),
+        "no ending": encode(noise(seed=5), "JPEG"),
+        "grey.jpg": encode(rgb.convert("L"), "JPEG"),
+        "cmyk.jpg": encode(rgb.convert("CMYK"), "JPEG"),
+        "progressive.jpg": encode(rgb, "JPEG", progressive=True),
+        "full colour.jpg": encode(rgb, "JPEG", subsampling=0, quality=95),
+        "turned.jpg": encode(rgb, "JPEG", exif=exif(6)),
+        "mirrored.jpg": encode(rgb, "JPEG", exif=exif(2)),
+        "broken exif.jpg": encode(rgb, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage"),
+        "more behind the end.jpg": jpeg + b"more" * 100,
+        "several pictures.mpo": encode(rgb, "MPO", **frames),
+        "plain.png": encode(rgb, "PNG"),
+        "grey.png": encode(rgb.convert("L"), "PNG"),
+        "grey and clear.png": encode(clear.convert("LA"), "PNG"),
+        "clear.png": encode(clear, "PNG"),
+        "palette.png": encode(palette, "PNG"),
+        "clear palette.png": encode(palette, "PNG", transparency=0),
+        "one bit.png": encode(rgb.convert("1"), "PNG"),
+        "16 bits.png": encode(deep, "PNG"),
+        "16 bits in colour.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(deep_rgb)) + chunk(b"IEND", b""),
+        "moving.png": encode(rgb, "PNG", **frames),
+        "plain.gif": encode(rgb, "GIF"),
+        "moving.gif": encode(rgb, "GIF", **frames),
+        "plain.webp": encode(rgb, "WEBP"),
+        "clear.webp": encode(clear, "WEBP", lossless=True),
+        "moving.webp": encode(rgb, "WEBP", **frames),
+        "plain.bmp": encode(rgb, "BMP"),
+        "palette.bmp": encode(palette, "BMP"),
+        "one bit.bmp": encode(rgb.convert("1"), "BMP"),
+        "plain.tif": encode(rgb, "TIFF"),
+        "packed.tiff": encode(rgb, "TIFF", compression="tiff_lzw"),
+        "16 bits.tif": encode(deep, "TIFF"),
+        "floats.tif": encode(Image.fromarray(noise()[..., 0].astype(np.float32)), "TIFF"),
+        "plain.ppm": encode(rgb, "PPM"),
+        "one bit.pbm": encode(rgb.convert("1"), "PPM"),
+        "plain.avif": encode(rgb, "AVIF"),
+        "really a png.jpg": encode(noise(seed=6), "PNG"),
+        "really a gif.jpg": encode(noise(seed=7), "GIF"),
+        "really a bmp.jpg": encode(noise(seed=8), "BMP"),
+        "really a webp.jpg": encode(noise(seed=9), "WEBP"),
+        "really a tiff.jpg": encode(noise(seed=10), "TIFF"),
+        "really an avif.jpg": encode(noise(seed=11), "AVIF"),
+        "really a jpeg.png": encode(noise(seed=12), "JPEG"),
+        "one pixel.png": encode(noise(1, 1), "PNG"),
+        "a line.png": encode(noise(1, 300), "PNG"),
+        "one colour.png": encode(np.full((30, 30, 3), 90, np.uint8), "PNG"),
+        "new\nline.png": encode(noise(seed=13), "PNG"),
+        "\x1b[31mred.png": encode(noise(seed=14), "PNG"),
+        "-dash.png": encode(noise(seed=15), "PNG"),
+        "=1+1, \"quoted\" 'names' & <b>%s[*].png": encode(noise(seed=16), "PNG"),
+        "写真 🌻.png": encode(noise(seed=17), "PNG"),
+        os.fsdecode(b"latin \xe9.png"): encode(noise(seed=18), "PNG"),
+    }  # fmt: skip
+
+
+def no_pictures() -> dict[str, tuple[bytes, str]]:
+    """Files that cannot be used, and a part of the reason."""
+    jpeg, png, gif = (encode(noise(), kind) for kind in ("JPEG", "PNG", "GIF"))
+    bmp, webp, tiff = (encode(noise(), kind) for kind in ("BMP", "WEBP", "TIFF"))
+    holes = jpeg[: len(jpeg) // 2] + b"\xff\xd8\xff\xd9" * 20 + jpeg[len(jpeg) // 2 + 80 :]
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 1
+    webp_claiming = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x0f" + bytes(8)
+    gif_claiming = b"GIF89a" + struct.pack("<HH", 65000, 65000) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    gif_claiming += b"\x2c\0\0\0\0\1\0\1\0\0\x02\x02\x44\x01\0\x3b"  # one picture of 1 x 1
+    bmp_claiming = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 40000, 40000, 1, 24, *[0] * 6)
+    nan = Image.fromarray(np.full((9, 9), np.nan, np.float32))
+    cut = "damaged or cut short"
+    return {
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"cats, dogs and birds", "text"),
+        "page.jpg": (b"<!DOCTYPE html><html><body>404", "web page"),
+        "drawing.svg": (b'<?xml version="1.0"?><svg/>', "web page or SVG"),
+        "zeros.jpg": (bytes(780), "not an image"),
+        "random.jpg": (noise(9, 9, 99).tobytes(), "not an image"),
+        "half.jpg": (jpeg[: len(jpeg) // 2], cut),
+        "nearly all.jpg": (jpeg[: len(jpeg) * 99 // 100], cut),
+        "no end.jpg": (jpeg[:-2], cut),
+        "holes.jpg": (holes, cut),
+        "four bytes.jpg": (jpeg[:4], cut),
+        "half.png": (png[: len(png) // 2], cut),
+        "flipped.png": (bytes(flipped), cut),
+        "half.gif": (gif[: len(gif) // 2], cut),
+        "half.bmp": (bmp[: len(bmp) // 2], cut),
+        "half.webp": (webp[: len(webp) // 2], cut),
+        "half.tif": (tiff[: len(tiff) // 2], cut),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        "phone.jpg": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        "eleven bytes.jpg": (b"\xff\x0a" + b"\xff" * 9, "JPEG XL"),
+        "box.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        "new.jp2": (encode(noise(), "JPEG2000"), "not an image"),
+        "icon.ico": (encode(noise(32, 32), "ICO"), "not an image"),
+        "paper.pdf": (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "not an image"),
+        "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        "film.mp4": (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(99), "not an image"),
+        "archive.zip": (b"PK\3\4\x14\0\0\0" + bytes(40), "not an image"),
+        "pickle.png": (b"\x80\4\x95\x1a\0\0\0\0\0\0\0\x8c\5posix", "not an image"),
+        "not numbers.tif": (encode(nan, "TIFF"), "not finite"),
+        "huge.png": (png_claiming(20_000, 20_000), "pixels"),
+        "huge, one bit.png": (png_claiming(30_000, 30_000, 1, 0), "pixels"),
+        "huge.jpg": (jpeg_claiming(20_000), "pixels"),
+        "huge.webp": (webp_claiming, "pixels"),
+        "huge.gif": (gif_claiming, "pixels"),
+        "huge.bmp": (bmp_claiming, "pixels"),
+        "notes.txt": (b"nothing to see", "text"),
+    }
+
+
+def write_files(root: Path) -> dict[str, str]:
+    """The data folder of all kinds of files; what is expected of each."""
+    expected = {}
+    (root / "good").mkdir(parents=True)
+    (root / "odd").mkdir()
+    for number in range(20):
+        (root / "good" / f"{number}.png").write_bytes(encode(noise(seed=100 + number), "PNG"))
+    for name, data in pictures().items():
+        (root / "odd" / name).write_bytes(data)
+        expected[name] = USED
+    for name, (data, reason) in no_pictures().items():
+        (root / "odd" / name).write_bytes(data)
+        expected[name] = reason
+    (root / "odd" / "link.jpg").symlink_to("nowhere.jpg")
+    expected["link.jpg"] = "link to nowhere"
+    os.mkfifo(root / "odd" / "pipe.jpg")
+    expected["pipe.jpg"] = "pipe"
+    (root / "odd" / "device.jpg").symlink_to("/dev/zero")
+    expected["device.jpg"] = "device"
+    return {os.fsencode(name).decode("utf-8", "backslashreplace"): reason for name, reason in expected.items()}
+
+
+def fill(root: Path, *names: str, each: int = 10) -> Path:
+    """Class folders with different pictures."""
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            seed = zlib.crc32(f"{name}/{number}".encode())
+            (root / name / f"{number}.png").write_bytes(encode(noise(12, 12, seed), "PNG"))
+    return root
+
+
+def _copy(source: str, target: str) -> Callable[[Path], None]:
+    return lambda root: (
+        (root / target).parent.mkdir(parents=True, exist_ok=True), shutil.copy(root / source, root / target)
+    )  # fmt: skip
+
+
+def _link(place: str, target: str) -> Callable[[Path], None]:
+    return lambda root: (root / place).symlink_to(target)
+
+
+def _text(name: str, text: str) -> Callable[[Path], None]:
+    return lambda root: ((root / name).parent.mkdir(parents=True, exist_ok=True), (root / name).write_text(text))
+
+
+def _folder(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).mkdir(parents=True)
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
+
+
+def _break(name: str) -> Callable[[Path], None]:
+    return lambda root: [file.write_bytes(b"") for file in (root / name).iterdir()]
+
+
+AB = ("a", "b")
+PARTS = ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b")
+
+
+def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | str]]:
+    """Name: class folders of ten pictures, what is done to them, and what is expected.
+
+    Expected are `classes`, `found` and `used`, and `skipped`: parts of names with their reasons; or a refusal.
+    """
+
+    def well(classes: tuple[str, ...] = AB, found: int = 20, used: int = 20, **skipped: str) -> dict:
+        return {"classes": list(classes), "found": found, "used": used, "skipped": skipped}
+
+    rows = "path,label\n" + "".join(f"{c}/{n}.png,{c}\n" for c in AB for n in range(10))
+    return {
+        "plain": (AB, [], well()),
+        "parts": (PARTS, [], well(found=60, used=60)),
+        "parts by other names": (("training/a", "training/b", "Valid/a", "Valid/b"), [], well(found=40, used=40)),
+        "a test part without a class": (PARTS[:5], [], "no picture in the given ['test'] part"),
+        "a class in the test part alone": ((*PARTS, "test/c"), [], "'c'"),
+        "parts without train": (("val/a", "test/a"), [], "no train/ folder"),
+        "train beside classes": (("train/a", "train/b", "cat"), [], "expected only train/, val/ and test/"),
+        "a part twice": (("train/a", "train/b", "val/a", "valid/a"), [], "names a part twice"),
+        "the folder above": (("photos/a", "photos/b"), [], "--data.path="),
+        "flat": ((), [_text("1.jpg", ""), _text("2.jpg", "")], "only 2 files"),
+        "nothing": ((), [], "no class folders"),
+        "one class": (("a",), [], "at least two classes"),
+        "an empty class": (AB, [_folder("c")], "without any file: ['c']"),
+        "a class of one picture": (AB, [_copy("a/0.png", "c/only.png"), _remove("a/0.png")], "'c'"),
+        "a class of broken pictures": ((*AB, "c"), [_break("c")], "left out 'c/0.png': the file is empty"),
+        "all broken": (AB, [_break("a"), _break("b")], "and 10 more"),
+        "loose pictures": (AB, [_text("loose.jpg", "x")], well(found=21, loose="outside the class folders")),
+        "hidden pictures": (AB, [_text("a/.hidden.jpg", "x")], well(found=21, hidden="hidden")),
+        "litter": (
+            AB,
+            [_text(n, "x") for n in (".DS_Store", "a/.DS_Store", "a/._0.png", "a/Thumbs.db", "a/desktop.ini")],
+            well(),
+        ),
+        "an archive's litter": (AB, [_text("__MACOSX/a/._0.png", "x")], well(found=21, __MACOSX="litter")),
+        "a server's litter": (AB, [_text("a/@eaDir/0.jpg", "x")], well(found=21, eaDir="litter")),
+        "a notebook's litter": (AB, [_text(".ipynb_checkpoints/0.jpg", "x")], well(found=21, ipynb="hidden")),
+        "hidden thumbnails": (AB, [_text("a/.thumbs/0.jpg", "x")], well(found=21, thumbs="hidden")),
+        "folders in classes": (AB, [_copy("a/0.png", "a/more/x.png"), _remove("a/0.png")], well()),
+        "a folder called as a picture": (AB, [_folder("a/folder.jpg")], well()),
+        "other names": (("with space", "new\nline", "🌻"), [], well(("new\nline", "with space", "🌻"), 30, 30)),
+        "numbers": (("1", "2", "10"), [], well(("1", "10", "2"), 30, 30)),
+        "upper and lower case": (("B", "b"), [], well(("B", "b"))),
+        "a link to nowhere": (AB, [_link("a/x.png", "gone.png")], well(found=21, x="link to nowhere")),
+        "a link to a picture": (AB, [_link("a/x.png", "0.png")], well(found=21, used=21)),
+        "a link to a class": (AB, [_link("c", "b")], "0 usable"),
+        "a linked class": (("a", ".store/b"), [_link("b", ".store/b")], well(found=21, store="hidden")),
+        "a link to a folder in a class": (AB, [_link("a/more", "../b")], well(found=21, more="not followed")),
+        "a loop": (AB, [_link("c", ".")], "a loop"),
+        "a loop in a class": (AB, [_link("a/again", "..")], well(found=21, again="not followed")),
+        "the same picture twice": (AB, [_copy("a/0.png", "a/again.png")], well(found=21, used=21)),
+        "the same picture under two labels": (
+            AB, [_copy("a/0.png", "b/again.png")], well(found=21, used=19, again="several labels")
+        ),
+        "the same picture in train and test": (
+            PARTS, [_copy("test/a/0.png", "train/a/again.png")], well(found=61, used=60, again="is in test/")
+        ),
+        "a table": (AB, [_text("data.csv", rows)], well()),
+        "a table with a missing file": (
+            AB, [_text("data.csv", rows + "a/gone.png,a\n")], well(found=21, gone="no such file")
+        ),
+        "a table without labels": (AB, [_text("data.csv", "path\na/0.png\n")], "needs columns path,label"),
+        "a table with another split": (AB, [_text("data.csv", "path,label,split\na/0.png,a,dev\n")], "split must be"),
+        "a table with a comma too many": (AB, [_text("data.csv", "path,label\na/0.png,a,b\n")], "more fields"),
+        "an empty table": (AB, [_text("data.csv", "path,label\n")], "no rows"),
+    }  # fmt: skip
+
+
+def write_folders(root: Path) -> dict[str, dict | str]:
+    """A data folder of every kind; what is expected of each. Where there is a data.csv, it is what to load."""
+    expected = {}
+    for name, (classes, changes, outcome) in folder_kinds().items():
+        (root / name).mkdir(parents=True)
+        fill(root / name, *classes)
+        for change in changes:
+            change(root / name)
+        expected[name] = outcome
+    return expected
+
+
+def write(root: Path) -> dict[str, dict]:
+    """All of it."""
+    expected = {"files": write_files(root / "files"), "folders": write_folders(root / "folders")}
+    runs.write_json(root / "expected.json", expected)
+    return expected
+
+
+def main() -> None:
+    """Parse, write, count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder to make")
+    folder = parser.parse_args().folder
+    if folder.exists():
+        raise SystemExit(f"{str(folder)!r} is there already; give a new one.")
+    expected = write(folder)
+    print(f"{len(expected['files'])} kinds of files and {len(expected['folders'])} kinds of folders in {folder}")
+
+
+if __name__ == "__main__":
+    main()

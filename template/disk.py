@@ -1,0 +1,210 @@
+"""What lies on a disk is whole or absent, there is room before it is written, and nobody else is writing."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+IDLE = 3600.0
+"""Seconds for which a file of a dead process must have rested in a shared folder before it is swept away. The numbers
+of processes repeat in every container, so a number alone does not tell who is dead."""
+
+
+class DiskError(RuntimeError):
+    """A folder that cannot be written to now, or lacks room. The message says why and what to do."""
+
+
+class DamagedError(ValueError):
+    """Files that are not those that were written. The message names them."""
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a process writes what is to become `path`; `sweep` knows the pattern."""
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or the names in a folder, are safely on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Write a folder of files through a temporary name: it appears by one rename when all its files are on the disk.
+
+    Yields:
+        The temporary folder, to be filled inside the block with files and no folders.
+    """
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)  # in a container, a killed process may have had our number
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):
+            sync(file)
+        if path.exists():
+            remove_folder(path)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder of ours; if that is interrupted, what is left no longer has its name."""
+    aside = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def seal(temporary: Path) -> None:
+    """Write a manifest into a folder that is being filled: the sha256 of each of its files."""
+    (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8")
+
+
+def verify(folder: Path) -> None:
+    """Compare the files of a folder with its manifest.
+
+    Raises:
+        DamagedError: if a file is missing, changed or left over, or the manifest itself is damaged.
+        OSError: if a file cannot be read.
+    """
+    expected, found = (folder / MANIFEST).read_bytes(), _manifest(folder).encode()
+    if expected != found:  # compared as bytes, so that damage to the manifest itself is seen too
+        lines = set(expected.split(b"\n")) ^ set(found.split(b"\n"))
+        names = sorted({repr(line.split(b'"')[1].decode(errors="replace")) for line in lines if b'"' in line})
+        raise DamagedError(f"{', '.join(names)} not as the manifest says")
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep(folder: Path, idle: float = IDLE) -> None:
+    """Delete what killed processes left half written in a folder: only names of our own pattern, of nobody alive.
+
+    Args:
+        folder: whose direct contents are looked at.
+        idle: seconds for which it must have rested; 0 where the caller knows that nobody else writes there.
+    """
+    for path in folder.glob(".tmp-*"):
+        match = re.match(r"\.tmp-(\d+)-", path.name)
+        with contextlib.suppress(OSError):  # somebody else may have been faster
+            newest = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+            if match and not (idle and (_alive(int(match[1])) or time.time() - newest < idle)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder to ourselves for the block, and sweep away what a killed run left in it.
+
+    The kernel holds the lock and drops it with the process, however that ends: a lock file without one is stale and is
+    taken over. (A process number alone would not do: they repeat, in containers above all.)
+
+    Raises:
+        DiskError: if another process writes there, naming it, or if the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise DiskError(
+            f"{str(folder)!r} cannot be written to: {error.strerror}. Choose another (--runs), or mend its rights."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise DiskError(
+                f"{str(folder)!r} is in use by {file.read().strip() or 'another process'}. "
+                "Wait for it, or stop it; then resume."
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"{str(folder)!r} cannot be locked ({error.strerror}): do not start a second run in it.")
+        file.seek(0)
+        if before := file.read().strip():
+            print(f"The run's last {before} was killed; going on from what it saved.")
+        file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}", file=file, flush=True)
+        for place in (folder, *(sub for sub in folder.iterdir() if sub.is_dir())):
+            sweep(place, idle=0)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def require(needs: Mapping[Path, float]) -> None:
+    """See whether there is room for so many bytes in each folder; those on one disk are added up.
+
+    Raises:
+        DiskError: naming what is needed, what is free, and what helps.
+    """
+    disks: dict[int, list[tuple[Path, float]]] = {}
+    for folder, needed in needs.items():
+        here = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        disks.setdefault(here.stat().st_dev, []).append((here, needed))
+    for places in disks.values():
+        free, needed = shutil.disk_usage(places[0][0]).free, sum(bytes_ for _, bytes_ in places)
+        if needed > free:
+            raise DiskError(
+                f"Too little room on the disk of {', '.join(repr(str(place)) for place, _ in places)}: expected "
+                f"{amount(needed)} for what is to come, received {amount(free)}. Delete old runs, or the cache folder "
+                "(it is made again); or choose another disk with --runs and data.cache."
+            )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full; TensorFlow hands on those of its threads as text."""
+    numbers = {errno.ENOSPC, errno.EDQUOT}
+    return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
+
+
+def amount(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def available_memory() -> float:
+    """Bytes of memory that could be had now, also inside a container; infinite where the system does not say."""
+    found = [float("inf")]
+    with contextlib.suppress(OSError, AttributeError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(float(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max", if the container has no limit, is no number
+        group = Path("/sys/fs/cgroup")
+        used, limit = (float((group / name).read_text()) for name in ("memory.current", "memory.max"))
+        found.append(limit - used)
+    return min(found)
+
+
+def _manifest(folder: Path) -> str:
+    files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
+    return json.dumps({file.name: sha256(file) for file in files}, indent=1)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is another user's
+    return True

@@ -1,0 +1,101 @@
+"""All kinds of files and folders that are not what one would wish for: none is a traceback, none is lost."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from template import recipe
+from template.config import Config, Data
+from template.data.decode import decode
+from template.data.examples import DataError, Examples, load_examples
+from template.data.images import load_image
+from template.data.split import split
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "corpus.py"
+SPEC = importlib.util.spec_from_file_location("corpus_script", SCRIPT)
+corpus = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(corpus)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "corpus"
+    corpus.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(written) -> dict:
+    return json.loads((written / "expected.json").read_text(encoding="utf-8"))
+
+
+def prepared(place: Path, cache: Path) -> Examples:
+    """As a run does it."""
+    table = place / "data.csv"
+    examples, pixels = decode(
+        load_examples(str(table if table.exists() else place)), Data(cache=str(cache), image_size=16)
+    )
+    examples = split(examples, val_fraction=0.2, test_fraction=0.1, seed=0)
+    assert len(pixels) == len(examples)
+    return examples
+
+
+def test_the_corpus_has_as_many_kinds_as_it_should(expected):
+    assert len(expected["files"]) >= 60 and len(expected["folders"]) >= 25
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, about damaged tags and many pixels
+def test_every_kind_of_file_is_used_or_named_with_a_reason_and_an_action(written, expected, tmp_path, capsys):
+    start = time.monotonic()
+    examples = prepared(written / "files", tmp_path)
+    assert time.monotonic() - start < 60, "the eleven bytes alone would take TensorFlow ten seconds, the pipe for ever"
+    reasons = {name.removeprefix("odd/"): reason for name, reason in examples.skipped}
+    used = {str(name).removeprefix("odd/") for name in examples.ids if str(name).startswith("odd/")}
+    on_disk = [file for file in (written / "files").rglob("*") if not file.is_dir()]
+    assert len(examples) + len(examples.skipped) == len(on_disk), "found = used + skipped"
+    for name, outcome in expected["files"].items():
+        if outcome == corpus.USED:
+            assert name in used, (name, reasons.get(name))
+        else:
+            assert name in reasons and outcome in reasons[name], (name, reasons.get(name, "used"))
+            assert ";" in reasons[name] or "? " in reasons[name], f"no action: {reasons[name]}"
+    # What a run prints of it: one line a file, whatever its name holds.
+    recipe._record(Config(data=Data(path="files")), {}, examples, tmp_path)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and len(said.splitlines()) == 1 + 10 + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_label_moves_beside_files_that_are_left_out(written, tmp_path):
+    examples, pixels = decode(load_examples(str(written / "files")), Data(cache=str(tmp_path), image_size=16))
+    for row, file in enumerate(examples.images):
+        assert examples.class_names[examples.labels[row]] == file.parent.name
+        np.testing.assert_array_equal(pixels[np.array([row])][0], load_image(file, 16, "crop"))
+
+
+@pytest.mark.parametrize("name", corpus.folder_kinds())
+def test_every_kind_of_folder_is_used_or_refused_in_words(written, expected, tmp_path, name):
+    outcome = expected["folders"][name]
+    if isinstance(outcome, str):
+        with pytest.raises(DataError) as error:
+            prepared(written / "folders" / name, tmp_path)
+        assert outcome in str(error.value)
+        return
+    examples = prepared(written / "folders" / name, tmp_path)
+    used = int((examples.parts != "").sum())
+    assert list(examples.class_names) == outcome["classes"]
+    assert (used, used + len(examples.skipped)) == (outcome["used"], outcome["found"]), examples.skipped
+    for word, reason in outcome["skipped"].items():
+        assert any(word in file and reason in why for file, why in examples.skipped), examples.skipped
+    for row, file in enumerate(examples.images):
+        label = examples.class_names[examples.labels[row]]
+        assert label in file.parts or label in file.resolve().parts, "the label is that of the folder"
+
+
+def test_classes_that_some_systems_cannot_tell_apart_are_named(written, capsys):
+    load_examples(str(written / "folders" / "upper and lower case"))
+    assert "'B' and 'b' differ in case only" in capsys.readouterr().out
