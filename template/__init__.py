@@ -11,8 +11,8 @@
     publish.py      what a run says for itself: scores, figures, report
     recipe.py       run(config, folder): the whole story
 
-Imports go down only: recipe -> publish -> train, deploy -> data, model, evaluate -> config, runs -> disk. The wings data, model
-and evaluate do not know each other; tests/test_floors.py holds the house to that.
+Imports go down only: recipe -> publish -> train, deploy -> data, model, evaluate -> config, runs -> disk. The wings
+data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 
 __version__ = "0.1.0"
