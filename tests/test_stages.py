@@ -287,7 +287,7 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
         patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
         repeat(model, parts, plan, settings, tmp_path / "whole")
     assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "4", "5"]
-    for epoch, left in (("2", [3, 4, 5]), ("3", [4, 5]), ("5", [])):
+    for epoch, left in (("2", [3, 4, 5]), ("5", [])):
         done, again = [], fresh(pretrained)
         with monkeypatch.context() as patched:
             patched.setattr(callbacks.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
