@@ -128,6 +128,8 @@ def built(request, pixels) -> Built:
     settings = Backbone(name=request.param, weights="none")
     model = build(settings, Head(), SIZE, [1, 2, 3])
     enliven(model, pixels)
+    kernel = model.get_layer("logits").kernel  # it starts quietly
+    kernel.assign(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
     logits = run(model, pixels)
     assert np.abs(logits[0] - logits[1]).max() > 0.01, "these tests need a network that sees a difference"
     return Built(settings, model, pixels, logits)

@@ -379,6 +379,7 @@ def small_sizes(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     pretrained, wide_pictures, tmp_path, monkeypatch, small_sizes
 ):

@@ -18,7 +18,7 @@ from template.config import Augment, Backbone, Head
 from template.data.pipeline import Source, plain_source, training_source
 from template.model.backbones import build_backbone
 from template.model.build import boundary, build, freeze
-from template.train import checks
+from template.train import baselines, checks
 
 SIZE, CLASSES = 32, 3
 SCRIPT = Path(__file__).parent.parent / "scripts" / "preflight.py"
@@ -209,7 +209,8 @@ def run(*arguments) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "from scratch"])
-def test_the_script_passes_what_is_in_order(make_folder, tmp_path, pretrained):
+def test_the_script_passes_what_is_in_order(make_folder, tmp_path, monkeypatch, pretrained):
+    monkeypatch.setattr(baselines, "STEPS", 3)
     keras.utils.set_random_seed(0)
     build_backbone(TINY, SIZE).save_weights(tmp_path / "tiny.weights.h5")
     settings = [f"--data.path={make_folder(each=20)}", "--data.image_size=32", f"--data.cache={tmp_path / 'cache'}"]

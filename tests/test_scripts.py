@@ -489,12 +489,13 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
-    from template.train import checks
+    from template import preflight
+    from template.train.checks import Check
 
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "pictures")
-    wrong = checks.Check("a check", False, "0", "1", "Mend it.")
-    monkeypatch.setattr(checks, "independent", lambda *_: wrong)
+    wrong, grid = Check("a check", False, "0", "1", "Mend it."), Image.new("RGB", (8, 8))
+    monkeypatch.setattr(preflight, "inspect", lambda config: ([wrong], {"seconds": 1.0}, {"preflight.png": grid}))
     last_words, said = call("train", "--preflight", "--data.path=pictures", *TINY)
     assert "Nothing was trained" in last_words and "FAIL  a check: 0 (expected: 1)" in said and "Mend it." in said
     (folder,) = (tmp_path / "runs").iterdir()

@@ -18,6 +18,8 @@ FEW = 200
 """Training pictures that tell whether they were learned."""
 SIDE = 48
 """Pixels of the pictures that a small network from scratch sees."""
+STEPS = 150
+"""Of the small network from scratch."""
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
 DRAWS = 3
 MOST = 2000
@@ -38,14 +40,14 @@ def by_colours(train: Source, held_out: Source) -> int:
     return int((model.predict(_histograms(held_out)) == held_out.labels).sum())
 
 
-def from_scratch(train: Source, val: Source, config: Config, steps: int = 150) -> int:
-    """Right answers of the small network `tiny` with random weights, after so many steps on small copies."""
+def from_scratch(train: Source, val: Source, config: Config) -> int:
+    """Right answers of the small network `tiny`, trained from random weights for STEPS steps on small copies."""
     train, val, classes = _shrunk(train), _shrunk(val), int(train.labels.max()) + 1
     model = build(Backbone(name="tiny", weights="none"), Head(dropout=0), SIDE, np.bincount(train.labels))
-    optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, steps))
+    optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, STEPS))
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
-    batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(steps))
-    model.fit(batches.take(steps), shuffle=False, verbose=0)
+    batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(STEPS))
+    model.fit(batches.take(STEPS), shuffle=False, verbose=0)
     said = model.predict(ordered_batches(val, classes, config.train.batch_size), verbose=0).argmax(axis=1)
     return int((said == val.labels).sum())
 
