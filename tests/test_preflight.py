@@ -166,7 +166,7 @@ def test_pixels_that_differ_by_one_are_found(train):
 
 @pytest.mark.parametrize("apart", [0, 9], ids=["one cloud", "classes far apart"])
 def test_labels_by_lot_are_guessed_unless_the_parts_share_pictures(apart):
-    for seed in range(5):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         clouds = apart * rng.integers(0, 2, (240, 1))
         features = (rng.normal(size=(240, 300)) + clouds).astype(np.float32)
@@ -208,7 +208,10 @@ def run(*arguments) -> tuple[int, str, str]:
     return end.value.code, out.getvalue(), err.getvalue()
 
 
-@pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "from scratch"])
+@pytest.mark.parametrize(
+    "pretrained",
+    [pytest.param(True, id="pretrained"), pytest.param(False, id="from scratch", marks=pytest.mark.slow)],
+)
 def test_the_script_passes_what_is_in_order(make_folder, tmp_path, monkeypatch, pretrained):
     monkeypatch.setattr(baselines, "STEPS", 3)
     keras.utils.set_random_seed(0)

@@ -502,6 +502,7 @@ def alive() -> int:
     return sum(isinstance(thing, Rows) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, pictures, weights, monkeypatch):
     monkeypatch.setenv("HOME", str(home / "user"))
     monkeypatch.chdir(home)
