@@ -16,6 +16,7 @@ from template.evaluate.predictions import Predictions
         ((990, 1000), (850, 1000), "overfits"),
         ((100, 100), (99, 100), "neither"),
         ((97, 100), (28, 30), "neither"),  # thirty pictures cannot tell
+        ((200, 200), (23, 24), "neither"),  # nor can one of twenty-four
     ],
 )
 def test_the_larger_of_two_evils_is_named(trained, held_out, verdict):

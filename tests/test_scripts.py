@@ -432,6 +432,12 @@ def test_a_picture_is_explained_beside_itself_and_a_broken_one_is_named(finished
     assert f"{str(files[1])!r}: text, not an image" in said
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(finished):
+    line = f"{sys.executable} {SCRIPTS / 'predict.py'} --run '{finished.folder}' '{finished.pictures}'"
+    done = subprocess.run(f"{line} | true", shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
 # diagnose.py
 
 

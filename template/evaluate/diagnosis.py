@@ -48,7 +48,7 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
                 "labels that contradict each other: scripts/audit.py --labels",
             ],
         )
-    if gap > GOOD and others["high"] < learned["value"]:
+    if gap > GOOD and others["high"] < learned["low"]:
         return Diagnosis(
             "overfits",
             f"{numbers}: it knows by heart what it has not understood",
