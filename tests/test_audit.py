@@ -102,6 +102,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "iPhone": (lambda r: (r / "ant/x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "unreadable", "look"),
     "link to nowhere": (lambda r: (r / "ant/x.jpg").symlink_to(r / "gone.jpg"), "unreadable", "look"),
     "loose file": (lambda r: saved(scene(99), r / "x.jpg"), "outside", "look"),
+    "hidden": (lambda r: saved(scene(99), r / "ant/.x.jpg"), "outside", "look"),
+    "litter": (lambda r: saved(scene(99), r / "__MACOSX/x.jpg"), "outside", "look"),
     "repeated": (lambda r: shutil.copy(r / "ant/000.jpg", r / "ant/x.jpg"), "equal", "look"),
     "two labels": (lambda r: shutil.copy(r / "ant/000.jpg", r / "bee/x.jpg"), "two labels", "mend"),
     "recoded": (lambda r: saved(scene(0), r / "ant/x.jpg", quality=40), "nearly equal", "look"),

@@ -247,13 +247,13 @@ def _unreadable(examples: Examples, facts: Facts) -> Iterator[Finding]:
 
 
 def _outside(examples: Examples, _: Facts) -> Iterator[Finding]:
-    if examples.skipped:
-        names = ", ".join(repr(name) for name, _ in examples.skipped[:5])
+    for reason in dict.fromkeys(reason for _, reason in examples.skipped):
+        names = [name for name, why in examples.skipped if why == reason]
         yield Finding(
             "outside",
             "look",
-            f"{len(examples.skipped)} files are in no class folder: {names}",
-            "Move them into the folder of their class if they are pictures.",
+            f"{len(names)} were passed over: {', '.join(map(repr, names[:5]))}: {reason}",
+            "If they are pictures, put them into the folder of their class.",
         )
 
 
