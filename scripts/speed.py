@@ -108,7 +108,7 @@ def tail(
     top, stored = store(source)
     filling = (now() - start).tolist()
     for network in (top, model):
-        compile_for(network, Stage(), 2 * rounds * images, label_smoothing=0.0)
+        compile_for(network, Stage(), 2 * rounds * images)
     result = alternate(lambda: an_epoch(top, stored), lambda: an_epoch(model, source), rounds, least=5)
     losses = a_step(backbone, size, scratch)
     difference = float(np.abs(np.subtract(losses["ours"], losses["other"])).max())
@@ -152,7 +152,7 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     weights = model.get_weights()
     for key, (network, inputs) in (("ours", store(source)), ("other", (model, source))):
         model.set_weights(weights)
-        compile_for(network, Stage(learning_rate=5e-5, warmup=0), 64, label_smoothing=0.0, averaged=False)
+        compile_for(network, Stage(learning_rate=5e-5, warmup=0), 64, averaged=False)
         batch = inputs.read(0, rows).astype(np.float32)
         before = network.evaluate(batch, one_hot, verbose=0, return_dict=True)["loss"]
         network.train_on_batch(batch, one_hot)

@@ -143,6 +143,16 @@ class Train:
     patience: Positive = 12
     """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
     best epochs are often its last, so little patience costs accuracy."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """What training minimises. `focal` passes over what is known already, (1 - p)^2 times the cross-entropy: where easy
+    pictures are many and hard ones few. Its probabilities are less sure than they could be."""
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """What a training picture counts: all the same, as much as makes all classes count the same, or less for rare
+    classes than that, by effective number. For classes of very different size whose errors matter the same;
+    validation is not weighted, so choose train.monitor=macro_f1 with it. See train/losses.py."""
+    logit_adjustment: Annotated[float, Field(ge=0, le=5)] = 0.0
+    """Adds this times the logarithm of each class's share to the logits in training, so that rare classes must win by
+    more: 1 for the least balanced error on a long tail, 0 for off. Choose train.monitor=macro_f1 with it."""
     label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
     surer of pictures it knows by heart; validation is not smoothed."""
@@ -160,6 +170,15 @@ class Train:
     pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
+
+    @model_validator(mode="after")
+    def _imbalance_is_mended_once(self):
+        if self.class_weights != "none" and self.logit_adjustment:
+            raise ValueError(
+                "class_weights and logit_adjustment both make up for classes of different size, together too much; "
+                f"received {self.class_weights} and {self.logit_adjustment}. Choose one"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

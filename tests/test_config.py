@@ -100,7 +100,15 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.².epochs=1", "stages takes a number from 0 to 3. Received: '²'"),
         ("stages.last.epochs=1", "stages takes a number from 0 to 3. Received: 'last'"),
         ("stages=5", "stages: expected"),
+        ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
+        ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
+        ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
         # each right, together wrong
+        (
+            "train={class_weights='balanced', logit_adjustment=1}",
+            "train: class_weights and logit_adjustment both make up for classes of different size, together too much; "
+            "received balanced and 1.0. Choose one",
+        ),
         ("backbone.name=tiny", "backbone `tiny` has no ImageNet weights; set backbone.weights=none"),
         ("data.test_fraction=0.8", "val_fraction + test_fraction must be below 1"),
         ("stages.0.unfreeze=-1", "stages.0: unfreeze must be 0 or more blocks, a block's name or 'all'; received -1"),

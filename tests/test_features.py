@@ -133,7 +133,7 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
         freeze(model, BACKBONE, 1)
         tensor = boundary(model, BACKBONE, HEAD, 1) if stored else None
         network, inputs, _ = divide(model, tensor, [source], None, views=1, refresh=0, store=store)
-        compile_for(network, Stage(learning_rate=1e-3, warmup=0), 10, label_smoothing=0, averaged=False)
+        compile_for(network, Stage(learning_rate=1e-3, warmup=0), 10, averaged=False)
         batch = inputs.read(0, np.arange(6)).astype("float32")
         losses.append(float(network.train_on_batch(batch, np.eye(3)[source.labels])[0]))
         weights.append(model.get_weights())

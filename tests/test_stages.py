@@ -372,7 +372,7 @@ def test_accuracy_is_better_when_larger():
 
 def test_learning_rate_warms_up_to_the_stage_value_and_falls_to_zero():
     model = build(Backbone(name="tiny", weights="none"), Head(), SIZE, np.ones(CLASSES))
-    compile_for(model, Stage(learning_rate=0.02, warmup=0.1), total_steps=100, label_smoothing=0)
+    compile_for(model, Stage(learning_rate=0.02, warmup=0.1), total_steps=100)
     schedule = model.optimizer._learning_rate
     rates = np.array([float(schedule(step)) for step in range(101)])
     assert rates.argmax() == 10
@@ -383,7 +383,7 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases_and_normalisation():
     model = build(Backbone(name="tiny", weights="none"), Head(l2=0), SIZE, np.ones(CLASSES))
     for variable in model.trainable_variables:
         variable.assign(np.ones(variable.shape))
-    compile_for(model, Stage(learning_rate=0.1, warmup=0.0, weight_decay=0.5), total_steps=10, label_smoothing=0)
+    compile_for(model, Stage(learning_rate=0.1, warmup=0.0, weight_decay=0.5), total_steps=10)
     model.optimizer.build(model.trainable_variables)
     zeros = [np.zeros(variable.shape, np.float32) for variable in model.trainable_variables]
     model.optimizer.apply([keras.ops.convert_to_tensor(z) for z in zeros])

@@ -18,6 +18,7 @@ from ..evaluate.intervals import lead
 from ..model.build import boundary, freeze
 from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
 from .features import Store, divide
+from .losses import training_loss
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
@@ -96,7 +97,7 @@ def _fit_stage(
     print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
     network, inputs, held_out = _divided(model, stage, [train], val, how)
-    compile_for(network, stage, stage.epochs * steps(train, settings.batch_size), settings.label_smoothing)
+    compile_for(network, stage, stage.epochs * steps(train, settings.batch_size), _loss(model, inputs, settings))
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
     if not saved:
@@ -150,7 +151,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             network, inputs, _ = _divided(model, stage, train, None, how)
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
             total = stage.epochs * steps(inputs, how.settings.batch_size)
-            compile_for(network, stage, total, how.settings.label_smoothing, averaged=done["averaged"])
+            loss = _loss(model, inputs, how.settings)
+            compile_for(network, stage, total, loss, averaged=done["averaged"])
             assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
             before = saved.get("before") or network.get_weights()
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
@@ -189,8 +191,13 @@ def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> i
     return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
 
 
+def _loss(model: keras.Model, inputs: Source, settings: Train) -> keras.losses.Loss:
+    """The training loss, its weights from these very pictures: in the final fit there are more of them."""
+    return training_loss(settings, np.bincount(inputs.labels, minlength=model.output_shape[-1]))
+
+
 def compile_for(
-    model: keras.Model, stage: Stage, total_steps: int, label_smoothing: float, averaged: bool = True
+    model: keras.Model, stage: Stage, total_steps: int, loss: keras.losses.Loss | None = None, averaged: bool = True
 ) -> None:
     """Give the model a new optimizer for a stage: AdamW, warm-up and cosine, no decay on biases and normalisation.
 
@@ -198,7 +205,7 @@ def compile_for(
         model: to train.
         stage: learning rate, warm-up and decay.
         total_steps: of the whole stage, for the schedule.
-        label_smoothing: in [0, 1); of the training loss only.
+        loss: of training only, from `training_loss`; cross-entropy if None. The metrics stay plain.
         averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
     """
     warmup = round(total_steps * stage.warmup)
@@ -214,7 +221,7 @@ def compile_for(
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
         optimizer,
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
+        loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[
             keras.metrics.CategoricalAccuracy(name="accuracy"),
             keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
