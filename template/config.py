@@ -113,12 +113,26 @@ class Stage:
     and all above), or `all`."""
     epochs: Positive = 10
     """At most this many passes over the training pictures; early stopping may end sooner."""
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad", "lion"] = "adamw"
+    """How a gradient becomes a step. `sgd` (with Nesterov momentum 0.9) wants 10 to 100 times the learning rate of
+    `adamw`, `adagrad` 10 times, `lion` a third to a tenth of it with as much more weight decay."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    """Peak step size of the optimizer."""
+    """Peak step size of the optimizer; scripts/find_lr.py suggests one."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each block below the head learns at this times the rate of the one above it (the head at learning_rate); 1 for
+    all alike. Around 0.7 where many blocks are thawed."""
+    schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential"] = "cosine"
+    """How the step size falls after the warm-up: along a cosine to zero, not at all (to see what a learning rate
+    does), to a tenth after each third, or evenly to a hundredth. `one_cycle` rises over 30 % of the steps, whatever the
+    warm-up, and falls along a cosine."""
     warmup: Fraction = 0.1
-    """Part of the stage's steps over which the step size rises from zero; then it falls along a cosine."""
+    """Part of the stage's steps over which the step size rises from zero."""
+    clip_norm: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """A gradient longer than this, over all weights together, is shortened to it; 0 for never. 1 where the loss jumps
+    or becomes NaN."""
     weight_decay: Fraction = 1e-4
-    """Decoupled weight decay (AdamW) on kernels; not on biases or normalisation."""
+    """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
+    normalisation, and not with `adam`, which is `adamw` without it."""
     views: Annotated[int, Field(ge=0)] = 4
     """While lower blocks are frozen, their activations are computed once for this many augmented views of each
     picture, which the epochs take in turn; 0 for a view an epoch."""

@@ -103,6 +103,17 @@ def refusal(overrides=(), recipe=None) -> str:
         ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
         ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
         ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
+        ("stages.1.clip_norm=-1", "stages.1.clip_norm: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.0.layer_decay=0", "stages.0.layer_decay: expected number > 0 <= 1. Received: 0"),
+        ("stages.0.layer_decay=1.1", "stages.0.layer_decay: expected number > 0 <= 1. Received: 1.1"),
+        (
+            "stages.0.optimizer=adamax",
+            "stages.0.optimizer: expected adamw | adam | sgd | rmsprop | adagrad | lion. Received: 'adamax'",
+        ),
+        (
+            "stages.0.schedule=linear",
+            "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential. Received: 'linear'",
+        ),
         # each right, together wrong
         (
             "train={class_weights='balanced', logit_adjustment=1}",

@@ -143,7 +143,7 @@ def test_weights_come_from_the_pictures_that_are_trained_on_and_never_reach_vali
     settings = Train(batch_size=8, class_weights="balanced", loss="focal", label_smoothing=0.1)
     how = How(backbone, head, (Stage(epochs=1),), settings, Store(tmp_path / "cache", 1e9, 8, Clock()))
     seen, original = [], module.compile_for
-    monkeypatch.setattr(module, "compile_for", lambda *a, **k: (seen.append(a[3].weights), original(*a, **k)))
+    monkeypatch.setattr(module, "compile_for", lambda *a, **k: (seen.append(a[2].weights), original(*a, **k)))
     model = build(backbone, head, 16, [8, 3, 1])
     state = fit(model, train, val, how, tmp_path)
     repeat(model, [train, val], [{"start": 0, "epochs": 1, "averaged": True, "share": 1.0}], how, tmp_path)

@@ -132,6 +132,19 @@ def lowest_block(model: keras.Model, backbone: Backbone, unfreeze: int | str) ->
     return blocks[-min(unfreeze, len(blocks))] if unfreeze else float("inf")
 
 
+def depths(model: keras.Model, backbone: Backbone) -> dict[str, int]:
+    """How many blocks below the head each layer lies: 0 the head, 1 the top block, and so on down to the stem.
+
+    Args:
+        model: from `build`.
+        backbone: the settings it was built with.
+    """
+    numbers, head = block_numbers(model, backbone.name), _head_names(model)
+    blocks = sorted({block for block in numbers.values() if block is not None}, reverse=True)
+    below = {block: depth for depth, block in enumerate([*blocks, None], start=1)}
+    return {name: 0 if name in head else below[block] for name, block in numbers.items()}
+
+
 def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int | str) -> keras.KerasTensor | None:
     """Tensor below which everything is frozen and which everything above comes from; None for "all".
 

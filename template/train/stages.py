@@ -15,13 +15,12 @@ from ..config import Backbone, Head, Stage, Train
 from ..data.pipeline import Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
-from ..model.build import boundary, freeze
+from ..model.build import boundary, depths, freeze
 from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
 from .features import Store, divide
 from .losses import training_loss
+from .optimizers import optimizer, schedule, slow_down
 
-EMA_MOMENTUM = 0.97
-"""Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
 SHARES = (0.5, 1.0)
 """Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
 
@@ -97,7 +96,7 @@ def _fit_stage(
     print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
     network, inputs, held_out = _divided(model, stage, [train], val, how)
-    compile_for(network, stage, stage.epochs * steps(train, settings.batch_size), _loss(model, inputs, settings))
+    _compile(network, model, stage, inputs, how)
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
     if not saved:
@@ -150,9 +149,7 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             assign(model.variables, saved.get("model", model.variables))
             network, inputs, _ = _divided(model, stage, train, None, how)
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
-            total = stage.epochs * steps(inputs, how.settings.batch_size)
-            loss = _loss(model, inputs, how.settings)
-            compile_for(network, stage, total, loss, averaged=done["averaged"])
+            _compile(network, model, stage, inputs, how, done["averaged"])
             assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
             before = saved.get("before") or network.get_weights()
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
@@ -191,36 +188,28 @@ def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> i
     return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
 
 
-def _loss(model: keras.Model, inputs: Source, settings: Train) -> keras.losses.Loss:
-    """The training loss, its weights from these very pictures: in the final fit there are more of them."""
-    return training_loss(settings, np.bincount(inputs.labels, minlength=model.output_shape[-1]))
-
-
-def compile_for(
-    model: keras.Model, stage: Stage, total_steps: int, loss: keras.losses.Loss | None = None, averaged: bool = True
+def _compile(
+    network: keras.Model, model: keras.Model, stage: Stage, inputs: Source, how: How, averaged: bool = True
 ) -> None:
-    """Give the model a new optimizer for a stage: AdamW, warm-up and cosine, no decay on biases and normalisation.
+    """Compile the network of a stage, its steps and class weights by these very pictures: a final fit has more."""
+    settings = how.settings
+    loss = training_loss(settings, np.bincount(inputs.labels, minlength=model.output_shape[-1]))
+    made = optimizer(stage, schedule(stage, stage.epochs * steps(inputs, settings.batch_size)), averaged)
+    if stage.layer_decay < 1:
+        slow_down(made, network, stage.layer_decay, depths(model, how.backbone))
+    compile_for(network, made, loss)
+
+
+def compile_for(model: keras.Model, made: keras.optimizers.Optimizer, loss: keras.losses.Loss | None = None) -> None:
+    """Give the model a new optimizer, a loss, and the scores that are logged.
 
     Args:
         model: to train.
-        stage: learning rate, warm-up and decay.
-        total_steps: of the whole stage, for the schedule.
-        loss: of training only, from `training_loss`; cross-entropy if None. The metrics stay plain.
-        averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
+        made: from `optimizer`.
+        loss: of training only, from `training_loss`; cross-entropy if None. The scores stay plain.
     """
-    warmup = round(total_steps * stage.warmup)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else stage.learning_rate,
-        decay_steps=max(1, total_steps - warmup),
-        warmup_target=stage.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=stage.weight_decay, use_ema=averaged, ema_momentum=EMA_MOMENTUM
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
-        optimizer,
+        made,
         loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[
             keras.metrics.CategoricalAccuracy(name="accuracy"),
