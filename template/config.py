@@ -104,6 +104,9 @@ class Head:
     """L1 penalty on the head's kernels: l1 * sum |w| is added to the training loss."""
     l2: Penalty = 1e-4
     """L2 penalty on the head's kernels: l2 * sum w^2 is added to the training loss."""
+    max_norm: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """After every step, the weights into each unit of the head are shortened to this length if they are longer; 0 for
+    never. 3 or 4 beside much dropout and a high learning rate, in training from scratch: it shortens a probe too."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -133,6 +136,14 @@ class Stage:
     weight_decay: Fraction = 1e-4
     """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
     normalisation, and not with `adam`, which is `adamw` without it."""
+    l1: Penalty = 0.0
+    """L1 penalty on thawed kernels of the backbone: l1 * sum |w| is added to the training loss. Many become zero."""
+    l2: Penalty = 0.0
+    """L2 penalty on thawed kernels of the backbone: l2 * sum w^2 is added to the training loss. With `sgd`; with the
+    others, which divide by the size of the gradient, weight_decay does what this is meant to."""
+    l2_sp: Penalty = 0.0
+    """Penalty on the distance of thawed kernels from the pretrained ones: l2_sp * sum (w - start)^2 is added to the
+    training loss. 0.01 where fine-tuning forgets more than it learns; more where more blocks thaw."""
     views: Annotated[int, Field(ge=0)] = 4
     """While lower blocks are frozen, their activations are computed once for this many augmented views of each
     picture, which the epochs take in turn; 0 for a view an epoch."""
@@ -145,6 +156,13 @@ class Stage:
     def _unfreeze_makes_sense(self):
         if isinstance(self.unfreeze, int) and self.unfreeze < 0:
             raise ValueError(f"unfreeze must be 0 or more blocks, a block's name or 'all'; received {self.unfreeze}")
+        thawed = {name: getattr(self, name) for name in ("l1", "l2", "l2_sp")} | {"layer_decay": 1 - self.layer_decay}
+        idle = [name for name, value in thawed.items() if value]
+        if self.unfreeze == 0 and idle:
+            raise ValueError(
+                f"{', '.join(idle)}: for thawed blocks of the backbone, and unfreeze=0 thaws none. Thaw some, or leave "
+                "it out (the head has head.l1 and head.l2)"
+            )
         return self
 
 
@@ -231,6 +249,8 @@ class Config:
     def _parts_fit_together(self):
         if self.backbone.name == "tiny" and self.backbone.weights == "imagenet":
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
+        if self.backbone.weights == "none" and any(stage.l2_sp for stage in self.stages):
+            raise ValueError("stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none")
         return self
 
 

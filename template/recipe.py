@@ -108,7 +108,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         train, val = plain("train", config.data), plain("val", config.data)
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
-    how = How(config.backbone, config.head, config.stages, config.train, store)
+    how = How(config.backbone, config.head, config.stages, config.train, store, untouched)
     if config.train.class_weights != "none":
         counts = np.bincount(train.labels, minlength=len(examples.class_names))
         print(weight_table(examples.class_names, counts, config.train.class_weights))

@@ -150,7 +150,9 @@ def test_each_block_steps_a_factor_less_than_the_one_above_it():
             assert ratio == pytest.approx(0.5**depth, rel=0.02), variable.path
 
 
-OTHER = Stage(unfreeze=1, epochs=2, optimizer="sgd", schedule="step", layer_decay=0.5, clip_norm=1.0)
+OTHER = Stage(
+    unfreeze=1, epochs=2, optimizer="sgd", schedule="step", layer_decay=0.5, clip_norm=1.0, l1=1e-4, l2_sp=0.01
+)
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(tmp_path, monkeypatch):
@@ -165,7 +167,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
 
     def end(folder) -> list[np.ndarray]:
         model = tiny(Head(l2=1e-3))
-        fit(model, source, source, How(TINY, Head(), (OTHER,), settings, Store(folder, 1e9, 6, Clock())), folder)
+        start = [variable.numpy() for variable in model.variables]
+        how = How(TINY, Head(), (OTHER,), settings, Store(folder, 1e9, 6, Clock()), start)
+        fit(model, source, source, how, folder)
         return model.get_weights()
 
     with monkeypatch.context() as patched:

@@ -32,6 +32,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         Model from float32 [n, size, size, 3], RGB 0-255, to float32 logits [n, classes].
     """
     penalty = {"kernel_regularizer": keras.regularizers.L1L2(head.l1, head.l2)} if head.l1 or head.l2 else {}
+    penalty |= {"kernel_constraint": keras.constraints.MaxNorm(head.max_norm)} if head.max_norm else {}
     x = pooled(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
     if head.hidden:

@@ -176,6 +176,7 @@ class Log(keras.callbacks.Callback):
         # Of validation only plain scores: its loss would be smoothed, weighted and penalised like that of training.
         scores = {name: float(value) for name, value in logs.items() if name != "val_loss"}
         row = {"stage": self.state.stage + 1, "epoch": epoch + 1, **scores}
+        row["penalty"] = float(sum(self.model.losses))  # which is a part of the loss
         row |= {"learning_rate": float(self.model.optimizer.learning_rate), "seconds": now - self.start}
         self.state.history.append(row)
         self.state.epoch = epoch + 1

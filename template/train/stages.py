@@ -20,6 +20,7 @@ from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, 
 from .features import Store, divide
 from .losses import training_loss
 from .optimizers import optimizer, schedule, slow_down
+from .penalties import penalise
 
 SHARES = (0.5, 1.0)
 """Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
@@ -38,6 +39,7 @@ class How:
         stages: what to thaw, how long and how fast.
         settings: batch size, monitor, patience, seed.
         store: for activations of frozen blocks.
+        pretrained: values of the model's variables before anything trained, to which `l2_sp` holds on.
     """
 
     backbone: Backbone
@@ -45,6 +47,7 @@ class How:
     stages: Sequence[Stage]
     settings: Train
     store: Store
+    pretrained: Sequence[np.ndarray] = ()
 
 
 def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) -> State:
@@ -192,11 +195,13 @@ def _compile(
     network: keras.Model, model: keras.Model, stage: Stage, inputs: Source, how: How, averaged: bool = True
 ) -> None:
     """Compile the network of a stage, its steps and class weights by these very pictures: a final fit has more."""
+    below_head = depths(model, how.backbone)
+    penalise(model, stage, below_head, how.pretrained)
     settings = how.settings
     loss = training_loss(settings, np.bincount(inputs.labels, minlength=model.output_shape[-1]))
     made = optimizer(stage, schedule(stage, stage.epochs * steps(inputs, settings.batch_size)), averaged)
     if stage.layer_decay < 1:
-        slow_down(made, network, stage.layer_decay, depths(model, how.backbone))
+        slow_down(made, network, stage.layer_decay, below_head)
     compile_for(network, made, loss)
 
 
