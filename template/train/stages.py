@@ -98,8 +98,7 @@ def _fit_stage(
     trained = freeze(model, how.backbone, stage.unfreeze)
     print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
-    network, inputs, held_out = _divided(model, stage, [train], val, how)
-    _compile(network, model, stage, inputs, how)
+    network, inputs, held_out = prepared(model, stage, [train], val, how)
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
     if not saved:
@@ -150,9 +149,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             print(f"again on all {images} pictures: stage {number + 1}, {done['epochs']} epochs")
             freeze(model, how.backbone, stage.unfreeze)
             assign(model.variables, saved.get("model", model.variables))
-            network, inputs, _ = _divided(model, stage, train, None, how)
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
-            _compile(network, model, stage, inputs, how, done["averaged"])
+            network, inputs, _ = prepared(model, stage, train, None, how, done["averaged"])
             assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
             before = saved.get("before") or network.get_weights()
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
@@ -191,18 +189,30 @@ def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> i
     return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
 
 
-def _compile(
-    network: keras.Model, model: keras.Model, stage: Stage, inputs: Source, how: How, averaged: bool = True
-) -> None:
-    """Compile the network of a stage, its steps and class weights by these very pictures: a final fit has more."""
-    below_head = depths(model, how.backbone)
+def prepared(
+    model: keras.Model, stage: Stage, train: Sequence[Source], val: Source | None, how: How, averaged: bool = True
+) -> tuple[keras.Model, Source, Source | None]:
+    """What a stage trains, compiled, and on what: the tail on stored activations if that pays, else all on pictures.
+
+    Args:
+        model: the whole, frozen as the stage wants it.
+        stage: what to do with it.
+        train: augmented pictures, in parts. Steps and class weights are theirs: in a final fit there are more.
+        val: validation pictures, or None.
+        how: the rest.
+        averaged: as in `optimizer`.
+    """
+    settings, below_head = how.settings, depths(model, how.backbone)
+    views = min(stage.views or stage.epochs, stage.epochs)
+    tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
+    network, inputs, held_out = divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
     penalise(model, stage, below_head, how.pretrained)
-    settings = how.settings
-    loss = training_loss(settings, np.bincount(inputs.labels, minlength=model.output_shape[-1]))
     made = optimizer(stage, schedule(stage, stage.epochs * steps(inputs, settings.batch_size)), averaged)
     if stage.layer_decay < 1:
         slow_down(made, network, stage.layer_decay, below_head)
-    compile_for(network, made, loss)
+    counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
+    compile_for(network, made, training_loss(settings, counts))
+    return network, inputs, held_out
 
 
 def compile_for(model: keras.Model, made: keras.optimizers.Optimizer, loss: keras.losses.Loss | None = None) -> None:
@@ -234,15 +244,6 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
     """Put back all variables of a checkpoint, those of dropout's random generators included."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _divided(
-    model: keras.Model, stage: Stage, train: Sequence[Source], val: Source | None, how: How
-) -> tuple[keras.Model, Source, Source | None]:
-    """What a stage trains, and on what: the tail on stored activations if that pays, else the whole on pictures."""
-    views = min(stage.views or stage.epochs, stage.epochs)
-    tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
-    return divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
 
 
 def _run_epochs(
