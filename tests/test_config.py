@@ -257,6 +257,9 @@ def some_config(rng: np.random.Generator) -> Config:
             warmup=rng.random(),
             learning_rate=float(10 ** rng.uniform(-9, 1)),
             refresh=int(rng.integers(0, 5)),
+            optimizer=str(rng.choice(["adamw", "sgd", "lion"])),
+            schedule=str(rng.choice(["cosine", "one_cycle", "step"])),
+            clip_norm=float(rng.integers(0, 3)),
         )
         for _ in range(rng.integers(1, 5))
     ]
@@ -277,7 +280,11 @@ def some_config(rng: np.random.Generator) -> Config:
             l1=float(10 ** rng.uniform(-12, 1)),
             hidden=int(rng.integers(0, 8193)),
         ),
-        train=Train(seed=int(rng.integers(0, 2**31)), deterministic=bool(rng.integers(2))),
+        train=Train(
+            seed=int(rng.integers(0, 2**31)),
+            deterministic=bool(rng.integers(2)),
+            class_weights=str(rng.choice(["none", "balanced", "effective"])),
+        ),
         evaluate=Evaluate(mirror=bool(rng.integers(2)), magnify=bool(rng.integers(2))),
         stages=tuple(stages),
     )
