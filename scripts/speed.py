@@ -96,6 +96,7 @@ def tail(
 ) -> dict:
     """Seconds of an epoch of the top blocks on stored activations, and on pictures. At least 5 times; equal losses."""
     from template.data.pipeline import training_source
+    from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
     backbone = Backbone(name=name, alpha=0.75, weights=weights)
@@ -108,7 +109,7 @@ def tail(
     top, stored = store(source)
     filling = (now() - start).tolist()
     for network in (top, model):
-        compile_for(network, Stage(), 2 * rounds * images, label_smoothing=0.0)
+        compile_for(network, optimizer(Stage(), schedule(Stage(), 2 * rounds * images)))
     result = alternate(lambda: an_epoch(top, stored), lambda: an_epoch(model, source), rounds, least=5)
     losses = a_step(backbone, size, scratch)
     difference = float(np.abs(np.subtract(losses["ours"], losses["other"])).max())
@@ -143,16 +144,18 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     raises the loss would raise the difference with it.)
     """
     from template.data.pipeline import plain_source
+    from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
     pixels, labels = pictures(BATCH, size)
     rows, one_hot, losses = np.arange(BATCH), np.eye(CLASSES)[labels], {}
+    stage = Stage(learning_rate=5e-5, warmup=0)
     source = plain_source(pixels, rows, labels)
     model, store = thawed(backbone, Head(dropout=0), size, scratch)
     weights = model.get_weights()
     for key, (network, inputs) in (("ours", store(source)), ("other", (model, source))):
         model.set_weights(weights)
-        compile_for(network, Stage(learning_rate=5e-5, warmup=0), 64, label_smoothing=0.0, averaged=False)
+        compile_for(network, optimizer(stage, schedule(stage, 64), averaged=False))
         batch = inputs.read(0, rows).astype(np.float32)
         before = network.evaluate(batch, one_hot, verbose=0, return_dict=True)["loss"]
         network.train_on_batch(batch, one_hot)

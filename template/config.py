@@ -104,6 +104,9 @@ class Head:
     """L1 penalty on the head's kernels: l1 * sum |w| is added to the training loss."""
     l2: Penalty = 1e-4
     """L2 penalty on the head's kernels: l2 * sum w^2 is added to the training loss."""
+    max_norm: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """After every step, the weights into each unit of the head are shortened to this length if they are longer; 0 for
+    never. 3 or 4 beside much dropout and a high learning rate, in training from scratch: it shortens a probe too."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -113,12 +116,34 @@ class Stage:
     and all above), or `all`."""
     epochs: Positive = 10
     """At most this many passes over the training pictures; early stopping may end sooner."""
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad", "lion"] = "adamw"
+    """How a gradient becomes a step. `sgd` (with Nesterov momentum 0.9) wants 10 to 100 times the learning rate of
+    `adamw`, `adagrad` 10 times, `lion` a third to a tenth of it with as much more weight decay."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    """Peak step size of the optimizer."""
+    """Peak step size of the optimizer; scripts/find_lr.py suggests one."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each block below the head learns at this times the rate of the one above it (the head at learning_rate); 1 for
+    all alike. Around 0.7 where many blocks are thawed."""
+    schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential"] = "cosine"
+    """How the step size falls after the warm-up: along a cosine to zero, not at all (to see what a learning rate
+    does), to a tenth after each third, or evenly to a hundredth. `one_cycle` rises over 30 % of the steps, whatever the
+    warm-up, and falls along a cosine."""
     warmup: Fraction = 0.1
-    """Part of the stage's steps over which the step size rises from zero; then it falls along a cosine."""
+    """Part of the stage's steps over which the step size rises from zero."""
+    clip_norm: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """A gradient longer than this, over all weights together, is shortened to it; 0 for never. 1 where the loss jumps
+    or becomes NaN."""
     weight_decay: Fraction = 1e-4
-    """Decoupled weight decay (AdamW) on kernels; not on biases or normalisation."""
+    """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
+    normalisation, and not with `adam`, which is `adamw` without it."""
+    l1: Penalty = 0.0
+    """L1 penalty on thawed kernels of the backbone: l1 * sum |w| is added to the training loss. Many become zero."""
+    l2: Penalty = 0.0
+    """L2 penalty on thawed kernels of the backbone: l2 * sum w^2 is added to the training loss. With `sgd`; with the
+    others, which divide by the size of the gradient, weight_decay does what this is meant to."""
+    l2_sp: Penalty = 0.0
+    """Penalty on the distance of thawed kernels from the pretrained ones: l2_sp * sum (w - start)^2 is added to the
+    training loss. 0.01 where fine-tuning forgets more than it learns; more where more blocks thaw."""
     views: Annotated[int, Field(ge=0)] = 4
     """While lower blocks are frozen, their activations are computed once for this many augmented views of each
     picture, which the epochs take in turn; 0 for a view an epoch."""
@@ -131,6 +156,13 @@ class Stage:
     def _unfreeze_makes_sense(self):
         if isinstance(self.unfreeze, int) and self.unfreeze < 0:
             raise ValueError(f"unfreeze must be 0 or more blocks, a block's name or 'all'; received {self.unfreeze}")
+        thawed = {name: getattr(self, name) for name in ("l1", "l2", "l2_sp")} | {"layer_decay": 1 - self.layer_decay}
+        idle = [name for name, value in thawed.items() if value]
+        if self.unfreeze == 0 and idle:
+            raise ValueError(
+                f"{', '.join(idle)}: for thawed blocks of the backbone, and unfreeze=0 thaws none. Thaw some, or leave "
+                "it out (the head has head.l1 and head.l2)"
+            )
         return self
 
 
@@ -143,6 +175,16 @@ class Train:
     patience: Positive = 12
     """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
     best epochs are often its last, so little patience costs accuracy."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """What training minimises. `focal` passes over what is known already, (1 - p)^2 times the cross-entropy: where easy
+    pictures are many and hard ones few. Its probabilities are less sure than they could be."""
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """What a training picture counts: all the same, as much as makes all classes count the same, or less for rare
+    classes than that, by effective number. For classes of very different size whose errors matter the same;
+    validation is not weighted, so choose train.monitor=macro_f1 with it. See train/losses.py."""
+    logit_adjustment: Annotated[float, Field(ge=0, le=5)] = 0.0
+    """Adds this times the logarithm of each class's share to the logits in training, so that rare classes must win by
+    more: 1 for the least balanced error on a long tail, 0 for off. Choose train.monitor=macro_f1 with it."""
     label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
     surer of pictures it knows by heart; validation is not smoothed."""
@@ -160,6 +202,15 @@ class Train:
     pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
+
+    @model_validator(mode="after")
+    def _imbalance_is_mended_once(self):
+        if self.class_weights != "none" and self.logit_adjustment:
+            raise ValueError(
+                "class_weights and logit_adjustment both make up for classes of different size, together too much; "
+                f"received {self.class_weights} and {self.logit_adjustment}. Choose one"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -198,6 +249,8 @@ class Config:
     def _parts_fit_together(self):
         if self.backbone.name == "tiny" and self.backbone.weights == "imagenet":
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
+        if self.backbone.weights == "none" and any(stage.l2_sp for stage in self.stages):
+            raise ValueError("stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none")
         return self
 
 

@@ -27,6 +27,7 @@ from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
 from .train.callbacks import NonFiniteError
 from .train.features import Store
+from .train.losses import weight_table
 from .train.stages import How, assign, fit, repeat
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
@@ -107,7 +108,10 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         train, val = plain("train", config.data), plain("val", config.data)
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
-    how = How(config.backbone, config.head, config.stages, config.train, store)
+    how = How(config.backbone, config.head, config.stages, config.train, store, untouched)
+    if config.train.class_weights != "none":
+        counts = np.bincount(train.labels, minlength=len(examples.class_names))
+        print(weight_table(examples.class_names, counts, config.train.class_weights))
     state = fit(model, augmented("train"), val, how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
     if suggest.refits(config, int((examples.parts != "").sum())):

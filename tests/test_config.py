@@ -100,7 +100,32 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.².epochs=1", "stages takes a number from 0 to 3. Received: '²'"),
         ("stages.last.epochs=1", "stages takes a number from 0 to 3. Received: 'last'"),
         ("stages=5", "stages: expected"),
+        ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
+        ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
+        ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
+        ("head.max_norm=-1", "head.max_norm: expected number >= 0 <= 100. Received: -1"),
+        ("stages.1.l2_sp=-1", "stages.1.l2_sp: expected number >= 0 <= 10. Received: -1"),
+        ("stages.1.l1=11", "stages.1.l1: expected number >= 0 <= 10. Received: 11"),
+        ("stages.1.l2=true", "stages.1.l2: expected number >= 0 <= 10. Received: True"),
+        ("stages.1.clip_norm=-1", "stages.1.clip_norm: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.0.layer_decay=0", "stages.0.layer_decay: expected number > 0 <= 1. Received: 0"),
+        ("stages.0.layer_decay=1.1", "stages.0.layer_decay: expected number > 0 <= 1. Received: 1.1"),
+        (
+            "stages.0.optimizer=adamax",
+            "stages.0.optimizer: expected adamw | adam | sgd | rmsprop | adagrad | lion. Received: 'adamax'",
+        ),
+        (
+            "stages.0.schedule=linear",
+            "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential. Received: 'linear'",
+        ),
         # each right, together wrong
+        ("stages.0.l2=0.1", "stages.0: l2: for thawed blocks of the backbone, and unfreeze=0 thaws none."),
+        ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for thawed blocks"),
+        (
+            "train={class_weights='balanced', logit_adjustment=1}",
+            "train: class_weights and logit_adjustment both make up for classes of different size, together too much; "
+            "received balanced and 1.0. Choose one",
+        ),
         ("backbone.name=tiny", "backbone `tiny` has no ImageNet weights; set backbone.weights=none"),
         ("data.test_fraction=0.8", "val_fraction + test_fraction must be below 1"),
         ("stages.0.unfreeze=-1", "stages.0: unfreeze must be 0 or more blocks, a block's name or 'all'; received -1"),
@@ -110,6 +135,12 @@ def test_a_wrong_setting_is_named_with_what_was_expected_and_received(override, 
     said = refusal([override])
     assert message in said
     assert len(said.splitlines()) == 1, "one line, also where several types were tried"
+
+
+def test_holding_on_to_weights_that_are_random_is_refused():
+    said = refusal(["backbone.weights=none", "stages.1.l2_sp=0.1"])
+    assert said == "stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none"
+    assert load(None, ["stages=[{unfreeze=1, l2_sp=0.1}]"]).stages[0].l2_sp == 0.1
 
 
 def test_all_wrong_settings_are_listed_at_once():
@@ -226,6 +257,9 @@ def some_config(rng: np.random.Generator) -> Config:
             warmup=rng.random(),
             learning_rate=float(10 ** rng.uniform(-9, 1)),
             refresh=int(rng.integers(0, 5)),
+            optimizer=str(rng.choice(["adamw", "sgd", "lion"])),
+            schedule=str(rng.choice(["cosine", "one_cycle", "step"])),
+            clip_norm=float(rng.integers(0, 3)),
         )
         for _ in range(rng.integers(1, 5))
     ]
@@ -246,7 +280,11 @@ def some_config(rng: np.random.Generator) -> Config:
             l1=float(10 ** rng.uniform(-12, 1)),
             hidden=int(rng.integers(0, 8193)),
         ),
-        train=Train(seed=int(rng.integers(0, 2**31)), deterministic=bool(rng.integers(2))),
+        train=Train(
+            seed=int(rng.integers(0, 2**31)),
+            deterministic=bool(rng.integers(2)),
+            class_weights=str(rng.choice(["none", "balanced", "effective"])),
+        ),
         evaluate=Evaluate(mirror=bool(rng.integers(2)), magnify=bool(rng.integers(2))),
         stages=tuple(stages),
     )

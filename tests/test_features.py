@@ -17,6 +17,7 @@ from template.model.build import boundary, build, freeze, root
 from template.runs import Clock
 from template.train import features
 from template.train.features import Store, activations, cached, cut, divide, fingerprint, inference
+from template.train.optimizers import optimizer, schedule
 from template.train.stages import compile_for
 
 BACKBONE = Backbone(name="tiny", weights="none")
@@ -135,7 +136,8 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
         freeze(model, BACKBONE, 1)
         tensor = boundary(model, BACKBONE, HEAD, 1) if stored else None
         network, inputs, _ = divide(model, tensor, [source], None, views=1, refresh=0, store=store)
-        compile_for(network, Stage(learning_rate=1e-3, warmup=0), 10, label_smoothing=0, averaged=False)
+        stage = Stage(learning_rate=1e-3, warmup=0)
+        compile_for(network, optimizer(stage, schedule(stage, 10), averaged=False))
         batch = inputs.read(0, np.arange(6)).astype("float32")
         losses.append(float(network.train_on_batch(batch, np.eye(3)[source.labels])[0]))
         weights.append(model.get_weights())

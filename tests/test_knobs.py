@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,25 @@ def test_every_setting_is_described(section, field):
 )
 def test_a_read_is_told_from_what_looks_like_one(source, expected):
     assert Reads(source).found == expected
+
+
+def craft_rows() -> list[tuple[str, str]]:
+    """(setting, default) of every row in the tables of docs/craft.md."""
+    text = (PACKAGE.parent / "docs" / "craft.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `([a-z]+\.[\w.]+)` \| `(.+?)` \| .+ \| .+ \d{4}.* \|$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("key", "default"), craft_rows())
+def test_the_page_of_the_craft_says_each_default_as_it_is(key, default):
+    lines = config.describe().splitlines()
+    assert any(line.startswith(f"  --{key.replace('.N.', '.0.')}={default}  (") for line in lines), (
+        f"docs/craft.md says {default} for {key}, which is not so, or there is no such setting"
+    )
+
+
+def test_the_page_of_the_craft_has_a_row_for_every_such_setting():
+    there = {key for key, _ in craft_rows()}
+    epochs_and_views = {"unfreeze", "epochs", "views", "refresh", "only_if_gain"}
+    expected = {f"stages.N.{name}" for name in SECTIONS["Stage"].__pydantic_fields__ if name not in epochs_and_views}
+    expected |= {f"train.{name}" for name in ("loss", "label_smoothing", "class_weights", "logit_adjustment")}
+    assert expected <= there

@@ -26,7 +26,7 @@ from template.runs import Clock
 from template.train import callbacks
 from template.train import stages as module
 from template.train.features import Store
-from template.train.stages import How, between, compile_for, fit, picture_losses, repeat
+from template.train.stages import How, between, fit, picture_losses, repeat
 
 SIZE, CLASSES = 32, 3
 STAGES = (
@@ -368,28 +368,6 @@ def test_accuracy_is_better_when_larger():
     keep.on_train_begin()
     keep.on_epoch_end(0, {"val_accuracy": 0.9})
     assert state.best == 0.9
-
-
-def test_learning_rate_warms_up_to_the_stage_value_and_falls_to_zero():
-    model = build(Backbone(name="tiny", weights="none"), Head(), SIZE, np.ones(CLASSES))
-    compile_for(model, Stage(learning_rate=0.02, warmup=0.1), total_steps=100, label_smoothing=0)
-    schedule = model.optimizer._learning_rate
-    rates = np.array([float(schedule(step)) for step in range(101)])
-    assert rates.argmax() == 10
-    assert rates[0] == 0 and rates[10] == pytest.approx(0.02) and rates[100] == pytest.approx(0, abs=1e-6)
-
-
-def test_weight_decay_shrinks_kernels_and_leaves_biases_and_normalisation():
-    model = build(Backbone(name="tiny", weights="none"), Head(l2=0), SIZE, np.ones(CLASSES))
-    for variable in model.trainable_variables:
-        variable.assign(np.ones(variable.shape))
-    compile_for(model, Stage(learning_rate=0.1, warmup=0.0, weight_decay=0.5), total_steps=10, label_smoothing=0)
-    model.optimizer.build(model.trainable_variables)
-    zeros = [np.zeros(variable.shape, np.float32) for variable in model.trainable_variables]
-    model.optimizer.apply([keras.ops.convert_to_tensor(z) for z in zeros])
-    for variable in model.trainable_variables:
-        expected = 1 - 0.1 * 0.5 if "kernel" in variable.path else 1
-        assert variable.numpy() == pytest.approx(expected), variable.path
 
 
 def test_between_is_a_straight_line():

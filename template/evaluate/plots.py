@@ -120,6 +120,19 @@ def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
     return figure
 
 
+def learning_rates(rates: np.ndarray, losses: np.ndarray, suggested: float | None) -> Figure:
+    """Draw the training loss of each batch by step size, and the step size that is suggested."""
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, ".-", markersize=3, linewidth=0.8)
+    if suggested is not None:
+        axes.axvline(suggested, linestyle="--", color="0.4", label=f"suggested: {suggested:.1g}")
+        axes.legend()
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss of a batch")
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     with runs.replacing(path) as temporary:

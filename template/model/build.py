@@ -32,6 +32,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         Model from float32 [n, size, size, 3], RGB 0-255, to float32 logits [n, classes].
     """
     penalty = {"kernel_regularizer": keras.regularizers.L1L2(head.l1, head.l2)} if head.l1 or head.l2 else {}
+    penalty |= {"kernel_constraint": keras.constraints.MaxNorm(head.max_norm)} if head.max_norm else {}
     x = pooled(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
     if head.hidden:
@@ -130,6 +131,19 @@ def lowest_block(model: keras.Model, backbone: Backbone, unfreeze: int | str) ->
             )
         return int(match[1])
     return blocks[-min(unfreeze, len(blocks))] if unfreeze else float("inf")
+
+
+def depths(model: keras.Model, backbone: Backbone) -> dict[str, int]:
+    """How many blocks below the head each layer lies: 0 the head, 1 the top block, and so on down to the stem.
+
+    Args:
+        model: from `build`.
+        backbone: the settings it was built with.
+    """
+    numbers, head = block_numbers(model, backbone.name), _head_names(model)
+    blocks = sorted({block for block in numbers.values() if block is not None}, reverse=True)
+    below = {block: depth for depth, block in enumerate([*blocks, None], start=1)}
+    return {name: 0 if name in head else below[block] for name, block in numbers.items()}
 
 
 def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int | str) -> keras.KerasTensor | None:

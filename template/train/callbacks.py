@@ -173,7 +173,10 @@ class Log(keras.callbacks.Callback):
         """Write and print."""
         now = time.perf_counter()
         rate = self.images / ((self.trained or now) - self.start)
-        row = {"stage": self.state.stage + 1, "epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}}
+        # Of validation only plain scores: its loss would be smoothed, weighted and penalised like that of training.
+        scores = {name: float(value) for name, value in logs.items() if name != "val_loss"}
+        row = {"stage": self.state.stage + 1, "epoch": epoch + 1, **scores}
+        row["penalty"] = float(sum(self.model.losses))  # which is a part of the loss
         row |= {"learning_rate": float(self.model.optimizer.learning_rate), "seconds": now - self.start}
         self.state.history.append(row)
         self.state.epoch = epoch + 1

@@ -13,6 +13,7 @@ from ..model.build import boundary, freeze
 from ..suggest import refits
 from .begin import looks
 from .features import cut, inference
+from .optimizers import optimizer, schedule
 from .stages import compile_for
 
 BATCHES = 3
@@ -47,7 +48,7 @@ def pace(model: keras.Model, config: Config, stage: Stage, train: Source) -> Pac
         run = inference(bottom)
         start, below = _seconds(lambda: run(inputs).numpy())
         inputs = run(inputs).numpy()
-    compile_for(network, stage, total_steps=100, label_smoothing=0.0)
+    compile_for(network, optimizer(stage, schedule(stage, 100)))
     wanted = np.eye(model.output_shape[-1])[batch.labels]
     first, step = _seconds(lambda: network.train_on_batch(inputs, wanted))
     second, test = _seconds(lambda: network.test_on_batch(inputs, wanted))

@@ -15,12 +15,13 @@ from ..config import Backbone, Head, Stage, Train
 from ..data.pipeline import Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
-from ..model.build import boundary, freeze
+from ..model.build import boundary, depths, freeze
 from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
 from .features import Store, divide
+from .losses import training_loss
+from .optimizers import optimizer, schedule, slow_down
+from .penalties import penalise
 
-EMA_MOMENTUM = 0.97
-"""Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
 SHARES = (0.5, 1.0)
 """Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
 
@@ -38,6 +39,7 @@ class How:
         stages: what to thaw, how long and how fast.
         settings: batch size, monitor, patience, seed.
         store: for activations of frozen blocks.
+        pretrained: values of the model's variables before anything trained, to which `l2_sp` holds on.
     """
 
     backbone: Backbone
@@ -45,6 +47,7 @@ class How:
     stages: Sequence[Stage]
     settings: Train
     store: Store
+    pretrained: Sequence[np.ndarray] = ()
 
 
 def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) -> State:
@@ -95,8 +98,7 @@ def _fit_stage(
     trained = freeze(model, how.backbone, stage.unfreeze)
     print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
-    network, inputs, held_out = _divided(model, stage, [train], val, how)
-    compile_for(network, stage, stage.epochs * steps(train, settings.batch_size), settings.label_smoothing)
+    network, inputs, held_out = prepared(model, stage, [train], val, how)
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
     if not saved:
@@ -147,10 +149,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             print(f"again on all {images} pictures: stage {number + 1}, {done['epochs']} epochs")
             freeze(model, how.backbone, stage.unfreeze)
             assign(model.variables, saved.get("model", model.variables))
-            network, inputs, _ = _divided(model, stage, train, None, how)
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
-            total = stage.epochs * steps(inputs, how.settings.batch_size)
-            compile_for(network, stage, total, how.settings.label_smoothing, averaged=done["averaged"])
+            network, inputs, _ = prepared(model, stage, train, None, how, done["averaged"])
             assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
             before = saved.get("before") or network.get_weights()
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
@@ -189,32 +189,43 @@ def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> i
     return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
 
 
-def compile_for(
-    model: keras.Model, stage: Stage, total_steps: int, label_smoothing: float, averaged: bool = True
-) -> None:
-    """Give the model a new optimizer for a stage: AdamW, warm-up and cosine, no decay on biases and normalisation.
+def prepared(
+    model: keras.Model, stage: Stage, train: Sequence[Source], val: Source | None, how: How, averaged: bool = True
+) -> tuple[keras.Model, Source, Source | None]:
+    """What a stage trains, compiled, and on what: the tail on stored activations if that pays, else all on pictures.
+
+    Args:
+        model: the whole, frozen as the stage wants it.
+        stage: what to do with it.
+        train: augmented pictures, in parts. Steps and class weights are theirs: in a final fit there are more.
+        val: validation pictures, or None.
+        how: the rest.
+        averaged: as in `optimizer`.
+    """
+    settings, below_head = how.settings, depths(model, how.backbone)
+    views = min(stage.views or stage.epochs, stage.epochs)
+    tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
+    network, inputs, held_out = divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
+    penalise(model, stage, below_head, how.pretrained)
+    made = optimizer(stage, schedule(stage, stage.epochs * steps(inputs, settings.batch_size)), averaged)
+    if stage.layer_decay < 1:
+        slow_down(made, network, stage.layer_decay, below_head)
+    counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
+    compile_for(network, made, training_loss(settings, counts))
+    return network, inputs, held_out
+
+
+def compile_for(model: keras.Model, made: keras.optimizers.Optimizer, loss: keras.losses.Loss | None = None) -> None:
+    """Give the model a new optimizer, a loss, and the scores that are logged.
 
     Args:
         model: to train.
-        stage: learning rate, warm-up and decay.
-        total_steps: of the whole stage, for the schedule.
-        label_smoothing: in [0, 1); of the training loss only.
-        averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
+        made: from `optimizer`.
+        loss: of training only, from `training_loss`; cross-entropy if None. The scores stay plain.
     """
-    warmup = round(total_steps * stage.warmup)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else stage.learning_rate,
-        decay_steps=max(1, total_steps - warmup),
-        warmup_target=stage.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=stage.weight_decay, use_ema=averaged, ema_momentum=EMA_MOMENTUM
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
-        optimizer,
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
+        made,
+        loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[
             keras.metrics.CategoricalAccuracy(name="accuracy"),
             keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
@@ -233,15 +244,6 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
     """Put back all variables of a checkpoint, those of dropout's random generators included."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _divided(
-    model: keras.Model, stage: Stage, train: Sequence[Source], val: Source | None, how: How
-) -> tuple[keras.Model, Source, Source | None]:
-    """What a stage trains, and on what: the tail on stored activations if that pays, else the whole on pictures."""
-    views = min(stage.views or stage.epochs, stage.epochs)
-    tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
-    return divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
 
 
 def _run_epochs(

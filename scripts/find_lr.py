@@ -1,0 +1,87 @@
+"""Suggest a learning rate for the first stage of a recipe, by a range test (Smith 2017).
+
+    python scripts/find_lr.py --data.path=FOLDER [--config RECIPE] [--stages.0.unfreeze=1] [--stages.0.optimizer=sgd]
+
+Takes the settings of train.py, trains a copy of the network for a hundred steps, each longer than the last, and draws
+the loss (find_lr.png). Suggested is a tenth of the step size at which the loss is lowest. Of settings that are `auto`,
+the first option is taken. Exit code: 0 if a rate was found, 1 if the loss never fell, 2 if settings or pictures cannot
+be used.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from template import config as configuration
+from template import runs
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def main() -> None:
+    """Read the settings as train.py does, sweep, draw and say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="recipe; by default configs/folder.toml")
+    parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="picture to write (default: find_lr.png)")
+    known, rest = parser.parse_known_args()
+    try:
+        config = configuration.load(known.config or CONFIGS / "folder.toml", list(configuration.pair_up(rest)))
+    except configuration.ConfigError as error:
+        parser.exit(2, f"{error}\n")
+    runs.import_tensorflow()
+    from template import recipe
+    from template.evaluate import plots
+    from template.train.range_test import best_rate
+
+    try:
+        stage, rates, losses = swept(config)
+    except recipe.ERRORS as error:
+        parser.exit(2, f"{error}\n")
+    found = best_rate(rates, losses)
+    plots.save(plots.learning_rates(rates, losses, found), known.out)
+    print(f"loss by learning rate: {known.out}")
+    if found is None:
+        sys.exit("The loss never fell: look at the picture, and at the pictures (scripts/preflight.py).")
+    print(f"suggested: --stages.0.learning_rate={found:.1g} (the recipe has {stage.learning_rate:g})")
+
+
+def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray, np.ndarray]:
+    """First stage of a recipe, and what `sweep` says of it."""
+    from template import recipe
+    from template.data.decode import decode
+    from template.data.examples import load_examples
+    from template.data.pipeline import plain_source, training_source
+    from template.data.split import split
+    from template.model.backbones import build_backbone
+    from template.model.build import depths, freeze
+    from template.train.begin import begin, settled
+    from template.train.features import Store
+    from template.train.range_test import sweep
+    from template.train.stages import How, prepared
+
+    config = settled(config)
+    recipe.prepare(config.train)
+    examples, pixels = decode(load_examples(config.data.path), config.data)
+    fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    examples = split(examples, **fractions, seed=config.data.split_seed)
+    rows = np.flatnonzero(examples.parts == "train")
+    config = recipe.suggested(config, len(rows))
+    if not config.stages:
+        raise configuration.ConfigError("This recipe has no stage to find a rate for; add --stages.0.unfreeze=1.")
+    cache, limit = Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30
+    store = Store(cache, limit, config.train.batch_size, runs.Clock())
+    train = training_source(pixels, rows, examples.labels, config.augment, config.train.seed)
+    base = build_backbone(config.backbone, config.data.image_size)
+    model = begin(base, config, [plain_source(pixels, rows, examples.labels)], store)
+    start = [variable.numpy() for variable in model.variables]
+    how = How(config.backbone, config.head, config.stages, config.train, store, start)
+    stage = config.stages[0]
+    freeze(model, config.backbone, stage.unfreeze)
+    network, inputs, _ = prepared(model, stage, [train], None, how)
+    return stage, *sweep(network, inputs, stage, config.train, depths(model, config.backbone))
+
+
+if __name__ == "__main__":
+    main()

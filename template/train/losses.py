@@ -1,0 +1,94 @@
+"""The training loss: cross-entropy or focal, smoothed labels, weights of classes, and adjustment to a long tail."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..config import Train
+
+FOCUS = 2.0
+"""Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
+OVERLAP = 0.99
+"""Beta of the effective number: the hundredth picture of a class still shows 37 % of what the first one did."""
+
+
+def class_weights(counts: Sequence[int], kind: str) -> np.ndarray:
+    """What a picture of each class counts in the training loss.
+
+    Args:
+        counts: training pictures of each class, >= 1.
+        kind: `none`: 1. `balanced`: 1 / count, so that every class counts the same. `effective`: 1 / effective number,
+            which is (1 - beta^count) / (1 - beta): pictures of a class resemble one another, and a thousand do not show
+            ten times what a hundred do (Cui et al. 2019, "Class-balanced loss based on effective number of samples").
+
+    Returns:
+        float64 [classes]. Their mean over the training pictures is 1, so that the learning rate need not change.
+    """
+    counts = np.asarray(counts, np.float64)
+    worth = {"none": np.ones_like(counts), "balanced": counts, "effective": (1 - OVERLAP**counts) / (1 - OVERLAP)}
+    weights = 1 / worth[kind]
+    return weights * counts.sum() / (weights @ counts)
+
+
+def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str) -> str:
+    """One line a class: its training pictures, and what each counts."""
+    rows = zip(class_names, counts, class_weights(counts, kind), strict=True)
+    lines = [f"  {name}: {count} pictures x {weight:.3g}" for name, count, weight in rows]
+    return "\n".join([f"class weights ({kind}, mean of 1; validation is not weighted):", *lines])
+
+
+def training_loss(settings: Train, counts: Sequence[int]) -> keras.losses.Loss:
+    """Loss of logits and one-hot (or mixed) labels that the settings ask for.
+
+    Args:
+        settings: `loss`, `label_smoothing`, `class_weights`, `logit_adjustment`.
+        counts: training pictures of each class, >= 1.
+    """
+    if settings.loss == "cross_entropy" and settings.class_weights == "none" and not settings.logit_adjustment:
+        return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
+    return WeightedLoss(
+        class_weights(counts, settings.class_weights),
+        settings.logit_adjustment * np.log(np.asarray(counts) / np.sum(counts)),
+        focus=FOCUS if settings.loss == "focal" else 0.0,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+class WeightedLoss(keras.losses.Loss):
+    """Mean over pictures of sum_k label_k * weight_k * ((1 - e) * l_k + e * mean_j l_j), with
+    l_k = -(1 - p_k)^focus * log p_k and p = softmax(logits + shift).
+
+    It holds the weights itself, so that no picture needs to carry one; where labels are mixed, so are the weights.
+
+    Keras's focal loss clips probabilities at 1e-7: a picture that is wrong by a margin of 17 has no gradient any more,
+    and those are the ones it is for. This one takes the logarithm of the softmax, and has one.
+
+    Args:
+        weights: of each class, > 0.
+        shift: added to the logits in training alone: tau * log of the share of each class asks of rare classes that
+            they win by more. Without it, at inference, all classes are equally likely beforehand (Menon et al. 2021,
+            "Long-tail learning via logit adjustment").
+        focus: 0, or how strongly what is known already is passed over (Lin et al. 2017, "Focal loss for dense object
+            detection").
+        label_smoothing: e, in [0, 1). The loss then has its minimum at finite logits (Szegedy et al. 2016).
+    """
+
+    def __init__(
+        self, weights: Sequence[float], shift: Sequence[float], focus: float = 0.0, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(name="weighted_loss")
+        self.weights, self.shift = np.asarray(weights, np.float32), np.asarray(shift, np.float32)
+        self.focus, self.label_smoothing = focus, label_smoothing
+
+    def call(self, y_true, y_pred):
+        """Labels and logits [n, classes] to losses [n]."""
+        log_p = ops.log_softmax(y_pred + self.shift)
+        losses = -log_p  # [n, classes]: if the label were this class
+        if self.focus:
+            losses *= (1 - ops.exp(log_p)) ** self.focus
+        if self.label_smoothing:
+            spread = ops.mean(losses, axis=-1, keepdims=True)
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * spread
+        return ops.sum(y_true * self.weights * losses, axis=-1)

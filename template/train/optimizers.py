@@ -1,0 +1,114 @@
+"""How a stage steps: by which rule, how the step size rises and falls, and how much less the lower blocks move."""
+
+import functools
+from collections.abc import Mapping
+
+import keras
+from keras import ops
+from keras.optimizers import schedules
+
+from ..config import Stage
+
+EMA_MOMENTUM = 0.97
+"""Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
+
+OPTIMIZERS = {
+    "adamw": keras.optimizers.AdamW,
+    "adam": keras.optimizers.Adam,
+    "sgd": functools.partial(keras.optimizers.SGD, momentum=0.9, nesterov=True),
+    "rmsprop": keras.optimizers.RMSprop,
+    "adagrad": keras.optimizers.Adagrad,
+    "lion": keras.optimizers.Lion,
+}
+
+
+def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
+    """Step size by step: a rise in a straight line over `stage.warmup` of the steps, then a fall.
+
+    `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no fall. `step`: to a tenth after each third of
+    what is left. `exponential`: to a hundredth at the end, by the same factor each step. `one_cycle` has its own rise,
+    from a 25th over 30 % of the steps, and then a cosine to almost zero (Smith and Topin 2018, "Super-convergence").
+
+    Args:
+        stage: schedule, learning rate and warm-up.
+        total_steps: of the whole stage.
+    """
+    peak, warmup = stage.learning_rate, round(total_steps * stage.warmup)
+    rest = max(1, total_steps - warmup)
+    if stage.schedule == "step":
+        return Warmed(warmup, peak, rest / 3, 0.1, staircase=True)
+    if stage.schedule == "exponential":
+        return Warmed(warmup, peak, rest, 0.01)
+    if stage.schedule == "one_cycle":
+        rise = max(1, round(0.3 * total_steps))
+        return schedules.CosineDecay(peak / 25, max(1, total_steps - rise), 4e-6, warmup_target=peak, warmup_steps=rise)
+    return schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else peak,
+        decay_steps=rest,
+        alpha=1.0 if stage.schedule == "constant" else 0.0,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+class Warmed(schedules.ExponentialDecay):
+    """Keras's exponential decay (or staircase) after a warm-up, which Keras gives to the cosine alone."""
+
+    def __init__(self, warmup_steps: int, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        """Step size at a step, counted from 0."""
+        step = ops.cast(step, "float32")
+        rise = ops.minimum(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        return rise * super().__call__(ops.maximum(0.0, step - self.warmup_steps))
+
+    def get_config(self) -> dict:
+        """For the saved model."""
+        return {"warmup_steps": self.warmup_steps, **super().get_config()}
+
+
+def optimizer(stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True) -> keras.optimizers.Optimizer:
+    """Optimizer of a stage; no weight decay on biases and normalisation, and none with `adam`, which is AdamW without.
+
+    Args:
+        stage: optimizer, weight decay and clipping.
+        rate: from `schedule`.
+        averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
+    """
+    made = OPTIMIZERS[stage.optimizer](
+        rate,
+        weight_decay=None if stage.optimizer == "adam" else stage.weight_decay,
+        global_clipnorm=stage.clip_norm or None,
+        use_ema=averaged,
+        ema_momentum=EMA_MOMENTUM,
+    )
+    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return made
+
+
+def slow_down(made: keras.optimizers.Optimizer, model: keras.Model, decay: float, depths: Mapping[str, int]) -> None:
+    """Give each layer its own step size: `decay` to the power of its depth, weight decay included.
+
+    Low blocks see edges, which every picture has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's
+    MultiOptimizer, with an optimizer for each block, would clip each block's gradient for itself.
+
+    Args:
+        made: from `optimizer`, not built yet; changed in place.
+        model: that it will train.
+        decay: > 0, at most 1.
+        depths: of each layer by name, 0 for the head, from `model.build.depths`.
+    """
+    shares = {id(v): decay ** depths[layer.name] for layer in model.layers for v in layer.trainable_variables}
+    factors = [shares[id(v)] for v in model.trainable_variables]
+    step, shrink = made.update_step, made.weight_decay
+    made.weight_decay = None  # Keras would shrink by the common step size
+
+    def slower(gradient, variable, rate):
+        rate = rate * factors[made._get_variable_index(variable)]
+        if shrink and made._use_weight_decay(variable):
+            variable.assign_sub(variable * ops.cast(shrink * rate, variable.dtype))
+        step(gradient, variable, rate)
+
+    made.update_step = slower

@@ -1,0 +1,83 @@
+"""Learning-rate range test: longer and longer steps, to see from where on the loss falls and where it explodes."""
+
+import math
+
+import keras
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+
+from ..config import Stage, Train
+from ..data.pipeline import Source, shuffled_batches, steps
+from .optimizers import optimizer, slow_down
+
+WINDOW = 7
+"""Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""
+EXPLODED = 4
+"""The test ends where the loss is so many times the lowest."""
+
+
+def sweep(
+    network: keras.Model,
+    inputs: Source,
+    stage: Stage,
+    settings: Train,
+    depths: dict[str, int],
+    *,
+    low: float = 1e-6,
+    high: float = 10.0,
+    count: int = 100,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train a copy of a network, each step longer than the last by the same factor.
+
+    Smith 2017, "Cyclical learning rates for training neural networks".
+
+    Args:
+        network: compiled for the stage, from `stages.prepared`; neither it nor its optimizer is changed.
+        inputs: of the network, with labels.
+        stage: optimizer, weight decay, clipping, layer-wise factor.
+        settings: batch size and seed.
+        depths: of each layer by name, from `model.build.depths`.
+        low: first step size, > 0.
+        high: last step size, > low.
+        count: steps, >= 2.
+
+    Returns:
+        Step sizes and the losses of the batches before those steps, float64 [n] each; n is less than `count` where the
+        loss explodes before. The losses are finite.
+    """
+    trial = keras.models.clone_model(network)
+    for copy, variable in zip(trial.variables, network.variables, strict=True):
+        copy.assign(variable)
+        copy.regularizer = variable.regularizer
+    rising = keras.optimizers.schedules.ExponentialDecay(low, count - 1, high / low)
+    made = optimizer(stage, rising, averaged=False)
+    if stage.layer_decay < 1:
+        slow_down(made, trial, stage.layer_decay, depths)
+    trial.compile(made, network.loss)
+    epochs = range(math.ceil(count / steps(inputs, settings.batch_size)))
+    batches = shuffled_batches(inputs, network.output_shape[-1], settings.batch_size, settings.seed, epochs)
+    losses: list[float] = []
+    for pictures, labels in batches.take(count):
+        loss = trial.train_on_batch(pictures, labels, return_dict=True)["loss"]
+        if not math.isfinite(loss) or loss > EXPLODED * min([loss, *losses]):
+            break
+        losses.append(loss)
+    return np.geomspace(low, high, count)[: len(losses)], np.array(losses)
+
+
+def best_rate(rates: np.ndarray, losses: np.ndarray) -> float | None:
+    """A tenth of the step size at which the loss is lowest: there it is about to rise.
+
+    Args:
+        rates: float64 [n], rising.
+        losses: float64 [n].
+
+    Returns:
+        Step size; None if the loss is nowhere clearly lower than in the first steps.
+    """
+    if len(losses) <= WINDOW:
+        return None
+    smooth = uniform_filter1d(losses, WINDOW, mode="nearest")
+    lowest = int(smooth.argmin())
+    noise = np.std(losses[:WINDOW])
+    return float(rates[lowest] / 10) if smooth[lowest] < losses[:WINDOW].mean() - noise else None

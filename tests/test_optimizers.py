@@ -1,0 +1,179 @@
+"""Steps are as long as the schedule says, shorter below, and clipped together; the default is what it always was."""
+
+import dataclasses
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from template.config import Backbone, Head, Stage, Train
+from template.data.pipeline import Source
+from template.model.build import build, depths, freeze
+from template.runs import Clock
+from template.train import callbacks
+from template.train.features import Store
+from template.train.optimizers import EMA_MOMENTUM, OPTIMIZERS, optimizer, schedule, slow_down
+from template.train.stages import How, compile_for, fit
+
+TINY = Backbone(name="tiny", weights="none")
+PEAK = 0.02
+
+
+def tiny(head: Head = Head(l2=0, dropout=0)) -> keras.Model:  # noqa: B008
+    keras.utils.set_random_seed(0)
+    return build(TINY, head, 16, np.ones(3))
+
+
+def rates(name: str, warmup: float = 0.1, steps: int = 100) -> np.ndarray:
+    """Step sizes of all steps, and of one more."""
+    found = schedule(Stage(learning_rate=PEAK, warmup=warmup, schedule=name), steps)
+    return np.array([float(found(step)) for step in range(steps + 1)])
+
+
+def test_the_default_is_adamw_with_warm_up_and_cosine_and_nothing_else():
+    expected = keras.optimizers.schedules.CosineDecay(0.0, 90, warmup_target=PEAK, warmup_steps=10)
+    stage = Stage(learning_rate=PEAK)
+    assert schedule(stage, 100).get_config() == expected.get_config()
+    adamw = keras.optimizers.AdamW(expected, weight_decay=1e-4, use_ema=True, ema_momentum=EMA_MOMENTUM)
+    found = optimizer(stage, schedule(stage, 100))
+    assert found.get_config() | {"name": ""} == adamw.get_config() | {"name": ""}
+    assert "update_step" not in vars(found), "nothing is put in the way"
+    assert rates("cosine").argmax() == 10
+    assert rates("cosine")[[0, 10, 55, 100]] == pytest.approx([0, PEAK, PEAK / 2, 0], abs=1e-6)
+
+
+def test_every_schedule_rises_and_falls_as_it_says():
+    for name in ("constant", "step", "exponential"):
+        np.testing.assert_allclose(rates(name)[:11], PEAK * np.arange(11) / 10, rtol=1e-5, err_msg=name)
+        assert rates(name, warmup=0)[0] == pytest.approx(PEAK)
+    np.testing.assert_allclose(rates("constant")[10:], PEAK, rtol=1e-6)
+    assert rates("step")[[10, 39, 41, 69, 71, 99]] / PEAK == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    falling = rates("exponential")[10:]
+    np.testing.assert_allclose(falling[1:] / falling[:-1], 0.01 ** (1 / 90), rtol=1e-4)
+    assert falling[-1] == pytest.approx(PEAK / 100, rel=1e-4)
+    cycle = rates("one_cycle")
+    assert cycle.argmax() == 30 and cycle[0] == pytest.approx(PEAK / 25) and cycle[100] < PEAK / 1e5
+    assert (np.diff(cycle[:31]) > 0).all() and (np.diff(cycle[30:]) < 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", ["cosine", "constant", "one_cycle", "step", "exponential"])
+def test_a_stage_of_very_few_steps_has_a_schedule_too(name, steps):
+    found = rates(name, steps=steps)
+    assert np.isfinite(found).all() and found.max() <= PEAK * 1.0001 and found[:steps].max() > 0
+
+
+def stepped(stage: Stage, gradients: list[list[float]]) -> np.ndarray:
+    """How far a kernel of ones goes in a step with each of these gradients."""
+    variable = keras.Variable(np.ones(len(gradients[0])), name="kernel")
+    made = optimizer(stage, PEAK, averaged=False)
+    made.build([variable])
+    for gradient in gradients:
+        made.apply([keras.ops.convert_to_tensor(np.array(gradient, np.float32))])
+    return variable.numpy() - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("adamw", [-1, 1]),  # the first step is the sign of the gradient
+        ("adam", [-1, 1]),
+        ("lion", [-1, 1]),
+        ("sgd", [-1.9 * 0.5, 1.9 * 4]),  # Nesterov: the gradient, and 0.9 of the speed it gives
+        ("rmsprop", [-(0.1**-0.5), 0.1**-0.5]),
+        ("adagrad", [-0.5 / np.sqrt(0.35), 4 / np.sqrt(16.1)]),
+    ],
+)
+def test_every_optimizer_steps_by_its_own_rule_and_shrinks_kernels(name, first):
+    stage = Stage(optimizer=name, weight_decay=0.0)
+    np.testing.assert_allclose(stepped(stage, [[0.5, -4.0]]), PEAK * np.array(first), rtol=1e-3)
+    shrunk = stepped(Stage(optimizer=name, weight_decay=0.5), [[0.0, 0.0]])
+    np.testing.assert_allclose(shrunk, 0 if name == "adam" else -0.5 * PEAK, rtol=1e-4)
+
+
+def test_all_optimizers_are_tried():
+    assert set(OPTIMIZERS) == {"adamw", "adam", "lion", "sgd", "rmsprop", "adagrad"}
+
+
+def test_a_gradient_is_clipped_over_all_weights_together_and_keeps_its_direction():
+    stage = Stage(optimizer="sgd", weight_decay=0.0, clip_norm=1.0)
+    np.testing.assert_allclose(stepped(stage, [[3.0, -4.0]]), -1.9 * PEAK * np.array([0.6, -0.8]), rtol=1e-4)
+    free = dataclasses.replace(stage, clip_norm=0.0)
+    for gradient in ([0.3, -0.4],), ([0.0, 0.0],):
+        assert stepped(stage, list(gradient)).tolist() == stepped(free, list(gradient)).tolist()
+    one, other = keras.Variable([0.0]), keras.Variable([0.0])
+    made = optimizer(stage, PEAK, averaged=False)
+    made.build([one, other])
+    made.apply([keras.ops.convert_to_tensor([3.0]), keras.ops.convert_to_tensor([-4.0])])
+    assert [float(v[0]) for v in (one, other)] == pytest.approx([-1.9 * PEAK * 0.6, 1.9 * PEAK * 0.8], rel=1e-4)
+
+
+def test_weight_decay_shrinks_kernels_and_leaves_biases_and_normalisation():
+    model = tiny()
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    stage = Stage(learning_rate=0.1, warmup=0.0, weight_decay=0.5)
+    compile_for(model, optimizer(stage, schedule(stage, 10)))
+    zeros = [np.zeros(variable.shape, np.float32) for variable in model.trainable_variables]
+    model.optimizer.apply([keras.ops.convert_to_tensor(z) for z in zeros])
+    for variable in model.trainable_variables:
+        expected = 1 - 0.1 * 0.5 if "kernel" in variable.path else 1
+        assert variable.numpy() == pytest.approx(expected), variable.path
+
+
+def test_depths_count_the_blocks_below_the_head():
+    found = depths(tiny(Head(hidden=4)), TINY)
+    expected = {"logits": 0, "head_hidden": 0, "pool_avg": 0, "top_bn": 1, "block3_conv1": 1, "block2_conv2": 2,
+                "block1_bn1": 3, "stem": 4}  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_each_block_steps_a_factor_less_than_the_one_above_it():
+    """Measured on a real step of training, weight decay included."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.uniform(0, 255, (6, 16, 16, 3)).astype(np.float32), np.eye(3)[[0, 1, 2, 0, 1, 2]]
+    moved, stage = {}, Stage(optimizer="sgd", weight_decay=0.5)
+    for factor in (1.0, 0.5):
+        model = tiny()
+        freeze(model, TINY, "all")
+        before = {v.path: v.numpy() for v in model.trainable_variables}
+        made = optimizer(stage, 0.1, averaged=False)
+        if factor < 1:
+            slow_down(made, model, factor, depths(model, TINY))
+        compile_for(model, made)
+        model.run_eagerly = True
+        model.train_on_batch(images, labels)
+        moved[factor] = {v.path: np.linalg.norm(v.numpy() - before[v.path]) for v in model.trainable_variables}
+    for name, depth in depths(model, TINY).items():
+        for variable in model.get_layer(name).trainable_variables:
+            ratio = moved[0.5][variable.path] / moved[1.0][variable.path]
+            assert ratio == pytest.approx(0.5**depth, rel=0.02), variable.path
+
+
+OTHER = Stage(
+    unfreeze=1, epochs=2, optimizer="sgd", schedule="step", layer_decay=0.5, clip_norm=1.0, l1=1e-4, l2_sp=0.01
+)
+
+
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 255, (12, 16, 16, 3)).astype(np.uint8), np.arange(12) % 3
+    source, settings = Source(lambda _, rows: pixels[rows], labels), Train(batch_size=6, loss="focal")
+    original = callbacks.Checkpoint.on_epoch_end
+
+    def copy(self, epoch, logs=None):
+        original(self, epoch, logs)
+        shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / str(epoch + 1) / "checkpoints")
+
+    def end(folder) -> list[np.ndarray]:
+        model = tiny(Head(l2=1e-3))
+        start = [variable.numpy() for variable in model.variables]
+        how = How(TINY, Head(), (OTHER,), settings, Store(folder, 1e9, 6, Clock()), start)
+        fit(model, source, source, how, folder)
+        return model.get_weights()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        whole = end(tmp_path / "whole")
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(whole, end(tmp_path / "1"), strict=True))

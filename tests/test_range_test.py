@@ -1,0 +1,68 @@
+"""The range test finds where the loss is about to rise, and leaves the network as it was."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from template.config import Backbone, Head, Stage, Train
+from template.data.pipeline import Source
+from template.model.build import build, depths, freeze
+from template.runs import Clock
+from template.train.features import Store
+from template.train.range_test import best_rate, sweep
+from template.train.stages import How, prepared
+
+TINY = Backbone(name="tiny", weights="none")
+
+
+def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_explodes(tmp_path):
+    labels = np.arange(24) % 3
+    pixels = np.full((24, 16, 16, 3), 30, np.uint8)
+    pixels[np.arange(24), :, :, labels] += 150
+    settings, stage = Train(batch_size=8), Stage(unfreeze=1, optimizer="sgd", layer_decay=0.5, l2_sp=0.01, views=1)
+    model = build(TINY, Head(dropout=0), 16, np.ones(3))
+    freeze(model, TINY, stage.unfreeze)
+    start = [v.numpy() for v in model.variables]
+    store = Store(tmp_path / "cache", 1e9, 8, Clock())
+    how = How(TINY, Head(dropout=0), (stage,), settings, store, start)
+    network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
+    slots = [v.numpy() for v in network.optimizer.variables]
+    rates, losses = sweep(network, inputs, stage, settings, depths(model, TINY), low=1e-4, high=1e4, count=60)
+    for before, variables in ((start, model.variables), (slots, network.optimizer.variables)):
+        assert all(a.tobytes() == b.numpy().tobytes() for a, b in zip(before, variables, strict=True))
+    assert int(network.optimizer.iterations) == 0
+    assert 10 < len(rates) == len(losses) < 60, "steps of 10,000 explode"
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e8 ** (1 / 59))
+    assert np.isfinite(losses).all() and losses[0] == pytest.approx(np.log(3), rel=0.3)
+    found = best_rate(rates, losses)
+    assert losses.min() < 0.7 * losses[0] and 1e-4 < found < rates[-1] / 5
+
+
+def test_suggested_is_a_tenth_of_where_the_loss_is_lowest_and_one_lucky_batch_does_not_decide():
+    rates = np.geomspace(1e-6, 10, 100)
+    losses = 1 - 0.6 * np.exp(-((np.log10(rates) + 1) ** 2)) + np.where(rates > 1, rates, 0)
+    assert best_rate(rates, losses) == pytest.approx(0.01, rel=0.2)
+    losses[20] = 0.3
+    assert best_rate(rates, losses) == pytest.approx(0.01, rel=0.2)
+
+
+def test_where_the_loss_never_falls_nothing_is_suggested():
+    rates, noise = np.geomspace(1e-6, 10, 100), np.random.default_rng(0).normal(1, 0.1, 100)
+    assert best_rate(rates, np.ones(100)) is None
+    assert best_rate(rates, noise + np.linspace(0, 3, 100)) is None
+    assert best_rate(rates[:3], noise[:3]) is None, "it exploded at once"
+
+
+def test_the_script_suggests_a_rate_and_draws_it(class_folder, tmp_path, monkeypatch, capsys):
+    script = Path(__file__).parents[1] / "scripts" / "find_lr.py"
+    line = [f"--data.path={class_folder}", f"--data.cache={tmp_path / 'cache'}", "--data.image_size=16"]
+    line += ["--backbone.name=tiny", "--backbone.weights=none", "--train.batch_size=8", f"--out={tmp_path / 'lr.png'}"]
+    monkeypatch.setattr(sys, "argv", [str(script), *line, "--stages.0.unfreeze=0", "--head.levels=1"])
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("suggested: --stages.0.learning_rate=") and said.endswith("(the recipe has 0.001)")
+    assert 1e-6 < float(said.split("=")[1].split()[0]) < 1
+    assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
