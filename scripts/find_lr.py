@@ -3,9 +3,9 @@
     python scripts/find_lr.py --data.path=FOLDER [--config RECIPE] [--stages.0.unfreeze=1] [--stages.0.optimizer=sgd]
 
 Takes the settings of train.py, trains a copy of the network for a hundred steps, each longer than the last, and draws
-the loss (find_lr.png). Suggested is a tenth of the step size at which the loss is lowest. Of settings that are `auto`,
-the first option is taken. Exit code: 0 if a rate was found, 1 if the loss never fell, 2 if settings or pictures cannot
-be used.
+the loss (find_lr.png). Suggested is a tenth of the step size at which the loss is lowest; or at which it explodes, if
+the head begins as a fitted regression and is at its lowest from the start. The first option of `auto` is taken. Exit
+code: 0 if a rate was found, 1 if not, 2 if settings or pictures cannot be used.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     plots.save(plots.learning_rates(rates, losses, found), known.out)
     print(f"loss by learning rate: {known.out}")
     if found is None:
-        sys.exit("The loss never fell: look at the picture, and at the pictures (scripts/preflight.py).")
+        sys.exit("The loss neither fell nor exploded: look at the picture, and at the pictures (scripts/preflight.py).")
     print(f"suggested: --stages.0.learning_rate={found:.1g} (the recipe has {stage.learning_rate:g})")
 
 

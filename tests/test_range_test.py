@@ -52,8 +52,16 @@ def test_suggested_is_a_tenth_of_where_the_loss_is_lowest_and_one_lucky_batch_do
 def test_where_the_loss_never_falls_nothing_is_suggested():
     rates, noise = np.geomspace(1e-6, 10, 100), np.random.default_rng(0).normal(1, 0.1, 100)
     assert best_rate(rates, np.ones(100)) is None
-    assert best_rate(rates, noise + np.linspace(0, 3, 100)) is None
+    assert best_rate(rates, noise + np.linspace(0, 2, 100)) is None
     assert best_rate(rates[:3], noise[:3]) is None, "it exploded at once"
+
+
+def test_of_a_network_that_begins_at_its_lowest_a_tenth_of_where_it_explodes():
+    rates, losses = np.geomspace(1e-6, 1e-3, 50), np.random.default_rng(0).normal(0.05, 0.01, 50)
+    losses[10] = 0.2  # one hard batch is no explosion
+    assert best_rate(rates, losses) is None
+    losses[-1] = 4
+    assert best_rate(rates, losses) == pytest.approx(1e-4)
 
 
 def test_the_script_suggests_a_rate_and_draws_it(class_folder, tmp_path, monkeypatch, capsys):

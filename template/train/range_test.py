@@ -1,6 +1,7 @@
 """Learning-rate range test: longer and longer steps, to see from where on the loss falls and where it explodes."""
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from .optimizers import optimizer, slow_down
 WINDOW = 7
 """Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""
 EXPLODED = 4
-"""The test ends where the loss is so many times the lowest."""
+"""The test ends where the averaged loss is so many times the lowest."""
 
 
 def sweep(
@@ -59,25 +60,36 @@ def sweep(
     losses: list[float] = []
     for pictures, labels in batches.take(count):
         loss = trial.train_on_batch(pictures, labels, return_dict=True)["loss"]
-        if not math.isfinite(loss) or loss > EXPLODED * min([loss, *losses]):
+        if not math.isfinite(loss):
             break
         losses.append(loss)
+        if _exploded(losses):
+            break
     return np.geomspace(low, high, count)[: len(losses)], np.array(losses)
 
 
 def best_rate(rates: np.ndarray, losses: np.ndarray) -> float | None:
     """A tenth of the step size at which the loss is lowest: there it is about to rise.
 
+    A head that begins as a fitted regression is at its lowest from the start; then a tenth of where the loss explodes.
+
     Args:
         rates: float64 [n], rising.
         losses: float64 [n].
 
     Returns:
-        Step size; None if the loss is nowhere clearly lower than in the first steps.
+        Step size; None if the loss neither falls clearly below the first steps nor explodes.
     """
     if len(losses) <= WINDOW:
         return None
     smooth = uniform_filter1d(losses, WINDOW, mode="nearest")
-    lowest = int(smooth.argmin())
-    noise = np.std(losses[:WINDOW])
-    return float(rates[lowest] / 10) if smooth[lowest] < losses[:WINDOW].mean() - noise else None
+    lowest, first = int(smooth.argmin()), losses[:WINDOW]
+    if smooth[lowest] < first.mean() - 2 * first.std():
+        return float(rates[lowest] / 10)
+    return float(rates[-1] / 10) if _exploded(losses) else None
+
+
+def _exploded(losses: Sequence[float]) -> bool:
+    """Whether the mean of the last WINDOW losses is EXPLODED times the lowest such mean."""
+    means = np.convolve(losses, np.ones(WINDOW) / WINDOW, mode="valid") if len(losses) >= WINDOW else np.ones(1)
+    return bool(means[-1] > EXPLODED * means.min())
