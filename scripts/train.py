@@ -36,10 +36,11 @@ def main() -> None:
             from template import recipe
             from template.preflight import preflight
         try:
-            with clock("preflight"):
-                passed = not check_first or preflight(config, folder)
-            if not passed:
-                sys.exit("\nNothing was trained. Mend what failed, or go on without --preflight.")
+            if check_first:
+                with clock("preflight"):
+                    passed = preflight(config, folder)
+                if not passed:
+                    sys.exit("\nNothing was trained. Mend what failed, or go on without --preflight.")
             metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
             sys.exit(f"\n{error}\n(nothing of yours was deleted; the run's folder is {folder}; to resume: {resume})")

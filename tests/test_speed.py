@@ -162,7 +162,8 @@ def test_memory_of_a_real_run(speed, tmp_path):
     assert [run["images"] for run in result["runs"]] == [40, 400]
     for run in result["runs"]:
         assert 0.2 < run["peak_gib"] < 4
-        phases = {"import", "decode", "features", "probe", "stage 1", "report", "evaluation"}
+        phases = {"import", "decode", "audit", "features", "probe", "stage 1", "checkpoints", "diagnosis", "report"}
+        phases |= {"evaluation"}
         assert set(run["phases"]) == {*phases, "total"}
         assert all(run["phases"][name] > 0 for name in phases)
         assert sum(run["phases"][name] for name in phases) <= run["phases"]["total"] < run["seconds"]
