@@ -73,6 +73,29 @@ class Augment:
     flip: bool = True
     """Mirror half of the pictures left to right, unless the policy is none. Turn off where left and right differ
     (digits, text, signs)."""
+    strength: Annotated[float, Field(gt=0, le=3)] = 1.0
+    """Factor on all ranges of the policy: below 1 for pictures that vary less than that, above for more. Chances, such
+    as that of a flip, stay."""
+    erase: Fraction = 0.0
+    """Chance that a rectangle of 2 to 20 % of a training picture is painted over in one colour; 0 for what the policy
+    does (0.3 in heavy). 0.25 to 0.5 where what matters is often partly hidden."""
+    blur: Fraction = 0.0
+    """Chance that a training picture is blurred (sigma up to 2 pixels of 224). 0.1 to 0.5 where later ones may be out
+    of focus; not where fine texture tells the classes apart."""
+    grey: Fraction = 0.0
+    """Chance that a training picture loses its colours. 0.1 or 0.2 where colour misleads, not where it tells."""
+    solarize: Fraction = 0.0
+    """Chance that the bright half of each channel of a training picture is turned upside down. 0.1 or 0.2 in long
+    training from scratch."""
+
+    @model_validator(mode="after")
+    def _strength_has_something_to_strengthen(self):
+        if self.policy == "none" and self.strength != 1:
+            raise ValueError(
+                "strength is a factor on what the policy does, and policy none does nothing; received "
+                f"{self.strength}. Choose another policy, or leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -109,6 +109,20 @@ def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
     assert 16 < turned.sum() < 48 if flip and policy != "none" else not turned.any()
 
 
+def test_each_setting_of_augmentation_reaches_the_pictures():
+    pixels, rows = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40)
+
+    def read(**settings) -> np.ndarray:
+        return training_source(pixels, rows, np.zeros(40, int), Augment(flip=False, **settings), 0).read(0, rows)
+
+    changed = {name: read(policy="none", **{name: 0.5}) for name in ("erase", "blur", "grey", "solarize")}
+    for name, result in changed.items():
+        assert 5 < (result != pixels).any(axis=(1, 2, 3)).sum() < 36, name
+    np.testing.assert_array_equal(read(policy="heavy", erase=0.3), read(policy="heavy"))  # which erases as much
+    mild, strong = (np.abs(read(policy="medium", strength=s).astype(int) - pixels).mean() for s in (0.1, 2.0))
+    assert mild < 0.7 * strong
+
+
 def test_a_source_reads_its_own_rows_only():
     """Training rows in a shuffled order, out of a data set that holds validation pictures as well."""
     rows = np.array([29, 3, 14, 8, 21, 0, 17])

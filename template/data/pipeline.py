@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..config import Augment
-from .augment import POLICIES, VERSION, augment, magnify
+from .augment import POLICIES, VERSION, augment, magnify, strengthen
 from .rows import Rows
 
 
@@ -39,7 +39,15 @@ class Source:
 
 def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
     """These rows of the pixels and labels, augmented anew in every epoch."""
-    policy = dataclasses.replace(POLICIES[settings.policy], flip=settings.flip and settings.policy != "none")
+    policy = strengthen(POLICIES[settings.policy], settings.strength)
+    policy = dataclasses.replace(
+        policy,
+        flip=settings.flip and settings.policy != "none",
+        erasing=settings.erase or policy.erasing,
+        grey=settings.grey,
+        blur=settings.blur,
+        solarize=settings.solarize,
+    )
 
     def read(epoch: int, i: np.ndarray) -> np.ndarray:
         return augment(pixels[rows[i]], policy, seed, epoch, rows[i])
