@@ -73,6 +73,29 @@ class Augment:
     flip: bool = True
     """Mirror half of the pictures left to right, unless the policy is none. Turn off where left and right differ
     (digits, text, signs)."""
+    strength: Annotated[float, Field(gt=0, le=3)] = 1.0
+    """Factor on all ranges of the policy: below 1 for pictures that vary less than that, above for more. Chances, such
+    as that of a flip, stay."""
+    erase: Fraction = 0.0
+    """Chance that a rectangle of 2 to 20 % of a training picture is painted over in one colour; 0 for what the policy
+    does (0.3 in heavy). 0.25 to 0.5 where what matters is often partly hidden."""
+    blur: Fraction = 0.0
+    """Chance that a training picture is blurred (sigma up to 2 pixels of 224). 0.1 to 0.5 where later ones may be out
+    of focus; not where fine texture tells the classes apart."""
+    grey: Fraction = 0.0
+    """Chance that a training picture loses its colours. 0.1 or 0.2 where colour misleads, not where it tells."""
+    solarize: Fraction = 0.0
+    """Chance that the bright half of each channel of a training picture is turned upside down. 0.1 or 0.2 in long
+    training from scratch."""
+
+    @model_validator(mode="after")
+    def _strength_has_something_to_strengthen(self):
+        if self.policy == "none" and self.strength != 1:
+            raise ValueError(
+                "strength is a factor on what the policy does, and policy none does nothing; received "
+                f"{self.strength}. Choose another policy, or leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -188,6 +211,15 @@ class Train:
     label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
     surer of pictures it knows by heart; validation is not smoothed."""
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Alpha of mixup: each training picture is blended with another of its batch, and so are their labels, by a share
+    drawn from Beta(alpha, alpha); 0 for off. 0.2 (mostly little) to 1 (anything) in long training that learns its
+    pictures by heart. Where lower blocks are frozen, their activations are blended. The last quarter of a stage sees
+    pictures as they are."""
+    cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Alpha of cutmix: a rectangle of each training picture is taken from another of its batch, and its part of the
+    label; 0 for off, 1 for all sizes alike. Not in a stage of the head alone, whose features have no area. With mixup
+    also on, each batch draws one of the two."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Arithmetic inside the network; the output is always float32. A GPU since 2017 likes a mixed one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -202,6 +234,14 @@ class Train:
     pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
+
+    @model_validator(mode="after")
+    def _there_is_another_to_mix_with(self):
+        if self.batch_size == 1 and (self.mixup or self.cutmix):
+            raise ValueError(
+                "mixup and cutmix mix the pictures of a batch with one another; received batch_size=1. Take 2 or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _imbalance_is_mended_once(self):

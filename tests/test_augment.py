@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,13 +15,15 @@ from template.data.augment import (
     colour_matrix,
     draws,
     magnify,
+    strengthen,
     warp_matrix,
 )
 
 SIZE = 32
 ALL = Policy(flip=True, area=0.3, aspect=1.5, rotation=25, shear=15, translation=0.1, brightness=0.3, contrast=0.3,
-             saturation=0.3, hue=20, erasing=0.5)  # fmt: skip
-GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=0, erasing=0)
+             saturation=0.3, hue=20, erasing=0.5, grey=0.3, blur=0.3, solarize=0.3)  # fmt: skip
+GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=0, erasing=0, grey=0, blur=0,
+                               solarize=0)  # fmt: skip
 COLOUR = Policy(brightness=0.3, contrast=0.3, saturation=0.5, hue=30)
 CHOSEN = {"rotation": 90, "shear": 15, "brightness": 0.4, "contrast": 0.4, "saturation": 0.6, "hue": 20}
 """What `only` chooses from."""
@@ -32,7 +35,7 @@ def noise(n: int, size: int = SIZE) -> np.ndarray:
 
 def u(**values: float) -> np.ndarray:
     """Draws that leave everything in the middle, but for those given as u0=..., u4=..."""
-    numbers = np.full(26, 0.5)
+    numbers = np.full(30, 0.5)
     numbers[0] = 0  # the whole area
     for name, value in values.items():
         numbers[int(name[1:])] = value
@@ -72,7 +75,7 @@ def test_matrices_of_many_pictures_are_those_of_each(policy):
         np.testing.assert_allclose(together, [matrix(one) for one in many], rtol=1e-12, atol=1e-12)
         alone = [matrix(many[i : i + 1])[0] for i in range(100)]
         np.testing.assert_array_equal(together, alone)  # of a batch of one to the last bit: pixels depend on it
-        np.testing.assert_array_equal(together.reshape(4, 25, *shape), matrix(many.reshape(4, 25, 26)))
+        np.testing.assert_array_equal(together.reshape(4, 25, *shape), matrix(many.reshape(4, 25, 30)))
 
 
 def test_a_batch_of_nothing_stays_nothing():
@@ -92,11 +95,11 @@ def test_another_seed_epoch_or_index_is_another_variation(other):
 
 def test_numbers_are_uniform_and_unrelated():
     numbers = np.array([draws(seed, epoch, index) for seed in (0, 1) for epoch in range(20) for index in range(50)])
-    assert numbers.shape == (2000, 26)
+    assert numbers.shape == (2000, 30)
     assert len(np.unique(numbers)) == numbers.size
     assert numbers.min() >= 0 and numbers.max() < 1
     np.testing.assert_allclose(numbers.mean(axis=0), 0.5, atol=0.03)  # 4.6 standard deviations
-    related = np.corrcoef(numbers.T) - np.eye(26)
+    related = np.corrcoef(numbers.T) - np.eye(30)
     assert np.abs(related).max() < 0.1  # 4.5 standard deviations
     next_one = [np.corrcoef(numbers[:-1, i], numbers[1:, i])[0, 1] for i in range(20)]
     assert np.abs(next_one).max() < 0.1
@@ -385,3 +388,78 @@ def test_rectangles_have_the_stated_area_and_aspect_and_lie_anywhere_inside(size
     assert ((heights + 1) * (widths + 1)).min() >= 0.02 * size**2
     assert ((heights + 1) / widths).min() >= 0.3 and (heights / (widths + 1)).max() <= 3.34
     assert abs(np.mean(heights * widths) / size**2 - 0.11) < (0.01 if size > 100 else 0.03)
+
+
+# Strength, grey, blur and solarizing -------------------------------------------------------------------------------
+
+
+def test_what_is_off_takes_no_number_from_what_is_on():
+    """The numbers of the other variations are those that they have always been."""
+    old = np.random.Generator(np.random.Philox(key=5, counter=[0, 0, 6, 7])).random(26)
+    np.testing.assert_array_equal(draws(5, 6, 7)[:26], old)
+    images, heavy = noise(60), POLICIES["heavy"]
+    alone = augment(images, heavy, 0, 0, np.arange(60))
+    for name in ("grey", "blur", "solarize"):
+        some = augment(images, dataclasses.replace(heavy, **{name: 0.5}), 0, 0, np.arange(60))
+        same = (some == alone).all(axis=(1, 2, 3))
+        assert 15 < same.sum() < 53  # the others are as they were; the weakest blur does not show either
+
+
+def test_grey_pictures_have_equal_channels_of_their_luminance():
+    images = noise(400)
+    result = augment(images, Policy(grey=0.3), 0, 0, np.arange(400))
+    grey = (result == result[..., :1]).all(axis=(1, 2, 3))
+    assert 80 < grey.sum() < 160  # 4 standard deviations
+    np.testing.assert_array_equal(result[~grey], images[~grey])
+    expected = images[grey] @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(result[grey][..., 0], expected, atol=0.9)
+    varied = augment(images, dataclasses.replace(COLOUR, grey=0.999), 0, 0, np.arange(400))
+    assert (varied == varied[..., :1]).all(axis=(1, 2, 3)).mean() > 0.99  # whatever hue and saturation did
+
+
+def test_blur_smooths_as_strongly_at_any_size_and_keeps_the_mean():
+    images = np.repeat(noise(1, 224), 60, axis=0)
+    result = augment(images, Policy(blur=0.5), 0, 0, np.arange(60))
+    for index, (one, before) in enumerate(zip(result, images, strict=True)):
+        *_, chance, u_sigma, _ = draws(0, 0, index)
+        expected = cv2.GaussianBlur(before, (0, 0), 0.1 + 1.9 * u_sigma) if chance < 0.5 else before
+        np.testing.assert_array_equal(one, expected)
+    assert result.std(axis=(1, 2, 3)).min() < 0.4 * images[0].std()
+    tiny = augment(noise(60, 16), Policy(blur=0.999), 0, 0, np.arange(60))
+    assert (tiny != noise(60, 16)).any(axis=(1, 2, 3)).sum() > 30  # in little pictures it shows too
+    np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), images[0].mean(), atol=1)
+    edge = np.zeros((1, 448, 448, 3), np.uint8)
+    edge[:, :, 224:] = 200
+    large = augment(edge, Policy(blur=0.999), 0, 0, np.arange(1))[0, 100, :, 0]
+    small = augment(edge[:, ::2, ::2], Policy(blur=0.999), 0, 0, np.arange(1))[0, 50, :, 0]
+    np.testing.assert_allclose(large.reshape(-1, 2).mean(axis=1), small, atol=8)
+
+
+def test_solarizing_turns_the_bright_half_upside_down():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=3)
+    images = np.repeat(ramp, 400, axis=0)
+    result = augment(images, Policy(solarize=0.3), 0, 0, np.arange(400))
+    turned = (result != images).any(axis=(1, 2, 3))
+    assert 80 < turned.sum() < 160  # 4 standard deviations
+    expected = np.concatenate([np.arange(128), np.arange(127, -1, -1)])
+    for one in result[turned]:
+        np.testing.assert_array_equal(one[..., 0].ravel(), expected)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_strength_one_is_the_policy_itself(name):
+    assert strengthen(POLICIES[name], 1.0) == POLICIES[name]
+    assert strengthen(Policy(), 3.0) == Policy()
+
+
+def test_strength_widens_ranges_but_leaves_chances():
+    heavy, half, most = (strengthen(POLICIES["heavy"], strength) for strength in (1.0, 0.5, 3.0))
+    assert (half.rotation, half.shear, half.brightness, half.hue) == (10, 5, 0.2, 7.5)
+    assert half.area == 0.5 and half.aspect**2 == pytest.approx(4 / 3)
+    assert most.rotation == 60 and most.translation == pytest.approx(0.15)
+    assert half.erasing == most.erasing == heavy.erasing and half.flip == most.flip == heavy.flip
+    # Nothing becomes black, negative or smaller than what can still be seen.
+    assert most.area == 0.08 and most.brightness == most.contrast == most.saturation == 0.9
+    corners = [warp_matrix(draws(0, 0, i), half, SIZE) for i in range(300)]
+    turns = [np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0])) for matrix in corners]
+    assert 9 < np.abs(turns).max() <= 10

@@ -100,6 +100,11 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.².epochs=1", "stages takes a number from 0 to 3. Received: '²'"),
         ("stages.last.epochs=1", "stages takes a number from 0 to 3. Received: 'last'"),
         ("stages=5", "stages: expected"),
+        ("augment.strength=0", "augment.strength: expected number > 0 <= 3. Received: 0"),
+        ("augment.erase=1", "augment.erase: expected number >= 0 < 1. Received: 1"),
+        ("augment.blur=-0.1", "augment.blur: expected number >= 0 < 1. Received: -0.1"),
+        ("train.mixup=-0.2", "train.mixup: expected number >= 0 <= 10. Received: -0.2"),
+        ("train.cutmix=11", "train.cutmix: expected number >= 0 <= 10. Received: 11"),
         ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
         ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
         ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
@@ -119,6 +124,11 @@ def refusal(overrides=(), recipe=None) -> str:
             "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential. Received: 'linear'",
         ),
         # each right, together wrong
+        ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the pictures of a batch with one another"),
+        (
+            "augment={policy='none', strength=2}",
+            "augment: strength is a factor on what the policy does",
+        ),
         ("stages.0.l2=0.1", "stages.0: l2: for thawed blocks of the backbone, and unfreeze=0 thaws none."),
         ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for thawed blocks"),
         (

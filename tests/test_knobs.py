@@ -143,5 +143,8 @@ def test_the_page_of_the_craft_has_a_row_for_every_such_setting():
     there = {key for key, _ in craft_rows()}
     epochs_and_views = {"unfreeze", "epochs", "views", "refresh", "only_if_gain"}
     expected = {f"stages.N.{name}" for name in SECTIONS["Stage"].__pydantic_fields__ if name not in epochs_and_views}
-    expected |= {f"train.{name}" for name in ("loss", "label_smoothing", "class_weights", "logit_adjustment")}
+    expected |= {
+        f"train.{name}" for name in ("loss", "label_smoothing", "class_weights", "logit_adjustment", "mixup", "cutmix")
+    }
+    expected |= {f"augment.{name}" for name in SECTIONS["Augment"].__pydantic_fields__}
     assert expected <= there

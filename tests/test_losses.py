@@ -95,6 +95,24 @@ def test_each_picture_counts_as_its_class_does_and_mixed_labels_mix_their_weight
     assert float(loss(mixed, logits)) == pytest.approx(0.3 * alone[0] + 0.7 * alone[1], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Train(mixup=0.2),
+        Train(cutmix=1.0, label_smoothing=0.1),
+        Train(mixup=0.2, loss="focal", label_smoothing=0.1, class_weights="effective"),
+        Train(mixup=0.2, logit_adjustment=1.0),
+    ],
+    ids=["plain", "smoothed", "focal, weighted", "adjusted"],
+)
+def test_every_loss_of_a_mixed_label_is_the_mean_of_its_losses_by_their_shares(some, settings):
+    """Which is how mixup defines it: so it goes with all of them, and weights of classes are mixed too."""
+    logits, labels = some
+    loss, one, other = training_loss(settings, COUNTS), np.eye(3)[labels], np.eye(3)[np.roll(labels, 1)]
+    expected = 0.3 * float(loss(one, logits)) + 0.7 * float(loss(other, logits))
+    assert float(loss(0.3 * one + 0.7 * other, logits)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_focal_is_that_of_keras_where_that_has_a_gradient_and_goes_on_where_it_has_none(some):
     logits, labels = some
     ours = training_loss(Train(loss="focal"), COUNTS)

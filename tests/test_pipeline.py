@@ -14,10 +14,12 @@ import tensorflow as tf
 from template.config import Augment
 from template.data.augment import POLICIES, augment, magnify
 from template.data.pipeline import (
+    Mixing,
     Source,
     joined,
     magnified,
     mirrored,
+    mixed,
     ordered_batches,
     plain_source,
     shuffled_batches,
@@ -75,13 +77,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert sum(first, []) != list(range(50))
 
 
+@pytest.mark.parametrize("mixing", [None, Mixing(mixup=0.4, cutmix=1.0, until=3)], ids=["as they are", "mixed"])
 @pytest.mark.parametrize("settings", [PLAIN, Augment(policy="heavy")])
-def test_starting_at_an_epoch_gives_the_batches_of_a_longer_run(settings):
+def test_starting_at_an_epoch_gives_the_batches_of_a_longer_run(settings, mixing):
     """What makes an interrupted run go on to the same bits."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     data = training_source(pixels, np.arange(20), np.arange(20) % CLASSES, settings, seed=5)
-    whole = list(shuffled_batches(data, CLASSES, 8, 5, range(4)).as_numpy_iterator())
-    rest = list(shuffled_batches(data, CLASSES, 8, 5, range(2, 4)).as_numpy_iterator())
+    whole = list(shuffled_batches(data, CLASSES, 8, 5, range(4), mixing).as_numpy_iterator())
+    rest = list(shuffled_batches(data, CLASSES, 8, 5, range(2, 4), mixing).as_numpy_iterator())
     assert len(whole) == 12 and len(rest) == 6
     for (inputs, labels), (expected_inputs, expected_labels) in zip(rest, whole[6:], strict=True):
         np.testing.assert_array_equal(inputs, expected_inputs)
@@ -107,6 +110,20 @@ def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
     data = training_source(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
     turned = data.read(0, np.arange(64))[:, 8, 1, 0] < 100  # the bright half is on the right
     assert 16 < turned.sum() < 48 if flip and policy != "none" else not turned.any()
+
+
+def test_each_setting_of_augmentation_reaches_the_pictures():
+    pixels, rows = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40)
+
+    def read(**settings) -> np.ndarray:
+        return training_source(pixels, rows, np.zeros(40, int), Augment(flip=False, **settings), 0).read(0, rows)
+
+    changed = {name: read(policy="none", **{name: 0.5}) for name in ("erase", "blur", "grey", "solarize")}
+    for name, result in changed.items():
+        assert 5 < (result != pixels).any(axis=(1, 2, 3)).sum() < 36, name
+    np.testing.assert_array_equal(read(policy="heavy", erase=0.3), read(policy="heavy"))  # which erases as much
+    mild, strong = (np.abs(read(policy="medium", strength=s).astype(int) - pixels).mean() for s in (0.1, 2.0))
+    assert mild < 0.7 * strong
 
 
 def test_a_source_reads_its_own_rows_only():
@@ -217,6 +234,91 @@ def test_joined_augmented_parts_vary_as_they_would_alone():
     parts = [training_source(pixels, some, labels, Augment(), seed=5) for some in (rows[:13], rows[13:])]
     whole = training_source(pixels, rows, labels, Augment(), seed=5)
     np.testing.assert_array_equal(joined(parts).read(2, np.arange(20)), whole.read(2, np.arange(20)))
+
+
+# Mixing ----------------------------------------------------------------------------------------------------------
+
+
+def black_or_white(n: int, dtype: type, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of 0 and 200 in turn, and their labels: how much of an input is white is what its label must say."""
+    labels = np.arange(n) % 2
+    return (200 * labels).reshape(-1, *[1] * len(shape)) * np.ones((n, *shape), dtype), np.eye(2, dtype=np.float32)[
+        labels
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
+@pytest.mark.parametrize("mixing", [Mixing(mixup=0.4), Mixing(cutmix=1.0), Mixing(0.4, 1.0)], ids=["up", "cut", "both"])
+def test_mixed_labels_are_the_shares_of_the_pixels(mixing, dtype):
+    inputs, labels = black_or_white(16, dtype, 14, 10, 3)
+    inputs, kept, shares, cuts = inputs.astype(dtype), (inputs.copy(), labels.copy()), [], 0
+    for number in range(60):
+        pictures, said = mixed(inputs, labels, mixing, 0, 0, number)
+        assert pictures.dtype == dtype and said.dtype == np.float32 and pictures.shape == inputs.shape
+        cut = bool(np.isin(pictures, [0, 200]).all() and (np.ptp(pictures, axis=(1, 2, 3)) > 0).any())
+        np.testing.assert_allclose(said.sum(axis=1), 1, atol=1e-6)
+        # Blended values are rounded to their type; of a cut picture every pixel is one or the other.
+        atol = 1e-6 if cut else 0.6 / 200
+        np.testing.assert_allclose(pictures.mean(axis=(1, 2, 3), dtype=float) / 200, said[:, 1], atol=atol)
+        cuts += cut
+        shares.append(said[:, 1])
+    assert cuts == 0 if not mixing.cutmix else cuts > 45 if not mixing.mixup else 15 < cuts < 45
+    assert len(np.unique(np.round(shares, 3))) > 40  # all sorts
+    np.testing.assert_array_equal(inputs, kept[0])
+    np.testing.assert_array_equal(labels, kept[1])
+
+
+def test_a_blend_is_of_two_inputs_of_the_batch_by_one_share():
+    """Of features, which have no area, as of pictures."""
+    inputs = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+    blend, shares = mixed(inputs, np.eye(6, dtype=np.float32), Mixing(mixup=1.0), 3, 4, 5)
+    np.testing.assert_allclose(blend, shares @ inputs, atol=1e-5)
+    assert len(np.unique(np.round(shares[shares > 0], 5))) <= 3  # the share, what is left of 1, and 1
+
+
+def test_a_rectangle_comes_from_the_same_place_of_another_map():
+    maps = np.random.default_rng(0).normal(size=(8, 7, 5, 4)).astype(np.float16)
+    found = set()
+    for number in range(40):
+        out, shares = mixed(maps, np.eye(8, dtype=np.float32), Mixing(cutmix=1.0), 0, 0, number)
+        for one, own, share in zip(out, maps, shares, strict=True):
+            foreign = (one != own).any(axis=2)
+            if foreign.any():
+                (other,) = np.flatnonzero(
+                    (share > 0) & (np.arange(8) != np.flatnonzero((maps == own).all((1, 2, 3)))[0])
+                )
+                np.testing.assert_array_equal(one[foreign], maps[other][foreign])
+                assert share[other] == pytest.approx(foreign.sum() / 35, abs=1e-6)
+                rows, columns = np.nonzero(foreign)
+                assert foreign.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # all of a rectangle
+                found.add((rows.min(), columns.min(), rows.max(), columns.max()))
+    assert len(found) > 15  # of many sizes, in many places
+
+
+@pytest.mark.parametrize("other", [(2, 2, 0), (1, 3, 0), (1, 2, 1)], ids=["seed", "epoch", "batch"])
+def test_a_batch_is_mixed_by_seed_epoch_and_number(other):
+    inputs, labels = noise(8), np.eye(8, dtype=np.float32)
+    for mixing in (Mixing(mixup=1.0), Mixing(cutmix=1.0)):
+        one, two, again = (mixed(inputs, labels, mixing, *how) for how in ((1, 2, 0), other, (1, 2, 0)))
+        assert not np.array_equal(one[1], two[1])
+        np.testing.assert_array_equal(one[0], again[0])
+        np.testing.assert_array_equal(one[1], again[1])
+
+
+def test_pictures_are_mixed_until_the_epoch_that_was_said_and_never_in_evaluation():
+    data = source(16)
+    plain, short = (
+        list(shuffled_batches(data, CLASSES, 8, 0, range(3), mixing).as_numpy_iterator())
+        for mixing in (None, Mixing(mixup=1.0, until=2))
+    )
+    for number, (expected, found) in enumerate(zip(plain, short, strict=True)):
+        for a, b in zip(expected, found, strict=True):
+            assert np.array_equal(a, b) == (number >= 4)
+    off = shuffled_batches(data, CLASSES, 8, 0, range(3), Mixing(until=3)).as_numpy_iterator()
+    for expected, found in zip(plain, off, strict=True):
+        np.testing.assert_array_equal(expected[0], found[0])
+        np.testing.assert_array_equal(expected[1], found[1])
+    assert sum(numbers(ordered_batches(data, CLASSES, 8)), []) == list(range(16))
 
 
 # Keys, by which a cache knows what was read ----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from scipy.special import log_softmax, softmax
 
 from template import disk
 from template.config import Backbone, Head, Stage, Train
-from template.data.pipeline import Source
+from template.data.pipeline import Mixing, Source
 from template.data.rows import Rows
 from template.model.backbones import build_backbone
 from template.model.build import build
@@ -34,7 +34,7 @@ STAGES = (
     Stage(unfreeze=1, epochs=3, views=2, refresh=2),
     Stage(unfreeze="all", epochs=2),
 )
-SETTINGS = Train(batch_size=8, patience=5)
+SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1)
 HEAD = Head(dropout=0.2, levels=2, root=True)
 
 
@@ -410,6 +410,17 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert same(first, again) == (choice == 3)
     repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(first, again, atol=1e-6)
+
+
+def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretrained, tmp_path, monkeypatch, capsys):
+    """In the final fit too: three quarters of the stage as planned, however many of its epochs are repeated."""
+    stages = (Stage(unfreeze=0, epochs=2, views=1), Stage(unfreeze=1, epochs=4, views=1))
+    plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0} for start in (0, 2)]
+    seen = []
+    monkeypatch.setattr(module, "_run_epochs", lambda *args, **_: seen.append(args[4]))
+    repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
+    assert seen == [Mixing(0.1, 0.0, until=0 + 1), Mixing(0.1, 0.1, until=2 + 3)]  # the head alone has vectors
+    assert capsys.readouterr().out.count("train.cutmix: mixup only") == 1
 
 
 def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):

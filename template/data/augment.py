@@ -1,4 +1,4 @@
-"""Variation of training pictures: one affine warp and one colour matrix a picture, then erasing.
+"""Variation of training pictures: one affine warp and one colour matrix a picture, then blur, solarizing, erasing.
 
 Several geometric layers in a row resample several times, slower and blurrier; here crop, scale, aspect, flip,
 rotation, shear and translation are one 2x3 matrix (one bilinear resampling), and brightness, contrast, saturation and
@@ -6,7 +6,7 @@ hue one 3x4 matrix. All random numbers of a picture are a function of (seed, epo
 size, nor threads, nor a resumed run changes them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -42,6 +42,14 @@ class Policy:
     erasing: float = 0.0
     """Chance that a rectangle of 2 to 20 % of the area is overwritten with one random colour
     (Zhong et al. 2020, "Random Erasing Data Augmentation")."""
+    grey: float = 0.0
+    """Chance that all colours become the grey of their luminance (Chen et al. 2020, SimCLR)."""
+    blur: float = 0.0
+    """Chance of a Gaussian blur with a sigma of 0.1 pixel to a 112th of the side, 2 pixels of 224 (Chen et al. 2020,
+    SimCLR); to 1 pixel in pictures so small that this would not show."""
+    solarize: float = 0.0
+    """Chance that the upper half of each channel's range is turned upside down: 128-255 become 127-0
+    (Cubuk et al. 2019, AutoAugment; Grill et al. 2020, BYOL)."""
     only: int = 0
     """Of rotation, shear, brightness, contrast, saturation and hue, apply so many to a picture, drawn anew for each,
     at full strength (as in RandAugment, Cubuk et al. 2020); 0 for all of them, at a strength drawn from the range."""
@@ -58,6 +66,27 @@ POLICIES = {
 }  # fmt: skip
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
+_SMALLEST_AREA = 0.08
+"""A crop shows no less, as in Szegedy et al. 2015: less is seldom of the class any more."""
+_MOST_COLOUR = 0.9
+"""Brightness, contrast and saturation vary by no more: at 1, a picture could become black or grey all over."""
+
+
+def strengthen(policy: Policy, strength: float) -> Policy:
+    """The policy with all its ranges wider or narrower; chances and how many are applied stay.
+
+    Args:
+        policy: to start from.
+        strength: factor on every range, > 0; of area and aspect, which are ratios, on their logarithm.
+
+    Returns:
+        With strength 1 an equal policy. Crops show 8 % of the area at least, and colours vary by 0.9 at most.
+    """
+    wider = {name: strength * getattr(policy, name) for name in ("rotation", "shear", "translation", "hue")}
+    for name in ("brightness", "contrast", "saturation"):
+        wider[name] = min(strength * getattr(policy, name), _MOST_COLOUR)
+    area = max(policy.area**strength, _SMALLEST_AREA)
+    return replace(policy, area=area, aspect=policy.aspect**strength, **wider)
 
 
 def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
@@ -84,6 +113,10 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
         cv2.warpAffine(images[row], warps[row], (size, size), result, flags, cv2.BORDER_REFLECT_101)
         if recoloured[row]:
             cv2.transform(result, colours[row], result)
+        if u[row, 27] < policy.blur:
+            cv2.GaussianBlur(result, (0, 0), 0.1 + u[row, 28] * (max(1, size / 112) - 0.1), result)
+        if u[row, 29] < policy.solarize:
+            np.minimum(result, 255 - result, out=result)
         if u[row, 12] < policy.erasing:
             top, left, bottom, right = _rectangle(u[row, 13:17], size)
             result[top:bottom, left:right] = u[row, 17:20] * 255
@@ -100,12 +133,12 @@ def magnify(images: np.ndarray) -> np.ndarray:
 
 
 def draws(seed: int, epoch: int, index: int) -> np.ndarray:
-    """26 uniform numbers in [0, 1) that belong to this picture in this epoch (Philox, a counter-based generator)."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(26)
+    """30 uniform numbers in [0, 1) that belong to this picture in this epoch (Philox, a counter-based generator)."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(30)
 
 
 def choose(u: np.ndarray, policy: Policy) -> np.ndarray:
-    """Numbers [n, 26] of which, if the policy says so, only a few variations remain, at full strength either way."""
+    """Numbers [n, 30] of which, if the policy says so, only a few variations remain, at full strength either way."""
     if policy.only:
         some, u = [2, 3, 7, 8, 9, 10], u.copy()  # rotation, shear, brightness, contrast, saturation, hue
         chosen = u[:, 20:26].argsort(axis=1).argsort(axis=1) < policy.only
@@ -114,7 +147,7 @@ def choose(u: np.ndarray, policy: Policy) -> np.ndarray:
 
 
 def warp_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
-    """Affine maps from output pixel (x, y, 1) to input pixel (x, y), float64 [..., 2, 3], for numbers u [..., 26].
+    """Affine maps from output pixel (x, y, 1) to input pixel (x, y), float64 [..., 2, 3], for numbers u [..., 30].
 
     Linear part: rotation * shear * scale(crop width, crop height, mirrored or not), about the crop's centre.
     """
@@ -132,7 +165,10 @@ def warp_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
 
 
 def colour_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
-    """Affine maps of colours (r, g, b, 1) in 0-255, float64 [..., 3, 4]: hue, saturation, contrast, brightness."""
+    """Affine maps of colours (r, g, b, 1) in 0-255, float64 [..., 3, 4]: hue, saturation, contrast, brightness.
+
+    Last, where the chance of grey has it so, all three channels become the luminance.
+    """
     strengths = np.array([policy.brightness, policy.contrast, policy.saturation])
     brightness, contrast, saturation = np.moveaxis(1 + _either_way(u[..., 7:10], strengths), -1, 0)[..., None, None]
     angle = np.deg2rad(_either_way(u[..., 10], policy.hue))[..., None, None]
@@ -141,7 +177,10 @@ def colour_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
     matrix = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
     matrix = (saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMINANCE, (3, 1))) @ matrix
     shift = (1 - contrast) * np.full((3, 1), 127.5)
-    return brightness * np.concatenate([contrast * matrix, shift], axis=-1)
+    matrix = brightness * np.concatenate([contrast * matrix, shift], axis=-1)
+    if not policy.grey:
+        return matrix
+    return np.where((u[..., 26] < policy.grey)[..., None, None], np.tile(_LUMINANCE, (3, 1)) @ matrix, matrix)
 
 
 def _either_way(u: np.ndarray, most: float | np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From pixels to batches: shuffled, augmented, one-hot labels, a few batches ahead of the network."""
+"""From pixels to batches: shuffled, augmented, mixed, labels as shares, a few batches ahead of the network."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..config import Augment
-from .augment import POLICIES, VERSION, augment, magnify
+from .augment import POLICIES, VERSION, augment, magnify, strengthen
 from .rows import Rows
 
 
@@ -37,9 +37,35 @@ class Source:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """How the examples of a batch are mixed with one another, inputs and labels alike; each batch in one way.
+
+    Args:
+        mixup: alpha of the Beta distribution from which the share of a batch is drawn, >= 0; 0 for off. Every input
+            becomes share * itself + (1 - share) * another (Zhang et al. 2018, "mixup"). Of stored activations, that is
+            manifold mixup (Verma et al. 2019).
+        cutmix: likewise; a rectangle of 1 - share of the area is taken from another (Yun et al. 2019, "CutMix"). Needs
+            inputs [n, height, width, channels].
+        until: number of the first epoch that sees its inputs as they are.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    until: int = 0
+
+
 def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
     """These rows of the pixels and labels, augmented anew in every epoch."""
-    policy = dataclasses.replace(POLICIES[settings.policy], flip=settings.flip and settings.policy != "none")
+    policy = strengthen(POLICIES[settings.policy], settings.strength)
+    policy = dataclasses.replace(
+        policy,
+        flip=settings.flip and settings.policy != "none",
+        erasing=settings.erase or policy.erasing,
+        grey=settings.grey,
+        blur=settings.blur,
+        solarize=settings.solarize,
+    )
 
     def read(epoch: int, i: np.ndarray) -> np.ndarray:
         return augment(pixels[rows[i]], policy, seed, epoch, rows[i])
@@ -105,10 +131,13 @@ def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:
     return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {how}"
 
 
-def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, epochs: range) -> tf.data.Dataset:
+def shuffled_batches(
+    source: Source, classes: int, batch_size: int, seed: int, epochs: range, mixing: Mixing | None = None
+) -> tf.data.Dataset:
     """Batches of (inputs, one-hot labels) for `fit`, `steps(source, batch_size)` an epoch.
 
-    The order is a function of (seed, epoch). Every example occurs once an epoch: instead of dropping the last batch,
+    The order is a function of (seed, epoch), and how a batch is mixed one of (seed, epoch, number of the batch). Mixed
+    labels are shares of the classes. Every example occurs once an epoch: instead of dropping the last batch,
     or training batch normalisation on a batch of one, batches differ in size by at most one.
     """
     n, count = len(source), steps(source, batch_size)
@@ -117,13 +146,63 @@ def shuffled_batches(source: Source, classes: int, batch_size: int, seed: int, e
         epoch, number = divmod(step, count)
         return epoch, shuffled_rows(n, batch_size, seed, epoch)[number]
 
-    return _batches(source, classes, rows, range(epochs.start * count, epochs.stop * count))
+    def mix(step: int, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        epoch, number = divmod(step, count)
+        return mixed(inputs, labels, mixing, seed, epoch, number) if epoch < mixing.until else (inputs, labels)
+
+    on = mixing is not None and (mixing.mixup or mixing.cutmix)
+    return _batches(source, classes, rows, range(epochs.start * count, epochs.stop * count), mix if on else None)
 
 
 def shuffled_rows(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Rows of each batch of an epoch of n examples."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return np.array_split(order, math.ceil(n / batch_size))
+
+
+def mixed(
+    inputs: np.ndarray, labels: np.ndarray, mixing: Mixing, seed: int, epoch: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch mixed with itself in another order, by mixup or cutmix, whichever is on or the lot falls on.
+
+    Args:
+        inputs: pictures, maps or (mixup alone) vectors, [n, ...], of any number type.
+        labels: shares of the classes, float32 [n, classes].
+        mixing: how; one of the two must be on.
+        seed: of the run.
+        epoch: of the batch.
+        number: of the batch in its epoch.
+
+    Returns:
+        Inputs of the same type, and labels that hold exactly the shares that the inputs do.
+    """
+    # NumPy fills up with zeros: without the 1, batch 0 would draw the numbers that [seed, epoch] gave its order.
+    generator = np.random.default_rng([seed, epoch, number, 1])
+    others, lot, place = generator.permutation(len(inputs)), generator.random(), generator.random(2)
+    if mixing.cutmix and (not mixing.mixup or lot < 0.5):
+        inputs, share = _patched(inputs, inputs[others], generator.beta(mixing.cutmix, mixing.cutmix), place)
+    else:
+        share = np.float32(generator.beta(mixing.mixup, mixing.mixup))
+        inputs = _blended(inputs, inputs[others], share)
+    return inputs, share * labels + (1 - share) * labels[others]
+
+
+def _blended(inputs: np.ndarray, others: np.ndarray, share: np.float32) -> np.ndarray:
+    """The line between inputs and others at this share of the first, worked out in float32, in their type."""
+    out = share * inputs.astype(np.float32) + (1 - share) * others.astype(np.float32)
+    return (np.rint(out, out=out) if np.issubdtype(inputs.dtype, np.integer) else out).astype(inputs.dtype)
+
+
+def _patched(inputs: np.ndarray, others: np.ndarray, share: float, place: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """Inputs [n, h, w, c] with a rectangle about a place in [0, 1)^2 from others; and the share that stayed.
+
+    What would lie outside is cut off, so that more may stay than was asked for.
+    """
+    area, half = np.array(inputs.shape[1:3]), np.sqrt(1 - share) / 2
+    (top, left), (bottom, right) = (np.rint(np.clip(p, 0, 1) * area).astype(int) for p in (place - half, place + half))
+    out = inputs.copy()
+    out[:, top:bottom, left:right] = others[:, top:bottom, left:right]
+    return out, np.float32(1 - (bottom - top) * (right - left) / area.prod())
 
 
 def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Dataset:
@@ -141,7 +220,9 @@ def steps(source: Source, batch_size: int) -> int:
     return math.ceil(len(source) / batch_size)
 
 
-def _batches(source: Source, classes: int, rows: Callable, numbers: range) -> tf.data.Dataset:
+def _batches(
+    source: Source, classes: int, rows: Callable, numbers: range, mix: Callable | None = None
+) -> tf.data.Dataset:
     """Map step numbers to batches in a few threads, in order, a few ahead of the network."""
     cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
     example = source.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
@@ -152,7 +233,8 @@ def _batches(source: Source, classes: int, rows: Callable, numbers: range) -> tf
     def batch(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         source, (epoch, chosen) = held[0], rows(int(number))
         one_hot = source.labels[chosen, None] == np.arange(classes)
-        return source.read(epoch, chosen), one_hot.astype(np.float32)
+        inputs, labels = source.read(epoch, chosen), one_hot.astype(np.float32)
+        return mix(int(number), inputs, labels) if mix else (inputs, labels)
 
     def call(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         inputs, labels = tf.numpy_function(batch, [number], [example.dtype, np.float32], stateful=False)

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 from .. import disk
 from ..config import Backbone, Head, Stage, Train
-from ..data.pipeline import Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
+from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, depths, freeze
@@ -115,7 +115,8 @@ def _fit_stage(
         checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
         after = [guard, keep, watch, log, checkpoint]
         try:
-            _run_epochs(network, inputs, settings, range(state.epoch, end), validation, after)
+            mixing = _mixing(network, settings, state.start, stage)
+            _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
             raise
@@ -157,7 +158,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             if epochs:
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
                 guard = _guard(model, inputs, how.settings)
-                _run_epochs(network, inputs, how.settings, epochs, callbacks=[guard, checkpoint])
+                mixing = _mixing(network, how.settings, done["start"], stage)
+                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=[guard, checkpoint])
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
@@ -246,17 +248,30 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
         variable.assign(value)
 
 
+def _mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
+    """What the settings ask for in a stage that began at this epoch, and the network's input allows.
+
+    The last quarter of the epochs (at least one) sees pictures as they are, as validation does.
+    """
+    maps = len(network.input_shape) == 4
+    if settings.cutmix and not maps:
+        instead = "mixup only" if settings.mixup else "nothing is mixed in this stage"
+        print(f"  train.cutmix: {instead}; pooled features have no area to cut")
+    return Mixing(settings.mixup, settings.cutmix if maps else 0.0, until=start + stage.epochs * 3 // 4)
+
+
 def _run_epochs(
     network: keras.Model,
     train: Source,
     settings: Train,
     epochs: range,
+    mixing: Mixing,
     validation: tf.data.Dataset | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
     network.fit(
-        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs),
+        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixing),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),
