@@ -97,7 +97,10 @@ class Head:
     """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: yes,
     unless the probe clearly likes them better as they are."""
     hidden: Annotated[int, Field(ge=0, le=8192)] = 0
-    """Units of one hidden ReLU layer between pooling and output; 0 for none (best for small data)."""
+    """Units of one hidden layer between pooling and output; 0 for none (best for small data)."""
+    activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "maxout"] = "relu"
+    """What makes the hidden layer more than linear. `leaky_relu` and `prelu` (whose slope is learned) where units die,
+    `gelu` and `silu` are smooth, `maxout` takes the larger of two linear units and has twice the weights."""
     dropout: Fraction = 0.3
     """Part of the features dropped at random in training (before the hidden layer, and again after it)."""
     l1: Penalty = 0.0
@@ -107,6 +110,15 @@ class Head:
     max_norm: Annotated[float, Field(ge=0, le=100)] = 0.0
     """After every step, the weights into each unit of the head are shortened to this length if they are longer; 0 for
     never. 3 or 4 beside much dropout and a high learning rate, in training from scratch: it shortens a probe too."""
+
+    @model_validator(mode="after")
+    def _there_is_something_to_activate(self):
+        if not self.hidden and self.activation != "relu":
+            raise ValueError(
+                f"activation is that of the hidden layer, and hidden=0 has none; received {self.activation}. Give it "
+                "units (hidden=256), or leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
