@@ -103,6 +103,9 @@ class Head:
     `gelu` and `silu` are smooth, `maxout` takes the larger of two linear units and has twice the weights."""
     dropout: Fraction = 0.3
     """Part of the features dropped at random in training (before the hidden layer, and again after it)."""
+    noise: Annotated[float, Field(ge=0, le=3)] = 0.0
+    """Each feature is multiplied, in training, by a normal random number of mean 1 and this standard deviation; 0 for
+    off. 1 varies them as much as dropout 0.5 does, and loses none."""
     l1: Penalty = 0.0
     """L1 penalty on the head's kernels: l1 * sum |w| is added to the training loss."""
     l2: Penalty = 1e-4

@@ -337,6 +337,46 @@ def test_dropout_works_in_training_and_only_there(hidden, pixels):
     assert (run(model, pixels) == run(model, pixels)).all()
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_noise_multiplies_the_features_in_training_keeps_their_mean_and_is_off_at_inference(noise):
+    model = build(TINY, Head(noise=noise, dropout=0.0), SIZE, [1, 1])
+    head = keras.Model(model.get_layer("head_dropout").output, model.get_layer("logits").input)
+    features = np.tile(np.logspace(-2, 2, 96, dtype=np.float32), (2000, 1))
+    factors = run(head, features, training=True) / features
+    assert factors.mean() == pytest.approx(1, abs=0.01) and factors.std() == pytest.approx(noise, rel=0.01)
+    np.testing.assert_allclose(factors.std(axis=0), noise, rtol=0.15, err_msg="small features as much as large ones")
+    np.testing.assert_array_equal(run(head, features), features)
+
+
+def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_saved_model_loads(tmp_path, pixels):
+    noisy, plain = (build(TINY, Head(noise=noise, levels=2), SIZE, [1, 1]) for noise in (0.5, 0.0))
+    assert {layer.name for layer in noisy.layers} - {layer.name for layer in plain.layers} == {"head_noise"}
+    noisy.save(tmp_path / "model.keras")
+    rebuilt = build(TINY, Head(noise=0.5, levels=2), SIZE, [1, 1])
+    rebuilt.load_weights(tmp_path / "model.keras")
+    plain.set_weights(noisy.get_weights())
+    for again in (rebuilt, plain):
+        np.testing.assert_array_equal(run(again, pixels), run(noisy, pixels))
+
+
+@pytest.mark.parametrize(("unfreeze", "levels"), [(0, 1), (0, 2), (1, 2)])
+def test_noise_is_above_the_boundary(unfreeze, levels):
+    head = Head(noise=0.5, levels=levels)
+    model = build(TINY, head, SIZE, [1, 1])
+    bottom, tail = cut(model, boundary(model, TINY, head, unfreeze))
+    assert "head_noise" in {layer.name for layer in tail.layers} - {layer.name for layer in bottom.layers}
+
+
+def test_dropping_whole_maps_before_pooling_is_dropping_features_after_it():
+    """So there is no setting for it: SpatialDropout2D before the pooling is `head.dropout`."""
+    maps = np.random.default_rng(0).uniform(0, 1, (4, 3, 3, 50)).astype(np.float32)
+    for pool in (layers.GlobalAveragePooling2D(), layers.GlobalMaxPooling2D()):
+        before = pool(layers.SpatialDropout2D(0.5, seed=1)(maps, training=True))
+        after = layers.Dropout(0.5, seed=1)(pool(maps), training=True)
+        assert (np.asarray(after) == 0).any()
+        np.testing.assert_allclose(before, after, rtol=1e-5)
+
+
 def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):
     # A frozen network below must not take its head into inference mode. Without dropout, two passes over one batch at
     # a learning rate of zero would have one loss.

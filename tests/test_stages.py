@@ -121,6 +121,21 @@ def test_head_dropout_is_active_in_fit(pretrained, tmp_path, monkeypatch):
     assert ("head_dropout", False) in seen  # and for validation
 
 
+def test_head_noise_is_active_in_fit_on_stored_activations(pretrained, tmp_path, monkeypatch, capsys):
+    seen, original = [], layers.GaussianDropout.call
+
+    def spy(self, inputs, training=False):
+        seen.append((self.name, bool(training)))
+        return original(self, inputs, training=training)
+
+    monkeypatch.setattr(layers.GaussianDropout, "call", spy)
+    head = dataclasses.replace(HEAD, noise=0.5)
+    settings = dataclasses.replace(how(pretrained, tmp_path, STAGES[:1]), head=head)
+    fit(build(pretrained, head, SIZE, np.ones(CLASSES)), coloured(24, 0), coloured(12, 1), settings, tmp_path)
+    assert "stored views" in capsys.readouterr().out
+    assert ("head_noise", True) in seen and ("head_noise", False) in seen
+
+
 def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     model, state, folder, _ = whole
     history = state.history

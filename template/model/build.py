@@ -28,7 +28,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     Args:
         base: from `build_backbone`.
         backbone: the settings it was built with.
-        head: levels, pooling, dropout, hidden layer and its activation, penalties.
+        head: levels, pooling, dropout, noise, hidden layer and its activation, penalties.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
             and its kernel is small, so that the loss starts near the entropy of the classes and not far above it.
 
@@ -39,6 +39,8 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     penalty |= {"kernel_constraint": keras.constraints.MaxNorm(head.max_norm)} if head.max_norm else {}
     x = pooled(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
+    if head.noise:  # Keras asks for the rate of dropout with the same variance
+        x = layers.GaussianDropout(head.noise**2 / (1 + head.noise**2), name="head_noise")(x)
     if head.hidden:
         x = _hidden(x, head, penalty)
         x = layers.Dropout(head.dropout, name="head_hidden_dropout")(x)
