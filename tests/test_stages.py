@@ -151,6 +151,19 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     assert list((folder / "tensorboard").glob("events*"))
 
 
+def test_a_monitored_run_has_the_same_history_to_the_bit_and_a_row_for_each_block(whole, pretrained, tmp_path):
+    settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
+    _, state = train(pretrained, tmp_path, STAGES[:2], settings)
+    for looked, plain in zip(state.history, whole[1].history, strict=False):
+        assert {**looked, "seconds": 0} == {**plain, "seconds": 0}
+    assert not (whole[2] / "gradients.csv").exists(), "off by default"
+    rows = [line.split(",") for line in (tmp_path / "gradients.csv").read_text().splitlines()[1:]]
+    blocks = {1: ["head"], 2: ["block3", "head"]}
+    expected = [(r["stage"], r["epoch"], block) for r in state.history for block in blocks[r["stage"]]]
+    assert [(int(stage), int(epoch), block) for stage, epoch, block, *_ in rows] == expected
+    assert all(0 < float(update) < 1 for *_, update, _ in rows)
+
+
 @pytest.mark.parametrize(
     ("epochs", "cache"),
     [(2, "kept"), (3, "kept"), (5, "lost"), (7, "kept")],
