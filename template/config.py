@@ -120,9 +120,15 @@ class Head:
     """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: yes,
     unless the probe clearly likes them better as they are."""
     hidden: Annotated[int, Field(ge=0, le=8192)] = 0
-    """Units of one hidden ReLU layer between pooling and output; 0 for none (best for small data)."""
+    """Units of one hidden layer between pooling and output; 0 for none (best for small data)."""
+    activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "maxout"] = "relu"
+    """What makes the hidden layer more than linear. `leaky_relu` and `prelu` (whose slope is learned) where units die,
+    `gelu` and `silu` are smooth, `maxout` takes the larger of two linear units and has twice the weights."""
     dropout: Fraction = 0.3
     """Part of the features dropped at random in training (before the hidden layer, and again after it)."""
+    noise: Annotated[float, Field(ge=0, le=3)] = 0.0
+    """Each feature is multiplied, in training, by a normal random number of mean 1 and this standard deviation; 0 for
+    off. 1 varies them as much as dropout 0.5 does, and loses none."""
     l1: Penalty = 0.0
     """L1 penalty on the head's kernels: l1 * sum |w| is added to the training loss."""
     l2: Penalty = 1e-4
@@ -130,6 +136,15 @@ class Head:
     max_norm: Annotated[float, Field(ge=0, le=100)] = 0.0
     """After every step, the weights into each unit of the head are shortened to this length if they are longer; 0 for
     never. 3 or 4 beside much dropout and a high learning rate, in training from scratch: it shortens a probe too."""
+
+    @model_validator(mode="after")
+    def _there_is_something_to_activate(self):
+        if not self.hidden and self.activation != "relu":
+            raise ValueError(
+                f"activation is that of the hidden layer, and hidden=0 has none; received {self.activation}. Give it "
+                "units (hidden=256), or leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -232,6 +247,9 @@ class Train:
     feature_cache_gb: Annotated[float, Field(ge=0)] = 8.0
     """Activations of frozen blocks may take up to this many GiB in data.cache, where a later run with the same
     pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
+    monitor_gradients: bool = False
+    """After each epoch, look at the gradient and the movement of every block that trains, and at dead hidden ReLUs:
+    gradients.csv and TensorBoard, and a word if gradients vanish or explode. To diagnose; see train/gradients.py."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
 

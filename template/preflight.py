@@ -86,7 +86,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         return boundary(model, config.backbone, config.head, first or 1)
 
     entering, entered = checks.entering(augmented, names, config.train.batch_size, config.train.seed)
-    loose, model = fresh(dropout=0.0, l1=0.0, l2=0.0, max_norm=0.0), fresh()
+    loose, model = fresh(dropout=0.0, noise=0.0, l1=0.0, l2=0.0, max_norm=0.0), fresh()
     at_init = checks.loss_at_init(loose, train)
     by_heart, learned = checks.learned_by_heart(loose, below(loose), train, names)
     served = [load_image(examples.images[row], config.data.image_size, config.data.resize) for row in part["val"][:8]]

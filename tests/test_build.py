@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from scipy.special import softmax
+from scipy.special import expit, ndtr, softmax
 
 from template.config import Backbone, ConfigError, Head
 from template.model.backbones import block_numbers, build_backbone
-from template.model.build import attach, boundary, build, freeze, levels, pooled, root
+from template.model.build import GAINS, attach, boundary, build, freeze, levels, pooled, root
 from template.train.features import cut
 
 TINY = Backbone(name="tiny", weights="none")
@@ -258,6 +258,68 @@ def test_hidden_layer_is_relu_between_pooling_and_logits(pixels):
     np.testing.assert_allclose(run(model, pixels), expected, rtol=1e-4, atol=1e-5)
 
 
+NORMAL = np.random.default_rng(0).normal(size=(4000, 96)).astype(np.float32)
+ACTIVATIONS = {
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.where(z < 0, 0.2 * z, z),
+    "prelu": lambda z: np.where(z < 0, 0.25 * z, z),
+    "gelu": lambda z: z * ndtr(z),
+    "silu": lambda z: z * expit(z),
+}
+
+
+def hidden_part(activation: str, **how) -> tuple[keras.Model, keras.Model]:
+    """A model, and its hidden layer alone, from features [n, 96]."""
+    model = build(TINY, Head(hidden=50, activation=activation, dropout=0.0, **how), SIZE, [1, 2])
+    return model, keras.Model(model.get_layer("head_dropout").output, model.get_layer("logits").input)
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "maxout"])
+def test_each_activation_is_its_formula_and_a_fresh_layer_as_loud_as_its_input(activation):
+    model, hidden = hidden_part(activation)
+    found = run(hidden, NORMAL)
+    names = ("head_hidden", "head_hidden_2") if activation == "maxout" else ("head_hidden",)
+    linear = [NORMAL @ np.asarray(model.get_layer(name).kernel) for name in names]  # fresh biases are zero
+    expected = np.maximum(*linear) if activation == "maxout" else ACTIVATIONS[activation](linear[0])
+    assert found.shape == (4000, 50)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert (found**2).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_the_gains_are_those_of_the_formulas():
+    z = np.random.default_rng(0).normal(size=(2, 1_000_000))
+    loud = {name: (f(np.sqrt(GAINS[name]) * z[0]) ** 2).mean() for name, f in ACTIVATIONS.items()}
+    loud["maxout"] = (z.max(axis=0) ** 2).mean()
+    assert loud == pytest.approx(dict.fromkeys(GAINS, 1), rel=0.01)
+
+
+@pytest.mark.parametrize("activation", ["prelu", "maxout"])
+def test_activations_with_weights_of_their_own_are_the_head_penalised_saved_and_loaded(activation, tmp_path, pixels):
+    head = Head(hidden=5, activation=activation, l2=0.01, max_norm=3.0)
+    model = build(TINY, head, SIZE, [1, 2])
+    assert len(model.losses) == (3 if activation == "maxout" else 2)
+    extra = {"prelu": 5, "maxout": 96 * 5 + 5}[activation]
+    assert freeze(model, TINY, 0) == 96 * 5 + 5 + extra + 5 * 2 + 2
+    for weight in model.weights:
+        weight.assign(np.asarray(weight) + np.random.default_rng(0).uniform(0, 0.1, weight.shape))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    rebuilt = build(TINY, head, SIZE, [1, 1])
+    rebuilt.load_weights(tmp_path / "model.keras")
+    for again in (loaded, rebuilt):
+        np.testing.assert_allclose(run(again, pixels), run(model, pixels), atol=1e-5, rtol=0)
+
+
+def test_the_default_begins_with_the_same_bits_as_he_normal():
+    base = build_backbone(TINY, SIZE)
+    keras.utils.set_random_seed(1)
+    kernel = attach(base, TINY, Head(hidden=7, dropout=0.0), [1, 1]).get_layer("head_hidden").kernel
+    keras.utils.set_random_seed(1)
+    layer = layers.Dense(7, kernel_initializer="he_normal")
+    layer.build((None, 96))
+    np.testing.assert_array_equal(kernel, layer.kernel)
+
+
 @pytest.mark.parametrize("hidden", [0, 200])
 def test_dropout_works_in_training_and_only_there(hidden, pixels):
     model = build(TINY, Head(dropout=0.4, hidden=hidden), SIZE, [1, 1])
@@ -273,6 +335,46 @@ def test_dropout_works_in_training_and_only_there(hidden, pixels):
         before, after = map(np.asarray, both(pixels, training=False))
         np.testing.assert_array_equal(before, after)
     assert (run(model, pixels) == run(model, pixels)).all()
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_noise_multiplies_the_features_in_training_keeps_their_mean_and_is_off_at_inference(noise):
+    model = build(TINY, Head(noise=noise, dropout=0.0), SIZE, [1, 1])
+    head = keras.Model(model.get_layer("head_dropout").output, model.get_layer("logits").input)
+    features = np.tile(np.logspace(-2, 2, 96, dtype=np.float32), (2000, 1))
+    factors = run(head, features, training=True) / features
+    assert factors.mean() == pytest.approx(1, abs=0.01) and factors.std() == pytest.approx(noise, rel=0.01)
+    np.testing.assert_allclose(factors.std(axis=0), noise, rtol=0.15, err_msg="small features as much as large ones")
+    np.testing.assert_array_equal(run(head, features), features)
+
+
+def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_saved_model_loads(tmp_path, pixels):
+    noisy, plain = (build(TINY, Head(noise=noise, levels=2), SIZE, [1, 1]) for noise in (0.5, 0.0))
+    assert {layer.name for layer in noisy.layers} - {layer.name for layer in plain.layers} == {"head_noise"}
+    noisy.save(tmp_path / "model.keras")
+    rebuilt = build(TINY, Head(noise=0.5, levels=2), SIZE, [1, 1])
+    rebuilt.load_weights(tmp_path / "model.keras")
+    plain.set_weights(noisy.get_weights())
+    for again in (rebuilt, plain):
+        np.testing.assert_array_equal(run(again, pixels), run(noisy, pixels))
+
+
+@pytest.mark.parametrize(("unfreeze", "levels"), [(0, 1), (0, 2), (1, 2)])
+def test_noise_is_above_the_boundary(unfreeze, levels):
+    head = Head(noise=0.5, levels=levels)
+    model = build(TINY, head, SIZE, [1, 1])
+    bottom, tail = cut(model, boundary(model, TINY, head, unfreeze))
+    assert "head_noise" in {layer.name for layer in tail.layers} - {layer.name for layer in bottom.layers}
+
+
+def test_dropping_whole_maps_before_pooling_is_dropping_features_after_it():
+    """So there is no setting for it: SpatialDropout2D before the pooling is `head.dropout`."""
+    maps = np.random.default_rng(0).uniform(0, 1, (4, 3, 3, 50)).astype(np.float32)
+    for pool in (layers.GlobalAveragePooling2D(), layers.GlobalMaxPooling2D()):
+        before = pool(layers.SpatialDropout2D(0.5, seed=1)(maps, training=True))
+        after = layers.Dropout(0.5, seed=1)(pool(maps), training=True)
+        assert (np.asarray(after) == 0).any()
+        np.testing.assert_allclose(before, after, rtol=1e-5)
 
 
 def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):

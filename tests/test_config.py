@@ -109,6 +109,13 @@ def refusal(overrides=(), recipe=None) -> str:
         ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
         ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
         ("head.max_norm=-1", "head.max_norm: expected number >= 0 <= 100. Received: -1"),
+        (
+            "head.activation=tanh",
+            "head.activation: expected relu | leaky_relu | prelu | gelu | silu | maxout. Received: 'tanh'",
+        ),
+        ("head.noise=-0.1", "head.noise: expected number >= 0 <= 3. Received: -0.1"),
+        ("head.noise=nan", "head.noise: expected number >= 0 <= 3. Received: "),
+        ("head.activation=gelu", "head: activation is that of the hidden layer, and hidden=0 has none; received gelu."),
         ("stages.1.l2_sp=-1", "stages.1.l2_sp: expected number >= 0 <= 10. Received: -1"),
         ("stages.1.l1=11", "stages.1.l1: expected number >= 0 <= 10. Received: 11"),
         ("stages.1.l2=true", "stages.1.l2: expected number >= 0 <= 10. Received: True"),

@@ -121,6 +121,21 @@ def test_head_dropout_is_active_in_fit(pretrained, tmp_path, monkeypatch):
     assert ("head_dropout", False) in seen  # and for validation
 
 
+def test_head_noise_is_active_in_fit_on_stored_activations(pretrained, tmp_path, monkeypatch, capsys):
+    seen, original = [], layers.GaussianDropout.call
+
+    def spy(self, inputs, training=False):
+        seen.append((self.name, bool(training)))
+        return original(self, inputs, training=training)
+
+    monkeypatch.setattr(layers.GaussianDropout, "call", spy)
+    head = dataclasses.replace(HEAD, noise=0.5)
+    settings = dataclasses.replace(how(pretrained, tmp_path, STAGES[:1]), head=head)
+    fit(build(pretrained, head, SIZE, np.ones(CLASSES)), coloured(24, 0), coloured(12, 1), settings, tmp_path)
+    assert "stored views" in capsys.readouterr().out
+    assert ("head_noise", True) in seen and ("head_noise", False) in seen
+
+
 def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     model, state, folder, _ = whole
     history = state.history
@@ -134,6 +149,19 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     assert loss < 0.9 * np.log(CLASSES)
     assert (folder / "history.csv").read_text().count("\n") == len(history) + 1
     assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_a_monitored_run_has_the_same_history_to_the_bit_and_a_row_for_each_block(whole, pretrained, tmp_path):
+    settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
+    _, state = train(pretrained, tmp_path, STAGES[:2], settings)
+    for looked, plain in zip(state.history, whole[1].history, strict=False):
+        assert {**looked, "seconds": 0} == {**plain, "seconds": 0}
+    assert not (whole[2] / "gradients.csv").exists(), "off by default"
+    rows = [line.split(",") for line in (tmp_path / "gradients.csv").read_text().splitlines()[1:]]
+    blocks = {1: ["head"], 2: ["block3", "head"]}
+    expected = [(r["stage"], r["epoch"], block) for r in state.history for block in blocks[r["stage"]]]
+    assert [(int(stage), int(epoch), block) for stage, epoch, block, *_ in rows] == expected
+    assert all(0 < float(update) < 1 for *_, update, _ in rows)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ from keras import layers, ops
 from ..config import Backbone, ConfigError, Head
 from .backbones import block_numbers, build_backbone
 
+GAINS = {"relu": 2.0, "leaky_relu": 1.92, "prelu": 1.88, "gelu": 2.16, "silu": 2.43, "maxout": 1.0}
+"""Variance of fresh weights, times the number of inputs, with which a hidden layer is as loud as its input: the g with
+E[f(sqrt(g) z)^2] = 1 for a standard normal z (He et al. 2015, "Delving deep into rectifiers", say it for ReLUs)."""
+
 
 def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Sequence[float]) -> keras.Model:
     """Build the classifier: `attach` of `build_backbone`."""
@@ -24,7 +28,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     Args:
         base: from `build_backbone`.
         backbone: the settings it was built with.
-        head: levels, pooling, dropout, hidden layer, penalties.
+        head: levels, pooling, dropout, noise, hidden layer and its activation, penalties.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
             and its kernel is small, so that the loss starts near the entropy of the classes and not far above it.
 
@@ -35,8 +39,10 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     penalty |= {"kernel_constraint": keras.constraints.MaxNorm(head.max_norm)} if head.max_norm else {}
     x = pooled(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
+    if head.noise:  # Keras asks for the rate of dropout with the same variance
+        x = layers.GaussianDropout(head.noise**2 / (1 + head.noise**2), name="head_noise")(x)
     if head.hidden:
-        x = layers.Dense(head.hidden, "relu", kernel_initializer="he_normal", name="head_hidden", **penalty)(x)
+        x = _hidden(x, head, penalty)
         x = layers.Dropout(head.dropout, name="head_hidden_dropout")(x)
     priors = np.asarray(class_frequencies, np.float64) / np.sum(class_frequencies)
     logits = layers.Dense(
@@ -161,6 +167,21 @@ def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int |
         blocks = sorted({block for block in numbers.values() if block is not None})
         lowest = min(lowest, blocks[1 - head.levels])
     return next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
+
+
+def _hidden(x: keras.KerasTensor, head: Head, penalty: dict) -> keras.KerasTensor:
+    """The hidden layer and its activation, [n, head.hidden]."""
+
+    def linear(name: str, activation: str | None = None) -> layers.Dense:
+        initial = keras.initializers.VarianceScaling(GAINS[head.activation], "fan_in", "truncated_normal")
+        return layers.Dense(head.hidden, activation, kernel_initializer=initial, name=name, **penalty)
+
+    if head.activation == "maxout":  # Goodfellow et al. 2013, "Maxout networks"
+        return layers.Maximum(name="head_hidden_max")([linear("head_hidden")(x), linear("head_hidden_2")(x)])
+    if head.activation == "prelu":
+        slope = keras.initializers.Constant(0.25)  # as He et al.; Keras would begin with a ReLU
+        return layers.PReLU(slope, name="head_hidden_prelu")(linear("head_hidden")(x))
+    return linear("head_hidden", head.activation)(x)
 
 
 def _pool(level: keras.KerasTensor, pooling: str, depth: int) -> keras.KerasTensor:

@@ -84,7 +84,7 @@ def optimizer(stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool
         use_ema=averaged,
         ema_momentum=EMA_MOMENTUM,
     )
-    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "alpha"])  # the slopes of a PReLU
     return made
 
 

@@ -18,6 +18,7 @@ from ..evaluate.intervals import lead
 from ..model.build import boundary, depths, freeze
 from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
 from .features import Store, divide
+from .gradients import Gradients, block_names
 from .losses import training_loss
 from .optimizers import optimizer, schedule, slow_down
 from .penalties import penalise
@@ -114,6 +115,9 @@ def _fit_stage(
         watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
         checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
         after = [guard, keep, watch, log, checkpoint]
+        if settings.monitor_gradients:
+            some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
+            after.insert(-1, Gradients(some, blocks, state.stage + 1, folder))
         try:
             mixing = _mixing(network, settings, state.start, stage)
             _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
