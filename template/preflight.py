@@ -90,7 +90,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     at_init = checks.loss_at_init(loose, train)
     by_heart, learned = checks.learned_by_heart(loose, below(loose), train, names)
     served = [load_image(examples.images[row], config.data.image_size, config.data.resize) for row in part["val"][:8]]
-    pictures, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
+    decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
         entering,
         checks.same_pixels(val.read(0, np.arange(len(served))), np.stack(served)),
@@ -99,8 +99,8 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         checks.independent(model, train),
         by_heart,
         checks.frozen_stays(model, train, len(names), pretrained),
-        checks.room(store.folder, 3 * 6 * weights + store.limit_bytes + pictures),
-        checks.memory(min(config.data.memory_gb * 2**30, pictures) + store.limit_bytes / 8 + 6 * weights + 2**30),
+        checks.room(store.folder, 3 * 6 * weights + store.limit_bytes + decoded),
+        checks.memory(min(config.data.memory_gb * 2**30, decoded) + store.limit_bytes / 8 + 6 * weights + 2**30),
     ]
     numbers = {
         "validation accuracy, always the commonest class": (val.labels == np.bincount(train.labels).argmax()).mean(),
