@@ -128,7 +128,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         _, pace = paces[0]
         numbers["seconds of an epoch of stage 1"] = pace.training * counts["train"] + pace.validation * counts["val"]
     seconds = forecast.forecast(dataclasses.replace(open_config, stages=config.stages), counts, a_look, paces)
-    numbers |= {f"seconds of the {name}, at most": value for name, value in seconds.items()}
-    numbers["seconds of the whole run, at most"] = sum(seconds.values())
+    numbers |= {f"seconds of the {name}, about": value for name, value in seconds.items()}
+    numbers["seconds of the whole run, about"] = sum(seconds.values())
     pictures = {"preflight.png": entered, "learned_by_heart.png": learned}
     return found, {name: float(value) for name, value in numbers.items()}, pictures
