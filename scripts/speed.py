@@ -2,6 +2,7 @@
 
 python scripts/speed.py augmentation                          # against RandAugment of Keras, both in tf.data
 python scripts/speed.py tail --backbone.weights=imagenet      # stored activations against augmented pictures
+python scripts/speed.py step                                  # with every setting off, against plain Keras
 python scripts/speed.py memory --images 20000 --out FILE      # a whole run in a process of its own; Linux only
 
 Seconds depend on the machine, ratios much less: contestants take turns, and the median of the rounds' ratios counts.
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from template import runs
-from template.config import Augment, Backbone, Head, Stage
+from template.config import Augment, Backbone, Head, Stage, Train
 
 TRAIN = Path(__file__).with_name("train.py")
 CLASSES, BATCH, SEED = 3, 32, 0
@@ -35,7 +36,12 @@ def main() -> None:
     """Measure one part, print a table and say whether its claims hold, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    for measure, images, least in ((augmentation, 1920, 10 * BATCH), (tail, 200, BATCH), (memory, 20_000, 400)):
+    for measure, images, least in (
+        (augmentation, 1920, 10 * BATCH),
+        (tail, 200, BATCH),
+        (step, 320, BATCH),
+        (memory, 20_000, 400),
+    ):
         part = parts.add_parser(measure.__name__, help=measure.__doc__.splitlines()[0])
         part.set_defaults(measure=measure)
         part.add_argument("--images", type=at_least(least), default=images, help=f"how many (default: {images})")
@@ -175,6 +181,38 @@ def thawed(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
     freeze(model, backbone, THAWED)
     bottom = boundary(model, backbone, head, THAWED)
     return model, lambda source: divide(model, bottom, [source], None, views=1, refresh=0, store=store)[:2]
+
+
+def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size: int = 96) -> dict:
+    """Seconds of an epoch of a stage with every setting off, and of the network compiled by hand. At most 1.03 times.
+
+    Both see pictures as they are, train all weights by AdamW with a moving average, and log the same scores.
+    """
+    import keras
+
+    from template.data.pipeline import training_source
+    from template.model.build import build, freeze
+    from template.train.features import Store
+    from template.train.stages import How, prepared
+
+    backbone, head = Backbone(name=name, alpha=0.75, weights="none"), Head(dropout=0, l2=0)
+    pixels, labels = pictures(images, size)
+    source = training_source(pixels, np.arange(images), labels, Augment(policy="none"), SEED)
+    stage, settings = Stage(unfreeze="all", epochs=3 * rounds), Train(batch_size=BATCH)
+    ours, plain = (build(backbone, head, size, np.ones(CLASSES)) for _ in range(2))
+    freeze(ours, backbone, "all")
+    how = How(backbone, head, (stage,), settings, Store(scratch, 2**33, BATCH, runs.Clock()))
+    prepared(ours, stage, [source], None, how)
+    rate = keras.optimizers.schedules.CosineDecay(stage.learning_rate, 3 * rounds * images // BATCH)
+    scores = [keras.metrics.CategoricalAccuracy(), keras.metrics.CategoricalCrossentropy(from_logits=True),
+              keras.metrics.F1Score(average="macro")]  # fmt: skip
+    plain.compile(keras.optimizers.AdamW(rate, use_ema=True), keras.losses.CategoricalCrossentropy(from_logits=True),
+                  metrics=scores)  # fmt: skip
+    result = alternate(lambda: an_epoch(ours, source), lambda: an_epoch(plain, source), rounds, least=0.97)
+    table(f"{name}, {images} pictures of {size} pixels", ("seconds", "CPU seconds"), {
+        "an epoch with every setting off": result["ours"], "an epoch of plain Keras": result["other"],
+    })  # fmt: skip
+    return {"images": images, "size": size, "backbone": name, "unit": "seconds an epoch", **result}
 
 
 def memory(scratch: Path, images: int, name: str = "mobilenet", size: int = 224) -> dict:

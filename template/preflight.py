@@ -20,7 +20,7 @@ from .data.split import split
 from .model.backbones import build_backbone
 from .model.build import attach, boundary, freeze
 from .train import baselines, checks, forecast
-from .train.begin import begin, probe_features, probes, selected, settled
+from .train.begin import begin, probe_features, probes, selected, settled, standardise_input
 from .train.features import Store
 
 MOST = 500
@@ -74,6 +74,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
     )
     base = build_backbone(config.backbone, config.data.image_size)
+    standardise_input(base, config, train)
     first = config.stages[0].unfreeze if config.stages else 1
 
     def fresh(**head: float):

@@ -30,6 +30,7 @@ from template.train.begin import begin, choose, fit_head, probe_features, probes
 from template.train.features import Store, cut
 
 SIZE, CLASSES = 32, 3
+TINY = Backbone(name="tiny", weights="none")
 OPTIONS = ("crop", "pad", "squash")
 
 
@@ -416,3 +417,47 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     said = softmax(model.predict(pixels[np.array(rows)].astype("float32"), verbose=0), axis=1)
     np.testing.assert_allclose(said, softmax(one.logits, axis=1), atol=1e-5)
     assert names == one.class_names
+
+
+def fed(model: keras.Model, source: Source) -> np.ndarray:
+    """What the first convolution receives of each picture."""
+    network = keras.Model(model.inputs[0], model.get_layer("preprocess").output)
+    return np.asarray(network(source.read(0, np.arange(len(source))).astype("float32"), training=False))
+
+
+@pytest.mark.parametrize("name", ["tiny", "mobilenet"])
+def test_from_scratch_training_pictures_enter_with_mean_0_and_deviation_1(name, store):
+    how = config(Backbone(name=name, alpha=0.25, weights="none"))
+    train, other = coloured(13, 1), coloured(9, 2, strength=0)
+    model = begin(build_backbone(how.backbone, SIZE), how, [train], store)
+    seen = fed(model, train)
+    np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(seen.std(axis=(0, 1, 2)), 1, atol=1e-5)
+    pixels = train.read(0, np.arange(13)).astype("float64")
+    by_hand = (other.read(0, np.arange(9)) - pixels.mean(axis=(0, 1, 2))) / pixels.std(axis=(0, 1, 2))
+    np.testing.assert_allclose(fed(model, other), by_hand, atol=1e-4)  # with the numbers of training
+
+
+def test_the_numbers_of_the_input_are_saved_with_the_model_and_with_its_weights(store, tmp_path):
+    train = coloured(13, 1)
+    model = begin(build_backbone(TINY, SIZE), config(TINY), [train], store)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(fed(keras.models.load_model(tmp_path / "model.keras"), train), fed(model, train))
+    backbone = Backbone(name="tiny", weights=str(tmp_path / "model.keras"))
+    again = begin(build_backbone(backbone, SIZE), config(backbone), [coloured(30, 3, strength=100)], store)
+    np.testing.assert_array_equal(fed(again, train), fed(model, train))  # as the weights know it
+
+
+def test_pretrained_weights_keep_the_preprocessing_that_they_were_trained_with(store, tmp_path):
+    network = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25, input_shape=(SIZE, SIZE, 3))
+    network.save_weights(tmp_path / "theirs.weights.h5")
+    backbone = Backbone(name="mobilenet", alpha=0.25, weights=str(tmp_path / "theirs.weights.h5"))
+    train = coloured(12, 1)
+    model = begin(build_backbone(backbone, SIZE), config(backbone), [train], store)
+    np.testing.assert_allclose(fed(model, train), train.read(0, np.arange(12)) / 127.5 - 1, atol=1e-6)
+
+
+def test_a_picture_all_of_one_colour_can_be_standardised(store):
+    flat = Source(lambda _, rows: np.full((len(rows), SIZE, SIZE, 3), 7, np.uint8), np.arange(4) % 2)
+    model = begin(build_backbone(TINY, SIZE), config(TINY), [flat], store)
+    assert np.abs(fed(model, flat)).max() == 0

@@ -16,6 +16,7 @@ from template.data.augment import POLICIES, augment, magnify
 from template.data.pipeline import (
     Mixing,
     Source,
+    channel_statistics,
     joined,
     magnified,
     mirrored,
@@ -134,6 +135,14 @@ def test_a_source_reads_its_own_rows_only():
         assert len(data) == 7
         assert sorted(sum(shuffled(data, 4), [])) == sorted(rows)
         assert numbers(ordered_batches(data, CLASSES, 4)) == [[29, 3, 14, 8], [21, 0, 17]]
+
+
+def test_channel_statistics_are_those_of_all_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3)).astype(np.uint8)
+    rows = np.array([5, 0, 3])
+    mean, variance = channel_statistics(plain_source(pixels, rows, np.zeros(7, np.int64)))
+    np.testing.assert_allclose(mean, pixels[rows].mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(variance, pixels[rows].var(axis=(0, 1, 2)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

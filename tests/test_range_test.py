@@ -4,12 +4,14 @@ import runpy
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from template.config import Backbone, Head, Stage, Train
-from template.data.pipeline import Source
-from template.model.build import build, depths, freeze
+from template.data.pipeline import Source, shuffled_rows
+from template.model.backbones import build_backbone, standardise
+from template.model.build import attach, build, depths, freeze
 from template.runs import Clock
 from template.train.features import Store
 from template.train.range_test import best_rate, sweep
@@ -39,6 +41,24 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
     assert np.isfinite(losses).all() and losses[0] == pytest.approx(np.log(3), rel=0.3)
     found = best_rate(rates, losses)
     assert losses.min() < 0.7 * losses[0] and 1e-4 < found < rates[-1] / 5
+
+
+def test_a_sweep_sees_the_pictures_as_the_network_does(tmp_path):
+    rng, labels = np.random.default_rng(0), np.arange(8) % 2
+    pixels = rng.integers(200, 210, (8, 16, 16, 3)).astype(np.uint8)
+    settings, stage, head = Train(batch_size=8), Stage(unfreeze="all"), Head(dropout=0)
+    base = build_backbone(TINY, 16)
+    standardise(base, np.full(3, 205.0), np.full(3, 8.0))
+    model = attach(base, TINY, head, np.ones(2))
+    freeze(model, TINY, stage.unfreeze)
+    how = How(TINY, head, (stage,), settings, Store(tmp_path / "cache", 1e9, 8, Clock()))
+    network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
+    _, losses = sweep(network, inputs, stage, settings, depths(model, TINY), count=2)
+    order = shuffled_rows(8, 8, settings.seed, 0)[0]
+    logits = network(pixels[order].astype("float32"), training=True)
+    expected = keras.losses.CategoricalCrossentropy(from_logits=True)(np.eye(2)[labels[order]], logits)
+    penalty = float(sum(network.losses))
+    assert losses[0] == pytest.approx(float(expected) + penalty, rel=1e-4)
 
 
 def test_suggested_is_a_tenth_of_where_the_loss_is_lowest_and_one_lucky_batch_does_not_decide():

@@ -95,6 +95,20 @@ def test_an_epoch_of_either_kind_sees_every_picture(speed, tmp_path, monkeypatch
     assert same_losses["holds"] and same_losses["value"] < 1e-3
 
 
+def test_with_every_setting_off_and_by_hand_the_same_is_trained_on_the_same_pictures(speed, tmp_path, monkeypatch):
+    seen, original = [], keras.Model.fit
+
+    def fit(self, batches, **how):
+        sizes = [len(labels) for _, labels in batches.take(how["steps_per_epoch"])]
+        average = self.optimizer.use_ema
+        seen.append((self.count_params(), len(self.trainable_weights), sum(sizes), len(self.losses), average))
+        return original(self, batches, **how)
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    check(speed.step(tmp_path, images=40, rounds=3, name="tiny", size=16), 3)
+    assert seen == seen[:1] * 6 and seen[0][2:] == (40, 0, True)
+
+
 def test_the_loss_of_a_step_is_the_same_on_stored_activations(speed, tmp_path):
     backbone = speed.random_weights(configuration.Backbone(name="tiny", weights="none"), 32, tmp_path)
     losses = speed.a_step(backbone, 32, tmp_path)

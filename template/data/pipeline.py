@@ -108,6 +108,16 @@ def evenly(n: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
 
 
+def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each channel over all pixels of a source of pictures, float64 [3] each, exact."""
+    total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
+    for row in range(len(source)):
+        pixels = source.read(0, np.array([row])).reshape(-1, 3).astype(np.int64)
+        total, squares, count = total + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
+    mean = total / count
+    return mean, squares / count - mean**2
+
+
 def joined(sources: Sequence[Source]) -> Source:
     """Several sources, one after the other."""
     starts = np.cumsum([0, *map(len, sources)])

@@ -41,6 +41,37 @@ def _caffe(pixels: KerasTensor) -> KerasTensor:
     return layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], dtype="float32", name="preprocess")(bgr)
 
 
+def _standardised(pixels: KerasTensor) -> KerasTensor:
+    """About -1 to 1 as well, until `standardise` has seen the training pictures. Its numbers are weights."""
+    layer = layers.Normalization(dtype="float32", name="preprocess")
+    standardised = layer(pixels)
+    _set(layer, np.full(3, 127.5), np.full(3, 127.5**2))
+    return standardised
+
+
+def standardise(base: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
+    """Let a network from scratch see its pictures with mean 0 and deviation 1 in each channel.
+
+    LeCun et al. 1998, "Efficient BackProp". The numbers are saved with the network, and are the same for whatever it
+    sees later. EfficientNet and ConvNeXt, which bring their own preprocessing, and pretrained networks, which need that
+    of their weights, stay as they are.
+
+    Args:
+        base: from `build_backbone`.
+        mean: of the training pictures, [3], 0-255.
+        variance: likewise, >= 0.
+    """
+    layer = next((layer for layer in base.layers if layer.name == "preprocess"), None)
+    if isinstance(layer, layers.Normalization):
+        _set(layer, mean, variance)
+
+
+def _set(layer: layers.Normalization, mean: np.ndarray, variance: np.ndarray) -> None:
+    layer.adapt_mean.assign(mean)
+    layer.adapt_variance.assign(variance)
+    layer.finalize_state()  # what `adapt` ends with; without it the layer would go on with the numbers from before
+
+
 @dataclass(frozen=True)
 class Family:
     """How a network is built, fed and divided."""
@@ -122,11 +153,15 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     """
     family = BACKBONES[settings.name]
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
-    shape = {"input_tensor": family.preprocess(pixels), "input_shape": pixels.shape[1:]}
+    file = Path(settings.weights) if settings.weights not in {"imagenet", "none"} else None
+    if file and not file.is_file():
+        raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
+    held = _held(file) if file else {}
+    from_scratch = settings.weights == "none" or "normalization" in held  # these weights were
+    preprocess = _standardised if from_scratch and family.preprocess is not _as_is else family.preprocess
+    shape = {"input_tensor": preprocess(pixels), "input_shape": pixels.shape[1:]}
     alpha = {"alpha": settings.alpha} if family.takes_alpha else {}
     weights = "imagenet" if settings.weights == "imagenet" else None
-    if settings.weights not in {"imagenet", "none"} and not Path(settings.weights).is_file():
-        raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # Keras downloads without any time limit
     try:
@@ -138,42 +173,43 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
         raise _explained(error, settings, image_size) from error
     finally:
         socket.setdefaulttimeout(before)
-    if settings.weights not in {"imagenet", "none"}:
+    if file:
         try:
             backbone.load_weights(settings.weights)
         except Exception as error:
             raise WeightsError(
                 f"{settings.weights!r} does not hold weights of {settings.name} without its top: {error}"
             ) from error
-        _check_nothing_is_left_over(backbone, settings)
+        # Of a larger network Keras reads a part without a word. Only dense layers may be left over: the head of the
+        # run, or of the ImageNet classifier, that the file is of.
+        number = sum(count for name, count in held.items() if not name.startswith("dense"))
+        if held and number != len(backbone.weights):
+            raise WeightsError(
+                f"{settings.weights!r} does not hold weights of {settings.name} without its top: expected "
+                f"{len(backbone.weights)} arrays, received {number}. Is it of another network?"
+            )
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
     return backbone
 
 
-def _check_nothing_is_left_over(backbone: keras.Model, settings: Backbone) -> None:
-    """Refuse a file of a larger network, which Keras reads without a word.
+def _held(path: Path) -> dict[str, int]:
+    """How many arrays each layer has in a file of weights, by Keras's names for kinds of layers (`conv2d_3`).
 
-    Dense layers may be left over: they are the head of the run, or of the ImageNet classifier, that the file is of.
+    Nothing for what cannot be read, and for files of Keras 2, whose reader counts the layers itself.
     """
-    path = Path(settings.weights)
-    if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
-        return  # of Keras 2, whose reader counts the layers itself
     with contextlib.ExitStack() as stack:
-        if path.suffix == ".keras":
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            file = stack.enter_context(h5py.File(stack.enter_context(archive.open("model.weights.h5")), "r"))
-        else:
-            file = stack.enter_context(h5py.File(path, "r"))
-        layers_ = file["layers"] if "layers" in file else file["_layer_checkpoint_dependencies"]
-        held = {name: len(group["vars"]) for name, group in layers_.items() if "vars" in group}
-    number = sum(count for name, count in held.items() if not name.startswith("dense"))
-    if number != len(backbone.weights):
-        raise WeightsError(
-            f"{settings.weights!r} does not hold weights of {settings.name} without its top: expected "
-            f"{len(backbone.weights)} arrays, received {number}. Is it of another network?"
-        )
+        try:
+            file = path
+            if path.suffix == ".keras":
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                file = stack.enter_context(archive.open("model.weights.h5"))
+            tree = stack.enter_context(h5py.File(file, "r"))
+        except (OSError, KeyError, zipfile.BadZipFile):
+            return {}
+        found = tree.get("layers", tree.get("_layer_checkpoint_dependencies", {}))
+        return {name: len(group["vars"]) for name, group in found.items() if "vars" in group}
 
 
 def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:

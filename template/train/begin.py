@@ -9,15 +9,18 @@ import keras
 import numpy as np
 
 from ..config import Backbone, Config, Data, Head
-from ..data.pipeline import Source, magnified, mirrored, some
+from ..data.pipeline import Source, channel_statistics, joined, magnified, mirrored, some, spread
 from ..evaluate.intervals import lead
-from ..model.backbones import BACKBONES, build_backbone
+from ..model.backbones import BACKBONES, build_backbone, standardise
 from ..model.build import attach, levels, pooled, root
 from .features import Store
 from .probe import Probe, fit_probe
 
 VOTERS = 1000
 """Training pictures that decide about `auto` settings; more would take longer and say the same."""
+
+SEEN = 1000
+"""Training pictures whose mean and variance stand for those of all: millions of pixels in each channel."""
 
 
 def probes(config: Config) -> bool:
@@ -69,16 +72,23 @@ def begin(base: keras.Model, config: Config, train: Sequence[Source], store: Sto
     """A model to start training from; where the recipe begins with a probe, that is its head.
 
     Args:
-        base: from `build_backbone`.
+        base: from `build_backbone`; from scratch, its input becomes standardised.
         config: without `auto`.
         train: training pictures as they are, in one part or several.
         store: for features.
     """
     labels = np.concatenate([part.labels for part in train])
+    standardise_input(base, config, joined(train))
     model = attach(base, config.backbone, config.head, np.bincount(labels))
     if probes(config):
         fit_head(model, base, config, train, store)
     return model
+
+
+def standardise_input(base: keras.Model, config: Config, train: Source) -> None:
+    """Let a network from scratch see its pictures with the mean and deviation of those of training; no other."""
+    if config.backbone.weights == "none":
+        standardise(base, *channel_statistics(spread(train, SEEN)))
 
 
 def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Sequence[Source], store: Store) -> Probe:

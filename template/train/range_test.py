@@ -50,6 +50,9 @@ def sweep(
     for copy, variable in zip(trial.variables, network.variables, strict=True):
         copy.assign(variable)
         copy.regularizer = variable.regularizer
+    for layer in trial.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with what its weights were when this was last called
     rising = keras.optimizers.schedules.ExponentialDecay(low, count - 1, high / low)
     made = optimizer(stage, rising, averaged=False)
     if stage.layer_decay < 1:
