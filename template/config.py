@@ -30,6 +30,8 @@ BackboneName = Literal[
     "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0",
     "convnexttiny",
 ]  # fmt: skip
+RESIDUAL = ("tiny", "resnet50", "resnet101", "resnet50v2", "mobilenetv2")
+"""Networks whose residual branches can be dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -107,6 +109,24 @@ class Backbone:
     """Width multiplier of mobilenet and mobilenetv2."""
     weights: str = "imagenet"
     """`imagenet` (downloaded once by Keras), `none` (random), or a .weights.h5 / .h5 / .keras file."""
+    stochastic_depth: Fraction = 0.0
+    """In training, each picture passes by the residual branch of the deepest block with this chance, and of lower ones
+    with less, in a straight line; 0 for never. For tiny, resnet50, resnet101, resnet50v2 and mobilenetv2 where many
+    blocks are thawed; frozen ones drop nothing. (efficientnetb0 always does it, with 0.2.)"""
+
+    @model_validator(mode="after")
+    def _there_are_branches_to_drop(self):
+        if self.stochastic_depth and self.name not in RESIDUAL:
+            own = (
+                "efficientnetb0 has its own, 0.2"
+                if self.name == "efficientnetb0"
+                else f"{self.name} has none that it could"
+            )
+            raise ValueError(
+                f"stochastic_depth drops residual branches of {', '.join(RESIDUAL)}; {own}. Received "
+                f"{self.stochastic_depth}. Choose one of these, or leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -129,6 +149,13 @@ class Head:
     noise: Annotated[float, Field(ge=0, le=3)] = 0.0
     """Each feature is multiplied, in training, by a normal random number of mean 1 and this standard deviation; 0 for
     off. 1 varies them as much as dropout 0.5 does, and loses none."""
+    drop_block: Fraction = 0.0
+    """Part of each feature map that is dropped in training before it is pooled, in squares of 7 (half the side of maps
+    below 14); 0 for off. It rises from 0, evenly, and is reached in the last epoch of a stage. Not in a stage of the
+    head alone, whose features are pooled already."""
+    drop_connect: Fraction = 0.0
+    """Part of the weights of the head's kernels dropped at random in training, others in every step; 0 for off. In
+    place of dropout, beside a hidden layer."""
     l1: Penalty = 0.0
     """L1 penalty on the head's kernels: l1 * sum |w| is added to the training loss."""
     l2: Penalty = 1e-4

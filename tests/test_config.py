@@ -114,6 +114,9 @@ def refusal(overrides=(), recipe=None) -> str:
             "head.activation: expected relu | leaky_relu | prelu | gelu | silu | maxout. Received: 'tanh'",
         ),
         ("head.noise=-0.1", "head.noise: expected number >= 0 <= 3. Received: -0.1"),
+        ("head.drop_block=1", "head.drop_block: expected number >= 0 < 1. Received: 1"),
+        ("head.drop_connect=-0.1", "head.drop_connect: expected number >= 0 < 1. Received: -0.1"),
+        ("backbone.stochastic_depth=1", "backbone.stochastic_depth: expected number >= 0 < 1. Received: 1"),
         ("head.noise=nan", "head.noise: expected number >= 0 <= 3. Received: "),
         ("head.activation=gelu", "head: activation is that of the hidden layer, and hidden=0 has none; received gelu."),
         ("stages.1.l2_sp=-1", "stages.1.l2_sp: expected number >= 0 <= 10. Received: -1"),
@@ -131,6 +134,12 @@ def refusal(overrides=(), recipe=None) -> str:
             "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential. Received: 'linear'",
         ),
         # each right, together wrong
+        (
+            "backbone={name='vgg16', stochastic_depth=0.2}",
+            "backbone: stochastic_depth drops residual branches of tiny, resnet50, resnet101, resnet50v2, mobilenetv2; "
+            "vgg16 has none that it could. Received 0.2. Choose one of these, or leave it out",
+        ),
+        ("backbone.stochastic_depth=0.2", "efficientnetb0 has its own, 0.2. Received 0.2"),
         ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the pictures of a batch with one another"),
         (
             "augment={policy='none', strength=2}",

@@ -147,6 +147,7 @@ def test_the_page_of_the_craft_has_a_row_for_every_such_setting():
         f"train.{name}" for name in ("loss", "label_smoothing", "class_weights", "logit_adjustment", "mixup", "cutmix")
     }
     expected |= {f"augment.{name}" for name in SECTIONS["Augment"].__pydantic_fields__}
-    expected |= {f"head.{name}" for name in ("activation", "dropout", "noise", "l1", "l2", "max_norm")}
-    expected.add("train.monitor_gradients")
+    expected |= {f"head.{name}" for name in ("activation", "dropout", "noise", "drop_block", "drop_connect")}
+    expected |= {f"head.{name}" for name in ("l1", "l2", "max_norm")}
+    expected |= {"backbone.stochastic_depth", "train.monitor_gradients"}
     assert expected <= there

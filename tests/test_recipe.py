@@ -62,7 +62,8 @@ def settings(path: Path, stages=SHORT, train: dict | None = None, **data) -> Con
     how = {"image_size": 32, "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(path.parent / "cache")}
     return Config(
         data=Data(path=str(path), **(how | data)),
-        backbone=Backbone(name="tiny", weights="none"),
+        backbone=Backbone(name="tiny", weights="none", stochastic_depth=0.1),
+        head=Head(drop_block=0.1, drop_connect=0.1),  # which a saved model does without
         train=Train(**({"batch_size": 8, "final_fit": "no"} | (train or {}))),
         stages=stages,
     )

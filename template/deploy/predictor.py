@@ -17,10 +17,15 @@ from ..data.augment import magnify
 from ..data.examples import DataError
 from ..data.images import BadImageError, ImageSource, load_image
 from ..model.build import build
+from ..model.layers import bare
 
 
 def save_model(model: keras.Model, folder: Path) -> None:
-    """Write model.keras, and into model.json the digests by which `load_run` knows file and weights again."""
+    """Write model.keras, and into model.json the digests by which `load_run` knows file and weights again.
+
+    The file holds the network as it is at inference: Keras loads it anywhere, without code of ours.
+    """
+    model = bare(model)
     with runs.replacing(folder / "model.keras") as file:
         model.save(file)
     runs.write_json(folder / "model.json", {"file": disk.sha256(folder / "model.keras"), "weights": _digest(model)})
@@ -47,8 +52,10 @@ def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
             "damaged, cut short or exchanged. Copy it again, or resume the run if it was interrupted."
         )
     class_names = tuple(runs.read_json(folder / "classes.json"))
-    backbone = dataclasses.replace(config.backbone, weights="none")  # all weights come from the run
-    model = build(backbone, config.head, config.data.image_size, np.ones(len(class_names)))
+    # All weights come from the run, and what only training drops is not in its file.
+    backbone = dataclasses.replace(config.backbone, weights="none", stochastic_depth=0.0)
+    head = dataclasses.replace(config.head, drop_block=0.0, drop_connect=0.0)
+    model = build(backbone, head, config.data.image_size, np.ones(len(class_names)))
     try:
         model.load_weights(folder / "model.keras")
     except Exception as error:  # of zip, HDF5 or Keras

@@ -20,6 +20,7 @@ import numpy as np
 from keras import KerasTensor, layers, ops
 
 from ..config import Backbone, ConfigError
+from .layers import StochasticDepth
 
 
 class WeightsError(RuntimeError):
@@ -191,7 +192,33 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
-    return backbone
+    return dropping(backbone, settings.stochastic_depth) if settings.stochastic_depth else backbone
+
+
+def dropping(network: keras.Model, rate: float) -> keras.Model:
+    """A copy of a residual network, with the same weights, that drops branches in training.
+
+    Huang et al. 2016, "Deep networks with stochastic depth", with its linear rule: of L branches, the l-th from below
+    is dropped with the chance rate * l / L, for each picture anew, and scaled up where it is not.
+
+    Args:
+        network: each of its Add layers takes the shortcut and the branch, in this order.
+        rate: in [0, 1).
+    """
+    adds = [layer.name for layer in network.layers if isinstance(layer, layers.Add)]
+
+    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
+        if layer.name not in adds:
+            return layer(*args, **kwargs)
+        shortcut, branch = args[0]
+        chance = rate * (adds.index(layer.name) + 1) / len(adds)
+        drop = StochasticDepth(chance, noise_shape=(None, 1, 1, 1), name=f"{layer.name}_drop")
+        return layer([shortcut, drop(branch)], **kwargs)
+
+    copy = keras.models.clone_model(network, call_function=call)
+    for layer in network.layers:  # by name: in the copy their order is another
+        copy.get_layer(layer.name).set_weights(layer.get_weights())
+    return copy
 
 
 def _held(path: Path) -> dict[str, int]:

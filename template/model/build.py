@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from ..config import Backbone, ConfigError, Head
 from .backbones import block_numbers, build_backbone
+from .layers import DropBlock, DropConnect
 
 GAINS = {"relu": 2.0, "leaky_relu": 1.92, "prelu": 1.88, "gelu": 2.16, "silu": 2.43, "maxout": 1.0}
 """Variance of fresh weights, times the number of inputs, with which a hidden layer is as loud as its input: the g with
@@ -28,7 +29,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     Args:
         base: from `build_backbone`.
         backbone: the settings it was built with.
-        head: levels, pooling, dropout, noise, hidden layer and its activation, penalties.
+        head: levels, pooling, what is dropped or noisy, hidden layer and its activation, penalties.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
             and its kernel is small, so that the loss starts near the entropy of the classes and not far above it.
 
@@ -45,8 +46,9 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         x = _hidden(x, head, penalty)
         x = layers.Dropout(head.dropout, name="head_hidden_dropout")(x)
     priors = np.asarray(class_frequencies, np.float64) / np.sum(class_frequencies)
-    logits = layers.Dense(
+    logits = _dense(
         len(priors),
+        head,
         dtype="float32",  # also under mixed precision: a float16 softmax underflows to exact zeros
         kernel_initializer=keras.initializers.VarianceScaling(0.03, "fan_avg", "uniform"),  # Glorot's, but quiet
         bias_initializer=keras.initializers.Constant(np.log(priors).tolist()),
@@ -68,7 +70,7 @@ def pooled(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTens
             f"head.levels: {backbone.name} has {len(outputs)} blocks to look at. Received: {head.levels}. "
             f"Choose 1 to {len(outputs)}."
         )
-    features = [_pool(level, head.pooling, depth) for depth, level in enumerate(reversed(outputs[-head.levels :]))]
+    features = [_pool(level, head, depth) for depth, level in enumerate(reversed(outputs[-head.levels :]))]
     x = layers.Concatenate(name="pool_levels")(features[::-1]) if len(features) > 1 else features[0]
     return root(x) if head.root else x
 
@@ -174,7 +176,7 @@ def _hidden(x: keras.KerasTensor, head: Head, penalty: dict) -> keras.KerasTenso
 
     def linear(name: str, activation: str | None = None) -> layers.Dense:
         initial = keras.initializers.VarianceScaling(GAINS[head.activation], "fan_in", "truncated_normal")
-        return layers.Dense(head.hidden, activation, kernel_initializer=initial, name=name, **penalty)
+        return _dense(head.hidden, head, activation=activation, kernel_initializer=initial, name=name, **penalty)
 
     if head.activation == "maxout":  # Goodfellow et al. 2013, "Maxout networks"
         return layers.Maximum(name="head_hidden_max")([linear("head_hidden")(x), linear("head_hidden_2")(x)])
@@ -184,14 +186,20 @@ def _hidden(x: keras.KerasTensor, head: Head, penalty: dict) -> keras.KerasTenso
     return linear("head_hidden", head.activation)(x)
 
 
-def _pool(level: keras.KerasTensor, pooling: str, depth: int) -> keras.KerasTensor:
+def _dense(units: int, head: Head, **how) -> layers.Dense:
+    return DropConnect(units, head.drop_connect, **how) if head.drop_connect else layers.Dense(units, **how)
+
+
+def _pool(level: keras.KerasTensor, head: Head, depth: int) -> keras.KerasTensor:
     """Pool the output of the block this deep below the top."""
     suffix = f"_{depth}_below_top" if depth else ""
+    if head.drop_block:
+        level = DropBlock(head.drop_block, name=f"pool_drop{suffix}")(level)
     mean = layers.GlobalAveragePooling2D(name=f"pool_avg{suffix}")
     peak = layers.GlobalMaxPooling2D(name=f"pool_max{suffix}")
-    if pooling == "both":
+    if head.pooling == "both":
         return layers.Concatenate(name=f"pool{suffix}")([mean(level), peak(level)])
-    return (mean if pooling == "avg" else peak)(level)
+    return (mean if head.pooling == "avg" else peak)(level)
 
 
 def _head_names(model: keras.Model) -> set[str]:

@@ -113,7 +113,8 @@ def probe_features(
     Always of the top half of the blocks, so that they are computed once, whatever is chosen of them. Of the pictures as
     they are, and as evaluation or augmentation would show them.
     """
-    head = dataclasses.replace(config.head, levels=max(config.head.levels, *_levels(config)), root=False)
+    most = max(config.head.levels, *_levels(config))
+    head = dataclasses.replace(config.head, levels=most, root=False, drop_block=0.0)  # at inference there is none
     network, widths = _probe_network(base, config.backbone, head)
     flip = config.augment.flip and config.augment.policy != "none"
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from .. import disk, runs
+from ..model.layers import DropBlock
 
 
 class NonFiniteError(RuntimeError):
@@ -130,6 +131,27 @@ class KeepBest(keras.callbacks.Callback):
             self.state.wait += 1
         if self.state.wait >= self.patience:
             self.model.stop_training = True
+
+
+class Ramp(keras.callbacks.Callback):
+    """Let the rate of DropBlock rise from 0 over a stage, to the whole of it in the last epoch.
+
+    A function of the epoch, so that a resumed run and the final fit do it again.
+
+    Args:
+        start: epochs finished when the stage began.
+        epochs: of the stage, as planned.
+    """
+
+    def __init__(self, start: int, epochs: int) -> None:
+        super().__init__()
+        self.start, self.epochs = start, epochs
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Set the rate of this epoch."""
+        for layer in self.model.layers:
+            if isinstance(layer, DropBlock):
+                layer.ramp.assign((epoch + 1 - self.start) / self.epochs)
 
 
 class Watch(keras.callbacks.Callback):

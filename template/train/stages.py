@@ -16,7 +16,7 @@ from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, s
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, depths, freeze
-from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
+from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, Ramp, State, Watch, read_checkpoint
 from .features import Store, divide
 from .gradients import Gradients, block_names
 from .losses import training_loss
@@ -114,7 +114,7 @@ def _fit_stage(
         guard, few = _guard(model, inputs, settings), spread(held_out, WATCHED)
         watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
         checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
-        after = [guard, keep, watch, log, checkpoint]
+        after = [*_ramp(network, how.head, state.start, stage), guard, keep, watch, log, checkpoint]
         if settings.monitor_gradients:
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
             after.insert(-1, Gradients(some, blocks, state.stage + 1, folder))
@@ -163,7 +163,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
                 guard = _guard(model, inputs, how.settings)
                 mixing = _mixing(network, how.settings, done["start"], stage)
-                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=[guard, checkpoint])
+                ramp = _ramp(network, how.head, done["start"], stage)
+                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=[*ramp, guard, checkpoint])
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
@@ -262,6 +263,13 @@ def _mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> 
         instead = "mixup only" if settings.mixup else "nothing is mixed in this stage"
         print(f"  train.cutmix: {instead}; pooled features have no area to cut")
     return Mixing(settings.mixup, settings.cutmix if maps else 0.0, until=start + stage.epochs * 3 // 4)
+
+
+def _ramp(network: keras.Model, head: Head, start: int, stage: Stage) -> list[Ramp]:
+    """What lets the rate of DropBlock rise over a stage that began at this epoch; nothing if it is off."""
+    if head.drop_block and len(network.input_shape) != 4:
+        print("  head.drop_block: nothing is dropped in this stage; pooled features have no area")
+    return [Ramp(start, stage.epochs)] if head.drop_block else []
 
 
 def _run_epochs(

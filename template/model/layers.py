@@ -1,0 +1,116 @@
+"""Layers of the dropout family that Keras has none of. They are for training only: a saved model goes without."""
+
+import keras
+from keras import KerasTensor, layers, ops
+
+LARGEST_BLOCK = 7
+"""Side of DropBlock's blocks on large maps, as in the paper."""
+
+
+@keras.saving.register_keras_serializable("template")
+class DropBlock(layers.Layer):
+    """Drop square blocks of each channel of a feature map: its neighbours would give away a single value.
+
+    Ghiasi et al. 2018, "DropBlock: a regularization method for convolutional networks". Blocks of 7 x 7, and of half
+    the side on maps of less than 14, or they would leave nothing; every channel has blocks of its own. What is left of
+    a picture is scaled up by count / count_ones, so that the mean stays. At inference, nothing happens.
+
+    Args:
+        rate: part of the values to drop, in [0, 1); a little less, as blocks may overlap. The paper lets it rise from 0
+            during training: it is multiplied by the weight `ramp`, which is 1 until somebody sets it.
+    """
+
+    def __init__(self, rate: float, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.rate, self.seed_generator = rate, keras.random.SeedGenerator()
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the ramp."""
+        self.ramp = self.add_weight(name="ramp", shape=(), initializer="ones", trainable=False, autocast=False)
+
+    def call(self, inputs: KerasTensor, training: bool = False) -> KerasTensor:
+        """A map [n, h, w, channels] with holes."""
+        if not training:
+            return inputs
+        images, (height, width, channels) = ops.shape(inputs)[0], inputs.shape[1:]
+        side = min(LARGEST_BLOCK, max(1, min(height, width) // 2))
+        corners = (height - side + 1, width - side + 1)  # blocks lie within the map
+        chance = self.rate * self.ramp * height * width / (side**2 * corners[0] * corners[1])
+        drawn = keras.random.uniform((images, *corners, channels), dtype="float32", seed=self.seed_generator) < chance
+        around = [[0, 0], [side - 1, side - 1], [side - 1, side - 1], [0, 0]]
+        holes = ops.max_pool(ops.pad(ops.cast(drawn, "float32"), around), side, strides=1, data_format="channels_last")
+        left = ops.mean(1 - holes, axis=(1, 2, 3), keepdims=True)
+        return inputs * ops.cast((1 - holes) / ops.maximum(left, keras.config.epsilon()), inputs.dtype)
+
+    def get_config(self) -> dict:
+        """What `from_config` takes."""
+        return {**super().get_config(), "rate": self.rate}
+
+
+@keras.saving.register_keras_serializable("template")
+class DropConnect(layers.Dense):
+    """A dense layer that drops weights of its kernel in training, others for each batch, and scales up those left.
+
+    Wan et al. 2013, "Regularization of neural networks using DropConnect", but for one mask a batch (theirs is one a
+    picture, which needs a kernel for each) and the mean kernel at inference, as with dropout. Its weights, penalties
+    and constraints are those of Dense.
+
+    Args:
+        units: as of Dense.
+        rate: part of the weights to drop, in [0, 1).
+    """
+
+    def __init__(self, units: int, rate: float, **kwargs) -> None:
+        super().__init__(units, **kwargs)
+        self.rate, self.seed_generator = rate, keras.random.SeedGenerator()
+
+    def call(self, inputs: KerasTensor, training: bool = False) -> KerasTensor:
+        """[n, units]."""
+        if not training:
+            return super().call(inputs)
+        kernel = keras.random.dropout(self.kernel, self.rate, seed=self.seed_generator)
+        return self.activation(ops.matmul(inputs, kernel) + self.bias)
+
+    def get_config(self) -> dict:
+        """What `from_config` takes."""
+        return {**super().get_config(), "rate": self.rate}
+
+
+@keras.saving.register_keras_serializable("template")
+class StochasticDepth(layers.Dropout):
+    """Dropout that, like batch normalisation, is as at inference while it is frozen.
+
+    So a frozen block gives its activations, wherever they are computed.
+    """
+
+    def call(self, inputs: KerasTensor, training: bool = False) -> KerasTensor:
+        """As Dropout."""
+        return super().call(inputs, training=training and self.trainable)
+
+
+def bare(model: keras.Model) -> keras.Model:
+    """A model without the layers of this module, as it is at inference: to be saved, and loaded without our code.
+
+    It shares all other layers with the model. Without them its layers also have the order, by which Keras knows the
+    weights in a file, that they have in a network that was built without.
+    """
+
+    def clone(layer: layers.Layer) -> layers.Layer:
+        if not isinstance(layer, DropConnect):
+            return layer
+        config = layer.get_config()
+        del config["rate"]
+        return layers.Dense.from_config(config)
+
+    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
+        return args[0] if isinstance(layer, (DropBlock, StochasticDepth)) else layer(*args, **kwargs)
+
+    kinds = (DropBlock, DropConnect, StochasticDepth)
+    if not any(isinstance(layer, kinds) for layer in model.layers):
+        return model
+    graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # Keras would compile a copy too
+    plain = keras.models.clone_model(graph, clone_function=clone, call_function=call)
+    for layer in model.layers:
+        if isinstance(layer, DropConnect):
+            plain.get_layer(layer.name).set_weights(layer.get_weights())
+    return plain
