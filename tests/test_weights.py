@@ -13,7 +13,7 @@ import pytest
 from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
-from template.model.backbones import BACKBONES, WeightsError, build_backbone
+from template.model.backbones import BACKBONES, WeightsError, build_backbone, standardise
 from template.model.build import build
 
 SIZE = 64
@@ -63,6 +63,23 @@ def test_weights_of_another_network_are_refused(tmp_path, of, given_to):
     with pytest.raises(WeightsError, match=rf"other.weights.h5.* does not hold weights of {given_to['name']}"):
         build_backbone(Backbone(**given_to, weights=str(path)), SIZE)
     path.unlink()
+
+
+def test_a_run_with_another_head_gives_its_backbone(tmp_path):
+    classifier = build(Backbone(name="tiny", weights="none"), Head(hidden=4, activation="prelu"), SIZE, [1, 1])
+    classifier.save(tmp_path / "model.keras")
+    after = build_backbone(Backbone(name="tiny", weights=str(tmp_path / "model.keras")), SIZE)
+    for weight, other in zip(classifier.weights[: len(after.weights)], after.weights, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_a_network_that_drops_branches_sees_its_pictures_as_one_that_does_not(tmp_path):
+    before = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
+    standardise(before, np.array([10.0, 90, 200]), np.array([4.0, 900, 25]))
+    before.save_weights(tmp_path / "tiny.weights.h5")
+    after = build_backbone(Backbone(name="tiny", weights=str(tmp_path / "tiny.weights.h5"), stochastic_depth=0.5), SIZE)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype("float32")
+    np.testing.assert_allclose(after(pixels, training=False), before(pixels, training=False), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ending", ["weights.h5", "keras"])

@@ -70,7 +70,14 @@ def standardise(base: keras.Model, mean: np.ndarray, variance: np.ndarray) -> No
 def _set(layer: layers.Normalization, mean: np.ndarray, variance: np.ndarray) -> None:
     layer.adapt_mean.assign(mean)
     layer.adapt_variance.assign(variance)
-    layer.finalize_state()  # what `adapt` ends with; without it the layer would go on with the numbers from before
+    layer.finalize_state()
+
+
+def renormalise(network: keras.Model) -> None:
+    """Let Normalization layers use the weights they have been given; they would go on with those from before."""
+    for layer in network.layers:
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
             ) from error
         # Of a larger network Keras reads a part without a word. Only dense layers may be left over: the head of the
         # run, or of the ImageNet classifier, that the file is of.
-        number = sum(count for name, count in held.items() if not name.startswith("dense"))
+        number = sum(count for name, count in held.items() if not name.startswith(("dense", "p_re_lu")))
         if held and number != len(backbone.weights):
             raise WeightsError(
                 f"{settings.weights!r} does not hold weights of {settings.name} without its top: expected "
@@ -218,6 +225,7 @@ def dropping(network: keras.Model, rate: float) -> keras.Model:
     copy = keras.models.clone_model(network, call_function=call)
     for layer in network.layers:  # by name: in the copy their order is another
         copy.get_layer(layer.name).set_weights(layer.get_weights())
+    renormalise(copy)
     return copy
 
 

@@ -9,6 +9,7 @@ from scipy.ndimage import uniform_filter1d
 
 from ..config import Stage, Train
 from ..data.pipeline import Source, shuffled_batches, steps
+from ..model.backbones import renormalise
 from .optimizers import optimizer, slow_down
 
 WINDOW = 7
@@ -50,9 +51,7 @@ def sweep(
     for copy, variable in zip(trial.variables, network.variables, strict=True):
         copy.assign(variable)
         copy.regularizer = variable.regularizer
-    for layer in trial.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with what its weights were when this was last called
+    renormalise(trial)
     rising = keras.optimizers.schedules.ExponentialDecay(low, count - 1, high / low)
     made = optimizer(stage, rising, averaged=False)
     if stage.layer_decay < 1:
