@@ -36,7 +36,7 @@ STAGES = (
     Stage(unfreeze="all", epochs=2),
 )
 SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1)
-HEAD = Head(dropout=0.2, levels=2, root=True, drop_block=0.1, drop_connect=0.1)
+HEAD = Head(dropout=0.1, levels=2, root=True, drop_block=0.05, drop_connect=0.05)
 
 
 def coloured(n: int, seed: int) -> Source:
@@ -67,7 +67,7 @@ def pretrained(tmp_path_factory):
         if isinstance(layer, layers.BatchNormalization):
             layer.moving_mean.assign(np.full(layer.moving_mean.shape, 0.1))
     base.save_weights(file)
-    return Backbone(name="tiny", weights=str(file), stochastic_depth=0.1)
+    return Backbone(name="tiny", weights=str(file), stochastic_depth=0.05)
 
 
 def train(backbone, folder, stages=STAGES, settings=SETTINGS):
@@ -147,7 +147,7 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     logits = model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0)
     loss = keras.losses.sparse_categorical_crossentropy(val.labels, logits, from_logits=True).numpy().mean()
     assert loss == pytest.approx(state.best, abs=1e-4)
-    assert loss < 0.95 * np.log(CLASSES)
+    assert loss < 0.9 * np.log(CLASSES)
     assert (folder / "history.csv").read_text().count("\n") == len(history) + 1
     assert list((folder / "tensorboard").glob("events*"))
 
