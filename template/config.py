@@ -168,9 +168,11 @@ class Stage:
     warm-up, and falls along a cosine."""
     warmup: Fraction = 0.1
     """Part of the stage's steps over which the step size rises from zero."""
-    clip_norm: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """A gradient longer than this, over all weights together, is shortened to it; 0 for never. 1 where the loss jumps
-    or becomes NaN."""
+    clip: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """A gradient longer than this is shortened to it; 0 for never. 1 where the loss jumps or becomes NaN."""
+    clip_by: Literal["global_norm", "norm", "value"] = "global_norm"
+    """What is shortened to stages.N.clip: the gradient over all weights together, which keeps its direction, that of
+    each array of weights (a kernel, a bias), or each single number."""
     weight_decay: Fraction = 1e-4
     """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
     normalisation, and not with `adam`, which is `adamw` without it."""
@@ -200,6 +202,15 @@ class Stage:
             raise ValueError(
                 f"{', '.join(idle)}: for thawed blocks of the backbone, and unfreeze=0 thaws none. Thaw some, or leave "
                 "it out (the head has head.l1 and head.l2)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_clip_to(self):
+        if not self.clip and self.clip_by != "global_norm":
+            raise ValueError(
+                f"clip_by says what is shortened to clip, and clip=0 shortens nothing; received {self.clip_by}. Give "
+                "a length (clip=1), or leave it out"
             )
         return self
 

@@ -119,7 +119,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.1.l2_sp=-1", "stages.1.l2_sp: expected number >= 0 <= 10. Received: -1"),
         ("stages.1.l1=11", "stages.1.l1: expected number >= 0 <= 10. Received: 11"),
         ("stages.1.l2=true", "stages.1.l2: expected number >= 0 <= 10. Received: True"),
-        ("stages.1.clip_norm=-1", "stages.1.clip_norm: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.1.clip=-1", "stages.1.clip: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.1.clip_by=length", "stages.1.clip_by: expected global_norm | norm | value. Received: 'length'"),
         ("stages.0.layer_decay=0", "stages.0.layer_decay: expected number > 0 <= 1. Received: 0"),
         ("stages.0.layer_decay=1.1", "stages.0.layer_decay: expected number > 0 <= 1. Received: 1.1"),
         (
@@ -138,6 +139,7 @@ def refusal(overrides=(), recipe=None) -> str:
         ),
         ("stages.0.l2=0.1", "stages.0: l2: for thawed blocks of the backbone, and unfreeze=0 thaws none."),
         ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for thawed blocks"),
+        ("stages.0.clip_by=norm", "stages.0: clip_by says what is shortened to clip, and clip=0 shortens nothing;"),
         (
             "train={class_weights='balanced', logit_adjustment=1}",
             "train: class_weights and logit_adjustment both make up for classes of different size, together too much; "
@@ -276,7 +278,7 @@ def some_config(rng: np.random.Generator) -> Config:
             refresh=int(rng.integers(0, 5)),
             optimizer=str(rng.choice(["adamw", "sgd", "lion"])),
             schedule=str(rng.choice(["cosine", "one_cycle", "step"])),
-            clip_norm=float(rng.integers(0, 3)),
+            clip=float(rng.integers(0, 3)),
         )
         for _ in range(rng.integers(1, 5))
     ]

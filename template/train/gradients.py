@@ -140,7 +140,7 @@ def worries(gradient: Mapping[str, float], dead: float | None) -> list[str]:
     lengths = np.array(list(gradient.values()))
     if not lengths.max() <= EXPLODING:  # nor is NaN
         said.append(
-            "gradients explode. Try stages.N.clip_norm=1, a learning rate ten times lower (scripts/find_lr.py), or "
+            "gradients explode. Try stages.N.clip=1, a learning rate ten times lower (scripts/find_lr.py), or "
             "more stages.N.warmup."
         )
     elif lengths.max() > 0 and lengths.min() < VANISHING * lengths.max():

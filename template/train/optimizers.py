@@ -22,6 +22,10 @@ OPTIMIZERS = {
 }
 
 
+CLIPS = {"global_norm": "global_clipnorm", "norm": "clipnorm", "value": "clipvalue"}
+"""What Keras calls the ways to clip. It does so before the step, on gradients that float16 has not scaled any more."""
+
+
 def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     """Step size by step: a rise in a straight line over `stage.warmup` of the steps, then a fall.
 
@@ -70,7 +74,7 @@ class Warmed(schedules.ExponentialDecay):
 
 
 def optimizer(stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True) -> keras.optimizers.Optimizer:
-    """Optimizer of a stage; no weight decay on biases and normalisation, and none with `adam`, which is AdamW without.
+    """Optimizer of a stage; no weight decay on biases, normalisation, scales and slopes, and none with `adam`.
 
     Args:
         stage: optimizer, weight decay and clipping.
@@ -80,11 +84,12 @@ def optimizer(stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool
     made = OPTIMIZERS[stage.optimizer](
         rate,
         weight_decay=None if stage.optimizer == "adam" else stage.weight_decay,
-        global_clipnorm=stage.clip_norm or None,
         use_ema=averaged,
         ema_momentum=EMA_MOMENTUM,
+        **({CLIPS[stage.clip_by]: stage.clip} if stage.clip else {}),
     )
-    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "alpha"])  # the slopes of a PReLU
+    # Keras excludes by name, and ConvNeXt's scales are called `variable_7`. Only kernels have two dimensions or more.
+    made._use_weight_decay = lambda variable: len(variable.shape) > 1
     return made
 
 
