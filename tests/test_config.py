@@ -105,6 +105,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ("augment.blur=-0.1", "augment.blur: expected number >= 0 < 1. Received: -0.1"),
         ("train.mixup=-0.2", "train.mixup: expected number >= 0 <= 10. Received: -0.2"),
         ("train.cutmix=11", "train.cutmix: expected number >= 0 <= 10. Received: 11"),
+        ("train.accumulate=0", "train.accumulate: expected whole number >= 1 <= 256. Received: 0"),
+        ("train.accumulate=1.5", "train.accumulate: expected whole number >= 1 <= 256. Received: 1.5"),
         ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
         ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
         ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),

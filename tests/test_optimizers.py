@@ -228,13 +228,38 @@ def test_each_block_steps_a_factor_less_than_the_one_above_it():
             assert ratio == pytest.approx(0.5**depth, rel=0.02), variable.path
 
 
-OTHER = Stage(unfreeze=1, epochs=2, optimizer="sgd", schedule="step", layer_decay=0.5, clip=1.0, l1=1e-4, l2_sp=0.01)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("clip_by", ["global_norm", "norm", "value"])
+def test_gradients_of_three_batches_make_one_step_as_their_mean_would(name, clip_by):
+    """Its moving average too: Keras's own goes on while the gradients are collected."""
+    rng = np.random.default_rng(0)
+    batches = rng.normal(size=(7, 3, 2, 2)).astype(np.float32)
+    stage = Stage(optimizer=name, weight_decay=0.1, clip=0.5, clip_by=clip_by)
+
+    def end(accumulate: int) -> list[np.ndarray]:
+        kernel = keras.Variable(np.ones((2, 2)), dtype="float32", name="kernel")
+        made = optimizer(stage, 0.1, accumulate=accumulate)
+        made.build([kernel])
+        for few in batches:
+            for gradient in few if accumulate > 1 else [few.mean(axis=0)]:
+                made.apply([keras.ops.convert_to_tensor(gradient)])
+        last = kernel.numpy()
+        made.finalize_variable_values([kernel])
+        return [last, kernel.numpy()]
+
+    whole, in_parts = end(1), end(3)
+    assert np.abs(whole[1] - whole[0]).min() > 1e-3
+    np.testing.assert_allclose(in_parts, whole, atol=1e-6)
+
+
+OTHER = Stage(unfreeze=1, epochs=3, optimizer="sgd", schedule="step", layer_decay=0.5, clip=1.0, l1=1e-4, l2_sp=0.01)
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(tmp_path, monkeypatch):
+    """After an epoch of two batches, when a step takes three."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 255, (12, 16, 16, 3)).astype(np.uint8), np.arange(12) % 3
-    source, settings = Source(lambda _, rows: pixels[rows], labels), Train(batch_size=6, loss="focal")
+    source, settings = Source(lambda _, rows: pixels[rows], labels), Train(batch_size=6, loss="focal", accumulate=3)
     original = callbacks.Checkpoint.on_epoch_end
 
     def copy(self, epoch, logs=None):

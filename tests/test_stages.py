@@ -17,7 +17,7 @@ from keras import layers
 from scipy.special import log_softmax, softmax
 
 from template import disk
-from template.config import Backbone, Head, Stage, Train
+from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import Mixing, Source
 from template.data.rows import Rows
 from template.model.backbones import build_backbone
@@ -438,6 +438,33 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert same(first, again) == (choice == 3)
     repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(first, again, atol=1e-6)
+
+
+def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pretrained, tmp_path):
+    """A whole stage: what is kept is the moving average, and comes out the same."""
+    head, ended = Head(dropout=0.0, l2=0.01), []
+    steady = {"optimizer": "sgd", "learning_rate": 3.0, "schedule": "constant", "warmup": 0.0}
+    stage = Stage(unfreeze=1, epochs=3, views=1, layer_decay=0.5, clip=0.1, l2=1e-3, **steady)
+    for batch_size, accumulate in ((24, 1), (8, 3)):
+        settings = Train(batch_size=batch_size, accumulate=accumulate)
+        place = dataclasses.replace(how(pretrained, tmp_path, (stage,), settings), head=head)
+        keras.utils.set_random_seed(0)
+        model = build(pretrained, head, SIZE, np.ones(CLASSES))
+        before = model.get_weights()
+        state = fit(model, coloured(24, 0), coloured(12, 1), place, tmp_path / str(accumulate))
+        assert state.plan[0]["averaged"] and state.plan[0]["share"]
+        ended.append(model.get_weights())
+    moved = max(np.abs(new - old).max() for new, old in zip(ended[0], before, strict=True))
+    assert moved > 1e-3
+    for whole, in_parts in zip(*ended, strict=True):
+        np.testing.assert_allclose(in_parts, whole, rtol=0, atol=0.005 * moved)
+
+
+def test_a_stage_of_too_few_batches_for_a_step_is_refused_before_any_trains(pretrained, tmp_path):
+    settings = dataclasses.replace(SETTINGS, accumulate=7)  # 24 pictures are 3 batches of 8
+    with pytest.raises(ConfigError, match=r"train.accumulate: expected at most 6, .* stages.2 .* Received: 7"):
+        train(pretrained, tmp_path, settings=settings)
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
 
 
 def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretrained, tmp_path, monkeypatch, capsys):

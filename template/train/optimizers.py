@@ -73,23 +73,35 @@ class Warmed(schedules.ExponentialDecay):
         return {"warmup_steps": self.warmup_steps, **super().get_config()}
 
 
-def optimizer(stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True) -> keras.optimizers.Optimizer:
+def optimizer(
+    stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True, accumulate: int = 1
+) -> keras.optimizers.Optimizer:
     """Optimizer of a stage; no weight decay on biases, normalisation, scales and slopes, and none with `adam`.
 
     Args:
         stage: optimizer, weight decay and clipping.
         rate: from `schedule`.
         averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
+        accumulate: batches whose gradients make one step. The rate is asked for by number of batch.
     """
     made = OPTIMIZERS[stage.optimizer](
         rate,
         weight_decay=None if stage.optimizer == "adam" else stage.weight_decay,
         use_ema=averaged,
         ema_momentum=EMA_MOMENTUM,
+        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
         **({CLIPS[stage.clip_by]: stage.clip} if stage.clip else {}),
     )
     # Keras excludes by name, and ConvNeXt's scales are called `variable_7`. Only kernels have two dimensions or more.
     made._use_weight_decay = lambda variable: len(variable.shape) > 1
+    if averaged and accumulate > 1:
+        average = made._update_model_variables_moving_average
+
+        def after_a_step(variables):
+            """Keras would average after every batch, of which most move nothing."""
+            ops.cond((made._iterations + 1) % accumulate == 0, lambda: average(variables), lambda: None)
+
+        made._update_model_variables_moving_average = after_a_step
     return made
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy.special import log_softmax
 
 from .. import disk
-from ..config import Backbone, Head, Stage, Train
+from ..config import Backbone, ConfigError, Head, Stage, Train
 from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
@@ -67,12 +67,15 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         Where the training stands at the end: its `history`, and in `plan` what repeats it without validation.
 
     Raises:
+        ConfigError: if a stage has too few batches for a single step.
         DiskError: if there is no room for three checkpoints and the activations of all stages.
         DamagedError: if it was interrupted, and none of its checkpoints is whole.
         NonFiniteError: if a loss, weight or validation score became NaN or infinite. The model then has the best
             weights so far, and the last checkpoint is from before.
     """
-    disk.require({folder: 3 * _checkpoint_bytes(model), how.store.folder: _stored_bytes(model, train, val, how)})
+    _require_a_step(train, how)
+    needed = 3 * _checkpoint_bytes(model, how.settings)
+    disk.require({folder: needed, how.store.folder: _stored_bytes(model, train, val, how)})
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(how.stages))[state.stage :]:
         title = f"stage {number + 1}/{len(how.stages)}"
@@ -119,8 +122,8 @@ def _fit_stage(
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
             after.insert(-1, Gradients(some, blocks, state.stage + 1, folder))
         try:
-            mixing = _mixing(network, settings, state.start, stage)
-            _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
+            mixed = mixing(network, settings, state.start, stage)
+            _run_epochs(network, inputs, settings, range(state.epoch, end), mixed, validation, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
             raise
@@ -162,8 +165,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             if epochs:
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
                 guard = _guard(model, inputs, how.settings)
-                mixing = _mixing(network, how.settings, done["start"], stage)
-                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=[guard, checkpoint])
+                mixed = mixing(network, how.settings, done["start"], stage)
+                _run_epochs(network, inputs, how.settings, epochs, mixed, callbacks=[guard, checkpoint])
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
@@ -178,9 +181,22 @@ def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
     return Guard(model, names)
 
 
-def _checkpoint_bytes(model: keras.Model) -> int:
-    """At most: the weights; twice their gradients and once their average in the optimizer; the best and the first."""
-    return 6 * 4 * model.count_params()
+def _require_a_step(train: Source, how: How) -> None:
+    for number, stage in enumerate(how.stages):
+        batches = stage.epochs * steps(train, how.settings.batch_size)
+        if batches < how.settings.accumulate:
+            raise ConfigError(
+                f"train.accumulate: expected at most {batches}, the batches of stages.{number} in all its epochs. "
+                f"Received: {how.settings.accumulate}"
+            )
+
+
+def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
+    """At most: the weights; twice their gradients and once their average in the optimizer; the best and the first.
+
+    Where gradients are accumulated, those too.
+    """
+    return (6 + (settings.accumulate > 1)) * 4 * model.count_params()
 
 
 def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> int:
@@ -213,7 +229,8 @@ def prepared(
     tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
     network, inputs, held_out = divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
     penalise(model, stage, below_head, how.pretrained)
-    made = optimizer(stage, schedule(stage, stage.epochs * steps(inputs, settings.batch_size)), averaged)
+    rate = schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
+    made = optimizer(stage, rate, averaged, settings.accumulate)
     if stage.layer_decay < 1:
         slow_down(made, network, stage.layer_decay, below_head)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
@@ -252,7 +269,7 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
         variable.assign(value)
 
 
-def _mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
+def mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
     """What the settings ask for in a stage that began at this epoch, and the network's input allows.
 
     The last quarter of the epochs (at least one) sees pictures as they are, as validation does.
@@ -269,13 +286,13 @@ def _run_epochs(
     train: Source,
     settings: Train,
     epochs: range,
-    mixing: Mixing,
+    mixed: Mixing,
     validation: tf.data.Dataset | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
     network.fit(
-        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixing),
+        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixed),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),
