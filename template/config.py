@@ -162,10 +162,11 @@ class Stage:
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block below the head learns at this times the rate of the one above it (the head at learning_rate); 1 for
     all alike. Around 0.7 where many blocks are thawed."""
-    schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential"] = "cosine"
+    schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential", "plateau"] = "cosine"
     """How the step size falls after the warm-up: along a cosine to zero, not at all (to see what a learning rate
     does), to a tenth after each third, or evenly to a hundredth. `one_cycle` rises over 30 % of the steps, whatever the
-    warm-up, and falls along a cosine."""
+    warm-up, and falls along a cosine. `plateau`: to a tenth whenever the validation score has not improved for a third
+    of train.patience epochs."""
     warmup: Fraction = 0.1
     """Part of the stage's steps over which the step size rises from zero."""
     clip: Annotated[float, Field(ge=0, le=1000)] = 0.0
@@ -324,6 +325,11 @@ class Config:
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
         if self.backbone.weights == "none" and any(stage.l2_sp for stage in self.stages):
             raise ValueError("stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none")
+        if self.train.patience < 3 and any(stage.schedule == "plateau" for stage in self.stages):
+            raise ValueError(
+                "stages.N.schedule=plateau waits a third of train.patience before the step size falls, and needs 3 or "
+                f"more; received train.patience={self.train.patience}"
+            )
         return self
 
 
@@ -391,11 +397,12 @@ def to_toml(config: Config) -> str:
 
 
 MAY_CHANGE = (
-    "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.patience", "evaluate.mirror",
-    "evaluate.whole", "evaluate.wanted_*",
+    "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.monitor_gradients", "train.patience",
+    "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
-result one that no uninterrupted run could have had. (Another path must lead to the same pictures; that is checked.)"""
+result one that no uninterrupted run could have had. (Another path must lead to the same pictures; that is checked.
+Patience must stay where it decides when the step size falls: stages.N.schedule=plateau.)"""
 
 
 def changed(before: Config, after: Config) -> list[str]:
@@ -411,11 +418,13 @@ def changed(before: Config, after: Config) -> list[str]:
     old, new = (_flat(TypeAdapter(Config).dump_python(config, mode="json")) for config in (before, after))
     keys = [key for key in old | new if old.get(key) != new.get(key)]
     lines = {key: f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in keys}
-    refused = [key for key in keys if not any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)]
+    falls = any(stage.schedule == "plateau" for stage in after.stages)
+    may_change = [pattern for pattern in MAY_CHANGE if not (falls and pattern == "train.patience")]
+    refused = [key for key in keys if not any(fnmatch.fnmatch(key, pattern) for pattern in may_change)]
     if refused:
         raise ConfigError(
             "\n".join(lines[key] for key in refused)
-            + f"\nA run that has begun cannot go on with this. Start a new one, or change only {', '.join(MAY_CHANGE)}."
+            + f"\nA run that has begun cannot go on with this. Start a new one, or change only {', '.join(may_change)}."
         )
     return list(lines.values())
 

@@ -131,7 +131,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ),
         (
             "stages.0.schedule=linear",
-            "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential. Received: 'linear'",
+            "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential | plateau. "
+            "Received: 'linear'",
         ),
         # each right, together wrong
         ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the pictures of a batch with one another"),
@@ -162,6 +163,19 @@ def test_holding_on_to_weights_that_are_random_is_refused():
     said = refusal(["backbone.weights=none", "stages.1.l2_sp=0.1"])
     assert said == "stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none"
     assert load(None, ["stages=[{unfreeze=1, l2_sp=0.1}]"]).stages[0].l2_sp == 0.1
+
+
+def test_a_plateau_without_time_to_see_one_is_refused():
+    said = refusal(["train.patience=2", "stages.0.schedule=plateau"])
+    assert said.startswith("stages.N.schedule=plateau waits a third of train.patience") and "patience=2" in said
+    assert load(None, ["train.patience=3", "stages.0.schedule=plateau"]).stages[0].schedule == "plateau"
+
+
+def test_patience_stays_where_it_decides_when_the_step_size_falls():
+    before = ["stages.0.schedule=plateau"]
+    with pytest.raises(ConfigError, match=r"^train.patience: 12 -> 6\n") as error:
+        changed(load(None, before), load(None, [*before, "train.patience=6"]))
+    assert str(error.value).count("train.patience") == 1, "nor is it named among those that may change"
 
 
 def test_all_wrong_settings_are_listed_at_once():
@@ -423,6 +437,7 @@ def test_nothing_has_changed_in_an_equal_configuration():
         ("data.cache=other", 'data.cache: "cache" -> "other"'),
         ("data.memory_gb=1.0", "data.memory_gb: 2.0 -> 1.0"),
         ("train.patience=3", "train.patience: 12 -> 3"),
+        ("train.monitor_gradients=true", "train.monitor_gradients: false -> true"),
         ("evaluate.wanted_accuracy=0.9", "evaluate.wanted_accuracy: 0.95 -> 0.9"),
     ],
 )

@@ -45,10 +45,11 @@ def test_the_default_is_adamw_with_warm_up_and_cosine_and_nothing_else():
 
 
 def test_every_schedule_rises_and_falls_as_it_says():
-    for name in ("constant", "step", "exponential"):
+    for name in ("constant", "step", "exponential", "plateau"):
         np.testing.assert_allclose(rates(name)[:11], PEAK * np.arange(11) / 10, rtol=1e-5, err_msg=name)
         assert rates(name, warmup=0)[0] == pytest.approx(PEAK)
-    np.testing.assert_allclose(rates("constant")[10:], PEAK, rtol=1e-6)
+    for name in ("constant", "plateau"):  # nothing has stood still
+        np.testing.assert_allclose(rates(name)[10:], PEAK, rtol=1e-6)
     assert rates("step")[[10, 39, 41, 69, 71, 99]] / PEAK == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     falling = rates("exponential")[10:]
     np.testing.assert_allclose(falling[1:] / falling[:-1], 0.01 ** (1 / 90), rtol=1e-4)
@@ -59,7 +60,7 @@ def test_every_schedule_rises_and_falls_as_it_says():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("name", ["cosine", "constant", "one_cycle", "step", "exponential"])
+@pytest.mark.parametrize("name", ["cosine", "constant", "one_cycle", "step", "exponential", "plateau"])
 def test_a_stage_of_very_few_steps_has_a_schedule_too(name, steps):
     found = rates(name, steps=steps)
     assert np.isfinite(found).all() and found.max() <= PEAK * 1.0001 and found[:steps].max() > 0

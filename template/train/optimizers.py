@@ -32,6 +32,7 @@ def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no fall. `step`: to a tenth after each third of
     what is left. `exponential`: to a hundredth at the end, by the same factor each step. `one_cycle` has its own rise,
     from a 25th over 30 % of the steps, and then a cosine to almost zero (Smith and Topin 2018, "Super-convergence").
+    `plateau`: by what `callbacks.Plateau` says (He et al. 2016, "Deep residual learning").
 
     Args:
         stage: schedule, learning rate and warm-up.
@@ -43,6 +44,8 @@ def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
         return Warmed(warmup, peak, rest / 3, 0.1, staircase=True)
     if stage.schedule == "exponential":
         return Warmed(warmup, peak, rest, 0.01)
+    if stage.schedule == "plateau":
+        return Held(warmup, peak)
     if stage.schedule == "one_cycle":
         rise = max(1, round(0.3 * total_steps))
         return schedules.CosineDecay(peak / 25, max(1, total_steps - rise), 4e-6, warmup_target=peak, warmup_steps=rise)
@@ -71,6 +74,34 @@ class Warmed(schedules.ExponentialDecay):
     def get_config(self) -> dict:
         """For the saved model."""
         return {"warmup_steps": self.warmup_steps, **super().get_config()}
+
+
+class Held(schedules.LearningRateSchedule):
+    """Constant after a warm-up, times a `factor` that can be set while training runs.
+
+    Args:
+        warmup_steps: of the rise from zero.
+        peak: step size.
+    """
+
+    def __init__(self, warmup_steps: int, peak: float) -> None:
+        self.warmup_steps, self.peak = warmup_steps, peak
+        self.factor = keras.Variable(1.0, trainable=False, dtype="float32", name="factor")
+
+    def __call__(self, step):
+        """Step size at a step, counted from 0."""
+        rise = ops.minimum(1.0, ops.cast(step, "float32") / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.peak * rise * self.factor
+
+    def get_config(self) -> dict:
+        """For the saved model."""
+        return {"warmup_steps": self.warmup_steps, "peak": self.peak}
+
+
+def held(made: keras.optimizers.Optimizer) -> Held | None:
+    """The schedule of an optimizer, if it is one whose factor can be set. In float16, `compile` has wrapped it."""
+    rate = getattr(made, "inner_optimizer", made)._learning_rate
+    return rate if isinstance(rate, Held) else None
 
 
 def optimizer(

@@ -16,11 +16,11 @@ from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, s
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, depths, freeze
-from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, State, Watch, read_checkpoint
+from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, Plateau, State, Watch, read_checkpoint
 from .features import Store, divide
 from .gradients import Gradients, block_names
 from .losses import training_loss
-from .optimizers import optimizer, schedule, slow_down
+from .optimizers import held, optimizer, schedule, slow_down
 from .penalties import penalise
 
 SHARES = (0.5, 1.0)
@@ -81,7 +81,7 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         title = f"stage {number + 1}/{len(how.stages)}"
         if state.gain < stage.only_if_gain:
             print(f"{title}: skipped, the stage before lowered the loss by {state.gain:.0%} only")
-            state.plan.append({"start": state.epoch, "epochs": 0, "averaged": False, "share": 0.0})
+            state.plan.append({"start": state.epoch, "epochs": 0, "averaged": False, "share": 0.0, "drops": []})
         else:
             with how.store.clock(f"stage {number + 1}"):
                 state.plan.append(_fit_stage(model, train, val, how, state, saved, folder))
@@ -106,7 +106,7 @@ def _fit_stage(
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
     if not saved:
-        state.start, state.wait, state.best_epoch = state.epoch, 0, None
+        state.start, state.wait, state.best_epoch, state.drops = state.epoch, 0, None, []
         start = float(network.evaluate(validation, verbose=0, return_dict=True)[settings.monitor])
         state.best = start if math.isfinite(start) else None
     before = saved.get("before") or network.get_weights()
@@ -117,10 +117,13 @@ def _fit_stage(
         guard, few = _guard(model, inputs, settings), spread(held_out, WATCHED)
         watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
         checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
-        after = [guard, keep, watch, log, checkpoint]
+        after = [guard, keep, watch, log]
+        if rate := held(network.optimizer):
+            after.append(Plateau(rate, state.drops, state, settings.patience // 3))
         if settings.monitor_gradients:
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
-            after.insert(-1, Gradients(some, blocks, state.stage + 1, folder))
+            after.append(Gradients(some, blocks, state.stage + 1, folder))
+        after.append(checkpoint)
         try:
             mixed = mixing(network, settings, state.start, stage)
             _run_epochs(network, inputs, settings, range(state.epoch, end), mixed, validation, after)
@@ -130,7 +133,7 @@ def _fit_stage(
     network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
     chosen = _choose(network, validation, held_out.labels, state, settings.monitor, before, keep.weights)
     print(f"{title}: kept {chosen.pop('words')}")
-    return {"start": state.start, **chosen}
+    return {"start": state.start, **chosen, "drops": state.drops}
 
 
 def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], how: How, folder: Path) -> None:
@@ -142,7 +145,7 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
     Args:
         model: as `fit` received it.
         train: augmented inputs, in parts: the training pictures and those of validation.
-        plan: from `fit`: `start`, `epochs`, `averaged` and `share` of each stage.
+        plan: from `fit`: `start`, `epochs`, `averaged`, `share` and `drops` of each stage.
         how: as in `fit`.
         folder: for final/, which holds its checkpoints.
 
@@ -164,9 +167,11 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
             if epochs:
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
-                guard = _guard(model, inputs, how.settings)
+                after = [_guard(model, inputs, how.settings)]
+                if rate := held(network.optimizer):
+                    after.append(Plateau(rate, done["drops"]))
                 mixed = mixing(network, how.settings, done["start"], stage)
-                _run_epochs(network, inputs, how.settings, epochs, mixed, callbacks=[guard, checkpoint])
+                _run_epochs(network, inputs, how.settings, epochs, mixed, callbacks=[*after, checkpoint])
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
