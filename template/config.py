@@ -264,8 +264,8 @@ class Train:
     """Activations of frozen blocks may take up to this many GiB in data.cache, where a later run with the same
     pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     monitor_gradients: bool = False
-    """After each epoch, look at the gradient and the movement of every block that trains, and at dead hidden ReLUs:
-    gradients.csv and TensorBoard, and a word if gradients vanish or explode. To diagnose; see train/gradients.py."""
+    """After each epoch, look at the gradient, the movement and the dead ReLUs of every block that trains: gradients.csv
+    and TensorBoard, and a word if gradients vanish or explode or ReLUs die. To diagnose; see train/gradients.py."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
 
