@@ -55,7 +55,7 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
         layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
     how = How(TINY, Head(dropout=0), (stage,), settings, Store(folder, 1e9, 8, Clock()))
     network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
-    return sweep(network, inputs, stage, settings, depths(model, TINY), low=1e-3, high=0.1, count=count)[1]
+    return sweep(network, inputs, stage, settings, depths(model, TINY), low=0.1, high=10, count=count)[1]
 
 
 def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):

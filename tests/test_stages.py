@@ -20,6 +20,7 @@ from template import disk
 from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import Mixing, Source
 from template.data.rows import Rows
+from template.deploy.predictor import save_model
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.runs import Clock
@@ -768,7 +769,9 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
 def test_mixed_precision_trains_and_its_loss_is_float32(pretrained, tmp_path, precision):
     keras.config.set_dtype_policy(precision)
     try:
-        model, state = train(pretrained, tmp_path, stages=(Stage(unfreeze=1, epochs=4, learning_rate=3e-3),))
+        stage = Stage(unfreeze=1, epochs=4, learning_rate=3e-3, schedule="plateau", clip=1.0, layer_decay=0.9)
+        model, state = train(pretrained, tmp_path, (stage,), dataclasses.replace(SETTINGS, accumulate=2))
+        save_model(model, tmp_path)
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.get_layer("block3_conv1").compute_dtype == precision.removeprefix("mixed_")
