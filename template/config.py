@@ -222,8 +222,8 @@ class Train:
     """Pictures per batch, which is a step, unless gradients are accumulated."""
     accumulate: Annotated[int, Field(ge=1, le=256)] = 1
     """Average the gradients of this many batches before each step: what a batch so many times as large would do, in
-    the memory of one. Where large batches are wanted and memory is short. Batches are counted on from epoch to epoch,
-    and what is left at the end of a stage makes no step. Batch normalisation from scratch still sees small batches."""
+    the memory of one. At most the batches of an epoch; they are counted on from epoch to epoch, and what is left at
+    the end of a stage makes no step. Batch normalisation from scratch still sees small batches."""
     monitor: Literal["cross_entropy", "accuracy", "macro_f1"] = "cross_entropy"
     """Validation score that picks the best epoch and stops a stage (cross-entropy without penalties)."""
     patience: Positive = 12

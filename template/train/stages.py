@@ -67,13 +67,18 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         Where the training stands at the end: its `history`, and in `plan` what repeats it without validation.
 
     Raises:
-        ConfigError: if a stage has too few batches for a single step.
+        ConfigError: if a step has more batches than an epoch.
         DiskError: if there is no room for three checkpoints and the activations of all stages.
         DamagedError: if it was interrupted, and none of its checkpoints is whole.
         NonFiniteError: if a loss, weight or validation score became NaN or infinite. The model then has the best
             weights so far, and the last checkpoint is from before.
     """
-    _require_a_step(train, how)
+    batches = steps(train, how.settings.batch_size)
+    if batches < how.settings.accumulate:
+        raise ConfigError(
+            f"train.accumulate: expected at most {batches}, the batches of an epoch of {len(train)} pictures, so that "
+            f"each epoch makes a step. Received: {how.settings.accumulate}"
+        )
     needed = 3 * _checkpoint_bytes(model, how.settings)
     disk.require({folder: needed, how.store.folder: _stored_bytes(model, train, val, how)})
     state, saved = read_checkpoint(folder / "checkpoints")
@@ -184,16 +189,6 @@ def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
         return [inputs.names[row] for row in rows] if len(inputs.names) else []
 
     return Guard(model, names)
-
-
-def _require_a_step(train: Source, how: How) -> None:
-    for number, stage in enumerate(how.stages):
-        batches = stage.epochs * steps(train, how.settings.batch_size)
-        if batches < how.settings.accumulate:
-            raise ConfigError(
-                f"train.accumulate: expected at most {batches}, the batches of stages.{number} in all its epochs. "
-                f"Received: {how.settings.accumulate}"
-            )
 
 
 def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
