@@ -189,15 +189,18 @@ class Stage:
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block below the head learns at this times the rate of the one above it (the head at learning_rate); 1 for
     all alike. Around 0.7 where many blocks are thawed."""
-    schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential"] = "cosine"
+    schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential", "plateau"] = "cosine"
     """How the step size falls after the warm-up: along a cosine to zero, not at all (to see what a learning rate
     does), to a tenth after each third, or evenly to a hundredth. `one_cycle` rises over 30 % of the steps, whatever the
-    warm-up, and falls along a cosine."""
+    warm-up, and falls along a cosine. `plateau`: to a tenth whenever the validation score has not improved for a third
+    of train.patience epochs."""
     warmup: Fraction = 0.1
     """Part of the stage's steps over which the step size rises from zero."""
-    clip_norm: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """A gradient longer than this, over all weights together, is shortened to it; 0 for never. 1 where the loss jumps
-    or becomes NaN."""
+    clip: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """A gradient longer than this is shortened to it; 0 for never. 1 where the loss jumps or becomes NaN."""
+    clip_by: Literal["global_norm", "norm", "value"] = "global_norm"
+    """What is shortened to stages.N.clip: the gradient over all weights together, which keeps its direction, that of
+    each array of weights (a kernel, a bias), or each single number."""
     weight_decay: Fraction = 1e-4
     """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
     normalisation, and not with `adam`, which is `adamw` without it."""
@@ -230,11 +233,24 @@ class Stage:
             )
         return self
 
+    @model_validator(mode="after")
+    def _there_is_something_to_clip_to(self):
+        if not self.clip and self.clip_by != "global_norm":
+            raise ValueError(
+                f"clip_by says what is shortened to clip, and clip=0 shortens nothing; received {self.clip_by}. Give "
+                "a length (clip=1), or leave it out"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Train:
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Pictures per step."""
+    """Pictures per batch, which is a step, unless gradients are accumulated."""
+    accumulate: Annotated[int, Field(ge=1, le=256)] = 1
+    """Average the gradients of this many batches before each step: what a batch so many times as large would do, in
+    the memory of one. At most the batches of an epoch; they are counted on from epoch to epoch, and what is left at
+    the end of a stage makes no step. Batch normalisation from scratch still sees small batches."""
     monitor: Literal["cross_entropy", "accuracy", "macro_f1"] = "cross_entropy"
     """Validation score that picks the best epoch and stops a stage (cross-entropy without penalties)."""
     patience: Positive = 12
@@ -275,8 +291,8 @@ class Train:
     """Activations of frozen blocks may take up to this many GiB in data.cache, where a later run with the same
     pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     monitor_gradients: bool = False
-    """After each epoch, look at the gradient and the movement of every block that trains, and at dead hidden ReLUs:
-    gradients.csv and TensorBoard, and a word if gradients vanish or explode. To diagnose; see train/gradients.py."""
+    """After each epoch, look at the gradient, the movement and the dead ReLUs of every block that trains: gradients.csv
+    and TensorBoard, and a word if gradients vanish or explode or ReLUs die. To diagnose; see train/gradients.py."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
 
@@ -336,6 +352,11 @@ class Config:
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
         if self.backbone.weights == "none" and any(stage.l2_sp for stage in self.stages):
             raise ValueError("stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none")
+        if self.train.patience < 3 and any(stage.schedule == "plateau" for stage in self.stages):
+            raise ValueError(
+                "stages.N.schedule=plateau waits a third of train.patience before the step size falls, and needs 3 or "
+                f"more; received train.patience={self.train.patience}"
+            )
         return self
 
 
@@ -403,11 +424,12 @@ def to_toml(config: Config) -> str:
 
 
 MAY_CHANGE = (
-    "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.patience", "evaluate.mirror",
-    "evaluate.whole", "evaluate.wanted_*",
+    "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.monitor_gradients", "train.patience",
+    "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
-result one that no uninterrupted run could have had. (Another path must lead to the same pictures; that is checked.)"""
+result one that no uninterrupted run could have had. (Another path must lead to the same pictures; that is checked.
+Patience must stay where it decides when the step size falls: stages.N.schedule=plateau.)"""
 
 
 def changed(before: Config, after: Config) -> list[str]:
@@ -423,11 +445,13 @@ def changed(before: Config, after: Config) -> list[str]:
     old, new = (_flat(TypeAdapter(Config).dump_python(config, mode="json")) for config in (before, after))
     keys = [key for key in old | new if old.get(key) != new.get(key)]
     lines = {key: f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in keys}
-    refused = [key for key in keys if not any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)]
+    falls = any(stage.schedule == "plateau" for stage in after.stages)
+    may_change = [pattern for pattern in MAY_CHANGE if not (falls and pattern == "train.patience")]
+    refused = [key for key in keys if not any(fnmatch.fnmatch(key, pattern) for pattern in may_change)]
     if refused:
         raise ConfigError(
             "\n".join(lines[key] for key in refused)
-            + f"\nA run that has begun cannot go on with this. Start a new one, or change only {', '.join(MAY_CHANGE)}."
+            + f"\nA run that has begun cannot go on with this. Start a new one, or change only {', '.join(may_change)}."
         )
     return list(lines.values())
 

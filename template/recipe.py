@@ -136,7 +136,8 @@ def suggested(config: Config, images: int) -> Config:
         return config
     pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
     how = {"pretrained": pretrained, "probed": probes(config)}
-    stages = suggest.stages(images, config.train.batch_size, blocks, config.head.levels, **how)
+    batch = config.train.batch_size * config.train.accumulate
+    stages = suggest.stages(images, batch, blocks, config.head.levels, **how)
     said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
     print(f"stages from the data: {said or f'none; with {images} pictures the probe is the best there is'}")
     return dataclasses.replace(config, stages=stages)

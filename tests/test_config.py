@@ -105,6 +105,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ("augment.blur=-0.1", "augment.blur: expected number >= 0 < 1. Received: -0.1"),
         ("train.mixup=-0.2", "train.mixup: expected number >= 0 <= 10. Received: -0.2"),
         ("train.cutmix=11", "train.cutmix: expected number >= 0 <= 10. Received: 11"),
+        ("train.accumulate=0", "train.accumulate: expected whole number >= 1 <= 256. Received: 0"),
+        ("train.accumulate=1.5", "train.accumulate: expected whole number >= 1 <= 256. Received: 1.5"),
         ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
         ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
         ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
@@ -122,7 +124,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.1.l2_sp=-1", "stages.1.l2_sp: expected number >= 0 <= 10. Received: -1"),
         ("stages.1.l1=11", "stages.1.l1: expected number >= 0 <= 10. Received: 11"),
         ("stages.1.l2=true", "stages.1.l2: expected number >= 0 <= 10. Received: True"),
-        ("stages.1.clip_norm=-1", "stages.1.clip_norm: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.1.clip=-1", "stages.1.clip: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.1.clip_by=length", "stages.1.clip_by: expected global_norm | norm | value. Received: 'length'"),
         ("stages.0.layer_decay=0", "stages.0.layer_decay: expected number > 0 <= 1. Received: 0"),
         ("stages.0.layer_decay=1.1", "stages.0.layer_decay: expected number > 0 <= 1. Received: 1.1"),
         (
@@ -131,7 +134,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ),
         (
             "stages.0.schedule=linear",
-            "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential. Received: 'linear'",
+            "stages.0.schedule: expected cosine | constant | one_cycle | step | exponential | plateau. "
+            "Received: 'linear'",
         ),
         # each right, together wrong
         (
@@ -147,6 +151,7 @@ def refusal(overrides=(), recipe=None) -> str:
         ),
         ("stages.0.l2=0.1", "stages.0: l2: for thawed blocks of the backbone, and unfreeze=0 thaws none."),
         ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for thawed blocks"),
+        ("stages.0.clip_by=norm", "stages.0: clip_by says what is shortened to clip, and clip=0 shortens nothing;"),
         (
             "train={class_weights='balanced', logit_adjustment=1}",
             "train: class_weights and logit_adjustment both make up for classes of different size, together too much; "
@@ -167,6 +172,19 @@ def test_holding_on_to_weights_that_are_random_is_refused():
     said = refusal(["backbone.weights=none", "stages.1.l2_sp=0.1"])
     assert said == "stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none"
     assert load(None, ["stages=[{unfreeze=1, l2_sp=0.1}]"]).stages[0].l2_sp == 0.1
+
+
+def test_a_plateau_without_time_to_see_one_is_refused():
+    said = refusal(["train.patience=2", "stages.0.schedule=plateau"])
+    assert said.startswith("stages.N.schedule=plateau waits a third of train.patience") and "patience=2" in said
+    assert load(None, ["train.patience=3", "stages.0.schedule=plateau"]).stages[0].schedule == "plateau"
+
+
+def test_patience_stays_where_it_decides_when_the_step_size_falls():
+    before = ["stages.0.schedule=plateau"]
+    with pytest.raises(ConfigError, match=r"^train.patience: 12 -> 6\n") as error:
+        changed(load(None, before), load(None, [*before, "train.patience=6"]))
+    assert str(error.value).count("train.patience") == 1, "nor is it named among those that may change"
 
 
 def test_all_wrong_settings_are_listed_at_once():
@@ -285,7 +303,7 @@ def some_config(rng: np.random.Generator) -> Config:
             refresh=int(rng.integers(0, 5)),
             optimizer=str(rng.choice(["adamw", "sgd", "lion"])),
             schedule=str(rng.choice(["cosine", "one_cycle", "step"])),
-            clip_norm=float(rng.integers(0, 3)),
+            clip=float(rng.integers(0, 3)),
         )
         for _ in range(rng.integers(1, 5))
     ]
@@ -428,6 +446,7 @@ def test_nothing_has_changed_in_an_equal_configuration():
         ("data.cache=other", 'data.cache: "cache" -> "other"'),
         ("data.memory_gb=1.0", "data.memory_gb: 2.0 -> 1.0"),
         ("train.patience=3", "train.patience: 12 -> 3"),
+        ("train.monitor_gradients=true", "train.monitor_gradients: false -> true"),
         ("evaluate.wanted_accuracy=0.9", "evaluate.wanted_accuracy: 0.95 -> 0.9"),
     ],
 )

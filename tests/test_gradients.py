@@ -10,8 +10,9 @@ from scipy.special import softmax
 
 from template.config import Backbone, Head
 from template.data.pipeline import Source
-from template.model.build import build
-from template.train.gradients import HEADER, Gradients, block_names, dead_units, gradients, worries
+from template.model.build import boundary, build
+from template.train.features import cut
+from template.train.gradients import HEADER, Gradients, block_names, dead_relus, gradients, worries
 
 RNG = np.random.default_rng(0)
 INPUTS, LABELS = RNG.normal(size=(16, 6)).astype(np.float32), np.arange(16) % 3
@@ -115,16 +116,65 @@ def test_an_epoch_that_is_done_again_has_one_row(tmp_path):
 def test_dead_units_are_those_that_no_picture_wakes(tmp_path):
     model = stack(layers.Dense(4, "relu", name="head_hidden"))
     model.get_layer("head_hidden").bias.assign([-1000.0, -1000.0, -1000.0, 1000.0])
-    assert dead_units(model, INPUTS) == 0.75
     assert watched(model, tmp_path)[0][5] == "0.75"
-    assert dead_units(stack(), INPUTS) is None
-    assert dead_units(stack(layers.Dense(4, "gelu", name="head_hidden")), INPUTS) is None
-    assert "head.activation=leaky_relu" in worries({"head": 1.0}, 0.75)[0]
-    assert worries({"head": 1.0}, 0.25) == []
+    assert "head.activation=leaky_relu" in worries({"head": 1.0}, {"head": 0.75})[0]
+    assert worries({"block1": 1.0, "head": 1.0}, {"block1": 0.5, "head": 0.25}) == []
+    assert "ReLUs of block1, block2 are dead. Try a lower" in worries({"head": 1.0}, {"block1": 0.6, "block2": 1.0})[0]
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        [layers.Conv2D(4, 1, activation="relu", name="conv")],
+        [layers.Conv2D(4, 1, name="conv"), layers.Activation("relu")],
+        [layers.Conv2D(4, 1, name="conv"), layers.ReLU()],
+        [layers.Conv2D(4, 1, name="conv"), layers.ReLU(6.0)],
+        [layers.Conv2D(4, 1, activation="relu6", name="conv")],
+    ],
+    ids=["in the layer", "activation", "layer", "ReLU6", "relu6"],
+)
+def test_a_channel_is_dead_if_it_is_zero_everywhere_in_every_picture(relu):
+    inputs = x = keras.Input((3, 3, 2))
+    for layer in relu:
+        x = layer(x)
+    model = keras.Model(inputs, layers.Flatten()(x))
+    model.get_layer("conv").kernel.assign(np.array([[[[1, 0, 0, -1], [0, 1, -1, 0]]]]))
+    images = np.zeros((2, 3, 3, 2), np.float32)
+    look = dead_relus(model, dict.fromkeys(names(model), "block1"))
+    assert look(images) == {"block1": 1.0}
+    images[1, 2, 0, 0] = 0.1  # one place of one picture wakes the first channel
+    assert look(images) == {"block1": 0.75}
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Dense(4, "gelu"), layers.Dense(4, "leaky_relu"), layers.ReLU(negative_slope=0.1), layers.PReLU()]
+)
+def test_what_has_a_slope_below_zero_does_not_die(layer, tmp_path):
+    model = stack(layers.Dense(4, name="block1"), layer)
+    assert dead_relus(model, dict.fromkeys(names(model), "block1"))(INPUTS) == {}
+    assert watched(model, tmp_path)[0][5] == ""
+
+
+def test_of_a_network_cut_in_two_the_upper_part_is_looked_at():
+    tiny, head = Backbone(name="tiny", weights="none"), Head(hidden=8)
+    model = build(tiny, head, 32, [1, 1])
+    model.get_layer("head_hidden").bias.assign([-1e4] * 6 + [1e4] * 2)
+    model.get_layer("block3_bn1").beta.assign([-1e4] * 32 + [1.0] * 32)
+    relus = [model.get_layer(name).output for name in ("block3_relu1", "block3_relu2", "top_relu")]
+    maps = keras.Model(model.inputs[0], relus)
+    bottom, tail = cut(model, boundary(model, tiny, head, 1))
+    pixels = RNG.uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
+    blocks = block_names(model, tiny)
+    whole, above = dead_relus(model, blocks)(pixels), dead_relus(tail, blocks)(bottom(pixels, training=False))
+    assert above == {block: whole[block] for block in ("block3", "head")}
+    by_hand = np.concatenate([np.max(m, axis=(0, 1, 2)) == 0 for m in maps(pixels, training=False)])
+    assert by_hand.shape == (64 + 96 + 96,) and by_hand[:32].all() and not by_hand.all()
+    assert whole["head"] == 0.75 and whole["block3"] == pytest.approx(by_hand.mean())
+    assert set(whole) == {"block1", "block2", "block3", "head"}
 
 
 def test_a_gradient_that_is_no_number_explodes():
-    assert "explode" in worries({"block1": float("nan"), "head": 1.0}, None)[0]
+    assert "explode" in worries({"block1": float("nan"), "head": 1.0}, {})[0]
 
 
 def test_blocks_have_the_names_by_which_they_are_thawed():

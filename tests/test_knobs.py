@@ -149,5 +149,5 @@ def test_the_page_of_the_craft_has_a_row_for_every_such_setting():
     expected |= {f"augment.{name}" for name in SECTIONS["Augment"].__pydantic_fields__}
     expected |= {f"head.{name}" for name in ("activation", "dropout", "noise", "drop_block", "drop_connect")}
     expected |= {f"head.{name}" for name in ("l1", "l2", "max_norm")}
-    expected |= {"backbone.stochastic_depth", "train.monitor_gradients"}
+    expected |= {"backbone.stochastic_depth", "train.accumulate", "train.monitor_gradients"}
     assert expected <= there

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from template.config import Backbone, Head, Stage, Train
+from template.data import pipeline
 from template.data.pipeline import Source, shuffled_rows
 from template.model.backbones import build_backbone, standardise
 from template.model.build import attach, build, depths, freeze
@@ -59,6 +60,40 @@ def test_a_sweep_sees_the_pictures_as_the_network_does(tmp_path):
     expected = keras.losses.CategoricalCrossentropy(from_logits=True)(np.eye(2)[labels[order]], logits)
     penalty = float(sum(network.losses))
     assert losses[0] == pytest.approx(float(expected) + penalty, rel=1e-4)
+
+
+def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
+    """Losses of a sweep of the top block, without dropout and batch statistics."""
+    labels = np.arange(24) % 3
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 3)).astype(np.uint8)
+    stage = Stage(unfreeze=1, optimizer="sgd", views=1)
+    keras.utils.set_random_seed(0)
+    model = build(TINY, Head(dropout=0), 16, np.ones(3))
+    freeze(model, TINY, stage.unfreeze)
+    for layer in model.layers:
+        layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
+    how = How(TINY, Head(dropout=0), (stage,), settings, Store(folder, 1e9, 8, Clock()))
+    network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
+    return sweep(network, inputs, stage, settings, depths(model, TINY), low=0.1, high=10, count=count)[1]
+
+
+def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):
+    whole = swept(tmp_path, Train(batch_size=24))
+    in_parts = swept(tmp_path, Train(batch_size=8, accumulate=3))
+    assert len(whole) == len(in_parts) == 12 and whole.max() - whole.min() > 0.01
+    np.testing.assert_allclose(in_parts, whole, rtol=1e-3)
+
+
+def test_a_sweep_mixes_as_training_does_to_its_last_step(tmp_path, monkeypatch):
+    seen, original = [], pipeline.mixed
+
+    def spy(inputs, labels, mixing, seed, epoch, number):
+        seen.append((epoch, number, mixing.mixup, mixing.cutmix))
+        return original(inputs, labels, mixing, seed, epoch, number)
+
+    monkeypatch.setattr(pipeline, "mixed", spy)
+    swept(tmp_path, Train(batch_size=8, mixup=0.2))
+    assert sorted(set(seen)) == [(epoch, number, 0.2, 0.0) for epoch in range(4) for number in range(3)]
 
 
 def test_suggested_is_a_tenth_of_where_the_loss_is_lowest_and_one_lucky_batch_does_not_decide():

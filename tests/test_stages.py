@@ -17,9 +17,10 @@ from keras import layers
 from scipy.special import log_softmax, softmax
 
 from template import disk
-from template.config import Backbone, Head, Stage, Train
+from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import Mixing, Source
 from template.data.rows import Rows
+from template.deploy.predictor import save_model
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.model.layers import DropBlock
@@ -27,6 +28,7 @@ from template.runs import Clock
 from template.train import callbacks
 from template.train import stages as module
 from template.train.features import Store
+from template.train.optimizers import Held
 from template.train.stages import How, between, fit, picture_losses, repeat
 
 SIZE, CLASSES = 32, 3
@@ -300,9 +302,9 @@ def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretr
 
 def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
     plan = [
-        {"start": 0, "epochs": 3, "averaged": True, "share": 0.5},
-        {"start": 3, "epochs": 2, "averaged": False, "share": 1.0},
-        {"start": 6, "epochs": 0, "averaged": False, "share": 0.0},
+        {"start": 0, "epochs": 3, "averaged": True, "share": 0.5, "drops": []},
+        {"start": 3, "epochs": 2, "averaged": False, "share": 1.0, "drops": []},
+        {"start": 6, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
     ]
     parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
     original, copies = callbacks.Checkpoint.on_epoch_end, tmp_path / "copies"
@@ -422,10 +424,10 @@ def planned(monkeypatch, choice: int) -> None:
 @pytest.mark.parametrize(
     ("choice", "unfreeze", "plan"),
     [
-        (0, 1, {"start": 0, "epochs": 3, "averaged": True, "share": 0.5}),
-        (1, 0, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0}),
-        (2, 0, {"start": 0, "epochs": 2, "averaged": False, "share": 1.0}),
-        (3, 0, {"start": 0, "epochs": 0, "averaged": False, "share": 0.0}),
+        (0, 1, {"start": 0, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}),
+        (1, 0, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0, "drops": []}),
+        (2, 0, {"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}),
+        (3, 0, {"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []}),
     ],
     ids=["half way", "average", "best epoch", "before"],
 )
@@ -441,10 +443,88 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert same(first, again, atol=1e-6)
 
 
+def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pretrained, tmp_path):
+    """A whole stage: what is kept is the moving average, and comes out the same."""
+    head, ended = Head(dropout=0.0, l2=0.01), []
+    steady = {"optimizer": "sgd", "learning_rate": 3.0, "schedule": "constant", "warmup": 0.0}
+    stage = Stage(unfreeze=1, epochs=3, views=1, layer_decay=0.5, clip=0.1, l2=1e-3, **steady)
+    for batch_size, accumulate in ((24, 1), (8, 3)):
+        settings = Train(batch_size=batch_size, accumulate=accumulate)
+        place = dataclasses.replace(how(pretrained, tmp_path, (stage,), settings), head=head)
+        keras.utils.set_random_seed(0)
+        model = build(pretrained, head, SIZE, np.ones(CLASSES))
+        before = model.get_weights()
+        state = fit(model, coloured(24, 0), coloured(12, 1), place, tmp_path / str(accumulate))
+        assert state.plan[0]["averaged"] and state.plan[0]["share"]
+        ended.append(model.get_weights())
+    moved = max(np.abs(new - old).max() for new, old in zip(ended[0], before, strict=True))
+    assert moved > 1e-3
+    for whole, in_parts in zip(*ended, strict=True):
+        np.testing.assert_allclose(in_parts, whole, rtol=0, atol=0.005 * moved)
+
+
+def test_a_step_of_more_pictures_than_there_are_is_refused_before_any_trains(pretrained, tmp_path):
+    """An epoch might end without one, and the average of its weights would be that of none."""
+    settings = dataclasses.replace(SETTINGS, accumulate=4)  # 24 pictures are 3 batches of 8
+    with pytest.raises(ConfigError, match=r"train.accumulate: expected at most 3, .* Received: 4"):
+        train(pretrained, tmp_path, settings=settings)
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
+
+
+STILL = (0.5, 0.4, 0.6, 0.6, 0.3, 0.9)
+"""Scores after each epoch: better, better, twice not, better, not."""
+
+
+def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_the_final_fit_too(
+    pretrained, tmp_path, monkeypatch
+):
+    stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.5, optimizer="sgd", warmup=0.0, schedule="plateau", views=2),)
+    settings = Train(batch_size=8, patience=6)
+    monkeypatch.setattr(module, "picture_losses", lambda *_: np.zeros(12))  # half way
+    keep, save, rates = callbacks.KeepBest.on_epoch_end, callbacks.Checkpoint.on_epoch_end, []
+
+    def scored(self, epoch, logs):
+        keep(self, epoch, {**logs, self.monitor: STILL[epoch]})
+
+    def copy(self, epoch, logs=None):
+        save(self, epoch, logs)
+        rates.append(float(self.model.optimizer.learning_rate))
+        if self.keep:
+            shutil.copytree(tmp_path / "whole", tmp_path / f"after {epoch + 1}", dirs_exist_ok=True)
+
+    monkeypatch.setattr(callbacks.KeepBest, "on_epoch_end", scored)
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        first, state = train(pretrained, tmp_path / "whole", stages, settings)
+        again = fresh(pretrained, settings)
+        repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages, settings), tmp_path / "again")
+    assert rates == pytest.approx(2 * [0.5, 0.5, 0.5, 0.5, 0.05, 0.05])
+    assert [row["learning_rate"] for row in state.history] == pytest.approx(rates[:6])
+    assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "share": 0.5, "drops": [4]}]
+    assert same(first, again, atol=1e-6)
+    for epoch in (4, 5):  # when it has been decided, and when it has been done
+        resumed, state = train(pretrained, tmp_path / f"after {epoch}", stages, settings)
+        assert same(first, resumed) and state.plan[0]["drops"] == [4]
+
+
+def test_a_plateau_is_seen_after_the_warm_up_and_an_epoch_without_a_number_is_none():
+    state, rate = callbacks.State(start=3, epoch=3), Held(5, 0.2)
+    plateau = callbacks.Plateau(rate, state.drops, every=2, state=state)
+    plateau.set_params({"steps": 2})
+    found = []
+    for epoch, (wait, blind) in enumerate([(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (6, 0), (0, 0)], start=3):
+        plateau.on_epoch_begin(epoch)
+        found.append(float(rate(100)))
+        state.wait, state.blind = wait, blind
+        plateau.on_epoch_end(epoch)
+    assert state.drops == [7, 10], "not 5, in the warm-up, nor 8 again"
+    assert found == pytest.approx([0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.002])
+
+
 def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretrained, tmp_path, monkeypatch, capsys):
     """In the final fit too: three quarters of the stage as planned, however many of its epochs are repeated."""
     stages = (Stage(unfreeze=0, epochs=2, views=1), Stage(unfreeze=1, epochs=4, views=1))
-    plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0} for start in (0, 2)]
+    plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0, "drops": []} for start in (0, 2)]
     seen = []
     monkeypatch.setattr(module, "_run_epochs", lambda *args, **_: seen.append(args[4]))
     repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
@@ -477,8 +557,8 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
 def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):
     stages = (Stage(unfreeze=1, epochs=1, learning_rate=1e-2), Stage(unfreeze=0, epochs=3, learning_rate=3e-3))
     monkeypatch.setattr(module, "picture_losses", lambda *_: np.zeros(12))  # half way
-    plan = [{"start": 0, "epochs": 0, "averaged": False, "share": 0.0},
-            {"start": 1, "epochs": 3, "averaged": True, "share": 0.5}]  # fmt: skip
+    plan = [{"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
+            {"start": 1, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}]  # fmt: skip
     expected, again = fresh(pretrained), fresh(pretrained)
     state = callbacks.State(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
     monkeypatch.setattr(
@@ -499,7 +579,7 @@ def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_pa
         return dataclasses.replace(source, read=lambda e, rows: read[name].extend(rows) or source.read(e, rows))
 
     parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
-    plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0}]
+    plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
     repeat(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert read == {"old": [], "new": [*range(6), *range(6)]}
 
@@ -713,7 +793,9 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
 def test_mixed_precision_trains_and_its_loss_is_float32(pretrained, tmp_path, precision):
     keras.config.set_dtype_policy(precision)
     try:
-        model, state = train(pretrained, tmp_path, stages=(Stage(unfreeze=1, epochs=4, learning_rate=3e-3),))
+        stage = Stage(unfreeze=1, epochs=4, learning_rate=3e-3, schedule="plateau", clip=1.0, layer_decay=0.9)
+        model, state = train(pretrained, tmp_path, (stage,), dataclasses.replace(SETTINGS, accumulate=2))
+        save_model(model, tmp_path)
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.get_layer("block3_conv1").compute_dtype == precision.removeprefix("mixed_")

@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from .. import disk, runs
 from ..model.layers import DropBlock
+from .optimizers import Held
 
 
 class NonFiniteError(RuntimeError):
@@ -40,6 +41,8 @@ class State:
     """Epochs of this stage since its last improvement."""
     blind: int = 0
     """Epochs in a row whose validation gave no number."""
+    drops: list[int] = field(default_factory=list)
+    """Epochs finished whenever the step size of this stage fell, where schedule=plateau."""
     gain: float = 1.0
     """Part of the validation loss (or error) that the last stage took away."""
     history: list[dict] = field(default_factory=list)
@@ -47,8 +50,8 @@ class State:
     watched: list[list[float]] = field(default_factory=list)
     """Probability of its own label for each of a few validation pictures; one row an epoch."""
     plan: list[dict] = field(default_factory=list)
-    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`, and
-    which `share` of the way."""
+    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`,
+    which `share` of the way, and after which epochs the step size `drops`."""
 
 
 class Guard(keras.callbacks.Callback):
@@ -152,6 +155,35 @@ class Ramp(keras.callbacks.Callback):
         for layer in self.model.layers:
             if isinstance(layer, DropBlock):
                 layer.ramp.assign((epoch + 1 - self.start) / self.epochs)
+
+
+class Plateau(keras.callbacks.Callback):
+    """Take a tenth of the step size when the validation score stands still, as He et al. 2016 did by hand.
+
+    Unlike Keras's ReduceLROnPlateau it goes on after a resume, by what is in `state`, and can be repeated.
+
+    Args:
+        rate: schedule of the optimizer.
+        drops: numbers of epochs finished when the step size fell; in a first fit `state.drops`, which grows.
+        every: epochs without improvement, after the warm-up.
+        state: whose `wait` decides, after KeepBest; None to repeat what is in `drops`.
+    """
+
+    def __init__(self, rate: Held, drops: list[int], every: int, state: State | None = None) -> None:
+        super().__init__()
+        self.rate, self.drops, self.every, self.state = rate, drops, every, state
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Set the step size of this epoch."""
+        self.rate.factor.assign(0.1 ** sum(drop <= epoch for drop in self.drops))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """See whether the score stands still; an epoch without a score does not say so."""
+        if self.state is None or self.state.blind or not self.state.wait:
+            return
+        warm = (epoch + 1 - self.state.start) * self.params["steps"] > self.rate.warmup_steps
+        if warm and self.state.wait % self.every == 0:
+            self.drops.append(epoch + 1)
 
 
 class Watch(keras.callbacks.Callback):

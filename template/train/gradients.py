@@ -1,12 +1,13 @@
 """Do gradients reach the lower blocks, and how large are they? A look at the end of each epoch, off by default."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers, ops
 
 from .. import runs
 from ..config import Backbone
@@ -15,7 +16,7 @@ from ..model.backbones import block_numbers
 from ..model.build import depths
 
 VANISHING, EXPLODING, DEAD = 1e-4, 1000.0, 0.5
-"""A block's gradient that small beside the largest, a gradient that long, and that many dead units are worth a word."""
+"""A block's gradient that small beside the largest, a gradient that long, and that many dead ReLUs are worth a word."""
 
 HEADER = "stage,epoch,block,gradient,update,dead"
 
@@ -38,11 +39,13 @@ class Gradients(keras.callbacks.Callback):
     - gradient: Euclidean norm of the gradient of the training loss, penalties included, over all weights of the block;
       of one batch, as training sees it, before clipping.
     - update: how far the epoch moved the weights, as a part of their own size: |after - before| / |before|.
-    - dead: part of the ReLUs of the head's hidden layer that are zero for every picture of the batch.
+    - dead: part of the block's ReLUs (units, or channels of a map) that are zero everywhere in every picture of the
+      batch; nothing for a block without ReLUs.
 
-    Says once a stage if gradients vanish or explode or units are dead, and what to try (Pascanu et al. 2013, "On the
-    difficulty of training recurrent neural networks"; Glorot and Bengio 2010). Leaves the training as it was, to the
-    bit: what a look moves (batch statistics, random generators) is put back.
+    Says once a stage if gradients vanish or explode or ReLUs are dead, and what to try (Pascanu et al. 2013, "On the
+    difficulty of training recurrent neural networks"; Glorot and Bengio 2010; Lu et al. 2019, "Dying ReLU and
+    initialization"). Leaves the training as it was, to the bit: what a look moves (batch statistics, random generators)
+    is put back.
 
     Args:
         inputs: the pictures to look at, as the network in training takes them.
@@ -57,6 +60,10 @@ class Gradients(keras.callbacks.Callback):
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
         self.said: set[str] = set()
 
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Find the ReLUs."""
+        self.dead = dead_relus(self.model, self.blocks)
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Remember the weights."""
         self.before = [variable.numpy() for variable in self.model.trainable_variables]
@@ -69,8 +76,8 @@ class Gradients(keras.callbacks.Callback):
         moved = [new - old for new, old in zip(after, self.before, strict=True)]
         gradient, update, size = map(self._by_block, (gradients(self.model, images, labels), moved, self.before))
         update = {block: length / size[block] if size[block] else math.nan for block, length in update.items()}
-        dead = dead_units(self.model, images)
-        self._write(epoch + 1, gradient, update, {} if dead is None else {"head": dead})
+        dead = {block: part for block, part in self.dead(images).items() if block in gradient}
+        self._write(epoch + 1, gradient, update, dead)
         for sentence in worries(gradient, dead):
             if sentence not in self.said:
                 print(f"stage {self.stage}, epoch {epoch + 1}: {sentence}", flush=True)
@@ -120,27 +127,56 @@ def gradients(network: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> lis
     return [tf.convert_to_tensor(gradient).numpy() / float(scale) for gradient in found]
 
 
-def dead_units(network: keras.Model, images: tf.Tensor) -> float | None:
-    """Part of the ReLUs of the head's hidden layer that are zero for all of these pictures; None if it has none."""
-    hidden = next((layer for layer in network.layers if layer.name == "head_hidden"), None)
-    if hidden is None or hidden.activation is not keras.activations.relu:
-        return None
-    values = keras.Model(network.inputs[0], hidden.output)(images, training=False)
-    return float(np.mean(np.max(values, axis=0) <= 0))
+def dead_relus(network: keras.Model, blocks: Mapping[str, str]) -> Callable[[tf.Tensor], dict[str, float]]:
+    """What tells, of pictures as the network takes them, which part of each block's ReLUs is zero all over all of them.
+
+    A layer that is a ReLU (at most 6 or not) or has one as its activation counts; one with a slope below zero does not
+    die. Only what the network contains is looked at, which may be the top of another.
+
+    Args:
+        network: not changed.
+        blocks: name of each layer's block.
+    """
+    found: dict[str, list[keras.KerasTensor]] = {}
+
+    def call(layer: layers.Layer, *args, **kwargs) -> keras.KerasTensor:
+        output = layer(*args, **kwargs)
+        if _is_relu(layer):
+            peak = ops.max(output, axis=tuple(range(len(output.shape) - 1)))  # of each unit or channel
+            found.setdefault(blocks[layer.name], []).append(peak)
+        return output
+
+    # `layer.output` would be that in the network from which this one was cut.
+    same = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
+    if not found:
+        return lambda images: {}
+    peaks = keras.Model(same.inputs[0], found)
+
+    def dead(images: tf.Tensor) -> dict[str, float]:
+        said = peaks(images, training=False)
+        return {block: float(np.mean(np.concatenate(each) <= 0)) for block, each in said.items()}
+
+    return dead
 
 
-def worries(gradient: Mapping[str, float], dead: float | None) -> list[str]:
+def _is_relu(layer: layers.Layer) -> bool:
+    if isinstance(layer, layers.ReLU):
+        return not layer.negative_slope
+    return getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
+
+
+def worries(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[str]:
     """What the norms of a look say is wrong, and what to try, in a sentence each.
 
     Args:
         gradient: norm by block, the lowest block first.
-        dead: part of the hidden ReLUs, or None.
+        dead: part of the ReLUs by block, where there are any.
     """
     said = []
     lengths = np.array(list(gradient.values()))
     if not lengths.max() <= EXPLODING:  # nor is NaN
         said.append(
-            "gradients explode. Try stages.N.clip_norm=1, a learning rate ten times lower (scripts/find_lr.py), or "
+            "gradients explode. Try stages.N.clip=1, a learning rate ten times lower (scripts/find_lr.py), or "
             "more stages.N.warmup."
         )
     elif lengths.max() > 0 and lengths.min() < VANISHING * lengths.max():
@@ -148,9 +184,15 @@ def worries(gradient: Mapping[str, float], dead: float | None) -> list[str]:
             f"gradients vanish, hardly any reaches {min(gradient, key=gradient.get)}. Try a backbone with residuals "
             "and normalisation (resnet50, mobilenetv2), pretrained weights, or thaw fewer blocks (stages.N.unfreeze)."
         )
-    if dead is not None and dead > DEAD:
+    dying = [block for block, part in dead.items() if part > DEAD]
+    if "head" in dying:
         said.append(
-            "more than half of the hidden ReLUs are dead. Try head.activation=leaky_relu, fewer units (head.hidden), "
-            "or a lower learning rate."
+            "more than half of the hidden ReLUs of the head are dead. Try head.activation=leaky_relu, fewer units "
+            "(head.hidden), or a lower learning rate."
+        )
+    if below := [block for block in dying if block != "head"]:
+        said.append(
+            f"more than half of the ReLUs of {', '.join(below)} are dead. Try a lower learning rate, more "
+            "stages.N.warmup, or stages.N.clip=1."
         )
     return said

@@ -22,12 +22,17 @@ OPTIMIZERS = {
 }
 
 
+CLIPS = {"global_norm": "global_clipnorm", "norm": "clipnorm", "value": "clipvalue"}
+"""What Keras calls the ways to clip. It does so before the step, on gradients that float16 has not scaled any more."""
+
+
 def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     """Step size by step: a rise in a straight line over `stage.warmup` of the steps, then a fall.
 
     `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no fall. `step`: to a tenth after each third of
     what is left. `exponential`: to a hundredth at the end, by the same factor each step. `one_cycle` has its own rise,
     from a 25th over 30 % of the steps, and then a cosine to almost zero (Smith and Topin 2018, "Super-convergence").
+    `plateau`: by what `callbacks.Plateau` says (He et al. 2016, "Deep residual learning").
 
     Args:
         stage: schedule, learning rate and warm-up.
@@ -39,6 +44,8 @@ def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
         return Warmed(warmup, peak, rest / 3, 0.1, staircase=True)
     if stage.schedule == "exponential":
         return Warmed(warmup, peak, rest, 0.01)
+    if stage.schedule == "plateau":
+        return Held(warmup, peak)
     if stage.schedule == "one_cycle":
         rise = max(1, round(0.3 * total_steps))
         return schedules.CosineDecay(peak / 25, max(1, total_steps - rise), 4e-6, warmup_target=peak, warmup_steps=rise)
@@ -69,22 +76,63 @@ class Warmed(schedules.ExponentialDecay):
         return {"warmup_steps": self.warmup_steps, **super().get_config()}
 
 
-def optimizer(stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True) -> keras.optimizers.Optimizer:
-    """Optimizer of a stage; no weight decay on biases and normalisation, and none with `adam`, which is AdamW without.
+class Held(schedules.LearningRateSchedule):
+    """Constant after a warm-up, times a `factor` that can be set while training runs.
+
+    Args:
+        warmup_steps: of the rise from zero.
+        peak: step size.
+    """
+
+    def __init__(self, warmup_steps: int, peak: float) -> None:
+        self.warmup_steps, self.peak = warmup_steps, peak
+        self.factor = keras.Variable(1.0, trainable=False, dtype="float32", name="factor")
+
+    def __call__(self, step):
+        """Step size at a step, counted from 0."""
+        rise = ops.minimum(1.0, ops.cast(step, "float32") / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.peak * rise * self.factor
+
+    def get_config(self) -> dict:
+        """For the saved model."""
+        return {"warmup_steps": self.warmup_steps, "peak": self.peak}
+
+
+def held(made: keras.optimizers.Optimizer) -> Held | None:
+    """The schedule of an optimizer, if it is one whose factor can be set. In float16, `compile` has wrapped it."""
+    rate = getattr(made, "inner_optimizer", made)._learning_rate
+    return rate if isinstance(rate, Held) else None
+
+
+def optimizer(
+    stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True, accumulate: int = 1
+) -> keras.optimizers.Optimizer:
+    """Optimizer of a stage; no weight decay on biases, normalisation, scales and slopes, and none with `adam`.
 
     Args:
         stage: optimizer, weight decay and clipping.
         rate: from `schedule`.
         averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
+        accumulate: batches whose gradients make one step. The rate is asked for by number of batch.
     """
     made = OPTIMIZERS[stage.optimizer](
         rate,
         weight_decay=None if stage.optimizer == "adam" else stage.weight_decay,
-        global_clipnorm=stage.clip_norm or None,
         use_ema=averaged,
         ema_momentum=EMA_MOMENTUM,
+        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
+        **({CLIPS[stage.clip_by]: stage.clip} if stage.clip else {}),
     )
-    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "alpha"])  # the slopes of a PReLU
+    # Keras excludes by name, and ConvNeXt's scales are called `variable_7`. Only kernels have two dimensions or more.
+    made._use_weight_decay = lambda variable: len(variable.shape) > 1
+    if averaged and accumulate > 1:
+        average = made._update_model_variables_moving_average
+
+        def after_a_step(variables):
+            """Keras would average after every batch, of which most move nothing."""
+            ops.cond((made._iterations + 1) % accumulate == 0, lambda: average(variables), lambda: None)
+
+        made._update_model_variables_moving_average = after_a_step
     return made
 
 

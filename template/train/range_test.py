@@ -1,5 +1,6 @@
 """Learning-rate range test: longer and longer steps, to see from where on the loss falls and where it explodes."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from ..config import Stage, Train
 from ..data.pipeline import Source, shuffled_batches, steps
 from ..model.backbones import renormalise
 from .optimizers import optimizer, slow_down
+from .stages import mixing
 
 WINDOW = 7
 """Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""
@@ -37,36 +39,41 @@ def sweep(
         network: compiled for the stage, from `stages.prepared`; neither it nor its optimizer is changed.
         inputs: of the network, with labels.
         stage: optimizer, weight decay, clipping, layer-wise factor.
-        settings: batch size and seed.
+        settings: batch size, batches a step, mixup and cutmix (to the last step), seed.
         depths: of each layer by name, from `model.build.depths`.
         low: first step size, > 0.
         high: last step size, > low.
         count: steps, >= 2.
 
     Returns:
-        Step sizes and the losses of the batches before those steps, float64 [n] each; n is less than `count` where the
-        loss explodes before. The losses are finite.
+        Step sizes and the losses of the batches before those steps, float64 [n] each (means, if a step has several
+        batches); n is less than `count` where the loss explodes before. The losses are finite.
     """
+    each = settings.accumulate
     trial = keras.models.clone_model(network)
     for copy, variable in zip(trial.variables, network.variables, strict=True):
         copy.assign(variable)
         copy.regularizer = variable.regularizer
     renormalise(trial)
-    rising = keras.optimizers.schedules.ExponentialDecay(low, count - 1, high / low)
-    made = optimizer(stage, rising, averaged=False)
+    factor = (high / low) ** (1 / (count - 1))
+    rising = keras.optimizers.schedules.ExponentialDecay(low, each, factor, staircase=True)
+    made = optimizer(stage, rising, averaged=False, accumulate=each)
     if stage.layer_decay < 1:
         slow_down(made, trial, stage.layer_decay, depths)
     trial.compile(made, network.loss)
-    epochs = range(math.ceil(count / steps(inputs, settings.batch_size)))
-    batches = shuffled_batches(inputs, network.output_shape[-1], settings.batch_size, settings.seed, epochs)
+    epochs = range(math.ceil(count * each / steps(inputs, settings.batch_size)))
+    mixed = dataclasses.replace(mixing(network, settings, 0, stage), until=epochs.stop)
+    batches = shuffled_batches(inputs, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixed)
     losses: list[float] = []
-    for pictures, labels in batches.take(count):
-        loss = trial.train_on_batch(pictures, labels, return_dict=True)["loss"]
-        if not math.isfinite(loss):
+    found: list[float] = []
+    for pictures, labels in batches.take(count * each):
+        found.append(trial.train_on_batch(pictures, labels, return_dict=True)["loss"])
+        if not math.isfinite(found[-1]):
             break
-        losses.append(loss)
-        if _exploded(losses):
-            break
+        if len(found) % each == 0:
+            losses.append(float(np.mean(found[-each:])))
+            if _exploded(losses):
+                break
     return np.geomspace(low, high, count)[: len(losses)], np.array(losses)
 
 

@@ -11,16 +11,27 @@ import tensorflow as tf
 from scipy.special import log_softmax
 
 from .. import disk
-from ..config import Backbone, Head, Stage, Train
+from ..config import Backbone, ConfigError, Head, Stage, Train
 from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
 from ..evaluate.calibration import temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, depths, freeze
-from .callbacks import Checkpoint, Guard, KeepBest, Log, NonFiniteError, Ramp, State, Watch, read_checkpoint
+from .callbacks import (
+    Checkpoint,
+    Guard,
+    KeepBest,
+    Log,
+    NonFiniteError,
+    Plateau,
+    Ramp,
+    State,
+    Watch,
+    read_checkpoint,
+)
 from .features import Store, divide
 from .gradients import Gradients, block_names
 from .losses import training_loss
-from .optimizers import optimizer, schedule, slow_down
+from .optimizers import held, optimizer, schedule, slow_down
 from .penalties import penalise
 
 SHARES = (0.5, 1.0)
@@ -67,18 +78,26 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
         Where the training stands at the end: its `history`, and in `plan` what repeats it without validation.
 
     Raises:
+        ConfigError: if a step has more batches than an epoch.
         DiskError: if there is no room for three checkpoints and the activations of all stages.
         DamagedError: if it was interrupted, and none of its checkpoints is whole.
         NonFiniteError: if a loss, weight or validation score became NaN or infinite. The model then has the best
             weights so far, and the last checkpoint is from before.
     """
-    disk.require({folder: 3 * _checkpoint_bytes(model), how.store.folder: _stored_bytes(model, train, val, how)})
+    batches = steps(train, how.settings.batch_size)
+    if batches < how.settings.accumulate:
+        raise ConfigError(
+            f"train.accumulate: expected at most {batches}, the batches of an epoch of {len(train)} pictures, so that "
+            f"each epoch makes a step. Received: {how.settings.accumulate}"
+        )
+    needed = 3 * _checkpoint_bytes(model, how.settings)
+    disk.require({folder: needed, how.store.folder: _stored_bytes(model, train, val, how)})
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(how.stages))[state.stage :]:
         title = f"stage {number + 1}/{len(how.stages)}"
         if state.gain < stage.only_if_gain:
             print(f"{title}: skipped, the stage before lowered the loss by {state.gain:.0%} only")
-            state.plan.append({"start": state.epoch, "epochs": 0, "averaged": False, "share": 0.0})
+            state.plan.append({"start": state.epoch, "epochs": 0, "averaged": False, "share": 0.0, "drops": []})
         else:
             with how.store.clock(f"stage {number + 1}"):
                 state.plan.append(_fit_stage(model, train, val, how, state, saved, folder))
@@ -103,7 +122,7 @@ def _fit_stage(
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
     if not saved:
-        state.start, state.wait, state.best_epoch = state.epoch, 0, None
+        state.start, state.wait, state.best_epoch, state.drops = state.epoch, 0, None, []
         start = float(network.evaluate(validation, verbose=0, return_dict=True)[settings.monitor])
         state.best = start if math.isfinite(start) else None
     before = saved.get("before") or network.get_weights()
@@ -114,20 +133,21 @@ def _fit_stage(
         guard, few = _guard(model, inputs, settings), spread(held_out, WATCHED)
         watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
         checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
-        after = [*_ramp(network, how.head, state.start, stage), guard, keep, watch, log, checkpoint]
+        after = [guard, keep, watch, log, *_by_epoch(network, stage, how, state.start, state.drops, state)]
         if settings.monitor_gradients:
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
-            after.insert(-1, Gradients(some, blocks, state.stage + 1, folder))
+            after.append(Gradients(some, blocks, state.stage + 1, folder))
+        after.append(checkpoint)
         try:
-            mixing = _mixing(network, settings, state.start, stage)
-            _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
+            mixed = mixing(network, settings, state.start, stage)
+            _run_epochs(network, inputs, settings, range(state.epoch, end), mixed, validation, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
             raise
     network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
     chosen = _choose(network, validation, held_out.labels, state, settings.monitor, before, keep.weights)
     print(f"{title}: kept {chosen.pop('words')}")
-    return {"start": state.start, **chosen}
+    return {"start": state.start, **chosen, "drops": state.drops}
 
 
 def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], how: How, folder: Path) -> None:
@@ -139,7 +159,7 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
     Args:
         model: as `fit` received it.
         train: augmented inputs, in parts: the training pictures and those of validation.
-        plan: from `fit`: `start`, `epochs`, `averaged` and `share` of each stage.
+        plan: from `fit`: `start`, `epochs`, `averaged`, `share` and `drops` of each stage.
         how: as in `fit`.
         folder: for final/, which holds its checkpoints.
 
@@ -161,10 +181,10 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
             if epochs:
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
-                guard = _guard(model, inputs, how.settings)
-                mixing = _mixing(network, how.settings, done["start"], stage)
-                ramp = _ramp(network, how.head, done["start"], stage)
-                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=[*ramp, guard, checkpoint])
+                again = _by_epoch(network, stage, how, done["start"], done["drops"])
+                after = [_guard(model, inputs, how.settings), *again, checkpoint]
+                mixed = mixing(network, how.settings, done["start"], stage)
+                _run_epochs(network, inputs, how.settings, epochs, mixed, callbacks=after)
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
@@ -179,9 +199,12 @@ def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
     return Guard(model, names)
 
 
-def _checkpoint_bytes(model: keras.Model) -> int:
-    """At most: the weights; twice their gradients and once their average in the optimizer; the best and the first."""
-    return 6 * 4 * model.count_params()
+def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
+    """At most: the weights; twice their gradients and once their average in the optimizer; the best and the first.
+
+    Where gradients are accumulated, those too.
+    """
+    return (6 + (settings.accumulate > 1)) * 4 * model.count_params()
 
 
 def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> int:
@@ -214,7 +237,8 @@ def prepared(
     tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
     network, inputs, held_out = divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
     penalise(model, stage, below_head, how.pretrained)
-    made = optimizer(stage, schedule(stage, stage.epochs * steps(inputs, settings.batch_size)), averaged)
+    rate = schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
+    made = optimizer(stage, rate, averaged, settings.accumulate)
     if stage.layer_decay < 1:
         slow_down(made, network, stage.layer_decay, below_head)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
@@ -253,7 +277,7 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
         variable.assign(value)
 
 
-def _mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
+def mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
     """What the settings ask for in a stage that began at this epoch, and the network's input allows.
 
     The last quarter of the epochs (at least one) sees pictures as they are, as validation does.
@@ -265,11 +289,19 @@ def _mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> 
     return Mixing(settings.mixup, settings.cutmix if maps else 0.0, until=start + stage.epochs * 3 // 4)
 
 
-def _ramp(network: keras.Model, head: Head, start: int, stage: Stage) -> list[Ramp]:
-    """What lets the rate of DropBlock rise over a stage that began at this epoch; nothing if it is off."""
-    if head.drop_block and len(network.input_shape) != 4:
+def _by_epoch(
+    network: keras.Model, stage: Stage, how: How, start: int, drops: list[int], state: State | None = None
+) -> list[keras.callbacks.Callback]:
+    """What changes the rate of DropBlock and, on a plateau, the step size in a stage that began at this epoch.
+
+    Given `state`, it decides when the step size drops; without, it repeats `drops`.
+    """
+    if how.head.drop_block and len(network.input_shape) != 4:
         print("  head.drop_block: nothing is dropped in this stage; pooled features have no area")
-    return [Ramp(start, stage.epochs)] if head.drop_block else []
+    changes = [Ramp(start, stage.epochs)] if how.head.drop_block else []
+    if rate := held(network.optimizer):
+        changes.append(Plateau(rate, drops, how.settings.patience // 3, state))
+    return changes
 
 
 def _run_epochs(
@@ -277,13 +309,13 @@ def _run_epochs(
     train: Source,
     settings: Train,
     epochs: range,
-    mixing: Mixing,
+    mixed: Mixing,
     validation: tf.data.Dataset | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
     network.fit(
-        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixing),
+        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixed),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),
