@@ -5,6 +5,7 @@
 Add a setting by adding a field; the command line, `--help`, validation and the saved recipe follow from it.
 """
 
+import argparse
 import dataclasses
 import difflib
 import fnmatch
@@ -368,6 +369,24 @@ def pair_up(arguments: Sequence[str]) -> Iterator[str]:
             if value is None or value.startswith("--"):
                 raise ConfigError(f"{argument} needs a value. {'' if _type_of(key) else _nearest(key)}")
         yield f"{key}={value}"
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[Config, argparse.Namespace]:
+    """Command line of a script that takes the settings of train.py: `--config RECIPE` and `--section.field=value`.
+
+    Args:
+        parser: with the script's own arguments.
+
+    Returns:
+        The configuration, and the script's own arguments. Leaves with a message and exit code 2 if a setting is wrong.
+    """
+    recipe = Path(__file__).parents[1] / "configs" / "folder.toml"
+    parser.add_argument("--config", type=Path, default=recipe, help="recipe; by default configs/folder.toml")
+    known, settings = parser.parse_known_args()
+    try:
+        return load(known.config, list(pair_up(settings))), known
+    except ConfigError as error:
+        parser.exit(2, f"{error}\n")
 
 
 def to_toml(config: Config) -> str:

@@ -12,11 +12,9 @@ from PIL import Image
 
 from . import recipe, runs
 from .config import Config
-from .data.decode import decode
-from .data.examples import PARTS, load_examples
+from .data.examples import PARTS
 from .data.images import load_image
 from .data.pipeline import evenly, plain_source, spread, training_source
-from .data.split import split
 from .model.backbones import build_backbone
 from .model.build import attach, boundary, freeze
 from .train import baselines, checks, forecast
@@ -62,9 +60,8 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     """All checks; what a run has to beat, and how long it will take; pictures by file name."""
     open_config, config, clock = config, settled(config), runs.Clock()
     recipe.prepare(config.train)
-    examples, pixels = decode(load_examples(config.data.path), config.data)
-    fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    examples = split(examples, **fractions, seed=config.data.split_seed)
+    examples, see = recipe.pictures(config)
+    pixels = see(config.data)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
     train, val = (plain_source(pixels, part[name], examples.labels) for name in ("train", "val"))
     augmented = training_source(pixels, part["train"], examples.labels, config.augment, config.train.seed)
