@@ -64,7 +64,7 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     base = build_backbone(config.backbone, config.data.image_size)
     model = begin(base, config, [plain_source(see(config.data), rows, examples.labels)], store)
     start = [variable.numpy() for variable in model.variables]
-    how = How(config.backbone, config.head, config.stages, config.train, store, start)
+    how = How(config.backbone, config.head, config.stages, config.train, store, start, examples.class_names)
     stage = config.stages[0]
     freeze(model, config.backbone, stage.unfreeze)
     network, inputs, _ = prepared(model, stage, [train], None, how)

@@ -26,6 +26,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attri
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Penalty = Annotated[float, Field(ge=0, le=10)]
 Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 
 BackboneName = Literal[
     "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0",
@@ -217,10 +218,12 @@ class Train:
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """What training minimises. `focal` passes over what is known already, (1 - p)^2 times the cross-entropy: where easy
     pictures are many and hard ones few. Its probabilities are less sure than they could be."""
-    class_weights: Literal["none", "balanced", "effective"] = "none"
+    class_weights: Literal["none", "balanced", "effective"] | dict[str, Weight] = "none"
     """What a training picture counts: all the same, as much as makes all classes count the same, or less for rare
     classes than that, by effective number. For classes of very different size whose errors matter the same;
-    validation is not weighted, so choose train.monitor=macro_f1 with it. See train/losses.py."""
+    validation is not weighted, so choose train.monitor=macro_f1 with it. Or a table of your own, in which classes that
+    are not named count 1: `[train.class_weights]` with `daisy = 2.0`, on the command line --train.class_weights.daisy=2
+    (a name with a dot or a quote only as --train.class_weights='{"St. Bernard" = 2}'). See train/losses.py."""
     logit_adjustment: Annotated[float, Field(ge=0, le=5)] = 0.0
     """Adds this times the logarithm of each class's share to the logits in training, so that rare classes must win by
     more: 1 for the least balanced error on a long tail, 0 for off. Choose train.monitor=macro_f1 with it."""
@@ -348,9 +351,10 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        # Where the only stage is wrong, pydantic adds that there is none.
-        wrong = [e for e in error.errors() if not (e["type"] == "too_short" and e["input"])]
-        raise ConfigError("\n".join(dict.fromkeys(map(_explain, wrong)))) from None
+        said = dict(map(_explain, error.errors()))
+        # Where a part of a value is wrong, pydantic adds that the whole is.
+        lines = [line for key, line in said.items() if not any(other.startswith(f"{key}.") for other in said)]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def pair_up(arguments: Sequence[str]) -> Iterator[str]:
@@ -483,18 +487,19 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _explain(error: dict) -> str:
-    """One pydantic error as: key, what was expected, what was received, nearest real key."""
+def _explain(error: dict) -> tuple[str, str]:
+    """One pydantic error as its key, and a line: key, what was expected, what was received, nearest real key."""
     where = [str(part) for part in error["loc"]]
-    if _type_of(".".join(where[:-1])):  # pydantic names each member of `int | str` that it tried
-        where.pop()
+    setting = next((n for n in range(len(where)) if _type_of(".".join(where[:n]))), None)
+    if setting:  # pydantic names each member of `int | str` that it tried
+        del where[setting]
     key = ".".join(where)
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}: no such setting. {_nearest(key)}"
+        return key, f"{key}: no such setting. {_nearest(key)}"
     if error["type"] == "value_error":
-        return ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
+        return key, ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
     expected = _type_name(_type_of(key)) if _type_of(key) else error["msg"].removeprefix("Input should be ")
-    return f"{key}: expected {expected}. Received: {error['input']!r}"
+    return key, f"{key}: expected {expected}. Received: {error['input']!r}"
 
 
 def _nearest(key: str) -> str:
@@ -510,9 +515,15 @@ def _nearest(key: str) -> str:
 
 
 def _type_of(key: str) -> Any:
-    """Annotated type of a dotted key, or None if there is no such setting."""
+    """Annotated type of a dotted key, or of the values of the table that it is in; None if there is no such setting."""
     wanted = re.sub(r"\.\d+", ".0", key)
-    return next((hint for name, _, hint in _settings(Config) if name == wanted), None)
+    for name, _, hint in _settings(Config):
+        if name == wanted:
+            return hint
+        if wanted.startswith(f"{name}."):
+            tables = (member for member in typing.get_args(hint) if typing.get_origin(member) is dict)
+            return next((typing.get_args(table)[1] for table in tables), None)
+    return None
 
 
 def _type_name(hint: Any) -> str:
@@ -527,4 +538,6 @@ def _type_name(hint: Any) -> str:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in {types.UnionType, typing.Union}:
         return " | ".join(map(_type_name, typing.get_args(hint)))
+    if typing.get_origin(hint) is dict:
+        return f"table of {_type_name(typing.get_args(hint)[1])}"
     return {str: "text", bool: "true | false", int: "whole number", float: "number"}.get(hint, str(hint))

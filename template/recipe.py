@@ -28,7 +28,7 @@ from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
 from .train.callbacks import NonFiniteError
 from .train.features import Store
-from .train.losses import weight_table
+from .train.losses import refuse_unknown, weight_table
 from .train.stages import How, assign, fit, repeat
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
@@ -105,7 +105,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         train, val = plain("train", config.data), plain("val", config.data)
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
-    how = How(config.backbone, config.head, config.stages, config.train, store, untouched)
+    how = How(config.backbone, config.head, config.stages, config.train, store, untouched, examples.class_names)
     if config.train.class_weights != "none":
         counts = np.bincount(train.labels, minlength=len(examples.class_names))
         print(weight_table(examples.class_names, counts, config.train.class_weights))
@@ -139,9 +139,11 @@ def pictures(config: Config) -> tuple[Examples, Callable[[Data], Rows]]:
 
     Raises:
         DataError: if they cannot be trained on.
+        ConfigError: if there are weights for a class that there is not.
         DiskError: if there is no room for their pixels.
     """
     found = load_examples(config.data.path)
+    refuse_unknown(config.train.class_weights, found.class_names)
     see = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
     examples, _ = see(settled(config).data)
     fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}

@@ -191,6 +191,17 @@ def test_pictures_that_cannot_be_trained_on(tmp_path, monkeypatch, make, message
     assert message in last_words
 
 
+@pytest.mark.parametrize("script", ["train", "preflight", "find_lr"])
+def test_a_weight_for_a_class_that_there_is_not_is_refused_before_a_picture_is_decoded(tmp_path, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "pictures", each=4)
+    code, said = call(script, "--data.path=pictures", *TINY, "--train.class_weights.disk=2")
+    said = code if script == "train" else said
+    assert code == 2 or script == "train"
+    assert "train.class_weights: expected names of classes. Received: 'disk'. Did you mean 'disc'?" in said
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path, monkeypatch):
     # Decoding many photographs takes minutes: long enough to press Ctrl-C.
     from template import recipe

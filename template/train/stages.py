@@ -41,6 +41,7 @@ class How:
         settings: batch size, monitor, patience, seed.
         store: for activations of frozen blocks.
         pretrained: values of the model's variables before anything trained, to which `l2_sp` holds on.
+        class_names: in the order of the labels, for weights by name.
     """
 
     backbone: Backbone
@@ -49,6 +50,7 @@ class How:
     settings: Train
     store: Store
     pretrained: Sequence[np.ndarray] = ()
+    class_names: Sequence[str] = ()
 
 
 def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) -> State:
@@ -217,7 +219,7 @@ def prepared(
     if stage.layer_decay < 1:
         slow_down(made, network, stage.layer_decay, below_head)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
-    compile_for(network, made, training_loss(settings, counts))
+    compile_for(network, made, training_loss(settings, counts, how.class_names))
     return network, inputs, held_out
 
 
