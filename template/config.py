@@ -227,6 +227,10 @@ class Train:
     logit_adjustment: Annotated[float, Field(ge=0, le=5)] = 0.0
     """Adds this times the logarithm of each class's share to the logits in training, so that rare classes must win by
     more: 1 for the least balanced error on a long tail, 0 for off. Choose train.monitor=macro_f1 with it."""
+    sampling: Literal["all", "balanced"] = "all"
+    """Which training pictures make an epoch: each once, or as many of every class, in an epoch as long as before. Then
+    those of common classes take turns, and those of rare ones come several times, varied anew each time. In place of
+    class_weights; choose train.monitor=macro_f1 with it too."""
     label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
     surer of pictures it knows by heart; validation is not smoothed."""
@@ -267,10 +271,12 @@ class Train:
 
     @model_validator(mode="after")
     def _imbalance_is_mended_once(self):
-        if self.class_weights != "none" and self.logit_adjustment:
+        off = {"class_weights": "none", "logit_adjustment": 0, "sampling": "all"}
+        given = {name: getattr(self, name) for name, nothing in off.items() if getattr(self, name) != nothing}
+        if len(given) > 1:
             raise ValueError(
-                "class_weights and logit_adjustment both make up for classes of different size, together too much; "
-                f"received {self.class_weights} and {self.logit_adjustment}. Choose one"
+                f"{' and '.join(given)} each make up for classes of different size, together too much; "
+                f"received {' and '.join(map(str, given.values()))}. Choose one"
             )
         return self
 
@@ -313,6 +319,11 @@ class Config:
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
         if self.backbone.weights == "none" and any(stage.l2_sp for stage in self.stages):
             raise ValueError("stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none")
+        if self.train.sampling == "balanced" and any(stage.refresh for stage in self.stages):
+            raise ValueError(
+                "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its pictures "
+                "at a pace of its own. Leave refresh out, and take more stages.N.views"
+            )
         return self
 
 

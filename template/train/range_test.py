@@ -56,7 +56,8 @@ def sweep(
         slow_down(made, trial, stage.layer_decay, depths)
     trial.compile(made, network.loss)
     epochs = range(math.ceil(count / steps(inputs, settings.batch_size)))
-    batches = shuffled_batches(inputs, network.output_shape[-1], settings.batch_size, settings.seed, epochs)
+    order = {"batch_size": settings.batch_size, "seed": settings.seed, "sampling": settings.sampling}
+    batches = shuffled_batches(inputs, network.output_shape[-1], epochs=epochs, **order)
     losses: list[float] = []
     for pictures, labels in batches.take(count):
         loss = trial.train_on_batch(pictures, labels, return_dict=True)["loss"]

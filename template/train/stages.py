@@ -174,7 +174,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
 
 def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
     def names(epoch: int, batch: int) -> list[str]:
-        rows = shuffled_rows(len(inputs), settings.batch_size, settings.seed, epoch)[batch]
+        order = shuffled_rows(inputs.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
+        _, rows = order[batch]
         return [inputs.names[row] for row in rows] if len(inputs.names) else []
 
     return Guard(model, names)
@@ -276,8 +277,9 @@ def _run_epochs(
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
+    classes, how = network.output_shape[-1], (mixing, settings.sampling)
     network.fit(
-        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixing),
+        shuffled_batches(train, classes, settings.batch_size, settings.seed, epochs, *how),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),
