@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from . import recipe, runs
-from .config import Config
+from .config import Config, Stage
 from .data.examples import PARTS
 from .data.images import load_image
 from .data.pipeline import evenly, plain_source, spread, training_source
@@ -20,6 +20,7 @@ from .model.build import attach, boundary, freeze
 from .train import baselines, checks, forecast
 from .train.begin import begin, probe_features, probes, selected, settled
 from .train.features import Store
+from .train.stages import mixing_of
 
 MOST = 500
 """Pictures of each part that the probe and the small network look at; more would take longer and say the same."""
@@ -82,7 +83,11 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     def below(model):
         return boundary(model, config.backbone, config.head, first or 1)
 
-    entering, entered = checks.entering(augmented, names, config.train.batch_size, config.train.seed)
+    stage = config.stages[0] if config.stages else Stage(unfreeze=1)
+    mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
+    entering, entered = checks.entering(
+        augmented, names, config.train.batch_size, config.train.seed, mixing, config.train.sampling
+    )
     loose, model = fresh(dropout=0.0, noise=0.0, l1=0.0, l2=0.0, max_norm=0.0), fresh()
     at_init = checks.loss_at_init(loose, train)
     by_heart, learned = checks.learned_by_heart(loose, below(loose), train, names)

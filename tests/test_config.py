@@ -149,9 +149,16 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for thawed blocks"),
         (
             "train={class_weights='balanced', logit_adjustment=1}",
-            "train: class_weights and logit_adjustment both make up for classes of different size, together too much; "
+            "train: class_weights and logit_adjustment each make up for classes of different size, together too much; "
             "received balanced and 1.0. Choose one",
         ),
+        (
+            "train={sampling='balanced', class_weights={daisy=2}}",
+            "train: class_weights and sampling each make up for classes of different size, together too much; "
+            "received {'daisy': 2.0} and balanced. Choose one",
+        ),
+        ("train={sampling='balanced', logit_adjustment=0.5}", "train: logit_adjustment and sampling each make up"),
+        ("train.sampling=even", "train.sampling: expected all | balanced. Received: 'even'"),
         ("backbone.name=tiny", "backbone `tiny` has no ImageNet weights; set backbone.weights=none"),
         ("data.test_fraction=0.8", "val_fraction + test_fraction must be below 1"),
         ("stages.0.unfreeze=-1", "stages.0: unfreeze must be 0 or more blocks, a block's name or 'all'; received -1"),
@@ -167,6 +174,11 @@ def test_holding_on_to_weights_that_are_random_is_refused():
     said = refusal(["backbone.weights=none", "stages.1.l2_sp=0.1"])
     assert said == "stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none"
     assert load(None, ["stages=[{unfreeze=1, l2_sp=0.1}]"]).stages[0].l2_sp == 0.1
+
+
+def test_views_cannot_be_refreshed_where_classes_have_no_epochs_in_common():
+    said = refusal(["train.sampling=balanced", "stages.1.refresh=2"])
+    assert said.startswith("stages.N.refresh counts epochs, and with train.sampling=balanced each class")
 
 
 def test_all_wrong_settings_are_listed_at_once():

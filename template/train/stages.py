@@ -121,7 +121,7 @@ def _fit_stage(
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
             after.insert(-1, Gradients(some, blocks, state.stage + 1, folder))
         try:
-            mixing = _mixing(network, settings, state.start, stage)
+            mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
             _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
@@ -164,7 +164,7 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             if epochs:
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
                 guard = _guard(model, inputs, how.settings)
-                mixing = _mixing(network, how.settings, done["start"], stage)
+                mixing = mixing_of(how.settings, stage, done["start"], maps=len(network.input_shape) == 4)
                 _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=[guard, checkpoint])
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
@@ -255,12 +255,17 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
         variable.assign(value)
 
 
-def _mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
-    """What the settings ask for in a stage that began at this epoch, and the network's input allows.
+def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixing:
+    """What the settings ask for in a stage that begins at this epoch, and its input allows.
 
     The last quarter of the epochs (at least one) sees pictures as they are, as validation does.
+
+    Args:
+        settings: alphas of mixup and cutmix.
+        stage: its epochs.
+        start: number of its first epoch.
+        maps: whether what trains takes pictures or maps, which have an area to cut, and not pooled features.
     """
-    maps = len(network.input_shape) == 4
     if settings.cutmix and not maps:
         instead = "mixup only" if settings.mixup else "nothing is mixed in this stage"
         print(f"  train.cutmix: {instead}; pooled features have no area to cut")
