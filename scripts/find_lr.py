@@ -17,19 +17,12 @@ import numpy as np
 from template import config as configuration
 from template import runs
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-
 
 def main() -> None:
     """Read the settings as train.py does, sweep, draw and say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="recipe; by default configs/folder.toml")
     parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="picture to write (default: find_lr.png)")
-    known, rest = parser.parse_known_args()
-    try:
-        config = configuration.load(known.config or CONFIGS / "folder.toml", list(configuration.pair_up(rest)))
-    except configuration.ConfigError as error:
-        parser.exit(2, f"{error}\n")
+    config, known = configuration.parse(parser)
     runs.import_tensorflow()
     from template import recipe
     from template.evaluate import plots
@@ -50,10 +43,7 @@ def main() -> None:
 def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray, np.ndarray]:
     """First stage of a recipe, and what `sweep` says of it."""
     from template import recipe
-    from template.data.decode import decode
-    from template.data.examples import load_examples
     from template.data.pipeline import plain_source, training_source
-    from template.data.split import split
     from template.model.backbones import build_backbone
     from template.model.build import depths, freeze
     from template.train.begin import begin, settled
@@ -63,20 +53,18 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
 
     config = settled(config)
     recipe.prepare(config.train)
-    examples, pixels = decode(load_examples(config.data.path), config.data)
-    fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    examples = split(examples, **fractions, seed=config.data.split_seed)
+    examples, see = recipe.pictures(config)
     rows = np.flatnonzero(examples.parts == "train")
     config = recipe.suggested(config, len(rows))
     if not config.stages:
         raise configuration.ConfigError("This recipe has no stage to find a rate for; add --stages.0.unfreeze=1.")
     cache, limit = Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30
     store = Store(cache, limit, config.train.batch_size, runs.Clock())
-    train = training_source(pixels, rows, examples.labels, config.augment, config.train.seed)
+    train = training_source(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     base = build_backbone(config.backbone, config.data.image_size)
-    model = begin(base, config, [plain_source(pixels, rows, examples.labels)], store)
+    model = begin(base, config, [plain_source(see(config.data), rows, examples.labels)], store)
     start = [variable.numpy() for variable in model.variables]
-    how = How(config.backbone, config.head, config.stages, config.train, store, start)
+    how = How(config.backbone, config.head, config.stages, config.train, store, start, examples.class_names)
     stage = config.stages[0]
     freeze(model, config.backbone, stage.unfreeze)
     network, inputs, _ = prepared(model, stage, [train], None, how)

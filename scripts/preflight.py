@@ -14,19 +14,12 @@ from pathlib import Path
 from template import config as configuration
 from template import runs
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-
 
 def main() -> None:
     """Read the settings as train.py does, and check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="recipe; by default configs/folder.toml")
     parser.add_argument("--out", type=Path, default=Path("preflight"), help="folder to write to (default: preflight)")
-    known, rest = parser.parse_known_args()
-    try:
-        config = configuration.load(known.config or CONFIGS / "folder.toml", list(configuration.pair_up(rest)))
-    except configuration.ConfigError as error:
-        parser.exit(2, f"{error}\n")
+    config, known = configuration.parse(parser)
     runs.import_tensorflow()
     from template import recipe
     from template.preflight import preflight

@@ -5,6 +5,7 @@
 Add a setting by adding a field; the command line, `--help`, validation and the saved recipe follow from it.
 """
 
+import argparse
 import dataclasses
 import difflib
 import fnmatch
@@ -25,6 +26,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attri
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Penalty = Annotated[float, Field(ge=0, le=10)]
 Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 
 BackboneName = Literal[
     "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0",
@@ -259,13 +261,19 @@ class Train:
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """What training minimises. `focal` passes over what is known already, (1 - p)^2 times the cross-entropy: where easy
     pictures are many and hard ones few. Its probabilities are less sure than they could be."""
-    class_weights: Literal["none", "balanced", "effective"] = "none"
+    class_weights: Literal["none", "balanced", "effective"] | dict[str, Weight] = "none"
     """What a training picture counts: all the same, as much as makes all classes count the same, or less for rare
     classes than that, by effective number. For classes of very different size whose errors matter the same;
-    validation is not weighted, so choose train.monitor=macro_f1 with it. See train/losses.py."""
+    validation is not weighted, so choose train.monitor=macro_f1 with it. Or a table of your own, in which classes that
+    are not named count 1: `[train.class_weights]` with `daisy = 2.0`, on the command line --train.class_weights.daisy=2
+    (a name with a dot or a quote only as --train.class_weights='{"St. Bernard" = 2}'). See train/losses.py."""
     logit_adjustment: Annotated[float, Field(ge=0, le=5)] = 0.0
     """Adds this times the logarithm of each class's share to the logits in training, so that rare classes must win by
     more: 1 for the least balanced error on a long tail, 0 for off. Choose train.monitor=macro_f1 with it."""
+    sampling: Literal["all", "balanced"] = "all"
+    """Which training pictures make an epoch: each once, or as many of every class, in an epoch as long as before. Then
+    those of common classes take turns, and those of rare ones come several times, varied anew each time. In place of
+    class_weights; choose train.monitor=macro_f1 with it too."""
     label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
     surer of pictures it knows by heart; validation is not smoothed."""
@@ -306,10 +314,12 @@ class Train:
 
     @model_validator(mode="after")
     def _imbalance_is_mended_once(self):
-        if self.class_weights != "none" and self.logit_adjustment:
+        off = {"class_weights": "none", "logit_adjustment": 0, "sampling": "all"}
+        given = {name: getattr(self, name) for name, nothing in off.items() if getattr(self, name) != nothing}
+        if len(given) > 1:
             raise ValueError(
-                "class_weights and logit_adjustment both make up for classes of different size, together too much; "
-                f"received {self.class_weights} and {self.logit_adjustment}. Choose one"
+                f"{' and '.join(given)} each make up for classes of different size, together too much; "
+                f"received {' and '.join(map(str, given.values()))}. Choose one"
             )
         return self
 
@@ -357,6 +367,11 @@ class Config:
                 "stages.N.schedule=plateau waits a third of train.patience before the step size falls, and needs 3 or "
                 f"more; received train.patience={self.train.patience}"
             )
+        if self.train.sampling == "balanced" and any(stage.refresh for stage in self.stages):
+            raise ValueError(
+                "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its pictures "
+                "at a pace of its own. Leave refresh out, and take more stages.N.views"
+            )
         return self
 
 
@@ -395,9 +410,10 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        # Where the only stage is wrong, pydantic adds that there is none.
-        wrong = [e for e in error.errors() if not (e["type"] == "too_short" and e["input"])]
-        raise ConfigError("\n".join(dict.fromkeys(map(_explain, wrong)))) from None
+        said = dict(map(_explain, error.errors()))
+        # Where a part of a value is wrong, pydantic adds that the whole is.
+        lines = [line for key, line in said.items() if not any(other.startswith(f"{key}.") for other in said)]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def pair_up(arguments: Sequence[str]) -> Iterator[str]:
@@ -416,6 +432,24 @@ def pair_up(arguments: Sequence[str]) -> Iterator[str]:
             if value is None or value.startswith("--"):
                 raise ConfigError(f"{argument} needs a value. {'' if _type_of(key) else _nearest(key)}")
         yield f"{key}={value}"
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[Config, argparse.Namespace]:
+    """Command line of a script that takes the settings of train.py: `--config RECIPE` and `--section.field=value`.
+
+    Args:
+        parser: with the script's own arguments.
+
+    Returns:
+        The configuration, and the script's own arguments. Leaves with a message and exit code 2 if a setting is wrong.
+    """
+    recipe = Path(__file__).parents[1] / "configs" / "folder.toml"
+    parser.add_argument("--config", type=Path, default=recipe, help="recipe; by default configs/folder.toml")
+    known, settings = parser.parse_known_args()
+    try:
+        return load(known.config, list(pair_up(settings))), known
+    except ConfigError as error:
+        parser.exit(2, f"{error}\n")
 
 
 def to_toml(config: Config) -> str:
@@ -515,18 +549,19 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _explain(error: dict) -> str:
-    """One pydantic error as: key, what was expected, what was received, nearest real key."""
+def _explain(error: dict) -> tuple[str, str]:
+    """One pydantic error as its key, and a line: key, what was expected, what was received, nearest real key."""
     where = [str(part) for part in error["loc"]]
-    if _type_of(".".join(where[:-1])):  # pydantic names each member of `int | str` that it tried
-        where.pop()
+    setting = next((n for n in range(len(where)) if _type_of(".".join(where[:n]))), None)
+    if setting:  # pydantic names each member of `int | str` that it tried
+        del where[setting]
     key = ".".join(where)
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}: no such setting. {_nearest(key)}"
+        return key, f"{key}: no such setting. {_nearest(key)}"
     if error["type"] == "value_error":
-        return ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
+        return key, ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
     expected = _type_name(_type_of(key)) if _type_of(key) else error["msg"].removeprefix("Input should be ")
-    return f"{key}: expected {expected}. Received: {error['input']!r}"
+    return key, f"{key}: expected {expected}. Received: {error['input']!r}"
 
 
 def _nearest(key: str) -> str:
@@ -542,9 +577,15 @@ def _nearest(key: str) -> str:
 
 
 def _type_of(key: str) -> Any:
-    """Annotated type of a dotted key, or None if there is no such setting."""
+    """Annotated type of a dotted key, or of the values of the table that it is in; None if there is no such setting."""
     wanted = re.sub(r"\.\d+", ".0", key)
-    return next((hint for name, _, hint in _settings(Config) if name == wanted), None)
+    for name, _, hint in _settings(Config):
+        if name == wanted:
+            return hint
+        if wanted.startswith(f"{name}."):
+            tables = (member for member in typing.get_args(hint) if typing.get_origin(member) is dict)
+            return next((typing.get_args(table)[1] for table in tables), None)
+    return None
 
 
 def _type_name(hint: Any) -> str:
@@ -559,4 +600,6 @@ def _type_name(hint: Any) -> str:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in {types.UnionType, typing.Union}:
         return " | ".join(map(_type_name, typing.get_args(hint)))
+    if typing.get_origin(hint) is dict:
+        return f"table of {_type_name(typing.get_args(hint)[1])}"
     return {str: "text", bool: "true | false", int: "whole number", float: "number"}.get(hint, str(hint))

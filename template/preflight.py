@@ -5,23 +5,24 @@ it computes, a run finds.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 from PIL import Image
 
 from . import recipe, runs
-from .config import Config
-from .data.decode import decode
-from .data.examples import PARTS, load_examples
+from .config import Config, Stage
+from .data.examples import PARTS
 from .data.images import load_image
-from .data.pipeline import evenly, plain_source, spread, training_source
-from .data.split import split
+from .data.pipeline import Source, evenly, plain_source, spread, training_source
 from .model.backbones import build_backbone
 from .model.build import attach, boundary, freeze
 from .train import baselines, checks, forecast
 from .train.begin import begin, probe_features, probes, selected, settled, standardise_input
 from .train.features import Store
+from .train.stages import mixing_of
 
 MOST = 500
 """Pictures of each part that the probe and the small network look at; more would take longer and say the same."""
@@ -62,9 +63,8 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     """All checks; what a run has to beat, and how long it will take; pictures by file name."""
     open_config, config, clock = config, settled(config), runs.Clock()
     recipe.prepare(config.train)
-    examples, pixels = decode(load_examples(config.data.path), config.data)
-    fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    examples = split(examples, **fractions, seed=config.data.split_seed)
+    examples, see = recipe.pictures(config)
+    pixels = see(config.data)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
     train, val = (plain_source(pixels, part[name], examples.labels) for name in ("train", "val"))
     augmented = training_source(pixels, part["train"], examples.labels, config.augment, config.train.seed)
@@ -75,21 +75,22 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     )
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
-    first = config.stages[0].unfreeze if config.stages else 1
+    stage = config.stages[0] if config.stages else Stage(unfreeze=1)
+    thawed = stage.unfreeze or 1  # the head alone, which the probe fits, would say little
 
     def fresh(**head: float):
         settings = dataclasses.replace(config.head, **head)
         model = attach(base, config.backbone, settings, np.bincount(train.labels, minlength=len(names)))
-        freeze(model, config.backbone, first or 1)  # the head alone, which the probe fits, would say little
+        freeze(model, config.backbone, thawed)
         return model
 
-    def below(model):
-        return boundary(model, config.backbone, config.head, first or 1)
-
-    entering, entered = checks.entering(augmented, names, config.train.batch_size, config.train.seed)
-    loose, model = fresh(dropout=0.0, noise=0.0, l1=0.0, l2=0.0, max_norm=0.0), fresh()
+    mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
+    entering, entered = checks.entering(augmented, names, config.train, mixing)
+    off = ("dropout", "noise", "drop_block", "drop_connect", "l1", "l2", "max_norm")
+    loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
     at_init = checks.loss_at_init(loose, train)
-    by_heart, learned = checks.learned_by_heart(loose, below(loose), train, names)
+    bottom = boundary(loose, config.backbone, config.head, thawed)
+    by_heart, learned = checks.learned_by_heart(loose, bottom, train, names)
     served = [load_image(examples.images[row], config.data.image_size, config.data.resize) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
@@ -122,14 +123,29 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         kernel, bias = probed.get_layer("logits").get_weights()
         right = ((looks[1][0] @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
         numbers["validation accuracy, logistic regression on frozen features"] = right
-    a_look = forecast.look(model, train, config.train.batch_size)
-    paces = [(stage, forecast.pace(fresh(), config, stage, train)) for stage in config.stages]
     counts = {name: len(rows) for name, rows in part.items()}
+    numbers |= _seconds(dataclasses.replace(open_config, stages=config.stages), config, fresh, train, counts)
+    pictures = {"preflight.png": entered, "learned_by_heart.png": learned}
+    return found, {name: float(value) for name, value in numbers.items()}, pictures
+
+
+def _seconds(
+    open_config: Config, config: Config, fresh: Callable[[], keras.Model], train: Source, counts: dict[str, int]
+) -> dict[str, float]:
+    """How long an epoch, each phase and the whole run will take.
+
+    Args:
+        open_config: with its `auto`, and its stages.
+        config: without.
+        fresh: makes a model as training begins with it.
+        train: training pictures as they are.
+        counts: pictures of each part.
+    """
+    a_look = forecast.look(fresh(), train, config.train.batch_size)
+    paces = [(stage, forecast.pace(fresh(), config, stage, train)) for stage in config.stages]
+    seconds = forecast.forecast(open_config, counts, a_look, paces)
+    numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
     if paces:
         _, pace = paces[0]
         numbers["seconds of an epoch of stage 1"] = pace.training * counts["train"] + pace.validation * counts["val"]
-    seconds = forecast.forecast(dataclasses.replace(open_config, stages=config.stages), counts, a_look, paces)
-    numbers |= {f"seconds of the {name}, about": value for name, value in seconds.items()}
-    numbers["seconds of the whole run, about"] = sum(seconds.values())
-    pictures = {"preflight.png": entered, "learned_by_heart.png": learned}
-    return found, {name: float(value) for name, value in numbers.items()}, pictures
+    return {**numbers, "seconds of the whole run, about": sum(seconds.values())}

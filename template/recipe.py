@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -27,7 +28,7 @@ from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
 from .train.callbacks import NonFiniteError
 from .train.features import Store
-from .train.losses import weight_table
+from .train.losses import refuse_unknown, weight_table
 from .train.stages import How, assign, fit, repeat
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
@@ -74,25 +75,21 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     )
 
     with clock("decode"):
-        loaded = load_examples(config.data.path)
-        see = functools.lru_cache(maxsize=1)(lambda data: decode(loaded, data))
-        examples, _ = see(settled(config).data)
-        fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-        examples = split(examples, **fractions, seed=config.data.split_seed)
+        examples, see = pictures(config)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
 
     def plain(name: str, data: Data) -> Source:
-        return plain_source(see(data)[1], part[name], examples.labels)
+        return plain_source(see(data), part[name], examples.labels)
 
     def augmented(name: str) -> Source:
         rows, how = part[name], (config.augment, config.train.seed)
         return dataclasses.replace(
-            training_source(see(config.data)[1], rows, examples.labels, *how), names=examples.ids[rows]
+            training_source(see(config.data), rows, examples.labels, *how), names=examples.ids[rows]
         )
 
     def said(name: str) -> Predictions:
         with clock("evaluation"):
-            return say(model, examples, see(config.data)[1], part[name], config)
+            return say(model, examples, see(config.data), part[name], config)
 
     with clock("probe"):
         prepare(config.train)
@@ -103,12 +100,12 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         model = begin(base, config, [plain("train", config.data)], store)
         untouched = [variable.numpy() for variable in model.variables]
     with clock("audit"):
-        _audit(examples, see(config.data)[1], config.data.path, folder)
+        _audit(examples, see(config.data), config.data.path, folder)
     with clock("diagnosis"):
         train, val = plain("train", config.data), plain("val", config.data)
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
-    how = How(config.backbone, config.head, config.stages, config.train, store, untouched)
+    how = How(config.backbone, config.head, config.stages, config.train, store, untouched, examples.class_names)
     if config.train.class_weights != "none":
         counts = np.bincount(train.labels, minlength=len(examples.class_names))
         print(weight_table(examples.class_names, counts, config.train.class_weights))
@@ -126,8 +123,31 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     with clock("diagnosis"):
         learned = known(model, train, config.train.batch_size)
         coloured = by_colours(train, plain("test", config.data) if len(part["test"]) else val)
-    trained = Trained(config, examples, see(config.data)[1], model, state, curve, learned, coloured)
+    trained = Trained(config, examples, see(config.data), model, state, curve, learned, coloured)
     return publish(trained, all_said, clock, folder)
+
+
+def pictures(config: Config) -> tuple[Examples, Callable[[Data], Rows]]:
+    """The pictures of a recipe, decoded and divided into parts.
+
+    Args:
+        config: with or without `auto`.
+
+    Returns:
+        Examples, of those that can be read; and a function that gives their pixels for settings of size and squaring.
+        It keeps the last.
+
+    Raises:
+        DataError: if they cannot be trained on.
+        ConfigError: if there are weights for a class that there is not.
+        DiskError: if there is no room for their pixels.
+    """
+    found = load_examples(config.data.path)
+    refuse_unknown(config.train.class_weights, found.class_names)
+    see = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
+    examples, _ = see(settled(config).data)
+    fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    return split(examples, **fractions, seed=config.data.split_seed), lambda data: see(data)[1]
 
 
 def suggested(config: Config, images: int) -> Config:

@@ -108,7 +108,16 @@ def refusal(overrides=(), recipe=None) -> str:
         ("train.accumulate=0", "train.accumulate: expected whole number >= 1 <= 256. Received: 0"),
         ("train.accumulate=1.5", "train.accumulate: expected whole number >= 1 <= 256. Received: 1.5"),
         ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
-        ("train.class_weights=auto", "train.class_weights: expected none | balanced | effective. Received: 'auto'"),
+        (
+            "train.class_weights=auto",
+            "train.class_weights: expected none | balanced | effective | table of number > 0 <= 1000. Received: 'auto'",
+        ),
+        ("train.class_weights=2", "train.class_weights: expected none | balanced | effective | table of number"),
+        ("train.class_weights.daisy=0", "train.class_weights.daisy: expected number > 0 <= 1000. Received: 0"),
+        ("train.class_weights.3=1001", "train.class_weights.3: expected number > 0 <= 1000. Received: 1001"),
+        ("train.class_weights.daisy=inf", "train.class_weights.daisy: expected number > 0 <= 1000. Received: inf"),
+        ("train.class_weights.daisy=big", "train.class_weights.daisy: expected number > 0 <= 1000. Received: 'big'"),
+        ("train.class_weights.St. Bernard=2", "train.class_weights.St: expected number > 0 <= 1000. Received: {"),
         ("train.logit_adjustment=-1", "train.logit_adjustment: expected number >= 0 <= 5. Received: -1"),
         ("head.max_norm=-1", "head.max_norm: expected number >= 0 <= 100. Received: -1"),
         (
@@ -154,9 +163,16 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.0.clip_by=norm", "stages.0: clip_by says what is shortened to clip, and clip=0 shortens nothing;"),
         (
             "train={class_weights='balanced', logit_adjustment=1}",
-            "train: class_weights and logit_adjustment both make up for classes of different size, together too much; "
+            "train: class_weights and logit_adjustment each make up for classes of different size, together too much; "
             "received balanced and 1.0. Choose one",
         ),
+        (
+            "train={sampling='balanced', class_weights={daisy=2}}",
+            "train: class_weights and sampling each make up for classes of different size, together too much; "
+            "received {'daisy': 2.0} and balanced. Choose one",
+        ),
+        ("train={sampling='balanced', logit_adjustment=0.5}", "train: logit_adjustment and sampling each make up"),
+        ("train.sampling=even", "train.sampling: expected all | balanced. Received: 'even'"),
         ("backbone.name=tiny", "backbone `tiny` has no ImageNet weights; set backbone.weights=none"),
         ("data.test_fraction=0.8", "val_fraction + test_fraction must be below 1"),
         ("stages.0.unfreeze=-1", "stages.0: unfreeze must be 0 or more blocks, a block's name or 'all'; received -1"),
@@ -185,6 +201,11 @@ def test_patience_stays_where_it_decides_when_the_step_size_falls():
     with pytest.raises(ConfigError, match=r"^train.patience: 12 -> 6\n") as error:
         changed(load(None, before), load(None, [*before, "train.patience=6"]))
     assert str(error.value).count("train.patience") == 1, "nor is it named among those that may change"
+
+
+def test_views_cannot_be_refreshed_where_classes_have_no_epochs_in_common():
+    said = refusal(["train.sampling=balanced", "stages.1.refresh=2"])
+    assert said.startswith("stages.N.refresh counts epochs, and with train.sampling=balanced each class")
 
 
 def test_all_wrong_settings_are_listed_at_once():
@@ -246,6 +267,15 @@ def test_a_recipe_beats_the_defaults_and_an_override_beats_the_recipe_and_the_la
     assert config.head == Config().head
 
 
+def test_one_weight_of_a_table_is_overridden_and_a_word_takes_the_place_of_them_all(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[train.class_weights]\ndaisy = 2.0\n'St. Bernard' = 3")
+    assert load(recipe, ["train.class_weights.daisy=5"]).train.class_weights == {"daisy": 5.0, "St. Bernard": 3.0}
+    assert load(recipe, ["train.class_weights=none"]).train.class_weights == "none"
+    said = refusal(["train.class_weights=none", "train.class_weights.daisy=5"])
+    assert said == "train.class_weights.daisy: train.class_weights is a single value, not a section."
+
+
 def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
     assert load(None, [THREE_STAGES, "stages.1.epochs=2", "stages.3.epochs=5"]).stages == (
         Stage(unfreeze=0),
@@ -283,6 +313,13 @@ def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
         ("data.memory_gb=4", lambda c: c.data.memory_gb == 4.0),
         ("augment.policy=none", lambda c: c.augment.policy == "none"),
         ("augment.flip=false", lambda c: c.augment.flip is False),
+        ("train.class_weights=balanced", lambda c: c.train.class_weights == "balanced"),
+        ("train.class_weights.red rose=2", lambda c: c.train.class_weights == {"red rose": 2.0}),
+        ("train.class_weights.7=0.5", lambda c: c.train.class_weights == {"7": 0.5}),
+        (
+            'train.class_weights={"St. Bernard" = 2, \'a "b" = c\' = 3}',
+            lambda c: c.train.class_weights == {"St. Bernard": 2, 'a "b" = c': 3},
+        ),
     ],
 )
 def test_values_of_the_command_line_get_the_type_of_the_setting(override, read):
@@ -327,7 +364,7 @@ def some_config(rng: np.random.Generator) -> Config:
         train=Train(
             seed=int(rng.integers(0, 2**31)),
             deterministic=bool(rng.integers(2)),
-            class_weights=str(rng.choice(["none", "balanced", "effective"])),
+            class_weights=["none", "effective", {name: float(rng.uniform(0.1, 9)) for name in WORDS}][rng.integers(3)],
         ),
         evaluate=Evaluate(mirror=bool(rng.integers(2)), magnify=bool(rng.integers(2))),
         stages=tuple(stages),
@@ -463,6 +500,7 @@ def test_what_may_change_is_listed(override, line):
         ("backbone.name=vgg16", 'backbone.name: "efficientnetb0" -> "vgg16"'),
         ("head.dropout=0.1", "head.dropout: 0.3 -> 0.1"),
         ("train.batch_size=8", "train.batch_size: 32 -> 8"),
+        ("train.class_weights.daisy=2", "train.class_weights.daisy: null -> 2.0"),
         ("train.precision=mixed_bfloat16", 'train.precision: "float32" -> "mixed_bfloat16"'),
         ("evaluate.magnify=true", "evaluate.magnify: false -> true"),  # the probe learns from it
         ("stages.0.epochs=7", "stages.0.epochs: 5 -> 7"),  # the schedule of the learning rate would jump

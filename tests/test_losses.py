@@ -1,5 +1,7 @@
 """The training loss is the formula it claims to be, and validation never sees its weights."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,12 +9,12 @@ import tensorflow as tf
 from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
-from template.config import Backbone, Head, Stage, Train
+from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import Source, ordered_batches
 from template.model.build import build
 from template.runs import Clock
 from template.train.features import Store
-from template.train.losses import OVERLAP, WeightedLoss, class_weights, training_loss, weight_table
+from template.train.losses import OVERLAP, WeightedLoss, class_weights, refuse_unknown, training_loss, weight_table
 from template.train.stages import How, prepared
 
 COUNTS = np.array([100, 20, 5])
@@ -80,6 +82,31 @@ def test_balanced_weights_are_those_of_scikit_learn_and_effective_ones_lie_betwe
 def test_the_table_says_what_every_class_counts():
     lines = weight_table(["ant", "bee", "cat"], COUNTS, "balanced").splitlines()
     assert lines[1:] == ["  ant: 100 pictures x 0.417", "  bee: 20 pictures x 2.08", "  cat: 5 pictures x 8.33"]
+
+
+def test_weights_by_name_find_their_class_count_beside_a_1_and_have_a_mean_of_1(some):
+    logits, labels = some
+    names, table = ["ant", "bee", "St. Bernard"], {"St. Bernard": 4.0, "ant": 0.5}
+    weights = class_weights(COUNTS, table, names)
+    np.testing.assert_allclose(weights / weights[1], [0.5, 1, 4])
+    assert weights @ COUNTS / COUNTS.sum() == pytest.approx(1)
+    lines = weight_table(names, COUNTS, table).splitlines()
+    assert lines[0].startswith("class weights (by name") and lines[3] == f"  St. Bernard: 5 pictures x {weights[2]:.3g}"
+    expected = -(weights[labels] * log_softmax(logits.astype(float), axis=1)[np.arange(40), labels]).mean()
+    loss = training_loss(Train(class_weights=table), COUNTS, names)
+    assert float(loss(np.eye(3)[labels], logits)) == pytest.approx(expected, rel=1e-5)
+    assert class_weights(COUNTS, {}, names).tolist() == [1, 1, 1]
+
+
+def test_a_weight_for_a_class_that_there_is_not_is_refused_with_those_there_are():
+    for fine in ("balanced", {}, {"daisy": 2.0}):
+        refuse_unknown(fine, ["daisy", "rose"])
+    with pytest.raises(ConfigError) as error:
+        refuse_unknown({"rose": 1.0, "daisies": 2.0}, ["daisy", "rose"])
+    assert str(error.value) == (
+        "train.class_weights: expected names of classes. Received: 'daisies'. Did you mean 'daisy'? "
+        "The classes are ['daisy', 'rose']."
+    )
 
 
 def test_each_picture_counts_as_its_class_does_and_mixed_labels_mix_their_weights(some):
@@ -162,3 +189,7 @@ def test_weights_come_from_the_pictures_that_are_trained_on_and_never_reach_vali
     scores = network.evaluate(ordered_batches(val, 3, 8), verbose=0, return_dict=True)
     assert scores["cross_entropy"] == pytest.approx(-said[np.arange(6), val.labels].mean(), rel=1e-4)
     assert scores["loss"] != pytest.approx(scores["cross_entropy"], rel=0.1)
+    names, table = ("ant", "bee", "cat"), {"bee": 3.0}
+    named = dataclasses.replace(how, settings=Train(class_weights=table), class_names=names)
+    by_name, _, _ = prepared(model, stage, [train, val], None, named)
+    np.testing.assert_allclose(by_name.loss.weights, class_weights([12, 4, 2], table, names), rtol=1e-6)

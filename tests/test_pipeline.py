@@ -23,7 +23,9 @@ from template.data.pipeline import (
     mixed,
     ordered_batches,
     plain_source,
+    shuffled_batch,
     shuffled_batches,
+    shuffled_rows,
     some,
     steps,
     training_source,
@@ -78,18 +80,66 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert sum(first, []) != list(range(50))
 
 
+@pytest.mark.parametrize("sampling", ["all", "balanced"])
 @pytest.mark.parametrize("mixing", [None, Mixing(mixup=0.4, cutmix=1.0, until=3)], ids=["as they are", "mixed"])
 @pytest.mark.parametrize("settings", [PLAIN, Augment(policy="heavy")])
-def test_starting_at_an_epoch_gives_the_batches_of_a_longer_run(settings, mixing):
+def test_starting_at_an_epoch_gives_the_batches_of_a_longer_run(settings, mixing, sampling):
     """What makes an interrupted run go on to the same bits."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
-    data = training_source(pixels, np.arange(20), np.arange(20) % CLASSES, settings, seed=5)
-    whole = list(shuffled_batches(data, CLASSES, 8, 5, range(4), mixing).as_numpy_iterator())
-    rest = list(shuffled_batches(data, CLASSES, 8, 5, range(2, 4), mixing).as_numpy_iterator())
+    data = training_source(pixels, np.arange(20), np.repeat(range(CLASSES), [12, 6, 2]), settings, seed=5)
+    whole = list(shuffled_batches(data, CLASSES, 8, 5, range(4), mixing, sampling).as_numpy_iterator())
+    rest = list(shuffled_batches(data, CLASSES, 8, 5, range(2, 4), mixing, sampling).as_numpy_iterator())
     assert len(whole) == 12 and len(rest) == 6
     for (inputs, labels), (expected_inputs, expected_labels) in zip(rest, whole[6:], strict=True):
         np.testing.assert_array_equal(inputs, expected_inputs)
         np.testing.assert_array_equal(labels, expected_labels)
+
+
+# Sampling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [[80, 57, 41, 29, 4], [3, 200, 1], [7, 7, 7], [5, 0, 9]], ids=str)
+def test_balanced_every_class_comes_as_often_and_its_pictures_in_turn(counts):
+    """Give or take one, in each epoch and over all that came before: no picture waits while another comes twice."""
+    labels = np.random.default_rng(0).permutation(np.repeat(range(len(counts)), counts))
+    n, classes, times = len(labels), np.count_nonzero(counts), np.zeros(len(labels), int)
+    for epoch in range(12):
+        batches = shuffled_rows(labels, 8, 3, epoch, "balanced")
+        assert [len(rows) for _, rows in batches] == [len(b) for b in np.array_split(np.arange(n), -(-n // 8))]
+        passes, rows = (np.concatenate(part) for part in zip(*batches, strict=True))
+        places = np.bincount(labels[rows], minlength=len(counts))
+        assert set(places[np.array(counts) > 0]) <= {n // classes, -(-n // classes)} and places.sum() == n
+        now = np.bincount(rows, minlength=n)
+        for row in range(n):
+            assert sorted(passes[rows == row]) == list(range(times[row], times[row] + now[row])), "each pass once"
+        times += now
+        for label in np.unique(labels):
+            assert np.ptp(now[labels == label]) <= 1 and np.ptp(times[labels == label]) <= 1
+
+
+def test_without_balance_an_epoch_is_the_permutation_that_it_always_was():
+    for epoch in (0, 5):
+        expected = np.array_split(np.random.default_rng([3, epoch]).permutation(33), 5)
+        for (passes, rows), wanted in zip(shuffled_rows(np.zeros(33, int), 8, 3, epoch), expected, strict=True):
+            assert rows.tolist() == wanted.tolist() and set(passes) == {epoch}
+
+
+def test_a_picture_that_comes_again_in_an_epoch_is_varied_as_in_another():
+    """As it would be in the epoch with the number of its pass, so that stored views serve too."""
+    pixels, labels = noise(20), np.repeat(range(CLASSES), [12, 6, 2])
+    data = training_source(pixels, np.arange(20), labels, Augment(policy="medium"), seed=5)
+    policy, again = dataclasses.replace(POLICIES["medium"], flip=True), []
+    tensors = shuffled_batches(data, CLASSES, 8, 5, range(1, 2), sampling="balanced").as_numpy_iterator()
+    for number, (order, found) in enumerate(zip(shuffled_rows(labels, 8, 5, 1, "balanced"), tensors, strict=True)):
+        inputs, said = shuffled_batch(data, CLASSES, 8, 5, 1, number, sampling="balanced")
+        np.testing.assert_array_equal(found[0], inputs)
+        np.testing.assert_array_equal(found[1], said)
+        for pass_, row, image, label in zip(*order, inputs, said, strict=True):
+            expected = augment(pixels[[row]], policy, 5, int(pass_), np.array([row]))[0]
+            np.testing.assert_array_equal(image, expected)
+            assert label.tolist() == np.eye(CLASSES)[labels[row]].tolist()
+            again += [image.tobytes()] if row == 19 else []
+    assert len(again) == len(set(again)) >= 3
 
 
 def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_picture():

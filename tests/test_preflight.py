@@ -14,8 +14,15 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from template.config import Augment, Backbone, Head
-from template.data.pipeline import Source, plain_source, training_source
+from template.config import Augment, Backbone, Head, Train
+from template.data.pipeline import (
+    Mixing,
+    Source,
+    plain_source,
+    shuffled_batches,
+    shuffled_rows,
+    training_source,
+)
 from template.model.backbones import build_backbone
 from template.model.build import boundary, build, freeze
 from template.train import baselines, checks
@@ -58,10 +65,10 @@ def like(source: Source, change: Callable) -> Source:
 def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
     pixels, labels = coloured(60, 0)
     source = training_source(pixels, np.arange(60), labels, Augment(policy="light"), seed=0)
-    check, picture = checks.entering(source, ("red", "green", "blue"), 16, seed=0)
-    assert check.passed and picture.size == (8 * 160, 2 * 178)
-    scaled, _ = checks.entering(like(source, lambda x: (x / 255).astype(np.float32)), ("r", "g", "b"), 16, seed=0)
-    centred, _ = checks.entering(like(source, lambda x: x.astype(np.float32) - 127), ("r", "g", "b"), 16, seed=0)
+    check, picture = checks.entering(source, ("red", "green", "blue"), Train(batch_size=16), Mixing())
+    assert check.passed and picture.size == (8 * 164, 2 * 178)
+    wrong = (lambda x: (x / 255).astype(np.float32)), (lambda x: x.astype(np.float32) - 127)
+    scaled, centred = (checks.entering(like(source, how), ("r", "g", "b"), Train(), Mixing())[0] for how in wrong)
     assert not scaled.passed and not centred.passed
 
 
@@ -70,10 +77,88 @@ def test_the_grid_is_of_the_very_pixels_and_labels(monkeypatch):
     source = training_source(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
     seen = {}
     monkeypatch.setattr(checks, "grid", lambda images, names: seen.update(images=images, names=names))
-    checks.entering(source, ("red", "green", "blue"), 12, seed=0)
+    checks.entering(source, ("red", "green", "blue"), Train(batch_size=12), Mixing())
     for image, name in zip(seen["images"], seen["names"], strict=True):
         (row,) = np.flatnonzero((pixels == image).all(axis=(1, 2, 3)))
         assert name == ("red", "green", "blue")[labels[row]]
+
+
+def tile(picture: Image.Image, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of a tile of a grid of pictures of 32 pixels, and of the words below it."""
+    top, left = row * 178, column * 164
+    cut = np.asarray(picture)[top : top + 178, left : left + 160]
+    return cut[2:160:5, 2::5], cut[160:]
+
+
+@pytest.mark.parametrize("sampling", ["all", "balanced"])
+def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it(monkeypatch, sampling):
+    pixels, labels = coloured(24, 0)
+    labels, names = np.sort(labels), ("red", "green", "blue")
+    plain = plain_source(pixels, np.arange(24), labels)
+    augmented = training_source(pixels, np.arange(24), labels, Augment(policy="medium"), seed=0)
+    mixing, settings = Mixing(mixup=1.0, cutmix=1.0, until=2), Train(batch_size=8, sampling=sampling)
+    said, draw = [], checks.grid
+    monkeypatch.setattr(
+        checks, "grid", lambda images, names, columns: said.extend(names) or draw(images, names, columns)
+    )
+    picture = checks.through_epochs(plain, augmented, names, settings, mixing, 3)
+    assert picture.size == (4 * 164, 12 * 178)
+    rows = [0, 2, 4, 7, 8, 10, 12, 15, 16, 18, 20, 23]
+    batches = list(shuffled_batches(augmented, 3, 8, 0, range(3), mixing, sampling).as_numpy_iterator())
+    order = [batch for epoch in range(3) for batch in shuffled_rows(labels, 8, 0, epoch, sampling)]
+    for line, row in enumerate(rows):
+        np.testing.assert_array_equal(tile(picture, line, 0)[0], pixels[row])
+        assert said[4 * line] == names[labels[row]]
+        times = [
+            (number, images[i], given[i])
+            for number, ((_, members), (images, given)) in enumerate(zip(order, batches, strict=True))
+            for i in np.flatnonzero(members == row)
+        ]
+        assert len(times) == 3, "classes of equal size: once an epoch, balanced or not"
+        for column, (number, image, label) in enumerate(times, start=1):
+            np.testing.assert_array_equal(tile(picture, line, column)[0], image)
+            words = said[4 * line + column].split()
+            assert words[:2] == ["epoch", f"{number // 3 + 1}:"]
+            if len(words) > 3:
+                shares = dict(zip(words[2::2], map(float, words[3::2]), strict=True))
+                assert shares == {names[i]: round(float(label[i]), 2) for i in np.flatnonzero(label >= 0.005)}
+                assert list(shares.values()) == sorted(shares.values(), reverse=True) and number < 6, "then not mixed"
+            else:
+                assert label[names.index(words[2])] > 0.99
+    assert sum(len(words.split()) > 3 for words in said) > 8
+
+
+def test_a_picture_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does_not_is_left_white():
+    pixels, labels = coloured(24, 0)[0], np.repeat(range(3), [20, 3, 1])
+    data = plain_source(pixels, np.arange(24), labels)
+    picture = checks.through_epochs(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
+    lines = {row: line for line, row in enumerate([0, 6, 12, 19, 20, 21, 22, 23])}
+    for row, line in lines.items():
+        for column in (1, 2):
+            (shown, words), times = tile(picture, line, column), 0
+            for epoch in (0, 1):
+                order = shuffled_rows(labels, 8, 0, epoch, "balanced")
+                times += sum(int((members == row).sum()) for _, members in order)
+            if column <= times:
+                np.testing.assert_array_equal(shown, pixels[row])
+            assert (shown == 255).all() == (column > times) == (words == 255).all()
+
+
+def test_a_label_says_its_shares():
+    names = ("red", "green", "blue")
+    assert checks.shares(np.array([0, 1, 0]), names) == "green"
+    assert checks.shares(np.array([0.3, 0, 0.7]), names) == "blue 0.70 red 0.30"
+    assert checks.shares(np.array([0.999, 0.001, 0]), names) == "red"
+
+
+def test_preflight_shows_mixed_pictures_as_they_are_trained_on():
+    pixels, labels = coloured(12, 0)
+    source = training_source(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
+    mixing = Mixing(mixup=1.0, until=1)
+    _, picture = checks.entering(source, ("red", "green", "blue"), Train(batch_size=12), mixing)
+    images, _ = next(shuffled_batches(source, 3, 12, 0, range(1), mixing).as_numpy_iterator())
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(tile(picture, number // 8, number % 8)[0], image)
 
 
 def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, train):
@@ -104,7 +189,7 @@ def test_a_network_that_does_not_look_is_found(train, val):
 def test_a_few_pictures_are_learned_by_heart_unless_they_are_all_the_same(train):
     names, loose = ("red", "green", "blue"), Head(dropout=0, l2=0)
     check, picture = checks.learned_by_heart(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
-    assert check.passed and "9 of 9 right" in check.found and picture.size == (8 * 160, 2 * 178)
+    assert check.passed and "9 of 9 right" in check.found and picture.size == (8 * 164, 2 * 178)
     grey = like(train, lambda x: np.full_like(x, 127))
     check, _ = checks.learned_by_heart(build(TINY, loose, SIZE, [1] * CLASSES), None, grey, names, steps=30)
     assert not check.passed and "3 of 9 right" in check.found
@@ -228,7 +313,7 @@ def test_the_script_passes_what_is_in_order(make_folder, tmp_path, monkeypatch, 
         saved["numbers"]
     )
     with Image.open(tmp_path / "out/preflight.png") as image:
-        assert image.width == 8 * 160 and np.asarray(image).std() > 20
+        assert image.width == 8 * 164 and np.asarray(image).std() > 20
 
 
 def test_what_cannot_be_used_is_said_plainly(tmp_path):

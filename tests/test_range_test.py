@@ -55,7 +55,7 @@ def test_a_sweep_sees_the_pictures_as_the_network_does(tmp_path):
     how = How(TINY, head, (stage,), settings, Store(tmp_path / "cache", 1e9, 8, Clock()))
     network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
     _, losses = sweep(network, inputs, stage, settings, depths(model, TINY), count=2)
-    order = shuffled_rows(8, 8, settings.seed, 0)[0]
+    _, order = shuffled_rows(labels, 8, settings.seed, 0)[0]
     logits = network(pixels[order].astype("float32"), training=True)
     expected = keras.losses.CategoricalCrossentropy(from_logits=True)(np.eye(2)[labels[order]], logits)
     penalty = float(sum(network.losses))

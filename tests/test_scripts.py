@@ -191,6 +191,17 @@ def test_pictures_that_cannot_be_trained_on(tmp_path, monkeypatch, make, message
     assert message in last_words
 
 
+@pytest.mark.parametrize("script", ["train", "preflight", "find_lr", "show"])
+def test_a_weight_for_a_class_that_there_is_not_is_refused_before_a_picture_is_decoded(tmp_path, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "pictures", each=4)
+    code, said = call(script, "--data.path=pictures", *TINY, "--train.class_weights.disk=2")
+    said = code if script == "train" else said
+    assert code == 2 or script == "train"
+    assert "train.class_weights: expected names of classes. Received: 'disk'. Did you mean 'disc'?" in said
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path, monkeypatch):
     # Decoding many photographs takes minutes: long enough to press Ctrl-C.
     from template import recipe
@@ -492,6 +503,29 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
 
 
 # train.py --preflight
+
+
+def test_what_enters_the_network_is_shown_without_any_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = class_folders(tmp_path / "pictures")
+    line = ["--data.path=pictures", "--data.image_size=32", "--augment.policy=none", "--head.levels=1"]
+    line += ["--stages.0.unfreeze=1", "--stages.0.views=2"]
+    code, said = call("show", *line, "--out", "none.png")
+    assert code == 0 and "none.png" in said
+    with Image.open("none.png") as image:
+        shown = np.asarray(image)
+    assert shown.shape == (12 * 178, 6 * 164, 3)
+    files = [np.asarray(Image.open(file)) for file in sorted(pictures.rglob("*.png"))]
+    for top in range(0, len(shown), 178):
+        tiles = [shown[top + 2 : top + 160 : 5, left + 2 : left + 160 : 5] for left in range(0, 6 * 164, 164)]
+        assert any(np.array_equal(tiles[0], file) for file in files), "policy none shows the pictures as they are"
+        assert all(np.array_equal(tile, tiles[0]) for tile in tiles)
+    code, said = call("show", *line, "--train.mixup=1", "--out", "mixed.png")
+    assert code == 0 and "activations of the frozen blocks" in said
+    code, said = call("show", "--data.path=pictures", "--augment.strenth=2")
+    assert code == 2 and "Did you mean 'augment.strength'?" in said
+    code, said = call("show", "--data.path=nowhere")
+    assert code == 2 and "does not exist" in said
 
 
 def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from scipy.special import log_softmax, softmax
 
 from template import disk
 from template.config import Backbone, ConfigError, Head, Stage, Train
-from template.data.pipeline import Mixing, Source
+from template.data.pipeline import Mixing, Source, shuffled_rows
 from template.data.rows import Rows
 from template.deploy.predictor import save_model
 from template.model.backbones import build_backbone
@@ -246,6 +246,50 @@ def test_a_picture_that_is_not_finite_stops_training_before_anything_is_saved(pr
     assert all(np.isfinite(array).all() for arrays in saved.values() for array in arrays)
     best = saved["best"]
     assert all(a.tobytes() == b.tobytes() for a, b in zip(model.get_weights(), best, strict=True)), "the best are back"
+
+
+def test_with_balanced_sampling_the_pictures_of_a_bad_batch_are_named_as_well(pretrained, tmp_path):
+    """The last picture is one of two of its class, and is read for the third time in the first epoch already."""
+    bad = poisoned(24, 0, lambda pass_, rows: (rows == 23) & (pass_ == 2))
+    bad = dataclasses.replace(bad, labels=np.repeat(range(CLASSES), [18, 4, 2]))
+    settings = dataclasses.replace(SETTINGS, sampling="balanced", mixup=0.0, cutmix=0.0)
+    with pytest.raises(callbacks.NonFiniteError, match=r"loss became nan in epoch 1, batch (\d)") as error:
+        fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
+    number = int(re.search(r"batch (\d)", str(error.value))[1]) - 1
+    passes, rows = shuffled_rows(bad.labels, 8, settings.seed, 0, "balanced")[number]
+    assert re.findall(r"'picture (\d+)'", str(error.value)) == [str(row) for row in rows]
+    assert ((rows == 23) & (passes == 2)).any()
+
+
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
+    pretrained, tmp_path, monkeypatch, epochs
+):
+    stages = (Stage(unfreeze=1, epochs=3, views=2), Stage(unfreeze="all", epochs=2))
+    settings = dataclasses.replace(SETTINGS, sampling="balanced")
+    rare = dataclasses.replace(coloured(24, 0), labels=np.repeat(range(CLASSES), [16, 6, 2]))
+    original, done, seen = callbacks.Checkpoint.on_epoch_end, [], []
+
+    def copy(self, epoch, logs=None):
+        original(self, epoch, logs)
+        done.append(epoch + 1)
+        if self.folder.parent == tmp_path / "whole" and epoch + 1 == epochs:
+            shutil.copytree(tmp_path / "whole", tmp_path / "copy", ignore=shutil.ignore_patterns(".tmp-*"))
+
+    monkeypatch.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+    models = []
+    for name in ("whole", "copy"):
+        model, folder = fresh(pretrained, settings), tmp_path / name
+        state = fit(model, rare, coloured(12, 1), how(pretrained, folder, stages, settings), folder)
+        models.append(model)
+    assert done == [1, 2, 3, 4, 5, *range(epochs + 1, 6)] and same(*models)
+    plan = [{"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}, {**state.plan[1], "share": 0.0}]
+    real = module.shuffled_batches
+    monkeypatch.setattr(module, "shuffled_batches", lambda *args: seen.append(real(*args)) or seen[-1])
+    off = dataclasses.replace(settings, mixup=0.0, cutmix=0.0)
+    repeat(fresh(pretrained, off), [rare, coloured(12, 1)], plan, how(pretrained, tmp_path, stages, off), tmp_path)
+    counts = sum(labels.sum(axis=0) for _, labels in seen[0].as_numpy_iterator())
+    assert counts.tolist() == [24, 24, 24], "36 pictures twice, of which 20, 10 and 6 are of these classes"
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
@@ -549,7 +593,9 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
     assert seen == expected
     assert capsys.readouterr().out.count("head.drop_block: nothing is dropped in this stage") == 1
     seen.clear()
-    plan = [{"start": start, "epochs": n, "averaged": False, "share": 1.0} for start, n in ((0, 1), (1, 3))]
+    plan = [
+        {"start": start, "epochs": n, "averaged": False, "share": 1.0, "drops": []} for start, n in ((0, 1), (1, 3))
+    ]
     repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
     assert seen == expected[:4], "as planned, though the fourth epoch was not kept"
 

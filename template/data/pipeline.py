@@ -142,32 +142,88 @@ def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:
 
 
 def shuffled_batches(
-    source: Source, classes: int, batch_size: int, seed: int, epochs: range, mixing: Mixing | None = None
+    source: Source,
+    classes: int,
+    batch_size: int,
+    seed: int,
+    epochs: range,
+    mixing: Mixing | None = None,
+    sampling: str = "all",
 ) -> tf.data.Dataset:
-    """Batches of (inputs, one-hot labels) for `fit`, `steps(source, batch_size)` an epoch.
+    """Batches of (inputs, one-hot labels) for `fit`, `steps(source, batch_size)` an epoch: each `shuffled_batch`."""
+    count = steps(source, batch_size)
 
-    The order is a function of (seed, epoch), and how a batch is mixed one of (seed, epoch, number of the batch). Mixed
-    labels are shares of the classes. Every example occurs once an epoch: instead of dropping the last batch,
-    or training batch normalisation on a batch of one, batches differ in size by at most one.
+    def batch(source: Source, step: int) -> tuple[np.ndarray, np.ndarray]:
+        return shuffled_batch(source, classes, batch_size, seed, *divmod(step, count), mixing=mixing, sampling=sampling)
+
+    return _batches(source, classes, batch, range(epochs.start * count, epochs.stop * count))
+
+
+def shuffled_batch(
+    source: Source,
+    classes: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    number: int,
+    *,
+    mixing: Mixing | None = None,
+    sampling: str = "all",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and one-hot labels, float32 [n, classes], of the batch with this number in an epoch; a pure function.
+
+    Mixed labels are shares of the classes.
     """
-    n, count = len(source), steps(source, batch_size)
-
-    def rows(step: int) -> tuple[int, np.ndarray]:
-        epoch, number = divmod(step, count)
-        return epoch, shuffled_rows(n, batch_size, seed, epoch)[number]
-
-    def mix(step: int, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        epoch, number = divmod(step, count)
-        return mixed(inputs, labels, mixing, seed, epoch, number) if epoch < mixing.until else (inputs, labels)
-
-    on = mixing is not None and (mixing.mixup or mixing.cutmix)
-    return _batches(source, classes, rows, range(epochs.start * count, epochs.stop * count), mix if on else None)
+    passes, rows = shuffled_rows(source.labels, batch_size, seed, epoch, sampling)[number]
+    inputs, labels = _in_passes(source, passes, rows), _one_hot(source.labels[rows], classes)
+    if mixing is None or not (mixing.mixup or mixing.cutmix) or epoch >= mixing.until:
+        return inputs, labels
+    return mixed(inputs, labels, mixing, seed, epoch, number)
 
 
-def shuffled_rows(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Rows of each batch of an epoch of n examples."""
+def shuffled_rows(
+    labels: np.ndarray, batch_size: int, seed: int, epoch: int, sampling: str = "all"
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each batch of an epoch, the pictures in it: how often each was read before (its pass), and their rows.
+
+    An epoch has as many places as there are pictures. Instead of dropping the last batch, or training batch
+    normalisation on a batch of one, batches differ in size by at most one.
+
+    Args:
+        labels: int64 [n].
+        batch_size: at most.
+        seed: of the run; with the epoch it says the order.
+        epoch: from 0.
+        sampling: `all`: every picture once. `balanced`: every class as often, give or take one place. Its pictures come
+            in turn, from epoch to epoch, so that at any time all of them have been read as often, give or take one. In
+            each pass a picture is varied as it would be in the epoch with that number: no two are alike.
+    """
+    n = len(labels)
+    passes, rows = _in_turn(labels, seed, epoch) if sampling == "balanced" else (np.full(n, epoch), np.arange(n))
     order = np.random.default_rng([seed, epoch]).permutation(n)
-    return np.array_split(order, math.ceil(n / batch_size))
+    return [(passes[i], rows[i]) for i in np.array_split(order, math.ceil(n / batch_size))]
+
+
+def _in_turn(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Passes and rows of the n places of an epoch, in which all classes that there are occur equally often."""
+    present, passes, rows = np.unique(labels), [], []
+    for number, label in enumerate(present):
+        # Filled up with zeros, [seed, label] would be an epoch's, and with a 1 at the end those of a mixed batch.
+        mine = np.random.default_rng([seed, label, 0, 2]).permutation(np.flatnonzero(labels == label))
+        first, stop = ((e * len(labels) + number) // len(present) for e in (epoch, epoch + 1))
+        places = np.arange(first, stop)  # of the class, counted from the first epoch on
+        passes.append(places // len(mine))
+        rows.append(mine[places % len(mine)])
+    return np.concatenate(passes), np.concatenate(rows)
+
+
+def _in_passes(source: Source, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of a source, each as in the epoch with the number of its pass."""
+    numbers = np.unique(passes)
+    if len(numbers) == 1:
+        return source.read(int(numbers[0]), rows)
+    inputs = np.concatenate([source.read(int(number), rows[passes == number]) for number in numbers])
+    return inputs[np.argsort(np.argsort(passes, kind="stable"))]
 
 
 def mixed(
@@ -217,12 +273,12 @@ def _patched(inputs: np.ndarray, others: np.ndarray, share: float, place: np.nda
 
 def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Dataset:
     """Batches of (inputs, one-hot labels) in order, the smaller last one included, for `evaluate` and `predict`."""
-    n = len(source)
 
-    def rows(step: int) -> tuple[int, np.ndarray]:
-        return 0, np.arange(n)[step * batch_size :][:batch_size]
+    def batch(source: Source, step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(len(source))[step * batch_size :][:batch_size]
+        return source.read(0, rows), _one_hot(source.labels[rows], classes)
 
-    return _batches(source, classes, rows, range(steps(source, batch_size)))
+    return _batches(source, classes, batch, range(steps(source, batch_size)))
 
 
 def steps(source: Source, batch_size: int) -> int:
@@ -230,24 +286,22 @@ def steps(source: Source, batch_size: int) -> int:
     return math.ceil(len(source) / batch_size)
 
 
-def _batches(
-    source: Source, classes: int, rows: Callable, numbers: range, mix: Callable | None = None
-) -> tf.data.Dataset:
-    """Map step numbers to batches in a few threads, in order, a few ahead of the network."""
+def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    return (labels[:, None] == np.arange(classes)).astype(np.float32)
+
+
+def _batches(source: Source, classes: int, make: Callable, numbers: range) -> tf.data.Dataset:
+    """Map step numbers to batches, make(source, number), in a few threads, in order, a few ahead of the network."""
     cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
     example = source.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
     # TensorFlow never lets go of a function that it was given, and with it of all that the function holds.
     held = [source]
     del source
 
-    def batch(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        source, (epoch, chosen) = held[0], rows(int(number))
-        one_hot = source.labels[chosen, None] == np.arange(classes)
-        inputs, labels = source.read(epoch, chosen), one_hot.astype(np.float32)
-        return mix(int(number), inputs, labels) if mix else (inputs, labels)
-
     def call(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        inputs, labels = tf.numpy_function(batch, [number], [example.dtype, np.float32], stateful=False)
+        inputs, labels = tf.numpy_function(
+            lambda step: make(held[0], int(step)), [number], [example.dtype, np.float32], stateful=False
+        )
         return tf.ensure_shape(inputs, (None, *example.shape[1:])), tf.ensure_shape(labels, (None, classes))
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)

@@ -21,11 +21,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .. import disk
-from ..data.pipeline import Source, shuffled_batches, spread
+from ..config import Train
+from ..data.pipeline import Mixing, Source, evenly, shuffled_batch, shuffled_batches, shuffled_rows, spread
 from .features import cut
 
 FEW = 256
 """Pictures that a check of the whole model looks at."""
+ROWS = 12
+"""Pictures that `through_epochs` shows, about; at least one of each class."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,13 @@ class Check:
         object.__setattr__(self, "passed", bool(self.passed))  # and no bool of NumPy, which JSON does not know
 
 
-def entering(augmented: Source, class_names: Sequence[str], batch_size: int, seed: int) -> tuple[Check, Image.Image]:
+def entering(
+    augmented: Source, class_names: Sequence[str], settings: Train, mixing: Mixing
+) -> tuple[Check, Image.Image]:
     """What enters the network: a grid drawn from the very tensors of the first batch, with their labels."""
-    images, labels = next(iter(shuffled_batches(augmented, len(class_names), batch_size, seed, range(1))))
-    pixels, names = images.numpy(), [class_names[i] for i in labels.numpy().argmax(axis=1)]
+    order = (settings.batch_size, settings.seed, range(1), mixing, settings.sampling)
+    images, labels = next(iter(shuffled_batches(augmented, len(class_names), *order)))
+    pixels, names = images.numpy(), [shares(label, class_names) for label in labels.numpy()]
     low, high = float(pixels.min()), float(pixels.max())
     check = Check(
         "pixels at the network's door",
@@ -65,15 +71,63 @@ def entering(augmented: Source, class_names: Sequence[str], batch_size: int, see
     return check, grid(pixels, names)
 
 
-def grid(pixels: np.ndarray, names: Sequence[str], side: int = 160, columns: int = 8) -> Image.Image:
-    """Pictures [n, size, size, 3] in 0-255, row by row, each with its name below."""
-    rows, line = -(-len(pixels) // columns), 18
-    out = Image.new("RGB", (columns * side, rows * (side + line)), "white")
+def through_epochs(
+    plain: Source, augmented: Source, class_names: Sequence[str], settings: Train, mixing: Mixing, epochs: int
+) -> Image.Image:
+    """A few pictures of each class, a row each: as it is, then each time that it enters the network, as it does then.
+
+    Cut from the very batches of training. With balanced sampling a picture may enter an epoch several times, or never.
+
+    Args:
+        plain: training pictures as they are.
+        augmented: the same, varied.
+        class_names: in the order of the labels.
+        settings: batch size, seed and sampling.
+        mixing: of the batches.
+        epochs: to look at, from the first on; also the most times that a picture is shown.
+    """
+    each = max(1, ROWS // len(class_names))
+    rows = [np.flatnonzero(plain.labels == label) for label in range(len(class_names))]
+    chosen = np.concatenate([mine[evenly(len(mine), each)] for mine in rows])
+    found = {row: [(plain.read(0, chosen[[i]])[0], class_names[plain.labels[row]])] for i, row in enumerate(chosen)}
+    for epoch in range(epochs):
+        order = shuffled_rows(plain.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
+        for number, (_, members) in enumerate(order):
+            wanted = np.isin(members, chosen)
+            if wanted.any():
+                which = (settings.batch_size, settings.seed, epoch, number)
+                how = {"mixing": mixing, "sampling": settings.sampling}
+                images, labels = shuffled_batch(augmented, len(class_names), *which, **how)
+                for row, image, label in zip(members[wanted], images[wanted], labels[wanted], strict=True):
+                    found[row].append((image, f"epoch {epoch + 1}: {shares(label, class_names)}"))
+    blank = (np.full_like(found[chosen[0]][0][0], 255), "")
+    tiles = [tile for row in chosen for tile in (found[row] + epochs * [blank])[: epochs + 1]]
+    return grid(np.stack([image for image, _ in tiles]), [name for _, name in tiles], columns=epochs + 1)
+
+
+def shares(label: np.ndarray, class_names: Sequence[str]) -> str:
+    """What a label says, [classes]: the class, or the classes and their shares of 1 % and more, the largest first."""
+    classes = [i for i in np.argsort(-label, kind="stable") if label[i] >= 0.005]
+    said = [f"{class_names[i]} {label[i]:.2f}" for i in classes]
+    return " ".join(said) if len(said) > 1 else class_names[classes[0]]
+
+
+def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Image:
+    """Pictures [n, size, size, 3] in 0-255, row by row, pixel by pixel, each with its name below.
+
+    Small ones are enlarged by a whole number, so that every pixel is a square of one colour.
+    """
+    size = pixels.shape[1]
+    side, rows, gap, line = size * -(-160 // size), -(-len(pixels) // columns), 4, 18
+    out = Image.new("RGB", (columns * (side + gap), rows * (side + line)), "white")
     draw = ImageDraw.Draw(out)
     for number, (image, name) in enumerate(zip(pixels, names, strict=True)):
-        left, top = number % columns * side, number // columns * (side + line)
-        out.paste(Image.fromarray(image.astype(np.uint8)).resize((side, side)), (left, top))
-        draw.text((left + 3, top + side + 3), name[:24].encode("ascii", "replace").decode(), fill="black")
+        left, top = number % columns * (side + gap), number // columns * (side + line)
+        out.paste(Image.fromarray(image.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST), (left, top))
+        text = name.encode("ascii", "replace").decode()
+        while draw.textlength(text) > side - 6:
+            text = text[:-1]
+        draw.text((left + 3, top + side + 3), text, fill="black")
     return out
 
 

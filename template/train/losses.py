@@ -1,12 +1,13 @@
 """The training loss: cross-entropy or focal, smoothed labels, weights of classes, and adjustment to a long tail."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from ..config import Train
+from ..config import ConfigError, Train
 
 FOCUS = 2.0
 """Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
@@ -14,7 +15,9 @@ OVERLAP = 0.99
 """Beta of the effective number: the hundredth picture of a class still shows 37 % of what the first one did."""
 
 
-def class_weights(counts: Sequence[int], kind: str) -> np.ndarray:
+def class_weights(
+    counts: Sequence[int], kind: str | Mapping[str, float], class_names: Sequence[str] = ()
+) -> np.ndarray:
     """What a picture of each class counts in the training loss.
 
     Args:
@@ -22,34 +25,55 @@ def class_weights(counts: Sequence[int], kind: str) -> np.ndarray:
         kind: `none`: 1. `balanced`: 1 / count, so that every class counts the same. `effective`: 1 / effective number,
             which is (1 - beta^count) / (1 - beta): pictures of a class resemble one another, and a thousand do not show
             ten times what a hundred do (Cui et al. 2019, "Class-balanced loss based on effective number of samples").
+            Or what each of these classes counts beside the others, which count 1.
+        class_names: in the order of the counts; only needed to find classes by name.
 
     Returns:
         float64 [classes]. Their mean over the training pictures is 1, so that the learning rate need not change.
     """
     counts = np.asarray(counts, np.float64)
     worth = {"none": np.ones_like(counts), "balanced": counts, "effective": (1 - OVERLAP**counts) / (1 - OVERLAP)}
-    weights = 1 / worth[kind]
+    by_name = isinstance(kind, Mapping)
+    weights = np.array([kind.get(name, 1.0) for name in class_names]) if by_name else 1 / worth[kind]
     return weights * counts.sum() / (weights @ counts)
 
 
-def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str) -> str:
+def refuse_unknown(kind: str | Mapping[str, float], class_names: Sequence[str]) -> None:
+    """Weights can be given only to classes that there are.
+
+    Raises:
+        ConfigError: naming the first that is none, the nearest that is one, and all.
+    """
+    for name in kind if isinstance(kind, Mapping) else ():
+        if name not in class_names:
+            near = difflib.get_close_matches(name, class_names, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"train.class_weights: expected names of classes. Received: {name!r}.{meant} "
+                f"The classes are {list(class_names)}."
+            )
+
+
+def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | Mapping[str, float]) -> str:
     """One line a class: its training pictures, and what each counts."""
-    rows = zip(class_names, counts, class_weights(counts, kind), strict=True)
+    rows = zip(class_names, counts, class_weights(counts, kind, class_names), strict=True)
     lines = [f"  {name}: {count} pictures x {weight:.3g}" for name, count, weight in rows]
-    return "\n".join([f"class weights ({kind}, mean of 1; validation is not weighted):", *lines])
+    said = "by name" if isinstance(kind, Mapping) else kind
+    return "\n".join([f"class weights ({said}, mean of 1; validation is not weighted):", *lines])
 
 
-def training_loss(settings: Train, counts: Sequence[int]) -> keras.losses.Loss:
+def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[str] = ()) -> keras.losses.Loss:
     """Loss of logits and one-hot (or mixed) labels that the settings ask for.
 
     Args:
         settings: `loss`, `label_smoothing`, `class_weights`, `logit_adjustment`.
         counts: training pictures of each class, >= 1.
+        class_names: in their order; only needed where `class_weights` names classes.
     """
     if settings.loss == "cross_entropy" and settings.class_weights == "none" and not settings.logit_adjustment:
         return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
     return WeightedLoss(
-        class_weights(counts, settings.class_weights),
+        class_weights(counts, settings.class_weights, class_names),
         settings.logit_adjustment * np.log(np.asarray(counts) / np.sum(counts)),
         focus=FOCUS if settings.loss == "focal" else 0.0,
         label_smoothing=settings.label_smoothing,

@@ -12,7 +12,7 @@ from ..config import Stage, Train
 from ..data.pipeline import Source, shuffled_batches, steps
 from ..model.backbones import renormalise
 from .optimizers import optimizer, slow_down
-from .stages import mixing
+from .stages import mixing_of
 
 WINDOW = 7
 """Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""
@@ -62,8 +62,10 @@ def sweep(
         slow_down(made, trial, stage.layer_decay, depths)
     trial.compile(made, network.loss)
     epochs = range(math.ceil(count * each / steps(inputs, settings.batch_size)))
-    mixed = dataclasses.replace(mixing(network, settings, 0, stage), until=epochs.stop)
-    batches = shuffled_batches(inputs, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixed)
+    mixing = mixing_of(settings, stage, 0, maps=len(network.input_shape) == 4)
+    mixing = dataclasses.replace(mixing, until=epochs.stop)
+    order = {"batch_size": settings.batch_size, "seed": settings.seed, "sampling": settings.sampling}
+    batches = shuffled_batches(inputs, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
     losses: list[float] = []
     found: list[float] = []
     for pictures, labels in batches.take(count * each):

@@ -52,6 +52,7 @@ class How:
         settings: batch size, monitor, patience, seed.
         store: for activations of frozen blocks.
         pretrained: values of the model's variables before anything trained, to which `l2_sp` holds on.
+        class_names: in the order of the labels, for weights by name.
     """
 
     backbone: Backbone
@@ -60,6 +61,7 @@ class How:
     settings: Train
     store: Store
     pretrained: Sequence[np.ndarray] = ()
+    class_names: Sequence[str] = ()
 
 
 def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) -> State:
@@ -139,8 +141,8 @@ def _fit_stage(
             after.append(Gradients(some, blocks, state.stage + 1, folder))
         after.append(checkpoint)
         try:
-            mixed = mixing(network, settings, state.start, stage)
-            _run_epochs(network, inputs, settings, range(state.epoch, end), mixed, validation, after)
+            mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
+            _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
             raise
@@ -183,8 +185,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
                 checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
                 again = _by_epoch(network, stage, how, done["start"], done["drops"])
                 after = [_guard(model, inputs, how.settings), *again, checkpoint]
-                mixed = mixing(network, how.settings, done["start"], stage)
-                _run_epochs(network, inputs, how.settings, epochs, mixed, callbacks=after)
+                mixing = mixing_of(how.settings, stage, done["start"], maps=len(network.input_shape) == 4)
+                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=after)
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
@@ -193,7 +195,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
 
 def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
     def names(epoch: int, batch: int) -> list[str]:
-        rows = shuffled_rows(len(inputs), settings.batch_size, settings.seed, epoch)[batch]
+        order = shuffled_rows(inputs.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
+        _, rows = order[batch]
         return [inputs.names[row] for row in rows] if len(inputs.names) else []
 
     return Guard(model, names)
@@ -242,7 +245,7 @@ def prepared(
     if stage.layer_decay < 1:
         slow_down(made, network, stage.layer_decay, below_head)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
-    compile_for(network, made, training_loss(settings, counts))
+    compile_for(network, made, training_loss(settings, counts, how.class_names))
     return network, inputs, held_out
 
 
@@ -277,12 +280,17 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
         variable.assign(value)
 
 
-def mixing(network: keras.Model, settings: Train, start: int, stage: Stage) -> Mixing:
-    """What the settings ask for in a stage that began at this epoch, and the network's input allows.
+def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixing:
+    """What the settings ask for in a stage that begins at this epoch, and its input allows.
 
     The last quarter of the epochs (at least one) sees pictures as they are, as validation does.
+
+    Args:
+        settings: alphas of mixup and cutmix.
+        stage: its epochs.
+        start: number of its first epoch.
+        maps: whether what trains takes pictures or maps, which have an area to cut, and not pooled features.
     """
-    maps = len(network.input_shape) == 4
     if settings.cutmix and not maps:
         instead = "mixup only" if settings.mixup else "nothing is mixed in this stage"
         print(f"  train.cutmix: {instead}; pooled features have no area to cut")
@@ -309,13 +317,14 @@ def _run_epochs(
     train: Source,
     settings: Train,
     epochs: range,
-    mixed: Mixing,
+    mixing: Mixing,
     validation: tf.data.Dataset | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
+    classes, how = network.output_shape[-1], (mixing, settings.sampling)
     network.fit(
-        shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, mixed),
+        shuffled_batches(train, classes, settings.batch_size, settings.seed, epochs, *how),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),

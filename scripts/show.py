@@ -1,0 +1,69 @@
+"""Show what enters the network: a few pictures of every class, as they are and as training sees them, epoch by epoch.
+
+    python scripts/show.py --data.path=FOLDER [--config RECIPE] [--augment.policy=heavy] [--train.mixup=0.2]
+
+Takes the settings of train.py, changes nothing, and needs no weights. Draws a row for each picture, cut pixel by pixel
+from the batches of the first stage, with the label that they give it; where pictures are mixed, with the share of each
+class. Exit code: 0, or 2 if settings or pictures cannot be used.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from template import config as configuration
+from template import runs
+
+EPOCHS = 5
+
+
+def main() -> None:
+    """Read the settings as train.py does, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("show.png"), help="picture to write (default: show.png)")
+    config, known = configuration.parse(parser)
+    runs.import_tensorflow()
+    from template import recipe
+
+    try:
+        picture = drawn(config)
+    except recipe.ERRORS as error:
+        parser.exit(2, f"{error}\n")
+    with runs.replacing(known.out) as temporary:
+        picture.save(temporary, format="PNG")
+    print(f"look at {known.out}: left each picture as it is, then as it enters the network. Could you still name it?")
+
+
+def drawn(config: configuration.Config) -> Image.Image:
+    """The grid for a recipe, and words on what it cannot show."""
+    from template import recipe
+    from template.data.pipeline import plain_source, training_source
+    from template.train.begin import settled
+    from template.train.checks import through_epochs
+    from template.train.stages import mixing_of
+
+    config = settled(config)
+    examples, see = recipe.pictures(config)
+    rows = np.flatnonzero(examples.parts == "train")
+    config = recipe.suggested(config, len(rows))
+    if not config.stages:
+        print("This recipe has no stage; shown is what one would see (--stages.0.unfreeze=1).")
+    stage = config.stages[0] if config.stages else configuration.Stage(unfreeze=1)
+    plain = plain_source(see(config.data), rows, examples.labels)
+    augmented = training_source(see(config.data), rows, examples.labels, config.augment, config.train.seed)
+    if stage.unfreeze != "all":  # activations of frozen blocks are stored, for a few views
+        views = min(stage.views or stage.epochs, stage.epochs)
+        read = augmented.read
+        augmented = dataclasses.replace(augmented, read=lambda epoch, i: read(epoch % views, i))
+        if config.train.mixup or config.train.cutmix:
+            print("Mixed are activations of the frozen blocks; shown are the pixels, mixed by the same shares.")
+    mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
+    epochs = min(EPOCHS, stage.epochs)
+    return through_epochs(plain, augmented, examples.class_names, config.train, mixing, epochs)
+
+
+if __name__ == "__main__":
+    main()
