@@ -333,6 +333,7 @@ def test_a_blend_is_of_two_inputs_of_the_batch_by_one_share():
     blend, shares = mixed(inputs, np.eye(6, dtype=np.float32), Mixing(mixup=1.0), 3, 4, 5)
     np.testing.assert_allclose(blend, shares @ inputs, atol=1e-5)
     assert len(np.unique(np.round(shares[shares > 0], 5))) <= 3  # the share, what is left of 1, and 1
+    assert (np.diag(shares) >= 0.5).all()
 
 
 def test_a_rectangle_comes_from_the_same_place_of_another_map():

@@ -249,6 +249,7 @@ def mixed(
         inputs, share = _patched(inputs, inputs[others], generator.beta(mixing.cutmix, mixing.cutmix), place)
     else:
         share = np.float32(generator.beta(mixing.mixup, mixing.mixup))
+        share = max(share, 1 - share)  # a picture stays mostly itself; of all pairs of a batch it makes the same
         inputs = _blended(inputs, inputs[others], share)
     return inputs, share * labels + (1 - share) * labels[others]
 
