@@ -261,7 +261,7 @@ def test_with_balanced_sampling_the_pictures_of_a_bad_batch_are_named_as_well(pr
     assert ((rows == 23) & (passes == 2)).any()
 
 
-@pytest.mark.parametrize("epochs", [2, 4])
+@pytest.mark.parametrize("epochs", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
     pretrained, tmp_path, monkeypatch, epochs
 ):
