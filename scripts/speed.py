@@ -207,7 +207,7 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     scores = [keras.metrics.CategoricalAccuracy(), keras.metrics.CategoricalCrossentropy(from_logits=True),
               keras.metrics.F1Score(average="macro")]  # fmt: skip
     plain.compile(keras.optimizers.AdamW(rate, use_ema=True), keras.losses.CategoricalCrossentropy(from_logits=True),
-                  metrics=scores)  # fmt: skip
+                  metrics=scores, jit_compile=ours.jit_compile)  # fmt: skip
     result = alternate(lambda: an_epoch(ours, source), lambda: an_epoch(plain, source), rounds, least=0.97)
     table(f"{name}, {images} pictures of {size} pixels", ("seconds", "CPU seconds"), {
         "an epoch with every setting off": result["ours"], "an epoch of plain Keras": result["other"],

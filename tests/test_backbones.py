@@ -116,7 +116,13 @@ def pixels() -> np.ndarray:
     return np.stack([noise, slope]).round().astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+SIBLINGS = ("vgg19", "resnet101", "resnet50v2")  # of vgg16 and resnet50, and as slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SIBLINGS)) for name in BACKBONES],
+)
 def built(request, pixels) -> Built:
     keras.utils.set_random_seed(0)
     settings = Backbone(name=request.param, weights="none")

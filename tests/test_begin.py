@@ -261,6 +261,7 @@ def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base,
     assert chosen.evaluate.magnify is small, votes
 
 
+@pytest.mark.slow
 def test_the_votes_are_a_function_of_the_seed(pretrained, store):
     def votes(seed: int, before: int) -> dict:
         keras.utils.set_random_seed(before)  # whatever was drawn before

@@ -489,3 +489,12 @@ def test_freezing_again_undoes_thawing():
     assert freeze(model, TINY, 0) == head_only
     # A pretrained network must not keep batch norms that another setting has thawed.
     assert freeze(model, TINY, "all") > freeze(model, Backbone(name="tiny", weights="a file"), "all")
+
+
+@pytest.mark.parametrize("devices", [[], ["a GPU"]], ids=["CPU", "GPU"])
+def test_xla_is_for_the_gpu_whatever_is_cut_from_the_network(devices, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: devices if kind == "GPU" else ["a CPU"])
+    model = build(TINY, PLAIN, SIZE, [1, 1])
+    _, tail = cut(model, boundary(model, TINY, PLAIN, 1))
+    tail.compile("adam", "mse")
+    assert model.jit_compile == tail.jit_compile == bool(devices)

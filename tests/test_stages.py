@@ -169,7 +169,12 @@ def test_a_monitored_run_has_the_same_history_to_the_bit_and_a_row_for_each_bloc
 
 @pytest.mark.parametrize(
     ("epochs", "cache"),
-    [(2, "kept"), (3, "kept"), (5, "lost"), (7, "kept")],
+    [
+        pytest.param(2, "kept", marks=pytest.mark.slow),
+        pytest.param(3, "kept", marks=pytest.mark.slow),
+        (5, "lost"),
+        (7, "kept"),
+    ],
     ids=["in a stage", "at its end", "before new views, and none kept", "on pictures"],
 )
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretrained, tmp_path, epochs, cache):
@@ -469,7 +474,9 @@ def planned(monkeypatch, choice: int) -> None:
     ("choice", "unfreeze", "plan"),
     [
         (0, 1, {"start": 0, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}),
-        (1, 0, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0, "drops": []}),
+        pytest.param(
+            1, 0, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0, "drops": []}, marks=pytest.mark.slow
+        ),
         (2, 0, {"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}),
         (3, 0, {"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []}),
     ],
@@ -813,7 +820,7 @@ def test_the_loss_of_a_picture_is_whether_it_is_wrong_or_its_share_of_the_balanc
     assert balanced[5] == pytest.approx(2 * balanced[3])
 
 
-@pytest.mark.parametrize("monitor", ["accuracy", "macro_f1"])
+@pytest.mark.parametrize("monitor", [pytest.param("accuracy", marks=pytest.mark.slow), "macro_f1"])
 def test_other_scores_can_choose_too(pretrained, tmp_path, monitor):
     stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.1),)
     settings = dataclasses.replace(SETTINGS, monitor=monitor)
@@ -835,7 +842,7 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
     assert "skipped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_mixed_precision_trains_and_its_loss_is_float32(pretrained, tmp_path, precision):
     keras.config.set_dtype_policy(precision)
     try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from ..config import Backbone, ConfigError, Head
@@ -46,7 +47,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         x = _hidden(x, head, penalty)
         x = layers.Dropout(head.dropout, name="head_hidden_dropout")(x)
     priors = np.asarray(class_frequencies, np.float64) / np.sum(class_frequencies)
-    logits = _dense(
+    output = _dense(
         len(priors),
         head,
         dtype="float32",  # also under mixed precision: a float16 softmax underflows to exact zeros
@@ -54,8 +55,11 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         bias_initializer=keras.initializers.Constant(np.log(priors).tolist()),
         name="logits",
         **penalty,
-    )(x)
-    return keras.Model(base.inputs[0], logits, name=backbone.name)  # `input` is a list of one, and asks for lists
+    )
+    # Of every network that ends with this layer. On a CPU, XLA, which Keras takes if it can, makes an epoch of
+    # MobileNet three to six times as long, and needs seconds for every size of a batch.
+    output.supports_jit = bool(tf.config.list_physical_devices("GPU"))
+    return keras.Model(base.inputs[0], output(x), name=backbone.name)  # `input` is a list of one, and asks for lists
 
 
 def pooled(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:

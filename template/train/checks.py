@@ -189,7 +189,7 @@ def learned_by_heart(
     network, inputs, loss = model, pixels.astype(np.float32), np.inf
     if boundary is not None:
         bottom, network = cut(model, boundary)
-        inputs = bottom.predict(inputs, verbose=0)
+        inputs = np.asarray(bottom(inputs, training=False))
     network.compile(keras.optimizers.Adam(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
     for _ in range(steps):
         loss = float(network.train_on_batch(inputs, np.eye(len(class_names))[labels]))

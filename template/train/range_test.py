@@ -60,7 +60,7 @@ def sweep(
     made = optimizer(stage, rising, averaged=False, accumulate=each)
     if stage.layer_decay < 1:
         slow_down(made, trial, stage.layer_decay, depths)
-    trial.compile(made, network.loss)
+    trial.compile(made, network.loss, jit_compile=network.jit_compile)
     epochs = range(math.ceil(count * each / steps(inputs, settings.batch_size)))
     mixing = mixing_of(settings, stage, 0, maps=len(network.input_shape) == 4)
     mixing = dataclasses.replace(mixing, until=epochs.stop)
