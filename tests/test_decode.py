@@ -1,12 +1,14 @@
 """Every picture is decoded once, is found again by its contents, and one that cannot be used is named."""
 
+import errno
 import io
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from template import disk
 from template.config import Data
@@ -152,6 +154,77 @@ def test_a_file_that_comes_back_is_used(flawed_folder, tmp_path):
     assert {"upright/link.png", "upright/nowhere.png"} <= set(examples.ids)
 
 
+def failing(monkeypatch, name: str, at: int, error: Exception) -> None:
+    """The file of this name cannot be read the so manieth time, as on a network drive."""
+    real, seen = Path.read_bytes, []
+
+    def read_bytes(path):
+        if path.name == name:
+            seen.append(path)
+            if len(seen) == at:
+                raise error
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["at its digest", "at its pixels"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"),
+              PermissionError(errno.EACCES, "Permission denied"), TimeoutError(errno.ETIMEDOUT, "Timed out"),
+              FileNotFoundError(errno.ENOENT, "No such file"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_could_not_be_read_once_is_used_the_next_time(class_folder, tmp_path, monkeypatch, error, at):
+    file = class_folder / "disc" / "05.png"
+    file.rename(file.with_name("flaky.png"))
+    examples = load_examples(str(class_folder))
+    with monkeypatch.context() as patch:
+        failing(patch, "flaky.png", at, error)
+        first, pixels = decode(examples, settings(tmp_path))
+    assert [name for name, _ in first.skipped] == ["disc/flaky.png"]
+    assert len(first) == len(pixels) == 35
+    expected = [load_image(file, SIZE, "crop") for file in first.images]
+    np.testing.assert_array_equal(pixels[np.arange(35)], expected, "no label moves")
+    second, _ = decode(examples, settings(tmp_path))
+    assert len(second) == 36 and not second.skipped
+
+
+def test_an_image_that_does_not_fit_the_memory_today_may_fit_tomorrow(class_folder, tmp_path, monkeypatch):
+    examples = load_examples(str(class_folder))
+    data = examples.images[5].read_bytes()
+    real = PngImagePlugin.PngImageFile.load
+
+    def load(image):
+        if image.fp and image.fp.getbuffer() == data:
+            raise MemoryError
+        return real(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImagePlugin.PngImageFile, "load", load)
+        first, _ = decode(examples, settings(tmp_path))
+    ((name, reason),) = first.skipped
+    assert name == examples.ids[5] and "not enough memory" in reason
+    assert len(decode(examples, settings(tmp_path))[0]) == 36
+
+
+def test_what_changes_between_digest_and_pixels_is_not_kept_under_the_old_digest(class_folder, tmp_path, monkeypatch):
+    """A file that is still being copied: half of it must not be remembered as what the whole looks like."""
+    file = class_folder / "disc" / "05.png"
+    whole, real, seen = file.read_bytes(), Path.read_bytes, []
+
+    def growing(path):
+        seen.append(path)
+        return whole[:-1] if path == file and seen.count(file) == 2 else real(path)
+
+    examples = load_examples(str(class_folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", growing)
+        first, _ = decode(examples, settings(tmp_path))
+    assert dict(first.skipped)["disc/05.png"].startswith("it changed while it was read")
+    assert len(decode(examples, settings(tmp_path))[0]) == 36
+
+
 def test_if_nothing_can_be_used_everything_is_listed(tmp_path):
     for name in ("cat/1.jpg", "dog/1.jpg"):
         (tmp_path / name).parent.mkdir()
@@ -231,7 +304,7 @@ def test_if_decoding_dies_nothing_half_written_is_left_and_the_next_run_is_right
     examples = load_examples(str(class_folder))
 
     def dying(source, size, resize):
-        if source.name == "07.png":
+        if source == (class_folder / "disc" / "07.png").read_bytes():
             raise death
         return load_image(source, size, resize)
 

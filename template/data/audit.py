@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from .examples import PART_OF, Examples
-from .images import FORMATS, BadImageError, ImageSource, address, load_image
+from .images import FORMATS, BadImageError, ImageSource, address, load_image, read
 from .rows import Rows
 
 SIDE = 64
@@ -217,7 +217,7 @@ def _look_at(source: ImageSource) -> tuple:
     """Reason, digest, format, mode, width, height, size, small copy."""
     nothing = np.zeros((SIDE, SIDE, 3), np.uint8)
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        data = read(source) if isinstance(source, Path) else source
         digest = hashlib.sha256(data.tobytes() if isinstance(data, np.ndarray) else data).hexdigest()
         small = load_image(data, SIDE, "squash")
         return "", digest, *_header_of(data), small

@@ -1,8 +1,9 @@
 """Every picture is decoded once, and kept as uint8 in a cache file that later runs find by the pictures' contents."""
 
+import contextlib
 import dataclasses
 import hashlib
-import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from .. import disk, runs
 from ..config import Data
 from .examples import Examples
-from .images import VERSION, BadImageError, ImageSource, load_image, read
+from .images import VERSION, BadImageError, ImageSource, ReadError, load_image, read
 from .rows import Rows
 
 
@@ -28,17 +29,30 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
         DiskError: if there is no room for the cache.
     """
     with ThreadPoolExecutor() as pool:
-        digests = np.array(list(pool.map(_digest, examples.images)))
-        key = hashlib.sha256(f"{VERSION} {data.image_size} {data.resize} {' '.join(digests)}".encode())
-        folder = Path(data.cache).expanduser() / f"pixels-{key.hexdigest()[:16]}"
-        if not _whole(folder, len(examples), data.image_size):
-            _fill(folder, examples, data, pool)
+        results = list(pool.map(_digest, examples.images))
+        examples = dataclasses.replace(examples, digests=np.array(results, object))
+        unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
+        examples = _without(examples, unread)
+        while unread := _fill(examples, data, pool):
+            examples = _without(examples, unread)
+    folder = _folder(examples, data)
     bad = {int(row): reason for row, reason in runs.read_json(folder / "bad.json").items()}
-    good = np.array([row not in bad for row in range(len(examples))], bool)
-    shape = (int(good.sum()), data.image_size, data.image_size, 3)
-    skipped = [(str(examples.ids[row]), reason) for row, reason in bad.items()]
-    examples = dataclasses.replace(examples, digests=digests).take(good, skipped)
+    examples = _without(examples, bad)
+    shape = (len(examples), data.image_size, data.image_size, 3)
     return examples, Rows(folder / "pixels", shape, np.uint8, _memory(data, np.prod(shape)), key=folder.name)
+
+
+def _folder(examples: Examples, data: Data) -> Path:
+    """Where the pixels of these contents are, or are to be."""
+    key = hashlib.sha256(f"{VERSION} {data.image_size} {data.resize} {' '.join(examples.digests)}".encode())
+    return Path(data.cache).expanduser() / f"pixels-{key.hexdigest()[:16]}"
+
+
+def _without(examples: Examples, bad: Mapping[int, object]) -> Examples:
+    """The examples but these, which are named with the reason in `skipped`."""
+    good = np.array([row not in bad for row in range(len(examples))], bool)
+    kept = examples.take(good, [(str(examples.ids[row]), str(reason)) for row, reason in bad.items()])
+    return dataclasses.replace(kept, digests=kept.digests.astype(str))
 
 
 def _memory(data: Data, size: float) -> float:
@@ -58,33 +72,54 @@ def _whole(folder: Path, n: int, size: int) -> bool:
         return False
 
 
-def _digest(source: ImageSource) -> str:
-    """sha256 of a picture's bytes; of an array's shape and values; of nothing for a file that cannot be read."""
+def _digest(source: ImageSource) -> str | ReadError:
+    """sha256 of a picture's bytes, of an array's shape and values, or why a file's bytes cannot be had."""
     if isinstance(source, np.ndarray):
         return hashlib.sha256(f"{source.dtype} {source.shape}".encode() + source.tobytes()).hexdigest()
     try:
         return hashlib.sha256(source if isinstance(source, bytes) else read(source)).hexdigest()
-    except BadImageError:
-        return hashlib.sha256(os.fsencode(source)).hexdigest()
+    except ReadError as error:
+        return error
 
 
-def _fill(folder: Path, examples: Examples, data: Data, pool: ThreadPoolExecutor) -> None:
-    """Write `pixels` and `bad.json` ({row: reason}) into a new cache folder; it appears when both are whole."""
+class _IncompleteError(Exception):
+    """Some contents could not be read again, so the cache would not be that of its name."""
 
-    def load(source: ImageSource) -> np.ndarray | BadImageError:
+
+def _fill(examples: Examples, data: Data, pool: ThreadPoolExecutor) -> dict[int, ReadError]:
+    """Write `pixels` and `bad.json` ({row: reason}) into a cache folder, which appears when both are whole.
+
+    What is written is decoded from the very bytes that the folder's name is a digest of, and `bad.json` remembers what
+    is wrong with such bytes, never that they could not be read: a network drive may be well again tomorrow.
+
+    Returns:
+        Rows that could not be read any more. If there are any, nothing is kept.
+    """
+
+    def load(row: int) -> np.ndarray | BadImageError:
+        source = examples.images[row]
         try:
-            return load_image(source, data.image_size, data.resize)
+            contents = read(source) if isinstance(source, Path) else source
+            if isinstance(source, Path) and _digest(contents) != examples.digests[row]:
+                return ReadError("it changed while it was read; is something still writing it? Start again")
+            return load_image(contents, data.image_size, data.resize)
         except BadImageError as error:
             return error
 
+    folder, bad, unread = _folder(examples, data), {}, {}
+    if _whole(folder, len(examples), data.image_size):
+        return unread
     disk.require({folder: len(examples) * data.image_size**2 * 3})
-    with disk.replacing_folder(folder) as temporary:
-        bad = {}
+    with contextlib.suppress(_IncompleteError), disk.replacing_folder(folder) as temporary:
         with (temporary / "pixels").open("wb") as file:
             for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
-                for row, result in enumerate(pool.map(load, examples.images[start : start + 256]), start):
+                rows = range(start, min(start + 256, len(examples)))
+                for row, result in zip(rows, pool.map(load, rows), strict=True):
                     if isinstance(result, np.ndarray):
                         file.write(result.tobytes())
                     else:
-                        bad[row] = str(result)
-        runs.write_json(temporary / "bad.json", bad)
+                        (unread if isinstance(result, ReadError) else bad)[row] = result
+        if unread:
+            raise _IncompleteError
+        runs.write_json(temporary / "bad.json", {row: str(reason) for row, reason in bad.items()})
+    return unread

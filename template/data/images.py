@@ -42,6 +42,10 @@ class BadImageError(ValueError):
     """A picture that cannot be used; the message is the reason, without the file's name."""
 
 
+class ReadError(BadImageError):
+    """Contents that could not be had or held now. It says nothing about them, so nobody may remember it."""
+
+
 def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "squash"]) -> np.ndarray:
     """Decode, turn upright, flatten to RGB and resize a picture.
 
@@ -49,13 +53,15 @@ def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "s
         uint8 [size, size, 3], RGB.
 
     Raises:
-        BadImageError: with the reason, if the picture cannot be read.
+        BadImageError: with the reason, if the picture cannot be read; ReadError, if that may pass.
     """
     try:
         image = Image.fromarray(_as_pillow(source)) if isinstance(source, np.ndarray) else _open(source, size)
         return np.asarray(to_square(to_rgb(ImageOps.exif_transpose(image)), size, resize))
     except BadImageError:
         raise
+    except MemoryError:
+        raise ReadError("there is not enough memory to decode it now; end other programs, or make it smaller") from None
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, ... on broken files
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise BadImageError(f"cannot be decoded ({what}); convert it to JPEG or PNG") from error
@@ -127,6 +133,8 @@ def _open(source: Path | bytes, size: int) -> Image.Image:
         image.draft(None, (2 * size, 2 * size))  # decode large photographs at 1/2, 1/4 or 1/8, never below twice size
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:
         why = " ".join(str(error).split())
         raise BadImageError(f"{image.format} is damaged or cut short ({why}); copy or download it again") from error
@@ -139,23 +147,24 @@ def read(path: Path) -> bytes:
     """Contents of a file.
 
     Raises:
-        BadImageError: if there is none that can be read. A pipe or a device is not opened: reading could last for ever.
+        ReadError: if there is none that can be read. A pipe or a device is not opened: reading could last for ever.
     """
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise BadImageError("a directory, pipe or device and not a file; remove it")
+            raise ReadError("a directory, pipe or device and not a file; remove it")
         if facts.st_size > MAX_BYTES:
-            raise BadImageError(
-                f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it a picture? Make it smaller"
-            )
+            raise ReadError(f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it a picture? Make it smaller")
         return path.read_bytes()
     except FileNotFoundError:
-        raise BadImageError("no such file (or a link to nowhere); restore or remove it") from None
+        raise ReadError("no such file (or a link to nowhere); restore or remove it") from None
     except PermissionError:
-        raise BadImageError("no permission to read it; change its rights") from None
-    except OSError as error:
-        raise BadImageError(f"cannot be read: {error.strerror}; restore or remove it") from None
+        raise ReadError("no permission to read it; change its rights") from None
+    except MemoryError:
+        raise ReadError("there is not enough memory to read it now; end other programs, or remove it") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = getattr(error, "strerror", None) or error
+        raise ReadError(f"cannot be read: {why}; try again, or restore or remove it") from None
 
 
 def _what_it_is(data: bytes) -> str:
