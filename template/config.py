@@ -338,10 +338,11 @@ class Evaluate:
     if the probe clearly likes that better."""
     wanted_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of the answers that are given, if unsure ones may be withheld: the report says how many pictures that leaves, and
-    calibration.json from which confidence on."""
+    calibration.json from which confidence on. It must be likely, and not luck, which 27 validation images can promise
+    for 0.95 and none for 1."""
     wanted_precision: Fraction = 0.0
-    """Thresholds for yes-or-no questions about a class are those with this precision on validation and the most yeses;
-    0 for those with the best F1."""
+    """Thresholds for yes-or-no questions about a class are those with at least this precision, by what validation can
+    promise, and the most yeses; 0 for those with the best F1."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

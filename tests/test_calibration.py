@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 from template import runs
 from template.evaluate.calibration import (
     answered,
+    at_least,
     calibrate,
     confidence_for,
     coverage,
@@ -34,14 +35,69 @@ def test_the_temperature_takes_back_what_was_boasted(boast):
     assert temperature(given.logits, given.labels) == pytest.approx(boast, rel=0.05)
 
 
-def test_the_temperature_is_the_best_of_all():
+def test_the_temperature_is_the_best_of_all_after_what_was_known_before():
     given = honest(300, 1, boast=3.0)
+    rows, order = np.arange(300), np.argsort(given.logits, axis=1)
+    rival = np.where(order[:, -1] == given.labels, order[:, -2], order[:, -1])
 
     def loss(t: float) -> float:
-        return -log_softmax(given.logits.astype(float) / t, axis=1)[np.arange(300), given.labels].mean()
+        said = log_softmax(given.logits.astype(float) / t, axis=1)
+        return -(301 * said[rows, given.labels] + said[rows, rival]).sum() / 302 + np.log(t) ** 2 / 2 / 0.5**2
 
     found = temperature(given.logits, given.labels)
-    assert all(loss(found) <= loss(t) + 1e-9 for t in np.geomspace(0.05, 50, 200))
+    assert all(loss(found) <= loss(t) + 1e-6 for t in np.geomspace(0.05, 50, 200))
+
+
+@pytest.mark.parametrize("boast", [0.4, 3.0])
+def test_many_images_speak_for_themselves(boast):
+    given = honest(2000, 1, boast=boast)
+
+    def loss(t: float) -> float:
+        return -log_softmax(given.logits.astype(float) / t, axis=1)[np.arange(2000), given.labels].mean()
+
+    found = temperature(given.logits, given.labels)
+    assert all(loss(found) <= loss(t) + 1e-3 for t in np.geomspace(0.05, 50, 200))
+
+
+def judged(n: int, seed: int, distance: float, boast: float, wrong: float) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of three classes at a distance from each other, times `boast`; a part of the labels is drawn by lot."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(3, size=n)
+    logits = rng.normal(size=(n, 3))
+    logits[np.arange(n), labels] += distance
+    return boast * distance * logits, np.where(rng.random(n) < wrong, rng.integers(3, size=n), labels)
+
+
+@pytest.mark.parametrize("images", [10, 24, 60])
+@pytest.mark.parametrize("sure", [0.75, 0.9999])
+def test_a_few_images_all_right_do_not_make_a_network_infallible(images, sure):
+    """However the network sees itself, one image in so many may be wrong, and the temperature is not far from 1."""
+    labels = np.arange(images) % 3
+    logits = np.where(labels[:, None] == np.arange(3), np.log(2 * sure / (1 - sure)), 0.0).astype(np.float32)
+    found = temperature(logits, labels)
+    assert 0.3 < found < 4
+    given = Predictions(labels.astype(str), labels, logits, ("a", "b", "c"))
+    assert 1 - given.scaled(found).probabilities.max() > 0.1 / images
+    assert calibrate(given, None)["temperature"] == pytest.approx(found, rel=1e-6)  # so sure is it, and not more
+
+
+@pytest.mark.parametrize("n", [10, 24, 60, 200])
+@pytest.mark.parametrize("boast", [0.25, 1.0, 4.0])
+def test_a_temperature_of_few_images_costs_little_and_helps_where_there_is_evidence(n, boast):
+    """Test cross-entropy against that without temperature, over networks that are 80 to 100 % right, and draws."""
+    changes = []
+    for distance in (1.5, 2.5, 4.0):
+        for wrong in (0.0, 0.04):
+            logits, labels = judged(2000, 99, distance, boast, wrong)
+            test = Predictions(np.arange(2000).astype(str), labels, logits.astype(np.float32), ("a", "b", "c"))
+            cross_entropy = {}
+            for draw in range(8):
+                t = temperature(*judged(n, draw, distance, boast, wrong))
+                cross_entropy[t] = -np.log(test.scaled(t).probabilities[np.arange(2000), labels]).mean()
+            plain = -np.log(test.probabilities[np.arange(2000), labels]).mean()
+            changes.append([value - plain for value in cross_entropy.values()])
+    assert np.max(changes) < 0.2 and np.mean(changes, axis=1).max() < 0.05
+    assert np.mean(changes) < {0.25: -0.05, 1.0: 0.0, 4.0: -0.3}[boast]
 
 
 def test_a_temperature_changes_no_answer():
@@ -63,9 +119,13 @@ def test_reliability_counts_each_picture_once_and_tells_boasting_from_honesty():
 def test_a_threshold_for_a_wanted_precision_has_the_most_yeses_that_keep_it():
     evidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     positive = np.array([True, True, False, True, False, False])
-    assert threshold(evidence, positive, precision=1.0) == pytest.approx(0.75)  # two of two
-    assert threshold(evidence, positive, precision=0.75) == pytest.approx(0.55)  # three of four
-    assert threshold(evidence, positive, precision=0.5) == pytest.approx(0.2)  # three of six: all
+    assert threshold(evidence, positive, precision=0.55) == pytest.approx(0.75)  # two of two
+    assert threshold(evidence, positive, precision=0.43) == pytest.approx(0.55)  # three of four
+    assert threshold(evidence, positive, precision=0.26) == pytest.approx(0.2)  # three of six: all
+    assert threshold(evidence, positive, precision=0.56) is None, "so few cannot promise it"
+    many, often = np.repeat(evidence, 40), np.repeat(positive, 40)
+    assert threshold(many, often, precision=0.98) == pytest.approx(0.75)  # 80 of 80
+    assert threshold(many, often, precision=0.7) == pytest.approx(0.55)  # 120 of 160
     assert threshold(evidence, positive) == pytest.approx(0.55)  # F1 = 6/7, the best
     assert threshold(evidence[::-1], ~positive[::-1], precision=0.9) is None
     assert threshold(evidence, np.zeros(6, bool)) is None
@@ -82,13 +142,43 @@ def test_coverage_worked_by_hand():
     assert confidences == pytest.approx([0.9, 0.8, 0.7])  # the last two are equally sure, and answered together
     assert shares.tolist() == [0.25, 0.5, 1.0]
     assert accuracies == pytest.approx([1, 1, 0.75])
-    assert confidence_for(given, 1.0) == pytest.approx(0.8)
-    assert confidence_for(given, 0.7) == pytest.approx(0.7)
+    assert confidence_for(given, 0.55) == pytest.approx(0.8)  # two of two
+    assert confidence_for(given, 0.43) == pytest.approx(0.7)  # three of four
+    assert confidence_for(given, 0.56) is None, "so few cannot promise it"
+    often = given.take(np.tile(np.arange(4), 15))
+    assert confidence_for(often, 0.95) == pytest.approx(0.8)  # 30 of 30
+    assert confidence_for(often, 0.65) == pytest.approx(0.7)  # 45 of 60
+    assert confidence_for(often, 1.0) is None, "nobody can promise that"
     found = answered(given, 0.75)
     assert (found["coverage"]["value"], found["accuracy"]["value"]) == (0.5, 1.0)
     assert answered(given, 0.99)["accuracy"] is None and answered(given, 0.99)["coverage"]["value"] == 0
     wrong = Predictions(given.ids, 1 - given.labels, logits, ("a", "b"))
     assert confidence_for(wrong, 0.9) is None
+
+
+@pytest.mark.parametrize(("n", "all_right"), [(2, 0.5519), (10, 0.8764), (27, 0.9516), (80, 0.9833)])
+def test_so_many_right_answers_promise_so_much(n, all_right):
+    """By quantiles of the beta distribution worked out elsewhere; and a threshold is there only if it is promised."""
+    assert at_least(n, n) == pytest.approx(all_right, abs=1e-4)
+    said = Predictions(np.arange(n).astype(str), np.zeros(n, int), np.tile(np.float32([2, 1]), (n, 1)), ("a", "b"))
+    assert confidence_for(said, all_right - 0.001) == pytest.approx(0.731, abs=1e-3)
+    assert confidence_for(said, all_right + 0.001) is None
+
+
+@pytest.mark.parametrize("n", [10, 24, 60, 200, 1000])
+def test_the_accuracy_that_is_promised_is_kept(n):
+    """Of many thresholds the one that looks best is partly luck, the more so the fewer images there are."""
+    kept = []
+    for distance in (1.0, 1.5, 2.5, 4.0):
+        logits, labels = judged(4000, 99, distance, 1.0, 0.0)
+        test = Predictions(np.arange(4000).astype(str), labels, logits.astype(np.float32), ("a", "b", "c"))
+        for draw in range(25):
+            few, true = judged(n, draw, distance, 1.0, 0.0)
+            given = Predictions(np.arange(n).astype(str), true, few.astype(np.float32), ("a", "b", "c"))
+            at = confidence_for(given, 0.95)
+            kept += [] if at is None else [answered(test, at)["accuracy"]["value"]]
+    assert len(kept) > 25 if n > 30 else not kept
+    assert not kept or (np.mean(kept) > 0.95 and np.mean(np.array(kept) < 0.93) < 0.1)
 
 
 def test_what_was_chosen_on_validation_holds_on_test_pictures():

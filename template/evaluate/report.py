@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from . import plots
-from .calibration import coverage
+from .calibration import at_least, coverage
 from .intervals import proportion
 from .metrics import confusion_counts
 from .predictions import Predictions
@@ -81,6 +81,7 @@ def html(
         drawn={name: plots.svg(figure) for name, figure in drawn.items()},
         sure_svgs=[plots.svg(figure) for figure in sure],
         calibration=calibration,
+        promised=float(at_least(metrics["val"]["images"], metrics["val"]["images"])),
         slices=metrics.get("slices", []),
         galleries=galleries,
         skipped=skipped,
