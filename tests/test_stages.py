@@ -21,6 +21,7 @@ from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import Mixing, Source, shuffled_rows
 from template.data.rows import Rows
 from template.deploy.predictor import save_model
+from template.evaluate.calibration import smoothed_losses
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.model.layers import DropBlock
@@ -803,12 +804,25 @@ def test_the_loss_of_a_picture_is_its_cross_entropy_at_the_best_temperature():
     logits, labels = blurred()
     losses = picture_losses(logits.astype(np.float32), labels, "cross_entropy")
     assert losses.shape == (400,) and losses.dtype == np.float64
-    by_hand = [-log_softmax(logits / t, axis=1)[np.arange(400), labels] for t in np.linspace(0.5, 2, 301)]
+    by_hand = [smoothed_losses(logits, labels, t) for t in np.linspace(0.5, 2, 301)]
     best = min(by_hand, key=np.mean)
     np.testing.assert_allclose(losses, best, atol=0.01)
     assert losses.mean() <= best.mean() + 1e-9 < -np.log(1 / CLASSES)
     biased = logits + 3 * np.eye(CLASSES)[0]  # a temperature mends no bias
     assert picture_losses(biased, labels, "cross_entropy").mean() > losses.mean() + 0.05
+
+
+@pytest.mark.parametrize("images", [6, 30])
+def test_of_networks_that_are_always_right_the_clearer_one_is_better(images):
+    """With few images, all right, the best temperature would be zero, and every loss with it."""
+    labels, generator = np.arange(images) % 3, np.random.default_rng(0)
+    clear = 4 * np.eye(3)[labels] + generator.normal(0, 0.1, (images, 3))
+    vague = clear - np.eye(3)[labels] * generator.uniform(0, 3.5, (images, 1))
+    assert (clear.argmax(axis=1) == labels).all() and (vague.argmax(axis=1) == labels).all()
+    better, worse = (picture_losses(factor * vague, labels, "cross_entropy") for factor in (1, 7))
+    np.testing.assert_allclose(better, worse, atol=1e-3)
+    better = picture_losses(clear, labels, "cross_entropy")
+    assert 0.1 / images < better.mean() < worse.mean()
 
 
 def test_the_loss_of_a_picture_is_whether_it_is_wrong_or_its_share_of_the_balanced_error():

@@ -17,21 +17,22 @@ DOUBT = 0.5
 """Standard deviation of the logarithm of the temperature before any image was seen: two of three in 0.6 to 1.6."""
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def temperature(logits: np.ndarray, labels: np.ndarray, doubt: float = DOUBT) -> float:
     """What to divide logits by for the least mean cross-entropy (Guo et al. 2017, "On calibration of modern neural
     networks"): above 1 where a network is too sure of itself.
 
     Few images, all right, would have it at zero and every probability at one. So it is the most probable value (MAP)
-    after two things known beforehand: it is not far from 1 (a normal prior on its logarithm, of deviation DOUBT), and
+    after two things known beforehand: it is not far from 1 (a normal prior on its logarithm, of deviation `doubt`), and
     the next answer may be wrong (`smoothed_losses`). By 2,000 images both are forgotten.
 
     Args:
         logits: finite float [n, classes].
         labels: int64 [n].
+        doubt: infinite where it must not matter how sure the network is of itself, as between networks.
     """
 
     def loss(log_temperature: float) -> float:
-        prior = (log_temperature / DOUBT) ** 2 / 2
+        prior = (log_temperature / doubt) ** 2 / 2
         return smoothed_losses(logits, labels, np.exp(log_temperature)).sum() + prior
 
     return float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x))

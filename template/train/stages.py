@@ -8,12 +8,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.special import log_softmax
 
 from .. import disk
 from ..config import Backbone, ConfigError, Head, Stage, Train
 from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
-from ..evaluate.calibration import temperature
+from ..evaluate.calibration import smoothed_losses, temperature
 from ..evaluate.intervals import lead
 from ..model.build import boundary, depths, freeze
 from .callbacks import (
@@ -378,7 +377,7 @@ def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.n
     temperature.
 
     Of a few dozen pictures the plain cross-entropy mostly says how sure a network is of itself, which grows with every
-    epoch and which one number mends (`temperature`).
+    epoch and which one number mends (`temperature`); and that of a few, all right, would be nothing (smoothed).
 
     Args:
         logits: float [n, classes].
@@ -397,5 +396,4 @@ def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.n
         weights = len(labels) / np.count_nonzero(counts) / counts[labels] if monitor == "macro_f1" else 1.0
         return (logits.argmax(axis=1) != labels) * weights
 
-    scaled = logits / temperature(logits, labels)
-    return -log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]
+    return smoothed_losses(logits, labels, temperature(logits, labels, doubt=np.inf))
