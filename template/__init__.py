@@ -1,6 +1,7 @@
 """Small-data image classification: pictures in, a classifier and an honest number out.
 
     config.py       every setting                       runs.py         a run folder on disk
+    device.py       cores, memory, GPUs
     disk.py         whole or absent files, room, locks
     data/           files -> Examples -> uint8 pixels -> batches
     model/          a plain flat keras.Model: RGB 0-255 in, logits out
@@ -12,7 +13,8 @@
     recipe.py       run(config, folder): the whole story
     preflight.py    preflight(config, folder): the story before it, of checks and baselines
 
-Imports go down only: preflight -> recipe -> publish -> train, deploy -> data, model, evaluate -> config, runs -> disk.
+Imports go down only: preflight -> recipe -> publish -> train, deploy -> data, model, evaluate -> config, runs
+-> disk, device.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

@@ -182,19 +182,6 @@ def amount(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def available_memory() -> float:
-    """Bytes of memory that could be had now, also inside a container; infinite where the system does not say."""
-    found = [float("inf")]
-    with contextlib.suppress(OSError, AttributeError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        found.append(float(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # "max", if the container has no limit, is no number
-        group = Path("/sys/fs/cgroup")
-        used, limit = (float((group / name).read_text()) for name in ("memory.current", "memory.max"))
-        found.append(limit - used)
-    return min(found)
-
-
 def _manifest(folder: Path) -> str:
     files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
     return json.dumps({file.name: sha256(file) for file in files}, indent=1)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import config as configuration
-from . import disk, runs, suggest
+from . import device, disk, runs, suggest
 from .config import Config, Data, Train
 from .data.audit import as_json, audit, glance
 from .data.decode import decode
@@ -70,6 +70,9 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
 
 def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     """`run`, in a folder that is ours alone."""
+    print(f"device: {device.sentence(device.describe(config.train.precision))}")
+    if warning := device.overlooked():
+        print(f"warning: {warning}")
     store = Store(
         Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
     )
@@ -229,4 +232,5 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     runs.write_json(folder / "classes.json", list(examples.class_names))
     runs.write_json(folder / "skipped.json", [{"id": name, "reason": reason} for name, reason in examples.skipped])
     digest = hashlib.sha256(table.encode()).hexdigest()
-    runs.write_json(folder / "run.json", {"environment": runs.environment(), "split_sha256": digest})
+    made_on = {"environment": runs.environment(), "device": device.describe(config.train.precision)}
+    runs.write_json(folder / "run.json", made_on | {"split_sha256": digest})

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import disk
+from . import device, disk
 
 
 def new_folder(root: Path, name: str) -> Path:
@@ -107,6 +107,7 @@ def import_tensorflow() -> None:
             import tensorflow
 
             tensorflow.get_logger().setLevel("ERROR")  # each stage compiles a network of its own, and it minds that
+            device.share_gpus()
         except BaseException:
             said.seek(0)
             os.write(stderr, said.read())
@@ -124,7 +125,7 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in packages},
         "machine": platform.machine(),
         "system": platform.system(),
-        "cores": os.cpu_count(),
+        "cores": device.cores(),
     }
 
 

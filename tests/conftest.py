@@ -1,10 +1,44 @@
-"""Pictures for the tests, all of them generated."""
+"""Pictures for the tests, all of them generated, and scripts called as a person calls them."""
 
+import contextlib
+import io
+import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def call(script: str, *arguments, until: str | None = None) -> tuple[int | str | None, str]:
+    """A script in this process, where TensorFlow is imported already: its exit code or last words, and its output.
+
+    Anything but a planned exit is an exception here, as it would be a traceback there. When it prints what matches
+    `until`, somebody presses Ctrl-C.
+    """
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            nonlocal until
+            super().write(text)
+            if until and re.search(until, text):
+                until = None
+                raise KeyboardInterrupt
+            return len(text)
+
+    path, code = SCRIPTS / f"{script}.py", 0
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(Terminal()) as said:
+        patched.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        with contextlib.redirect_stderr(said):
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+    return code, said.getvalue()
 
 
 def picture(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -337,7 +337,7 @@ def test_pixels_that_do_not_fit_the_free_memory_are_read_from_disk_with_a_word(
     examples = load_examples(str(class_folder))
     needed = 36 * SIZE * SIZE * 3
     for free, held in ((2 * needed, True), (2 * needed - 2, False)):
-        monkeypatch.setattr(module.disk, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(module.device, "available_memory", lambda free=free: free)
         _, pixels = decode(examples, settings(tmp_path))
         assert (pixels._array is not None) == held
         assert ("read from" in capsys.readouterr().out) == (not held)

@@ -194,8 +194,3 @@ def test_room_is_asked_for_once_for_folders_on_one_disk(tmp_path, monkeypatch):
 )
 def test_a_full_disk_is_told_from_other_errors(error, full):
     assert disk.is_full(error) == full
-
-
-def test_memory_that_could_be_had_is_a_part_of_what_there_is():
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < disk.available_memory() <= whole or disk.available_memory() == float("inf")

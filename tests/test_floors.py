@@ -15,7 +15,7 @@ import template
 PACKAGE = Path(template.__file__).parent
 ROOT = PACKAGE.parent
 PLAN = [
-    {"disk"},
+    {"disk", "device"},
     {"config", "runs"},
     {"data", "model", "evaluate", "suggest"},
     {"train", "deploy"},
@@ -24,7 +24,7 @@ PLAN = [
     {"preflight"},
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
-LIGHT = ["disk", "config", "runs", "suggest"]
+LIGHT = ["disk", "device", "config", "runs", "suggest"]
 LIGHT += [f"data.{name}" for name in ("images", "examples", "split", "decode", "rows", "augment")]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}

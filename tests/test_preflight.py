@@ -276,11 +276,11 @@ def test_a_full_disk_is_found(tmp_path):
 
 
 def test_too_little_memory_is_found(monkeypatch):
-    monkeypatch.setattr(checks.disk, "available_memory", lambda: 2.0 * 2**30)
+    monkeypatch.setattr(checks.device, "available_memory", lambda: 2.0 * 2**30)
     assert checks.memory(2**30).passed
     check = checks.memory(3 * 2**30)
     assert not check.passed and "2.0 GiB" in check.found and "3.0 GiB" in check.expected
-    monkeypatch.setattr(checks.disk, "available_memory", lambda: float("inf"))
+    monkeypatch.setattr(checks.device, "available_memory", lambda: float("inf"))
     assert checks.memory(1e15).passed, "where the system does not say, nothing is asked"
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import class_folders, picture
+from conftest import SCRIPTS, call, class_folders, picture
 from PIL import Image
 
 from template import config as configuration
@@ -26,7 +25,6 @@ from template import disk, runs
 from template.data.images import load_image
 from template.evaluate.predictions import Predictions
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 CLASSES = ("across", "disc", "upright")
 TINY = ["--backbone.name=tiny", "--backbone.weights=none", "--data.image_size=32", "--train.batch_size=8"]
 
@@ -35,22 +33,6 @@ def command(script: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
     """A script in a process of its own."""
     line = [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def call(script: str, *arguments) -> tuple[int | str | None, str]:
-    """A script in this process, where TensorFlow is imported already: its exit code or last words, and its output.
-
-    Anything but a planned exit is an exception here, as it would be a traceback there.
-    """
-    path, code = SCRIPTS / f"{script}.py", 0
-    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as said:
-        patched.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        with contextlib.redirect_stderr(said):
-            try:
-                runpy.run_path(str(path), run_name="__main__")
-            except SystemExit as end:
-                code = end.code
-    return code, said.getvalue()
 
 
 class Finished:

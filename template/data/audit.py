@@ -8,7 +8,6 @@ import hashlib
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
+from .. import device
 from .examples import PART_OF, Examples
 from .images import FORMATS, BadImageError, ImageSource, address, load_image, read
 from .rows import Rows
@@ -93,7 +93,7 @@ class Facts:
 
 def look(examples: Examples) -> Facts:
     """Read every picture once, in threads, into a small copy and a few facts."""
-    with ThreadPoolExecutor() as pool:
+    with device.threads() as pool:
         rows = list(pool.map(_look_at, examples.images))
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return Facts(*columns)
@@ -107,7 +107,7 @@ def glance(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
         pixels: uint8 [more, size, size, 3].
         rows: of the examples in the pixels, int64 [n].
     """
-    with ThreadPoolExecutor() as pool:
+    with device.threads() as pool:
         headers = list(pool.map(_header_of, examples.images))
     small = np.zeros((len(examples), SIDE, SIDE, 3), np.uint8)
     for start in range(0, len(rows), 256):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import disk, runs
+from .. import device, disk, runs
 from ..config import Data
 from .examples import Examples
 from .images import VERSION, BadImageError, ImageSource, ReadError, load_image, read
@@ -28,7 +28,7 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
     Raises:
         DiskError: if there is no room for the cache.
     """
-    with ThreadPoolExecutor() as pool:
+    with device.threads() as pool:
         results = list(pool.map(_digest, examples.images))
         examples = dataclasses.replace(examples, digests=np.array(results, object))
         unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
@@ -57,7 +57,7 @@ def _without(examples: Examples, bad: Mapping[int, object]) -> Examples:
 
 def _memory(data: Data, size: float) -> float:
     """Bytes of pixels that may be held: as the settings say, but no more than half of the memory that is free."""
-    wanted, free = data.memory_gb * 2**30, disk.available_memory() / 2
+    wanted, free = data.memory_gb * 2**30, device.available_memory() / 2
     if free < size <= wanted:
         print(f"decoded pictures take {disk.amount(size)}, more than half of the free memory: read from {data.cache}")
     return min(wanted, free)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from .. import device
 from ..config import Augment
 from .augment import POLICIES, VERSION, augment, magnify, strengthen
 from .rows import Rows
@@ -306,7 +306,7 @@ def _batches(source: Source, classes: int, make: Callable, numbers: range) -> tf
         return tf.ensure_shape(inputs, (None, *example.shape[1:])), tf.ensure_shape(labels, (None, classes))
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
-    threads = max(2, (os.cpu_count() or 2) // 2)
+    threads = max(2, device.cores() // 2)
     dataset = dataset.map(call, num_parallel_calls=threads, deterministic=True).prefetch(2)
     weakref.finalize(dataset, held.clear)
     return dataset

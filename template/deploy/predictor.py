@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -11,7 +10,7 @@ import numpy as np
 from scipy.special import softmax
 
 from .. import config as configuration
-from .. import disk, runs
+from .. import device, disk, runs
 from ..config import Config
 from ..data.augment import magnify
 from ..data.examples import DataError
@@ -108,7 +107,7 @@ def classify(
             return error
 
     size = config.train.batch_size
-    with ThreadPoolExecutor() as pool:
+    with device.threads() as pool:
         for start in range(0, len(sources), size):
             chunk = sources[start : start + size]
             loaded = list(pool.map(load, chunk))

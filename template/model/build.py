@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers, ops
 
+from .. import device
 from ..config import Backbone, ConfigError, Head
 from .backbones import block_numbers, build_backbone
 from .layers import DropBlock, DropConnect
@@ -56,9 +56,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         name="logits",
         **penalty,
     )
-    # Of every network that ends with this layer. On a CPU, XLA, which Keras takes if it can, makes an epoch of
-    # MobileNet three to six times as long, and needs seconds for every size of a batch.
-    output.supports_jit = bool(tf.config.list_physical_devices("GPU"))
+    output.supports_jit = device.uses_xla()  # and with it every network that ends with this layer
     return keras.Model(base.inputs[0], output(x), name=backbone.name)  # `input` is a list of one, and asks for lists
 
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .. import disk
+from .. import device, disk
 from ..config import Train
 from ..data.pipeline import Mixing, Source, evenly, shuffled_batch, shuffled_batches, shuffled_rows, spread
 from .features import cut
@@ -305,7 +305,7 @@ def room(folder: Path, needed_bytes: float) -> Check:
 
 def memory(needed_bytes: float) -> Check:
     """Free memory for decoded pictures, activations and the network."""
-    free = disk.available_memory()
+    free = device.available_memory()
     return Check(
         "free memory",
         free > needed_bytes,
