@@ -33,7 +33,8 @@ UNSAFE_NAMES = {
     "eval", "exec", "__import__", "enable_unsafe_deserialization", "load_model", "model_from_json", "custom_objects",
     "unsafe_load", "TFSMLayer",
 }  # fmt: skip
-SAFE_VALUES = {"allow_pickle": False, "safe_mode": True}
+SAFE_VALUES = {"allow_pickle": False, "safe_mode": True, "compile": False}
+CHECKED = {("template/deploy/predictor.py", "load_model")}  # after a look at what is in the file: test_predictor.py
 
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted([*PACKAGE_FILES, *ROOT.joinpath("scripts").rglob("*.py")])
@@ -104,7 +105,8 @@ def runs_what_a_file_says(file: Path, tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in UNSAFE_NAMES:
             yield f"{file}:{node.lineno}: uses {node.id}"
-        if isinstance(node, ast.Attribute) and node.attr in UNSAFE_NAMES - {"eval", "exec"}:
+        unsafe = isinstance(node, ast.Attribute) and node.attr in UNSAFE_NAMES - {"eval", "exec"}
+        if unsafe and (file.as_posix(), node.attr) not in CHECKED:
             yield f"{file}:{node.lineno}: uses {node.attr}"
         if isinstance(node, ast.keyword) and node.arg in UNSAFE_NAMES:
             yield f"{file}:{node.value.lineno}: gives {node.arg}"
@@ -211,6 +213,19 @@ def test_importing_the_package_imports_nothing_else():
         (runs_what_a_file_says, "a.py", "np.load(f, allow_pickle=flag)", ["a.py:1: allow_pickle must be False"]),
         (runs_what_a_file_says, "a.py", "load(f,\n  safe_mode=False)", ["a.py:2: safe_mode must be True"]),
         (runs_what_a_file_says, "a.py", "keras.models.load_model(f)", ["a.py:1: uses load_model"]),
+        (runs_what_a_file_says, "template/deploy/predictor.py", "keras.saving.load_model(f, safe_mode=True)", []),
+        (
+            runs_what_a_file_says,
+            "template/deploy/predictor.py",
+            "keras.saving.load_model(f, safe_mode=x)",
+            ["template/deploy/predictor.py:1: safe_mode must be True"],
+        ),
+        (
+            runs_what_a_file_says,
+            "template/deploy/predictor.py",
+            "eval(f)",
+            ["template/deploy/predictor.py:1: uses eval"],
+        ),
         (runs_what_a_file_says, "a.py", "from keras.saving import load_model", ["a.py:1: imports load_model"]),
         (runs_what_a_file_says, "a.py", "load(f, custom_objects=x)", ["a.py:1: gives custom_objects"]),
         (writes_in_place, "a.py", "path.write_text('x')", ["a.py:1: writes path.write_text"]),

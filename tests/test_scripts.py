@@ -307,8 +307,8 @@ def without(name):
         (without("model.json"), "does not hold a finished run: it has no model.json"),
         (lambda run: (run / "model.keras").write_bytes(b"PK half a file"), "is not the file that the run saved"),
         (lambda run: (run / "model.json").write_text('{"file": 3'), "model.json' is damaged"),
-        (lambda run: (run / "classes.json").write_text('["a", "b"]'), "does not hold this run's weights"),
-        (exchanged, "do not fill the network"),
+        (lambda run: (run / "classes.json").write_text('["a", "b"]'), "does not hold this run's network"),
+        (exchanged, "do not fill its network"),
         (lambda run: (run / "config.toml").write_text("[data]\nside = 3\n"), "data.side: no such setting"),
     ],
 )

@@ -1,9 +1,11 @@
-"""A finished run put to use: rebuild its model, and classify files with it."""
+"""A finished run put to use: load its model, and classify files with it."""
 
-import dataclasses
 import hashlib
+import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,8 +17,21 @@ from ..config import Config
 from ..data.augment import magnify
 from ..data.examples import DataError
 from ..data.images import BadImageError, ImageSource, load_image
-from ..model.build import build
 from ..model.layers import bare
+
+KNOWN = frozenset({
+    # of networks
+    "Activation", "Add", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Dense", "DepthwiseConv2D",
+    "Dropout", "Flatten", "Functional", "GaussianDropout", "GlobalAveragePooling2D", "GlobalMaxPooling2D",
+    "GroupNormalization", "InputLayer", "LayerNormalization", "LayerScale", "Maximum", "MaxPooling2D", "Multiply",
+    "Normalization", "PReLU", "ReLU", "Rescaling", "Reshape", "SeparableConv2D", "Sequential", "ZeroPadding2D",
+    # operations between layers
+    "Absolute", "Flip", "Rsqrt",
+    # of layers
+    "Constant", "DTypePolicy", "GlorotUniform", "L1L2", "MaxNorm", "Ones", "VarianceScaling", "Zeros",
+    "__keras_tensor__",
+})  # fmt: skip
+"""Classes of Keras that a run's model.keras may name; none of them executes or reads what is written in the file."""
 
 
 def save_model(model: keras.Model, folder: Path) -> None:
@@ -31,11 +46,11 @@ def save_model(model: keras.Model, folder: Path) -> None:
 
 
 def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
-    """Rebuild the model of a finished run, with its configuration and class names.
+    """The model of a finished run, with its configuration and class names.
 
-    The network is built by our own code and only weights are read from the file: nothing in the file is executed. A
-    file of somebody else's is not even opened, and every weight must be the one that was saved: Keras reads a file
-    that lacks layers, or has some left over, without a word.
+    The network, its preprocessing included, is the one in the file: nothing about it is inferred from settings. A file
+    of somebody else's is not even opened, one with other parts than `KNOWN` is not built, so that nothing in it is
+    executed, and every weight must be the one that was saved: Keras reads a file that lacks some without a word.
 
     Raises:
         DataError: if the folder does not hold a finished run, or its model is not the one that was saved.
@@ -45,26 +60,51 @@ def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
     if missing:
         raise DataError(f"{str(folder)!r} does not hold a finished run: it has no {', '.join(missing)}.")
     config, expected = configuration.load(folder / "config.toml"), _expected(folder / "model.json")
-    if disk.sha256(folder / "model.keras") != expected["file"]:
+    file, class_names = folder / "model.keras", tuple(runs.read_json(folder / "classes.json"))
+    if disk.sha256(file) != expected["file"]:
         raise DataError(
-            f"{str(folder / 'model.keras')!r} is not the file that the run saved (another sha256 than in model.json): "
+            f"{str(file)!r} is not the file that the run saved (another sha256 than in model.json): "
             "damaged, cut short or exchanged. Copy it again, or resume the run if it was interrupted."
         )
-    class_names = tuple(runs.read_json(folder / "classes.json"))
-    # All weights come from the run, and what only training drops is not in its file.
-    backbone = dataclasses.replace(config.backbone, weights="none", stochastic_depth=0.0)
-    head = dataclasses.replace(config.head, drop_block=0.0, drop_connect=0.0)
-    model = build(backbone, head, config.data.image_size, np.ones(len(class_names)))
     try:
-        model.load_weights(folder / "model.keras")
-    except Exception as error:  # of zip, HDF5 or Keras
-        raise DataError(f"{str(folder / 'model.keras')!r} does not hold this run's weights: {error}") from error
+        if strange := _strangers(file):
+            raise ValueError(
+                f"it names {', '.join(strange)}, which no run does. If these are layers of Keras in a network of your "
+                "own, add them to KNOWN in deploy/predictor.py"
+            )
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # of zip, JSON, HDF5 or Keras
+        raise DataError(f"{str(file)!r} does not hold this run's network: {error}") from error
+    shapes, side = (model.input_shape, model.output_shape), config.data.image_size
+    if shapes != ((None, side, side, 3), (None, len(class_names))):
+        raise DataError(
+            f"{str(file)!r} does not hold this run's network: expected images of {side} x {side} pixels (config.toml) "
+            f"and {len(class_names)} classes (classes.json). Received: {shapes}. Was one of these files edited?"
+        )
     if _digest(model) != expected["weights"] or not all(np.isfinite(w).all() for w in model.get_weights()):
         raise DataError(
-            f"The weights in {str(folder / 'model.keras')!r} do not fill the network of config.toml and classes.json "
-            "as they were saved, or are not finite. Was one of these files edited?"
+            f"The weights in {str(file)!r} do not fill its network as they were saved, or are not finite. Was the file "
+            "edited?"
         )
     return config, class_names, model
+
+
+def _strangers(file: Path) -> list[str]:
+    """What a .keras file would make, and no network of ours has; nothing of it is made here."""
+    with zipfile.ZipFile(file) as archive:
+        saved = json.loads(archive.read("config.json"))
+    saved.pop("compile_config", None)  # older runs have losses and optimizers there; nobody reads them
+    return sorted(_named(saved) - KNOWN)
+
+
+def _named(saved: Any) -> set[str]:
+    """Names of all classes and functions in a part of a configuration."""
+    within = saved.values() if isinstance(saved, dict) else saved if isinstance(saved, list) else ()
+    names = set()
+    if isinstance(saved, dict) and "class_name" in saved:
+        module, name = str(saved.get("module") or "keras"), str(saved["class_name"])
+        names = {name if module.partition(".")[0] == "keras" else f"{module}.{name}"}
+    return names.union(*map(_named, within))
 
 
 def _expected(file: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ Add one by adding a row; tests/test_backbones.py then takes it through build, fr
 """
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -155,6 +156,11 @@ BACKBONES = {
 def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     """A headless network: RGB pixels 0-255, float32 [n, size, size, 3], to the last feature map [n, h, w, channels].
 
+    Pixels are prepared as its weights were trained: as `Family.preprocess` does for ImageNet weights, by the
+    standardisation of `standardise` from scratch (weights "none"), and for a .keras file as the network in it does. A
+    .weights.h5 file has no network, but the mean and variance of the standardisation are among its arrays, so that they
+    are the record: where they are, the weights were trained with them, and where not, without.
+
     Raises:
         WeightsError: if its weights are neither here nor can be downloaded; never a silent fall-back to random ones.
         ConfigError: if it does not exist in this width or takes no pictures this small.
@@ -165,8 +171,8 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     if file and not file.is_file():
         raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
     held = _held(file) if file else {}
-    from_scratch = settings.weights == "none" or "normalization" in held  # these weights were
-    preprocess = _standardised if from_scratch and family.preprocess is not _as_is else family.preprocess
+    standardised = settings.weights == "none" or (file and _standardises(file, held))
+    preprocess = _standardised if standardised and family.preprocess is not _as_is else family.preprocess
     shape = {"input_tensor": preprocess(pixels), "input_shape": pixels.shape[1:]}
     alpha = {"alpha": settings.alpha} if family.takes_alpha else {}
     weights = "imagenet" if settings.weights == "imagenet" else None
@@ -191,10 +197,11 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
         # Of a larger network Keras reads a part without a word. Only dense layers may be left over: the head of the
         # run, or of the ImageNet classifier, that the file is of.
         number = sum(count for name, count in held.items() if not name.startswith(("dense", "p_re_lu")))
-        if held and number != len(backbone.weights):
+        expected = sum(len(layer.weights) for layer in backbone.layers if not isinstance(layer, layers.Dense))
+        if held and number != expected:
             raise WeightsError(
                 f"{settings.weights!r} does not hold weights of {settings.name} without its top: expected "
-                f"{len(backbone.weights)} arrays, received {number}. Is it of another network?"
+                f"{expected} arrays, received {number} (those of dense layers aside). Is it of another network?"
             )
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
@@ -234,6 +241,10 @@ def _held(path: Path) -> dict[str, int]:
 
     Nothing for what cannot be read, and for files of Keras 2, whose reader counts the layers itself.
     """
+
+    def arrays(group: h5py.Group) -> int:  # layers of a nested network, as ConvNeXt has, count for it
+        return len(group.get("vars", ())) + sum(map(arrays, group.get("layers", {}).values()))
+
     with contextlib.ExitStack() as stack:
         try:
             file = path
@@ -244,7 +255,16 @@ def _held(path: Path) -> dict[str, int]:
         except (OSError, KeyError, zipfile.BadZipFile):
             return {}
         found = tree.get("layers", tree.get("_layer_checkpoint_dependencies", {}))
-        return {name: len(group["vars"]) for name, group in found.items() if "vars" in group}
+        return {name: arrays(group) for name, group in found.items()}
+
+
+def _standardises(path: Path, held: dict[str, int]) -> bool:
+    """Whether the network that a file of weights is of begins with `_standardised`."""
+    if path.suffix == ".keras" and held:
+        with contextlib.suppress(KeyError, TypeError, ValueError), zipfile.ZipFile(path) as archive:
+            saved = json.loads(archive.read("config.json"))["config"]["layers"]
+            return ("Normalization", "preprocess") in [(layer["class_name"], layer["name"]) for layer in saved]
+    return "normalization" in held
 
 
 def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:

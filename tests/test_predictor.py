@@ -1,0 +1,198 @@
+"""A run is served as it was trained: the network in its file, preprocessing included, and nothing of it executed."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import picture
+
+from template import disk, runs
+from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
+from template.data.examples import DataError
+from template.deploy.predictor import load_run, save_model
+from template.model.backbones import BACKBONES, build_backbone, standardise
+from template.model.build import build
+from template.train.losses import training_loss
+from template.train.optimizers import optimizer, schedule
+from template.train.stages import compile_for
+
+SIZE = 32
+QUICK = ("tiny", "mobilenet")
+NARROW = {"mobilenet": {"alpha": 0.25}, "mobilenetv2": {"alpha": 0.35}}
+APPS = {
+    "vgg16": keras.applications.VGG16,
+    "vgg19": keras.applications.VGG19,
+    "resnet50": keras.applications.ResNet50,
+    "resnet101": keras.applications.ResNet101,
+    "resnet50v2": keras.applications.ResNet50V2,
+    "mobilenet": keras.applications.MobileNet,
+    "mobilenetv2": keras.applications.MobileNetV2,
+    "convnexttiny": keras.applications.ConvNeXtTiny,
+}
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.stack([picture(kind, rng, SIZE) for kind in ("across", "disc")]).astype("float32")
+
+
+def run(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    return np.asarray(model(images, training=False))
+
+
+def pretrained(name: str, file: Path) -> Backbone:
+    """Settings of a backbone whose weights somebody else trained: a file without preprocessing of ours."""
+    keras.utils.set_random_seed(0)
+    how = NARROW.get(name, {})
+    if name in APPS:
+        network = APPS[name](include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **how)
+    elif name == "tiny":
+        network = BACKBONES["tiny"].build(input_tensor=keras.Input((SIZE, SIZE, 3)))
+    else:  # of which Keras makes two networks, one of them for its own weights
+        network = build_backbone(Backbone(name=name, weights="none"), SIZE)
+    network.save_weights(file)
+    return Backbone(name=name, weights=str(file), **how)
+
+
+def folder_of(backbone: Backbone, head: Head, folder: Path, classes: int = 3) -> None:
+    """What `load_run` reads beside the model."""
+    folder.mkdir(exist_ok=True)
+    config = Config(data=Data(path="x", image_size=SIZE), backbone=backbone, head=head)
+    runs.write_text(folder / "config.toml", to_toml(config))
+    runs.write_json(folder / "classes.json", [f"class {number}" for number in range(classes)])
+
+
+def rewritten(folder: Path, change) -> None:
+    """Change the configuration in a model.keras, and let model.json hold the digest of the new file."""
+    with zipfile.ZipFile(folder / "model.keras") as whole, zipfile.ZipFile(folder / "other.keras", "w") as other:
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name == "config.json":
+                saved = json.loads(data)
+                change(saved)
+                data = json.dumps(saved).encode()
+            other.writestr(name, data)
+    (folder / "other.keras").replace(folder / "model.keras")
+    saved = json.loads((folder / "model.json").read_text())
+    runs.write_json(folder / "model.json", saved | {"file": disk.sha256(folder / "model.keras")})
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in BACKBONES]
+)
+def test_a_run_from_pretrained_weights_is_loaded_and_says_the_same(name, tmp_path, images):
+    weights = tmp_path / "theirs.weights.h5"
+    backbone = pretrained(name, weights)
+    model = build(backbone, Head(), SIZE, [1, 2, 3])
+    folder_of(backbone, Head(), tmp_path / "run")
+    save_model(model, tmp_path / "run")
+    weights.unlink()  # what was trained from is not needed any more
+    config, classes, loaded = load_run(tmp_path / "run")
+    assert config.backbone == backbone and len(classes) == 3
+    np.testing.assert_array_equal(run(loaded, images), run(model, images))
+
+    # Given to another run, the file is read with the preprocessing that its weights were trained with.
+    again = build_backbone(dataclasses.replace(backbone, weights=str(tmp_path / "run" / "model.keras")), SIZE)
+    again = keras.Model(again.inputs[0], again.outputs[0])  # Keras's own builders take a list of one
+    features = keras.Model(model.inputs[0], model.get_layer("pool_avg").input)
+    np.testing.assert_array_equal(run(again, images), run(features, images))
+    (tmp_path / "run" / "model.keras").unlink()  # they are large
+
+
+def test_a_run_from_scratch_given_to_another_is_standardised_as_it_was(tmp_path, images):
+    """Its .keras file says so, and of a .weights.h5 the arrays do."""
+    backbone = Backbone(name="tiny", weights="none")
+    model = build(backbone, Head(), SIZE, [1, 2, 3])
+    base = keras.Model(model.inputs[0], model.get_layer("pool_avg").input)
+    standardise(base, np.array([10.0, 90, 200]), np.array([4.0, 900, 25]))
+    save_model(model, tmp_path)
+    base.save_weights(tmp_path / "tiny.weights.h5")
+    folder_of(backbone, Head(), tmp_path)
+    np.testing.assert_array_equal(run(load_run(tmp_path)[2], images), run(model, images))
+    for file in ("model.keras", "tiny.weights.h5"):
+        again = build_backbone(Backbone(name="tiny", weights=str(tmp_path / file)), SIZE)
+        again = keras.Model(again.inputs[0], again.outputs[0])
+        np.testing.assert_array_equal(run(again, images), run(base, images))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_run_of_the_first_version_is_read(tmp_path, images, precision):
+    """Which saved the compiled model as it was: with its optimizer, losses of ours, and mixed precision."""
+    backbone = pretrained("tiny", tmp_path / "theirs.weights.h5")
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = build(backbone, Head(levels=2, root=True), SIZE, [1, 2, 3])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    settings, stage = Train(class_weights="balanced", loss="focal"), Stage(schedule="step")
+    loss = training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c"))
+    compile_for(model, optimizer(stage, schedule(stage, 10), True, 1), loss)
+    folder_of(backbone, Head(levels=2, root=True), tmp_path)
+    model.save(tmp_path / "model.keras")
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(f"{weight.dtype} {weight.shape} ".encode() + weight.tobytes())
+    saved = {"file": disk.sha256(tmp_path / "model.keras"), "weights": digest.hexdigest()}
+    runs.write_json(tmp_path / "model.json", saved)
+    np.testing.assert_array_equal(run(load_run(tmp_path)[2], images), run(model, images))
+
+
+# Files of somebody else's
+
+
+def relu(saved: dict) -> dict:
+    return next(layer for layer in saved["config"]["layers"] if layer["class_name"] == "Activation")
+
+
+def named(module: str, name: str, config) -> dict:
+    return {"module": module, "class_name": name, "registered_name": None, "config": config}
+
+
+HOSTILE = {
+    "a layer with code": lambda saved: relu(saved).update(class_name="Lambda"),
+    "a layer that reads files": lambda saved: relu(saved).update(class_name="TFSMLayer"),
+    "a function": lambda saved: relu(saved)["config"].update(
+        activation=named("builtins", "function", "keras.utils.get_file")
+    ),
+    "code": lambda saved: relu(saved)["config"].update(
+        activation={"class_name": "__lambda__", "config": {"value": ""}}
+    ),
+    "a module of theirs": lambda saved: relu(saved).update(module="theirs", registered_name="theirs>Activation"),
+    "a module within": lambda saved: relu(saved)["config"].update(activation=named("theirs", "ReLU", {})),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_nothing_in_a_file_is_executed_even_if_its_digest_is_right(tmp_path, monkeypatch, change):
+    backbone = Backbone(name="tiny", weights="none")
+    folder_of(backbone, Head(), tmp_path / "run")
+    save_model(build(backbone, Head(), SIZE, [1, 2, 3]), tmp_path / "run")
+    rewritten(tmp_path / "run", lambda saved: None)
+    load_run(tmp_path / "run")  # it is not the rewriting that is refused
+    rewritten(tmp_path / "run", change)
+    (tmp_path / "theirs.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it is not built at all"))
+    with pytest.raises(DataError, match="does not hold this run's network: it names "):
+        load_run(tmp_path / "run")
+    assert "theirs" not in sys.modules
+
+
+def test_another_size_or_number_of_classes_than_written_beside_is_refused(tmp_path):
+    backbone = Backbone(name="tiny", weights="none")
+    folder_of(backbone, Head(), tmp_path, classes=2)
+    save_model(build(backbone, Head(), SIZE, [1, 2, 3]), tmp_path)
+    with pytest.raises(DataError, match=r"32 x 32 pixels .* and 2 classes .* Received: .*None, 3"):
+        load_run(tmp_path)
+    folder_of(backbone, Head(), tmp_path)
+    load_run(tmp_path)
