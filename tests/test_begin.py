@@ -381,11 +381,44 @@ def small_sizes(monkeypatch):
     )
 
 
+@pytest.fixture
+def wins(monkeypatch):
+    """Lets an option win or lose, in place of the losses of a probe."""
+
+    def let(size: int) -> None:
+        monkeypatch.setattr(module, "_vote", lambda base, how, *_: np.full(9, float(how.data.image_size != size)))
+        monkeypatch.setattr(module, "lead", lambda one, other: 2 if one.mean() < other.mean() else 0)
+
+    return let
+
+
+@pytest.mark.parametrize("size", [48, 32])
+def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_been_built(
+    pretrained, store, small_sizes, wins, size
+):
+    # A resumed run builds it alone. The random generators of its branches and dropouts begin where Python's stands.
+    wins(size)
+    how = config(dataclasses.replace(pretrained, stochastic_depth=0.5), data={"image_size": "auto"})
+    given = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size=size))
+    networks = []
+    for one in (how, given):
+        recipe.prepare(one.train)
+        networks.append(choose(one, lambda _: coloured(9, 1), store)[1])
+    assert networks[0].input_shape[1] == size
+    chosen, alone = ([variable.numpy() for variable in network.variables] for network in networks)
+    assert len(chosen) > len(networks[0].weights), "random generators are among them"
+    for a, b in zip(chosen, alone, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [48, 32])
 def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
-    pretrained, wide_pictures, tmp_path, monkeypatch, small_sizes
+    pretrained, wide_pictures, tmp_path, monkeypatch, small_sizes, wins, size
 ):
     """It finds its choices made, and must not miss the random numbers that choosing has used up."""
+    wins(size)
+    pretrained = dataclasses.replace(pretrained, stochastic_depth=0.5)
     stages = (Stage(unfreeze=1, epochs=2, views=2, learning_rate=3e-3),)
     how = settings(pretrained, wide_pictures, tmp_path / "cache", stages=stages)
     how = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size="auto"))
@@ -402,7 +435,7 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
         patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
         whole = recipe.run(how, tmp_path / "whole")
     chosen = configuration.load(tmp_path / "cut" / "config.toml")
-    assert chosen.data.image_size == 48 and chosen != how
+    assert chosen.data.image_size == size and chosen != how
     resumed = recipe.run(chosen, tmp_path / "cut")
     config_, names, model = load_run(tmp_path / "whole")
     one, other = (Predictions.load(tmp_path / name / "predictions.npz") for name in ("whole", "cut"))

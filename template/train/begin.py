@@ -51,7 +51,14 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
         {setting: {option: nats}}.
     """
     chosen, votes = settled(config), {}
-    backbone = functools.cache(lambda size: build_backbone(config.backbone, size))
+
+    @functools.cache
+    def backbone(size: int) -> keras.Model:
+        # Its dropouts draw their seeds as it is built: the same whatever was built before, for a resumed run, which
+        # has nothing to choose, builds it alone.
+        keras.utils.set_random_seed(config.train.seed)
+        return build_backbone(config.backbone, size)
+
     for section, name, options in _choices(config) if probes(config) else ():
         losses, best = {}, options[0]
         for option in options:
