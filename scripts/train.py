@@ -8,6 +8,7 @@ python scripts/train.py --resume runs/20260101-120000-mobilenet
 """
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     clock = runs.Clock()
     config, folder, check_first = parse(sys.argv[1:])
-    if not (folder / "config.toml").exists():
+    new = not (folder / "config.toml").exists()
+    if new:
         try:
             runs.write_text(folder / "config.toml", configuration.to_toml(config))  # from here on it can be resumed
         except OSError as error:
@@ -43,6 +45,8 @@ def main() -> None:
                     sys.exit("\nNothing was trained. Mend what failed, or go on without --preflight.")
             metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
+            if new and runs.discard(folder):
+                sys.exit(f"\n{error}\n(nothing was trained, and no folder is left of it: the same command starts anew)")
             sys.exit(f"\n{error}\n(nothing of yours was deleted; the run's folder is {folder}; to resume: {resume})")
     test = metrics["test"] or metrics["val"]
     value, quoted = test["accuracy"], shlex.quote(str(folder))
@@ -79,10 +83,10 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
             config, begun = configuration.load(known.resume / "config.toml", overrides), known.resume / "begun.toml"
             if begun.exists():
                 configuration.changed(configuration.load(begun), config)  # now, and not after minutes
-            return config, known.resume, False
+            return dataclasses.replace(config, data=configuration.absolute(config).data), known.resume, False
         own = any(text.startswith("data.path=") and text != "data.path=digits" for text in overrides)
         recipe = known.config or CONFIGS / ("folder.toml" if own else "digits.toml")
-        config = configuration.load(recipe, overrides)
+        config = configuration.absolute(configuration.load(recipe, overrides))
     except configuration.ConfigError as error:
         parser.exit(2, f"{error}\n(python scripts/train.py --help lists all settings)\n")
     print(f"recipe {recipe}")

@@ -458,6 +458,20 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(TypeAdapter(Config).dump_python(config, mode="json"))
 
 
+def absolute(config: Config) -> Config:
+    """The same with absolute paths of data, cache and weights: it then means the same wherever it is read."""
+
+    def found(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    data, backbone = config.data, config.backbone
+    if data.path != "digits" and not data.path.startswith("tfds:"):
+        data = dataclasses.replace(data, path=found(data.path))
+    if backbone.weights not in {"imagenet", "none"}:
+        backbone = dataclasses.replace(backbone, weights=found(backbone.weights))
+    return dataclasses.replace(config, data=dataclasses.replace(data, cache=found(data.cache)), backbone=backbone)
+
+
 MAY_CHANGE = (
     "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.monitor_gradients", "train.patience",
     "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",

@@ -16,6 +16,12 @@ from typing import Any
 
 from . import device, disk
 
+BEFORE_TRAINING = {
+    ".lock", "config.toml", "begun.toml", "choices.json", "split.csv", "classes.json", "skipped.json", "run.json",
+    "audit.json",
+}  # fmt: skip
+"""What a run has written by the time it trains; all of it would be written again."""
+
 
 def new_folder(root: Path, name: str) -> Path:
     """Make `root/<date>-<time>-<name>`, which did not exist before."""
@@ -26,6 +32,20 @@ def new_folder(root: Path, name: str) -> Path:
             folder.mkdir(parents=True)
             return folder
     raise FileExistsError(f"100 runs were started in {str(root)!r} in this second.")
+
+
+def discard(folder: Path) -> bool:
+    """Remove the folder of a run that was refused before it trained, if it holds nothing but what such a run wrote.
+
+    Returns:
+        Whether it is gone.
+    """
+    if {path.name for path in folder.iterdir()} - BEFORE_TRAINING:
+        return False
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    return True
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from template.config import (
     Head,
     Stage,
     Train,
+    absolute,
     changed,
     describe,
     load,
@@ -513,3 +514,18 @@ def test_what_must_not_change_is_refused_by_name(override, line):
         changed(load(None, before), load(None, [*before, override, "train.patience=3"]))
     assert line in str(error.value)
     assert "patience: 12" not in str(error.value) and "train.patience" in str(error.value), "only as what may change"
+
+
+def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = load(None, ["data.path=photos", "data.cache=~/cache", "backbone.weights=../w.h5"])
+    there = absolute(config)
+    assert there.data.path == f"{tmp_path}/photos"
+    assert there.data.cache == "/home/somebody/cache"
+    assert Path(there.backbone.weights).resolve() == tmp_path.parent / "w.h5"
+    assert absolute(there) == there
+    for name in ("digits", "tfds:mnist"):
+        assert absolute(load(None, [f"data.path={name}"])).data.path == name
+    for name in ("imagenet", "none"):
+        assert absolute(load(None, [f"backbone.weights={name}"])).backbone.weights == name

@@ -20,6 +20,19 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_run_that_never_trained_leaves_nothing_and_anything_else_stays(tmp_path):
+    for name in sorted(runs.BEFORE_TRAINING):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    for foreign in ("checkpoints", "notes.txt", "model.keras", ".hidden"):
+        (tmp_path / "run" / foreign).touch()
+        before = names(tmp_path / "run")
+        assert not runs.discard(tmp_path / "run") and names(tmp_path / "run") == before
+        (tmp_path / "run" / foreign).unlink()
+    (tmp_path / "beside").touch()
+    assert runs.discard(tmp_path / "run") and names(tmp_path) == ["beside"]
+
+
 def test_replacing_writes_the_new_file_and_nothing_else(tmp_path):
     target = tmp_path / "model.keras"
     target.write_text("old")

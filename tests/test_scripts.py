@@ -171,6 +171,27 @@ def test_pictures_that_cannot_be_trained_on(tmp_path, monkeypatch, make, message
     last_words, _ = call("train", "--data.path=pictures", *TINY)
     assert isinstance(last_words, str), "Python exits with 1 and prints them"
     assert message in last_words
+    assert "no folder is left" in last_words and list((tmp_path / "runs").iterdir()) == []
+
+
+def test_weights_that_are_missing_leave_no_run_behind(class_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [f"--data.path={class_folder}", "--data.image_size=32", "--backbone.name=mobilenet"]
+    last_words, _ = call("train", *settings, "--backbone.weights=missing.h5")
+    assert "expected imagenet, none or a file" in last_words and list((tmp_path / "runs").iterdir()) == []
+    last_words, _ = call("train", *settings, "--backbone.weights=none", "--stages.0.unfreeze=block99")
+    assert "unfreeze: mobilenet has the blocks" in last_words and list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_resumed_run_that_is_refused_keeps_its_folder(class_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("train", f"--data.path={class_folder}", *TINY, until="device: ")
+    (folder,) = (tmp_path / "runs").iterdir()
+    before = sorted(path.name for path in folder.iterdir())
+    class_folder.rename(tmp_path / "away")
+    last_words, _ = call("train", "--resume", folder)
+    assert "does not exist" in last_words and f"to resume: python scripts/train.py --resume {folder}" in last_words
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("script", ["train", "preflight", "find_lr", "show"])
@@ -197,7 +218,8 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path
     code, said = call("train", "--data.path=pictures", *TINY)
     assert code == 130
     folder = Path(re.search(r"--resume (\S+)", said)[1])
-    assert configuration.load(folder / "config.toml").data.path == "pictures"
+    saved = configuration.load(folder / "config.toml")
+    assert saved.data.path == str(tmp_path / "pictures") and saved.data.cache == str(tmp_path / "cache")
 
 
 # predict.py
