@@ -254,7 +254,9 @@ class Train:
     the memory of one. At most the batches of an epoch; they are counted on from epoch to epoch, and what is left at
     the end of a stage makes no step. Batch normalisation from scratch still sees small batches."""
     monitor: Literal["cross_entropy", "accuracy", "macro_f1"] = "cross_entropy"
-    """Validation score that picks the best epoch and stops a stage (cross-entropy without penalties)."""
+    """Validation score that picks the best epoch, stops a stage and chooses the weights: the calibrated
+    cross-entropy (at the temperature fitted to validation: how sure a network is of itself does not count), the
+    accuracy, or the F1 score averaged over classes."""
     patience: Positive = 12
     """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
     best epochs are often its last, so little patience costs accuracy."""

@@ -23,8 +23,8 @@ from .evaluate.diagnosis import diagnose, promise
 from .evaluate.intervals import proportion
 from .evaluate.predictions import Predictions
 from .suggest import refits
-from .train.callbacks import State
-from .train.stages import WATCHED
+from .train.callbacks import WATCHED, State
+from .train.select import MONITORED
 
 SHOWN = 12
 """Pictures in a gallery of the report."""
@@ -94,7 +94,8 @@ def publish(trained: Trained, said: dict[str, Predictions], clock: runs.Clock, f
             plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
     what, skipped = _what(trained.config, trained.examples), trained.examples.skipped
-    runs.write_text(folder / "report.md", report.markdown(result, what, trained.state.history, skipped))
+    told = result | {"monitored": MONITORED[trained.config.train.monitor]}
+    runs.write_text(folder / "report.md", report.markdown(told, what, trained.state.history, skipped))
     made_from = runs.read_json(folder / "run.json") | {"settings": (folder / "config.toml").read_text(encoding="utf-8")}
     runs.write_text(folder / "report.html", report.html(result, best, what, drawn, skipped, galleries, made_from))
     runs.write_json(folder / "metrics.json", result)  # last: a run that has it is finished, and is not resumed

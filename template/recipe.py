@@ -17,7 +17,7 @@ from .config import Config, Data, Train
 from .data.audit import as_json, audit, glance
 from .data.decode import decode
 from .data.examples import PARTS, DataError, Examples, load_examples
-from .data.pipeline import Source, magnified, mirrored, ordered_batches, plain_source, training_source
+from .data.pipeline import Source, inference_batches, magnified, mirrored, plain_source, training_source
 from .data.rows import Rows
 from .data.split import split, to_csv
 from .deploy.predictor import save_model
@@ -181,7 +181,7 @@ def say(model: keras.Model, examples: Examples, pixels: Rows, rows: np.ndarray, 
             raise DataError(f"Only {len(again)} of {len(examples)} pictures can still be read. Were some removed?")
         views.append(plain_source(squashed, np.arange(len(again)), again.labels))
     views += [mirrored(view) for view in views] if config.evaluate.mirror else []
-    batches = [ordered_batches(view, len(examples.class_names), config.train.batch_size) for view in views]
+    batches = [inference_batches(view, config.train.batch_size) for view in views]
     said = average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
     return dataclasses.replace(said, groups=None if examples.groups is None else examples.groups.astype(str))
 

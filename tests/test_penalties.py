@@ -97,7 +97,7 @@ def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_an
     assert first > 1.01 * second > 1.02 * third, "it moves"
     assert last == pytest.approx(1e-3 * (model.get_layer("logits").kernel.numpy() ** 2).sum(), rel=0.1)
     assert {name for name in state.history[0] if name.startswith("val_")} == {
-        "val_accuracy", "val_cross_entropy", "val_macro_f1",
+        "val_accuracy", "val_cross_entropy", "val_calibrated_cross_entropy", "val_macro_f1",
     }, "plain scores alone: a loss of validation would be penalised, smoothed and weighted"  # fmt: skip
     assert "penalty" in (tmp_path / "history.csv").read_text().splitlines()[0]
     data = Data(path="x", image_size=16)

@@ -17,6 +17,7 @@ from template.data.pipeline import (
     Mixing,
     Source,
     channel_statistics,
+    inference_batches,
     joined,
     magnified,
     mirrored,
@@ -206,6 +207,17 @@ def test_evaluation_keeps_the_order_and_the_last_batch(n, batch_size, sizes):
         assert sum(batches, []) == list(range(n))
 
 
+@pytest.mark.parametrize(("n", "batch_size", "size"), [(10, 4, 4), (8, 4, 4), (9, 4, 3), (3, 4, 3), (33, 32, 17)])
+def test_for_inference_all_batches_have_one_size_and_what_is_too_much_comes_last(n, batch_size, size):
+    """XLA compiles a network for every size of a batch that it meets."""
+    pixels, labels = numbered(n)
+    batches = inference_batches(plain_source(pixels, np.arange(n), labels), batch_size)
+    found = [inputs[:, 4, 4, 0].tolist() for (inputs,) in batches.as_numpy_iterator()]
+    assert {len(batch) for batch in found} == {size}
+    assert sum(found, [])[:n] == list(range(n))
+    assert len(found) == -(-n // batch_size), "no more of them than without"
+
+
 def test_evaluation_of_many_batches_keeps_the_order_though_threads_make_them():
     pixels, labels = numbered(250)
     for _ in range(3):
@@ -218,6 +230,7 @@ def test_a_part_without_pictures_has_no_batches():
     pixels, labels = numbered(5)
     empty = plain_source(pixels, np.array([], int), labels)
     assert numbers(ordered_batches(empty, CLASSES, 4)) == []
+    assert not list(inference_batches(empty, 4))
 
 
 def test_types_and_shapes_are_known_before_the_first_batch():

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from keras import layers
 from scipy.special import log_softmax, softmax
+from sklearn.metrics import f1_score
 
 from template import disk
 from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import Mixing, Source, shuffled_rows
 from template.data.rows import Rows
 from template.deploy.predictor import save_model
+from template.evaluate import metrics
 from template.evaluate.calibration import smoothed_losses
+from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.model.layers import DropBlock
@@ -30,7 +33,8 @@ from template.train import callbacks
 from template.train import stages as module
 from template.train.features import Store
 from template.train.optimizers import Held
-from template.train.stages import How, between, fit, picture_losses, repeat
+from template.train.select import MONITORED, between, picture_losses, scores
+from template.train.stages import How, fit, repeat
 
 SIZE, CLASSES = 32, 3
 STAGES = (
@@ -148,8 +152,10 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     # The score that is recorded is that of the model that is left.
     val = coloured(12, 1)
     logits = model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0)
+    found = scores(logits, val.labels)
+    assert found["val_calibrated_cross_entropy"] == pytest.approx(state.best, abs=1e-4)
     loss = keras.losses.sparse_categorical_crossentropy(val.labels, logits, from_logits=True).numpy().mean()
-    assert loss == pytest.approx(state.best, abs=1e-4)
+    assert found["val_cross_entropy"] == pytest.approx(loss, abs=1e-5)
     assert loss < 0.9 * np.log(CLASSES)
     assert (folder / "history.csv").read_text().count("\n") == len(history) + 1
     assert list((folder / "tensorboard").glob("events*"))
@@ -696,16 +702,6 @@ class Stub:
     def predict(self, *_, **__):
         return self.says[float(self.weights[0])]
 
-    def evaluate(self, *_, **__):
-        logits = self.predict()
-        accuracy = float((logits.argmax(axis=1) == self.labels).mean())
-        rows = np.arange(len(logits))
-        return {
-            "accuracy": accuracy,
-            "macro_f1": accuracy,
-            "cross_entropy": -log_softmax(logits, axis=1)[rows, self.labels].mean(),
-        }
-
 
 BEFORE, HALFWAY, AVERAGE, BEST = 0.0, 0.5, 1.0, 2.0
 
@@ -715,7 +711,9 @@ def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[fl
     network = Stub(says)
     state = callbacks.State(start=5, epoch=9, best_epoch=7 if BEST in says else None)
     before, best = [np.array(BEFORE)], [np.array(BEST)]
-    kept = module._choose(network, None, network.labels, state, monitor, before, best)
+    held_out = Source(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels)
+    validate = callbacks.Validate(state, held_out, monitor, 8)
+    kept = module._choose(network, validate, state, before, best)
     assert kept.pop("words")
     return float(network.weights[0]), kept, state
 
@@ -746,7 +744,7 @@ def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monito
     assert left == (better if sure else HALFWAY)  # the first of two that are equal
     expected = {BEFORE: (0, False, 0.0), BEST: (2, False, 1.0), HALFWAY: (4, True, 0.5)}[left]
     assert (kept["epochs"], kept["averaged"], kept["share"]) == expected
-    assert state.best == pytest.approx(Stub({AVERAGE: says[left]}).evaluate()[monitor])
+    assert state.best == pytest.approx(scores(says[left], np.arange(100) % 2)[MONITORED[monitor]])
 
 
 def test_halfway_is_taken_where_it_is_better():
@@ -764,7 +762,8 @@ def test_one_that_is_only_surer_of_itself_is_not_better():
     """Plain cross-entropy would choose the best epoch, by far."""
     wrong = range(30)
     says = dict.fromkeys([BEFORE, HALFWAY, AVERAGE], logits_of(wrong, sure=9.0)) | {BEST: logits_of(wrong, sure=1.0)}
-    assert Stub({AVERAGE: says[BEST]}).evaluate()["cross_entropy"] < 0.3 * Stub(says).evaluate()["cross_entropy"]
+    plain = {key: scores(logits, np.arange(100) % 2)["val_cross_entropy"] for key, logits in says.items()}
+    assert plain[BEST] < 0.3 * plain[AVERAGE]
     assert chosen(says, "cross_entropy")[0] == HALFWAY
 
 
@@ -825,13 +824,69 @@ def test_of_networks_that_are_always_right_the_clearer_one_is_better(images):
     assert 0.1 / images < better.mean() < worse.mean()
 
 
-def test_the_loss_of_a_picture_is_whether_it_is_wrong_or_its_share_of_the_balanced_error():
-    labels = np.array([0, 0, 0, 0, 2, 2])  # no picture of class 1
+def test_the_loss_of_an_image_is_whether_it_is_wrong_or_its_influence_on_macro_f1():
+    labels = np.array([0, 0, 0, 0, 2, 2])  # no image of class 1
     logits = np.eye(3)[[0, 0, 0, 1, 2, 0]]
     assert picture_losses(logits, labels, "accuracy").tolist() == [0, 0, 0, 1, 0, 1]
-    balanced = picture_losses(logits, labels, "macro_f1")
-    assert balanced.mean() == pytest.approx((1 / 4 + 1 / 2) / 2)
-    assert balanced[5] == pytest.approx(2 * balanced[3])
+    losses = picture_losses(logits, labels, "macro_f1")
+    assert losses.mean() == pytest.approx(1 - f1_score(labels, logits.argmax(axis=1), average="macro"))
+    assert losses[5] > losses[3] > losses[0], "an error in a rare class counts more"
+    # What F1 would be with one image more of a kind, to first order.
+    many = [np.repeat(values, 1000, axis=0) for values in (labels, logits)]
+    for i in range(6):
+        more = [np.append(values, [of[i]], axis=0) for values, of in zip(many, (labels, logits), strict=True)]
+        moved = 6001 * (picture_losses(more[1], more[0], "macro_f1").mean() - losses.mean())
+        assert moved == pytest.approx(losses[i] - losses.mean(), abs=0.01)
+
+
+def test_scores_are_those_of_scikit_learn_and_of_the_report():
+    """Also where a class neither occurs nor is predicted: one notion of macro F1."""
+    generator = np.random.default_rng(0)
+    labels, logits = generator.integers(0, 4, 50), generator.normal(size=(50, 5))
+    logits[:, 4] = -9
+    found, said = scores(logits, labels), Predictions(np.arange(50).astype(str), labels, logits, tuple("abcde"))
+    assert found["val_macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(axis=1), average="macro"))
+    for name in ("accuracy", "macro_f1", "cross_entropy"):
+        assert found[f"val_{name}"] == pytest.approx(metrics.score(said)[name]["value"], abs=1e-6)
+    assert found["val_calibrated_cross_entropy"] == picture_losses(logits, labels, "cross_entropy").mean()
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_there_is_one_notion_of_best(pretrained, tmp_path, monkeypatch, capsys, monitor):
+    """What patience waits for, the best epoch, the choice at the end and the printed line: one number."""
+    stages = (Stage(unfreeze=0, epochs=4, learning_rate=0.1),)
+    monkeypatch.setattr(module, "picture_losses", lambda logits, labels, m: seen.append(logits) or losses(logits))
+    seen, losses = [], lambda logits: picture_losses(logits, coloured(12, 1).labels, monitor)
+    _, state = train(pretrained, tmp_path, stages, dataclasses.replace(SETTINGS, monitor=monitor))
+    said = capsys.readouterr().out
+    sign = -1 if monitor == "cross_entropy" else 1
+    column = [row[MONITORED[monitor]] for row in state.history]
+    name = MONITORED[monitor].replace("_", " ")
+    assert all(f"{name} {value:.3f}" in said for value in column)
+    starred = [" * " in line for line in said.splitlines() if "epoch" in line and "images/s" in line]
+    best, expected = losses(seen[-1]).mean(), []  # of the weights from before, with which the stage began
+    best = best if sign < 0 else 1 - best
+    for value in column:
+        expected.append(sign * (value - best) > 0)
+        best = max(best, value, key=lambda score: sign * score)
+    assert starred == expected
+    if any(expected):  # the third candidate is the best epoch, as it was logged
+        loss = losses(seen[2]).mean()
+        assert (loss if sign < 0 else 1 - loss) == pytest.approx(best, abs=1e-5)
+    assert f"{name} {state.best:.3f} " in said.splitlines()[-1]
+
+
+def test_an_epoch_predicts_validation_once_and_evaluates_nothing(pretrained, tmp_path, monkeypatch):
+    count = dict.fromkeys(("predict", "evaluate", "predict_on_batch"), 0)
+
+    def counted(name: str, real: Callable) -> Callable:
+        return lambda *args, **how: count.update({name: count[name] + 1}) or real(*args, **how)
+
+    for name in count:
+        monkeypatch.setattr(keras.Model, name, counted(name, getattr(keras.Model, name)))
+    train(pretrained, tmp_path, (Stage(unfreeze=0, epochs=3),))
+    candidates = 4 if count["predict"] == 8 else 3  # whether an epoch was better than before
+    assert count == {"predict": 1 + 3 + candidates, "evaluate": 0, "predict_on_batch": 0}
 
 
 @pytest.mark.parametrize("monitor", [pytest.param("accuracy", marks=pytest.mark.slow), "macro_f1"])

@@ -156,7 +156,7 @@ def shuffled_batches(
     def batch(source: Source, step: int) -> tuple[np.ndarray, np.ndarray]:
         return shuffled_batch(source, classes, batch_size, seed, *divmod(step, count), mixing=mixing, sampling=sampling)
 
-    return _batches(source, classes, batch, range(epochs.start * count, epochs.stop * count))
+    return _batches(source, batch, range(epochs.start * count, epochs.stop * count), (None, classes))
 
 
 def shuffled_batch(
@@ -279,7 +279,22 @@ def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Da
         rows = np.arange(len(source))[step * batch_size :][:batch_size]
         return source.read(0, rows), _one_hot(source.labels[rows], classes)
 
-    return _batches(source, classes, batch, range(steps(source, batch_size)))
+    return _batches(source, batch, range(steps(source, batch_size)), (None, classes))
+
+
+def inference_batches(source: Source, batch_size: int) -> tf.data.Dataset:
+    """Batches of inputs in order, all of one size, for `predict`: cut off what comes out beyond `len(source)`.
+
+    XLA compiles a network once for every size of a batch. So none is smaller: the last is filled up with its last
+    input, of which there are fewer than batches, as the size is the smallest that will do.
+    """
+    n, count = len(source), steps(source, batch_size)
+    size = math.ceil(n / max(1, count))
+
+    def batch(source: Source, step: int) -> tuple[np.ndarray]:
+        return (source.read(0, np.minimum(np.arange(step * size, (step + 1) * size), n - 1)),)
+
+    return _batches(source, batch, range(count))
 
 
 def steps(source: Source, batch_size: int) -> int:
@@ -291,19 +306,23 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return (labels[:, None] == np.arange(classes)).astype(np.float32)
 
 
-def _batches(source: Source, classes: int, make: Callable, numbers: range) -> tf.data.Dataset:
-    """Map step numbers to batches, make(source, number), in a few threads, in order, a few ahead of the network."""
+def _batches(source: Source, make: Callable, numbers: range, *beside: tuple[int | None, ...]) -> tf.data.Dataset:
+    """Map step numbers to batches, make(source, number), in a few threads, in order, a few ahead of the network.
+
+    Beside its inputs a batch has float32 arrays of these shapes.
+    """
     cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
     example = source.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
     # TensorFlow never lets go of a function that it was given, and with it of all that the function holds.
     held = [source]
     del source
 
-    def call(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        inputs, labels = tf.numpy_function(
-            lambda step: make(held[0], int(step)), [number], [example.dtype, np.float32], stateful=False
-        )
-        return tf.ensure_shape(inputs, (None, *example.shape[1:])), tf.ensure_shape(labels, (None, classes))
+    shapes = ((None, *example.shape[1:]), *beside)
+    types = [example.dtype, *(np.float32 for _ in beside)]
+
+    def call(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        made = tf.numpy_function(lambda step: make(held[0], int(step)), [number], types, stateful=False)
+        return tuple(tf.ensure_shape(array, shape) for array, shape in zip(made, shapes, strict=True))
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
     threads = max(2, device.cores() // 2)

@@ -91,13 +91,13 @@ def predict(
 
     Args:
         model: keras.Model to logits.
-        batches: what its `predict` takes, in the order of `ids`; the smaller last batch included.
+        batches: what its `predict` takes, in the order of `ids`; what lies beyond them, to fill up a batch, is cut off.
         ids: names of the pictures.
         labels: true classes, -1 where unknown.
         class_names: one a column of the logits.
     """
     logits = model.predict(batches, verbose=0) if len(ids) else np.zeros((0, len(class_names)))
-    logits = np.asarray(logits, np.float32)
+    logits = np.asarray(logits, np.float32)[: len(ids)]
     return Predictions(np.asarray(ids), np.asarray(labels, np.int64), logits, tuple(class_names))
 
 

@@ -97,7 +97,8 @@ def markdown(
     Args:
         metrics: `{"test": ..., "val": ..., "seconds": ..., "choices": ...}`; test and val as `metrics.score` gives
             them, test or None; with `"probe"`, the validation scores of the logistic regression that training began
-            with; `choices` is {setting: {option: cross-entropy}}.
+            with; `choices` is {setting: {option: cross-entropy}}; `monitored` is the column of the history by which
+            the best epoch of a stage was chosen.
         what: one line on the data and the model.
         history: one row an epoch.
         skipped: (id, reason) of pictures that were left out.
@@ -137,14 +138,16 @@ def markdown(
             lines.append(f"- `{setting}`: " + ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items()))
         lines.append("")
     lines += ["![learning curves](learning_curves.png)", ""] if history else []
-    lines += ["| stage | epochs | best validation cross-entropy | accuracy there |", "|---|---|---|---|"]
+    column = metrics.get("monitored", "val_cross_entropy")
+    lines += [f"| stage | epochs | cross-entropy at the best {column} | accuracy there |", "|---|---|---|---|"]
     if metrics.get("probe"):
         probe = metrics["probe"]
         lines.append(f"| 0: logistic regression on frozen features | | {probe['cross_entropy']['value']:.3f} | "
                      f"{probe['accuracy']['value']:.3f} |")  # fmt: skip
     for stage in sorted({row["stage"] for row in history}):
         rows = [row for row in history if row["stage"] == stage]
-        best = min(rows, key=lambda row: (math.isnan(row["val_cross_entropy"]), row["val_cross_entropy"]))
+        sign = 1 if column.endswith("entropy") else -1
+        best = min(rows, key=lambda row: (math.isnan(row[column]), sign * row[column]))
         lines.append(f"| {stage} | {len(rows)} | {best['val_cross_entropy']:.3f} | {best['val_accuracy']:.3f} |")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in metrics["seconds"].items())
     lines += ["", f"Seconds: {seconds}."]

@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..config import Augment, Backbone, Config, Evaluate, Head
-from ..data.pipeline import Source, ordered_batches, plain_source, shuffled_batches, spread
+from ..data.pipeline import Source, inference_batches, plain_source, shuffled_batches, spread
 from ..model.build import build
 from .begin import probe_features, selected
 from .features import Store
@@ -29,7 +29,7 @@ MOST = 2000
 def known(model: keras.Model, train: Source, batch_size: int) -> tuple[int, int]:
     """Right answers, and pictures asked: a few of those that the model has learned from, as they are."""
     few = spread(train, FEW)
-    said = model.predict(ordered_batches(few, model.output_shape[-1], batch_size), verbose=0)
+    said = model.predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
     return int((said.argmax(axis=1) == few.labels).sum()), len(few)
 
 
@@ -48,8 +48,8 @@ def from_scratch(train: Source, val: Source, config: Config) -> int:
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
     batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(STEPS))
     model.fit(batches.take(STEPS), shuffle=False, verbose=0)
-    said = model.predict(ordered_batches(val, classes, config.train.batch_size), verbose=0).argmax(axis=1)
-    return int((said == val.labels).sum())
+    said = model.predict(inference_batches(val, config.train.batch_size), verbose=0)[: len(val)]
+    return int((said.argmax(axis=1) == val.labels).sum())
 
 
 def learning_curve(

@@ -15,8 +15,13 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from .. import disk, runs
+from ..data.pipeline import Source, evenly, inference_batches
 from ..model.layers import DropBlock
 from .optimizers import Held
+from .select import MONITORED, scores
+
+WATCHED = 32
+"""Validation images whose predictions are kept epoch by epoch."""
 
 
 class NonFiniteError(RuntimeError):
@@ -186,55 +191,65 @@ class Plateau(keras.callbacks.Callback):
             self.drops.append(epoch + 1)
 
 
-class Watch(keras.callbacks.Callback):
-    """Remember, epoch by epoch, how likely the labels of a few validation pictures are said to be.
+class Validate(keras.callbacks.Callback):
+    """Predict the validation images once an epoch; what is logged, waited for and chosen are scores of these logits.
 
-    What is learned early, late or never, and what is forgotten again, a mean over all pictures does not show.
+    Also remembers, epoch by epoch, how likely the labels of a few of them are said to be: what is learned early, late
+    or never, and what is forgotten again, a mean over all images does not show.
 
     Args:
         state: whose `watched` grows.
-        inputs: of the model in training, of these pictures.
-        labels: theirs, int64 [n].
+        held_out: validation images, as the network in training takes them.
+        monitor: `train.monitor`.
+        batch_size: at most.
     """
 
-    def __init__(self, state: State, inputs: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, state: State, held_out: Source, monitor: str, batch_size: int) -> None:
         super().__init__()
-        self.state, self.inputs, self.labels = state, inputs, labels
+        self.state, self.held_out, self.monitor, self.batch_size = state, held_out, monitor, batch_size
+        self.labels, self.column = held_out.labels, MONITORED[monitor]
+        self.began = 0.0
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Predict."""
-        said = softmax(np.asarray(self.model.predict_on_batch(self.inputs), np.float64), axis=1)
-        self.state.watched.append(said[np.arange(len(said)), self.labels].round(4).tolist())
+    def logits(self, network: keras.Model) -> np.ndarray:
+        """What a network says of the validation images, float32 [n, classes]."""
+        return network.predict(inference_batches(self.held_out, self.batch_size), verbose=0)[: len(self.held_out)]
+
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
+        """Add the scores to the logs, for the callbacks that follow."""
+        self.began = time.perf_counter()
+        logits = self.logits(self.model)
+        logs |= scores(logits, self.labels)
+        few = evenly(len(logits), WATCHED)
+        said = softmax(logits[few].astype(np.float64), axis=1)[np.arange(len(few)), self.labels[few]]
+        self.state.watched.append(said.round(4).tolist())
 
 
 class Log(keras.callbacks.Callback):
     """Add each epoch to `state.history`, history.csv and TensorBoard, and print a line that a person can follow."""
 
-    def __init__(self, state: State, folder: Path, stage: str, last_epoch: int, images: int) -> None:
+    def __init__(
+        self, state: State, folder: Path, stage: str, last_epoch: int, images: int, validate: Validate
+    ) -> None:
         super().__init__()
         self.state, self.folder, self.stage, self.last_epoch, self.images = state, folder, stage, last_epoch, images
+        self.validate = validate
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Start the epoch's clock."""
-        self.start, self.trained = time.perf_counter(), None
-
-    def on_test_begin(self, logs: dict | None = None) -> None:
-        """Validation begins: the training part of the epoch is over."""
-        self.trained = time.perf_counter()
+        self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         """Write and print."""
         now = time.perf_counter()
-        rate = self.images / ((self.trained or now) - self.start)
-        # Of validation only plain scores: its loss would be smoothed, weighted and penalised like that of training.
-        scores = {name: float(value) for name, value in logs.items() if name != "val_loss"}
-        row = {"stage": self.state.stage + 1, "epoch": epoch + 1, **scores}
+        rate = self.images / (self.validate.began - self.start)
+        row = {"stage": self.state.stage + 1, "epoch": epoch + 1, **{name: float(x) for name, x in logs.items()}}
         row["penalty"] = float(sum(self.model.losses))  # which is a part of the loss
         row |= {"learning_rate": float(self.model.optimizer.learning_rate), "seconds": now - self.start}
         self.state.history.append(row)
         self.state.epoch = epoch + 1
-        lines = [",".join(row), *(",".join(f"{x:.6g}" for x in r.values()) for r in self.state.history)]
+        table = [[r.get(name, math.nan) for name in row] for r in self.state.history]  # an older version had fewer
+        lines = [",".join(row), *(",".join(f"{x:.6g}" for x in values) for values in table)]
         runs.write_text(self.folder / "history.csv", "\n".join(lines) + "\n")
         with self.board.as_default(step=epoch + 1):
             for name, value in row.items():
@@ -242,10 +257,16 @@ class Log(keras.callbacks.Callback):
         left = (self.last_epoch - epoch - 1) * (now - self.start)
         print(
             f"{self.stage}  epoch {epoch + 1:>2}/{self.last_epoch}  loss {row['loss']:.3f}  "
-            f"val cross-entropy {row['val_cross_entropy']:.3f}  accuracy {row['val_accuracy']:.3f}"
-            f"{'   ' if self.state.wait else ' * '} {rate:,.0f} images/s  {left:.0f} s left in this stage at most",
+            f"{said(row, self.validate.column)}{'   ' if self.state.wait else ' * '} {rate:,.0f} images/s  "
+            f"{left:.0f} s left in this stage at most",
             flush=True,
         )
+
+
+def said(scores: dict[str, float], column: str) -> str:
+    """The score that decides, by the name of its column, and beside it the accuracy."""
+    words = [f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in dict.fromkeys((column, "val_accuracy"))]
+    return "  ".join(words)
 
 
 class Checkpoint(keras.callbacks.Callback):

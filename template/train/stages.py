@@ -7,13 +7,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from .. import disk
 from ..config import Backbone, ConfigError, Head, Stage, Train
-from ..data.pipeline import Mixing, Source, ordered_batches, shuffled_batches, shuffled_rows, spread, steps
-from ..evaluate.calibration import smoothed_losses, temperature
-from ..evaluate.intervals import lead
+from ..data.pipeline import Mixing, Source, shuffled_batches, shuffled_rows, spread, steps
 from ..model.build import boundary, depths, freeze
 from .callbacks import (
     Checkpoint,
@@ -24,20 +21,16 @@ from .callbacks import (
     Plateau,
     Ramp,
     State,
-    Watch,
+    Validate,
     read_checkpoint,
+    said,
 )
 from .features import Store, divide
 from .gradients import Gradients, block_names
 from .losses import training_loss
 from .optimizers import held, optimizer, schedule, slow_down
 from .penalties import penalise
-
-SHARES = (0.5, 1.0)
-"""Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
-
-WATCHED = 32
-"""Validation pictures whose predictions are kept epoch by epoch."""
+from .select import between, candidates, choose, gain, picture_losses, scores
 
 
 @dataclass(frozen=True)
@@ -121,32 +114,31 @@ def _fit_stage(
     assign(model.variables, saved.get("model", model.variables))
     network, inputs, held_out = prepared(model, stage, [train], val, how)
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
-    validation = ordered_batches(held_out, model.output_shape[-1], settings.batch_size)
+    validate = Validate(state, held_out, settings.monitor, settings.batch_size)
     if not saved:
         state.start, state.wait, state.best_epoch, state.drops = state.epoch, 0, None, []
-        start = float(network.evaluate(validation, verbose=0, return_dict=True)[settings.monitor])
+        start = scores(validate.logits(network), validate.labels)[validate.column]
         state.best = start if math.isfinite(start) else None
     before = saved.get("before") or network.get_weights()
-    keep = KeepBest(state, f"val_{settings.monitor}", settings.patience, saved.get("best") or before)
+    keep = KeepBest(state, validate.column, settings.patience, saved.get("best") or before)
     end = state.start + stage.epochs
     if state.epoch < end and state.wait < settings.patience:
-        log = Log(state, folder, title, end, len(train))
-        guard, few = _guard(model, inputs, settings), spread(held_out, WATCHED)
-        watch = Watch(state, few.read(0, np.arange(len(few))), few.labels)
+        log = Log(state, folder, title, end, len(train), validate)
         checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
-        after = [guard, keep, watch, log, *_by_epoch(network, stage, how, state.start, state.drops, state)]
+        changes = _by_epoch(network, stage, how, state.start, state.drops, state)
+        after = [_guard(model, inputs, settings), validate, keep, log, *changes]
         if settings.monitor_gradients:
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
             after.append(Gradients(some, blocks, state.stage + 1, folder))
         after.append(checkpoint)
         try:
             mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
-            _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, validation, after)
+            _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
             raise
     network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
-    chosen = _choose(network, validation, held_out.labels, state, settings.monitor, before, keep.weights)
+    chosen = _choose(network, validate, state, before, keep.weights)
     print(f"{title}: kept {chosen.pop('words')}")
     return {"start": state.start, **chosen, "drops": state.drops}
 
@@ -185,7 +177,7 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
                 again = _by_epoch(network, stage, how, done["start"], done["drops"])
                 after = [_guard(model, inputs, how.settings), *again, checkpoint]
                 mixing = mixing_of(how.settings, stage, done["start"], maps=len(network.input_shape) == 4)
-                _run_epochs(network, inputs, how.settings, epochs, mixing, callbacks=after)
+                _run_epochs(network, inputs, how.settings, epochs, mixing, after)
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
             saved = {}
@@ -249,7 +241,7 @@ def prepared(
 
 
 def compile_for(model: keras.Model, made: keras.optimizers.Optimizer, loss: keras.losses.Loss | None = None) -> None:
-    """Give the model a new optimizer, a loss, and the scores that are logged.
+    """Give the model a new optimizer, a loss, and the scores of training that are logged.
 
     Args:
         model: to train.
@@ -262,15 +254,9 @@ def compile_for(model: keras.Model, made: keras.optimizers.Optimizer, loss: kera
         metrics=[
             keras.metrics.CategoricalAccuracy(name="accuracy"),
             keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
-            keras.metrics.F1Score(average="macro", name="macro_f1"),
         ],
     )
     model.optimizer.build(model.trainable_variables)  # in float16, compile has wrapped it to scale the loss
-
-
-def between(before: Sequence[np.ndarray], after: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
-    """Weights on the line from before (share 0) to after (share 1), as in WiSE-FT (Wortsman et al. 2022)."""
-    return [(1 - share) * a + share * b for a, b in zip(before, after, strict=True)]
 
 
 def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
@@ -317,7 +303,6 @@ def _run_epochs(
     settings: Train,
     epochs: range,
     mixing: Mixing,
-    validation: tf.data.Dataset | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
@@ -327,73 +312,29 @@ def _run_epochs(
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),
-        validation_data=validation,
         callbacks=list(callbacks),
         shuffle=False,  # it already is
         verbose=0,
     )
 
 
-def _choose(
-    network: keras.Model, validation: tf.data.Dataset, labels: np.ndarray, state: State, monitor: str, before: list,
-    best: list,
-) -> dict:  # fmt: skip
-    """Leave the moving average of the stage, or halfway to it, unless validation is sure of something better.
-
-    That may be the weights from before, if better by one standard error: a few dozen pictures cannot see what a stage
-    is worth. Or the best single epoch, if better by three: of a dozen that are alike, the luckiest leads by nearly two.
-    """
-    epochs = state.epoch - state.start
-    average = network.get_weights()
-    tried = [
-        (f"{s:.0%} of the way to its moving average", epochs, True, s, between(before, average, s)) for s in SHARES
-    ]
-    if state.best_epoch is not None:
-        tried.append((f"its epoch {state.best_epoch}", state.best_epoch - state.start, False, 1.0, best))
-    tried.append(("the weights from before", 0, False, 0.0, before))
-
-    losses = []
-    for *_, weights in tried:
-        network.set_weights(weights)
-        losses.append(picture_losses(network.predict(validation, verbose=0), labels, monitor))
-    means = np.array([np.inf if np.isnan(loss).any() else loss.mean() for loss in losses])
-    winner = int(np.argmin(means[: len(SHARES)]))
-    for challenger in range(len(SHARES), len(tried)):
-        needed = 1 if tried[challenger][4] is before else 3
-        if lead(losses[challenger], losses[winner]) > needed:
-            winner = challenger
-
-    words, epochs, averaged, share, weights = tried[winner]
-    network.set_weights(weights)
-    scores = network.evaluate(validation, verbose=0, return_dict=True)
-    state.best = float(scores[monitor])
-    state.gain = max(0.0, float(1 - means[winner] / means[-1])) if 0 < means[-1] < np.inf else 0.0
-    words += f", validation accuracy {scores['accuracy']:.3f}, loss {means[winner]:.3f} (before {means[-1]:.3f})"
-    return {"epochs": epochs, "averaged": averaged, "share": share, "words": words}
-
-
-def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
-    """Loss of each validation picture, by which weights are chosen: right or wrong, or cross-entropy at the best
-    temperature.
-
-    Of a few dozen pictures the plain cross-entropy mostly says how sure a network is of itself, which grows with every
-    epoch and which one number mends (`temperature`); and that of a few, all right, would be nothing (smoothed).
-
-    Args:
-        logits: float [n, classes].
-        labels: int64 [n].
-        monitor: as in the settings. The F1 score is no mean over pictures; wrong pictures of a class count for it as
-            one over the pictures of that class, which is the balanced error.
-
-    Returns:
-        float64 [n].
-    """
-    logits = np.asarray(logits, np.float64)
-    if not np.isfinite(logits).all():
-        return np.full(len(labels), np.nan)
-    if monitor != "cross_entropy":
-        counts = np.bincount(labels)
-        weights = len(labels) / np.count_nonzero(counts) / counts[labels] if monitor == "macro_f1" else 1.0
-        return (logits.argmax(axis=1) != labels) * weights
-
-    return smoothed_losses(logits, labels, temperature(logits, labels, doubt=np.inf))
+def _choose(network: keras.Model, validate: Validate, state: State, before: list, best: list) -> dict:
+    """Leave in the network the weights that validation likes best of `candidates`, and say which."""
+    tried = candidates(
+        before,
+        network.get_weights(),
+        None if state.best_epoch is None else (state.best_epoch - state.start, best),
+        state.epoch - state.start,
+    )
+    logits = []
+    for candidate in tried:
+        network.set_weights(candidate.weights)
+        logits.append(validate.logits(network))
+    losses = [picture_losses(each, validate.labels, validate.monitor) for each in logits]
+    winner = choose(losses, [candidate.errors for candidate in tried])
+    kept, found = tried[winner], scores(logits[winner], validate.labels)
+    network.set_weights(kept.weights)
+    state.best, state.gain = found[validate.column], gain(losses[-1], losses[winner])
+    before_it = scores(logits[-1], validate.labels)[validate.column]
+    words = f"{kept.words}: {said(found, validate.column)} (before {before_it:.3f})"
+    return {"epochs": kept.epochs, "averaged": kept.averaged, "share": kept.share, "words": words}

@@ -1,0 +1,149 @@
+"""Which weights to keep: scores of validation logits, and the choice among candidates. NumPy, and one notion of best.
+
+Every validation number of a training comes from here: what is logged, what patience waits for, which epoch is the
+best, and which weights are kept in the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax
+
+from ..evaluate.calibration import smoothed_losses, temperature
+from ..evaluate.intervals import lead
+from ..evaluate.metrics import f1
+
+MONITORED = {"cross_entropy": "val_calibrated_cross_entropy", "accuracy": "val_accuracy", "macro_f1": "val_macro_f1"}
+"""Column of the history that each value of `train.monitor` means."""
+
+SHARES = (0.5, 1.0)
+"""Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
+
+
+def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
+    """Loss of each validation image, by which weights are chosen; the mean is 1 - accuracy, 1 - macro F1, or the
+    calibrated cross-entropy: smoothed, at the fitted temperature.
+
+    Of a few dozen images the plain cross-entropy mostly says how sure a network is of itself, which grows with every
+    epoch and which one number mends (`temperature`); and that of a few, all right, would be nothing (smoothed).
+
+    Args:
+        logits: float [n, classes].
+        labels: int64 [n].
+        monitor: as in the settings. Macro F1 is no mean over images, so it is linearised: every image gets the mean
+            plus its influence, whose sum is zero (the delta method).
+
+    Returns:
+        float64 [n]; all NaN if a logit is not finite.
+    """
+    logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits).all():
+        return np.full(len(labels), np.nan)
+    if monitor == "cross_entropy":
+        return smoothed_losses(logits, labels, temperature(logits, labels, doubt=np.inf))
+    said = logits.argmax(axis=1)
+    if monitor == "accuracy":
+        return (said != labels).astype(float)
+
+    hit, n = said == labels, logits.shape[1]
+    true, predicted = np.bincount(labels, minlength=n), np.bincount(said, minlength=n)
+    score = f1(np.bincount(labels[hit], minlength=n), true, predicted)
+    defined = ~np.isnan(score)  # of a class that neither occurs nor is predicted there is none
+    score, both = np.where(defined, score, 0.0), np.maximum(true + predicted, 1)
+    influence = 2 * hit / both[labels] - score[labels] / both[labels] - score[said] / both[said]
+    return 1 - (score.sum() + len(labels) * influence) / defined.sum()
+
+
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores of validation logits by column of the history: all NaN if a logit is not finite.
+
+    Args:
+        logits: float [n, classes].
+        labels: int64 [n].
+
+    Returns:
+        `val_accuracy` and `val_macro_f1` in [0, 1]; `val_cross_entropy`, of the logits as they are, and
+        `val_calibrated_cross_entropy`, smoothed and at the temperature fitted to them, in nats.
+    """
+    logits = np.asarray(logits, np.float64)
+    mean = {monitor: float(picture_losses(logits, labels, monitor).mean()) for monitor in MONITORED}
+    plain = float(_cross_entropies(logits, labels).mean()) if np.isfinite(logits).all() else np.nan
+    return {
+        "val_accuracy": 1 - mean["accuracy"],
+        "val_cross_entropy": plain,
+        "val_calibrated_cross_entropy": mean["cross_entropy"],
+        "val_macro_f1": 1 - mean["macro_f1"],
+    }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that a stage may end with.
+
+    Args:
+        words: what they are.
+        weights: arrays of the network.
+        epochs: of the stage that lead to them.
+        averaged: whether they lie on the line to the moving average.
+        share: of the way from the weights before the stage.
+        errors: standard errors by which they must be better than those named before them; 0 for the first choice.
+    """
+
+    words: str
+    weights: Sequence[np.ndarray]
+    epochs: int = 0
+    averaged: bool = False
+    share: float = 0.0
+    errors: float = 0.0
+
+
+def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] | None, epochs: int) -> list[Candidate]:
+    """What a stage may end with: its moving average or halfway to it, its best epoch, or the weights from before.
+
+    Before, if better by one standard error: a few dozen images cannot see what a stage is worth. The best single epoch,
+    if better by three: of a dozen that are alike, the luckiest leads by nearly two.
+
+    Args:
+        before: weights at the beginning of the stage.
+        average: their moving average at its end.
+        best: epochs of the stage until its best one, and the weights there; or None if none was better than before.
+        epochs: of the stage.
+    """
+    found = [
+        Candidate(f"{share:.0%} of the way to its moving average", between(before, average, share), epochs, True, share)
+        for share in SHARES
+    ]
+    if best:
+        found.append(Candidate(f"its epoch {best[0]}", best[1], best[0], share=1.0, errors=3))
+    return [*found, Candidate("the weights from before", before, errors=1)]
+
+
+def choose(losses: Sequence[np.ndarray], errors: Sequence[float]) -> int:
+    """Number of the candidate to keep: the first choice with the least mean loss, unless another clearly beats it.
+
+    Args:
+        losses: `picture_losses` of each, float64 [n].
+        errors: standard errors by which each must lead; 0 for the first choices, which come first.
+    """
+    means = [np.inf if np.isnan(loss).any() else loss.mean() for loss in losses]
+    winner = int(np.argmin([mean for mean, needed in zip(means, errors, strict=True) if not needed]))
+    for challenger, needed in enumerate(errors):
+        if needed and lead(losses[challenger], losses[winner]) > needed:
+            winner = challenger
+    return winner
+
+
+def gain(before: np.ndarray, after: np.ndarray) -> float:
+    """Part of the mean loss that a stage took away, in [0, 1]; 0 if either is not a number or there was none."""
+    old, new = before.mean(), after.mean()
+    return max(0.0, float(1 - new / old)) if 0 < old < np.inf and new < np.inf else 0.0
+
+
+def between(before: Sequence[np.ndarray], after: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
+    """Weights on the line from before (share 0) to after (share 1), as in WiSE-FT (Wortsman et al. 2022)."""
+    return [(1 - share) * a + share * b for a, b in zip(before, after, strict=True)]
+
+
+def _cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
