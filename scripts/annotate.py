@@ -34,6 +34,7 @@ def main() -> None:
     predictions = Predictions.load(run / "predictions.npz")
     try:
         examples = load_examples(configuration.load(run / "config.toml").data.path)
+        examples = examples.with_classes(predictions.class_names)
         questions = Questions(drawn(examples, predictions, arguments.count), file)
     except (configuration.ConfigError, DataError, ValueError) as error:
         sys.exit(str(error))

@@ -198,7 +198,7 @@ def write_files(root: Path) -> dict[str, str]:
     expected["pipe.jpg"] = "pipe"
     (root / "odd" / "device.jpg").symlink_to("/dev/zero")
     expected["device.jpg"] = "device"
-    return {os.fsencode(name).decode("utf-8", "backslashreplace"): reason for name, reason in expected.items()}
+    return {runs.legible(name): reason for name, reason in expected.items()}
 
 
 def fill(root: Path, *names: str, each: int = 10) -> Path:
@@ -221,8 +221,10 @@ def _link(place: str, target: str) -> Callable[[Path], None]:
     return lambda root: (root / place).symlink_to(target)
 
 
-def _text(name: str, text: str) -> Callable[[Path], None]:
-    return lambda root: ((root / name).parent.mkdir(parents=True, exist_ok=True), (root / name).write_text(text))
+def _text(name: str, text: str, encoding: str = "utf-8") -> Callable[[Path], None]:
+    return lambda root: (
+        (root / name).parent.mkdir(parents=True, exist_ok=True), (root / name).write_bytes(text.encode(encoding))
+    )  # fmt: skip
 
 
 def _folder(name: str) -> Callable[[Path], None]:
@@ -244,13 +246,19 @@ PARTS = ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b")
 def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | str]]:
     """Name: class folders of ten pictures, what is done to them, and what is expected.
 
-    Expected are `classes`, `found` and `used`, and `skipped`: parts of names with their reasons; or a refusal.
+    Expected are `classes`, `found` and `used`, `skipped`: parts of names with their reasons, and `spelled`: the class
+    of folders that are spelled in another way; or a refusal.
     """
 
-    def well(classes: tuple[str, ...] = AB, found: int = 20, used: int = 20, **skipped: str) -> dict:
-        return {"classes": list(classes), "found": found, "used": used, "skipped": skipped}
+    def well(
+        classes: tuple[str, ...] = AB, found: int = 20, used: int = 20, spelled: dict | None = None, **skipped: str
+    ) -> dict:
+        return {"classes": list(classes), "found": found, "used": used, "skipped": skipped, "spelled": spelled or {}}
 
-    rows = "path,label\n" + "".join(f"{c}/{n}.png,{c}\n" for c in AB for n in range(10))
+    def table(header: str, row: str) -> str:
+        return header + "".join(row.format(c=c, n=n) for c in AB for n in range(10))
+
+    rows = table("path,label\n", "{c}/{n}.png,{c}\n")
     return {
         "plain": (AB, [], well()),
         "parts": (PARTS, [], well(found=60, used=60)),
@@ -259,8 +267,18 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "a class in the test part alone": ((*PARTS, "test/c"), [], "'c'"),
         "parts without train": (("val/a", "test/a"), [], "no train/ folder"),
         "train beside classes": (("train/a", "train/b", "cat"), [], "expected only train/, val/ and test/"),
+        "parts by longer names": (
+            ("training_set/a", "training_set/b", "test_set/a", "test_set/b"), [], well(found=40, used=40)
+        ),
+        "parts within names": (("seg_train/a", "seg_train/b", "seg_test/a", "seg_test/b"), [], well(found=40, used=40)),
+        "parts in classes": (("a/train", "a/test", "b/train", "b/test"), [], well(found=40, used=40)),
+        "a class called train": (("train", "bus"), [], well(("bus", "train"))),
+        "test beside classes": ((*AB, "test"), [], "beside ['a', 'b']"),
+        "pictures without labels in test": ((*PARTS, "test/unknown"), [], "in test/ alone"),
         "a part twice": (("train/a", "train/b", "val/a", "valid/a"), [], "names a part twice"),
         "the folder above": (("photos/a", "photos/b"), [], "--data.path="),
+        "two folders above": (("photos/train/a", "photos/train/b", "code/x"), [], "a level too high"),
+        "flat beside a table": ((), [_text("1.jpg", ""), _text("labels.csv", "")], "labels.csv'"),
         "flat": ((), [_text("1.jpg", ""), _text("2.jpg", "")], "only 2 files"),
         "nothing": ((), [], "no class folders"),
         "one class": (("a",), [], "at least two classes"),
@@ -278,12 +296,27 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "an archive's litter": (AB, [_text("__MACOSX/a/._0.png", "x")], well(found=21, __MACOSX="litter")),
         "a server's litter": (AB, [_text("a/@eaDir/0.jpg", "x")], well(found=21, eaDir="litter")),
         "a notebook's litter": (AB, [_text(".ipynb_checkpoints/0.jpg", "x")], well(found=21, ipynb="hidden")),
+        "a recycle bin": (AB, [_text("$RECYCLE.BIN/S-1/0.jpg", "x")], well(found=21, RECYCLE="litter")),
+        "a disk's litter": (
+            AB,
+            [_text(f"{n}/x", "x") for n in ("lost+found", "System Volume Information", "a/.Trash-1000")],
+            well(found=23, lost="litter", Volume="litter", Trash="hidden"),
+        ),
         "hidden thumbnails": (AB, [_text("a/.thumbs/0.jpg", "x")], well(found=21, thumbs="hidden")),
         "folders in classes": (AB, [_copy("a/0.png", "a/more/x.png"), _remove("a/0.png")], well()),
         "a folder called as a picture": (AB, [_folder("a/folder.jpg")], well()),
         "other names": (("with space", "new\nline", "🌻"), [], well(("new\nline", "with space", "🌻"), 30, 30)),
         "numbers": (("1", "2", "10"), [], well(("1", "10", "2"), 30, 30)),
-        "upper and lower case": (("B", "b"), [], well(("B", "b"))),
+        "upper and lower case letters": (("B", "b"), [], well(("B", "b"))),
+        "upper and lower case": (("cat", "Cat", "dog"), [], well(("Cat", "dog"), 30, 30, spelled={"cat": "Cat"})),
+        "composed and decomposed": (
+            ("train/\xe9", "train/b", "val/e\u0301", "val/b", "test/\xe9", "test/b"), [],
+            well(("b", "\xe9"), 60, 60, spelled={"e\u0301": "\xe9"}),
+        ),
+        "a space behind a class": (("cat", "cat ", "b"), [], well(("b", "cat"), 30, 30, spelled={"cat ": "cat"})),
+        "an invisible space in a class": (
+            ("cat", "c\u200bat", "b"), [], well(("b", "cat"), 30, 30, spelled={"c\u200bat": "cat"})
+        ),
         "a link to nowhere": (AB, [_link("a/x.png", "gone.png")], well(found=21, x="link to nowhere")),
         "a link to a picture": (AB, [_link("a/x.png", "0.png")], well(found=21, used=21)),
         "a link to a class": (AB, [_link("c", "b")], "0 usable"),
@@ -302,8 +335,24 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "a table with a missing file": (
             AB, [_text("data.csv", rows + "a/gone.png,a\n")], well(found=21, gone="no such file")
         ),
+        "a table with other columns": (
+            AB, [_text("data.csv", table("File Name;Class\n", "{c}/{n}.png;{c}\n"))], well()
+        ),
+        "a table with tabs": (AB, [_text("data.csv", table("path\tlabel\n", "{c}/{n}.png\t{c}\n"))], well()),
+        "a table for Excel": (AB, [_text("data.csv", table("sep=;\npath;label\n", "{c}/{n}.png;{c}\n"))], well()),
+        "a table in UTF-16": (AB, [_text("data.csv", rows, "utf-16")], well()),
+        "a table in Latin-1": (AB, [_text("data.csv", rows + "a/\xe9.png,a\n", "latin-1")], "CSV UTF-8"),
+        "a table of Windows": (AB, [_text("data.csv", table("path,label\n", "{c}\\{n}.png,{c}\n"))], well()),
+        "a table with a folder too many": (
+            AB, [_text("data.csv", table("path,label\n", "photos/{c}/{n}.png,{c}\n"))], well()
+        ),
+        "a table with a folder too few": (AB, [_text("data.csv", table("path,label\n", "{n}.png,{c}\n"))], well()),
+        "a table of elsewhere": (AB, [_text("data.csv", "path,label\nx/y.png,a\n")], "none of its 1 images is there"),
+        "a table without a header": (AB, [_text("data.csv", rows.partition("\n")[2])], "named in its first line"),
+        "a table with nan": (AB, [_text("data.csv", rows + "a/0.png,nan\n")], "missing value"),
+        "a table with NUL": (AB, [_text("data.csv", rows + "a/0.png\0,a\n")], "NUL"),
         "a table without labels": (AB, [_text("data.csv", "path\na/0.png\n")], "needs columns path,label"),
-        "a table with another split": (AB, [_text("data.csv", "path,label,split\na/0.png,a,dev\n")], "split must be"),
+        "a table with another split": (AB, [_text("data.csv", "path,label,split\na/0.png,a,later\n")], "split must be"),
         "a table with a comma too many": (AB, [_text("data.csv", "path,label\na/0.png,a,b\n")], "more fields"),
         "an empty table": (AB, [_text("data.csv", "path,label\n")], "no rows"),
     }  # fmt: skip

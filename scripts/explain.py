@@ -8,6 +8,7 @@ the picture as it is; predict.py averages over several views of it, and may say 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,13 +25,15 @@ def main() -> None:
     parser.add_argument("--occlusion", action="store_true", help="cover squares instead of looking inside")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="PICTURE_OR_FOLDER")
     arguments = parser.parse_args()
+    runs.any_terminal()
 
     from template.config import ConfigError
-    from template.data.examples import DataError, list_files
+    from template.data.examples import DataError
+    from template.data.folders import gather, nothing_done, said_of
     from template.data.images import BadImageError, load_image
 
     try:
-        files = [f for given in arguments.inputs for f in (list_files(given) if given.is_dir() else [given])]
+        files, left = gather(arguments.inputs)
         runs.import_tensorflow()
         from template.deploy.explain import grad_cam, occlusion, side_by_side
         from template.deploy.predictor import load_run
@@ -39,6 +42,7 @@ def main() -> None:
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    done = 0
     for number, file in enumerate(files):
         try:
             pixels = load_image(file, config.data.image_size, config.data.resize)[None]
@@ -47,10 +51,20 @@ def main() -> None:
             continue
         answer = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
         heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, answer)
-        target = arguments.out / f"{number:04d}-{file.stem}.png"
+        target = arguments.out / f"{number:04d}-{short(file.stem)}.png"
         with runs.replacing(target) as temporary:
             side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
         print(f"{str(file)!r}: {classes[answer[0]]}, {target}")
+        done += 1
+    for line in said_of(left):
+        print(line, file=sys.stderr)
+    if problem := nothing_done(arguments.inputs, left, done):
+        sys.exit(problem)
+
+
+def short(name: str, most: int = 100) -> str:
+    """The beginning of a file's name, in so many bytes at most: file systems take 255, some 143."""
+    return os.fsdecode(os.fsencode(name)[:most].decode("utf-8", "ignore").encode())
 
 
 if __name__ == "__main__":

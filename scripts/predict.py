@@ -1,6 +1,9 @@
 """Classify pictures with a finished run: one row a picture, bad pictures as rows with a reason.
 
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
+
+What is left out in a folder (hidden files, litter of systems, links to folders) is named. Exit code: 0, or 1 if nothing
+could be classified, or if something named is not there or cannot be listed; the other rows are written all the same.
 """
 
 import argparse
@@ -22,14 +25,16 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=3, help="how many classes a picture (default: 3)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
+    runs.any_terminal()
 
     from template.config import ConfigError
-    from template.data.examples import DataError, list_files
+    from template.data.examples import DataError
+    from template.data.folders import gather, nothing_done, said_of
 
     try:
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        files = [f for given in arguments.inputs for f in (list_files(given) if given.is_dir() else [given])]
+        files, left = gather(arguments.inputs)
         runs.import_tensorflow()
         from template.deploy.predictor import classify, load_run
 
@@ -55,11 +60,16 @@ def main() -> None:
         print(f"{len(files)} pictures, {len(files) - bad} classified, {bad} could not be read: {arguments.out}")
     else:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        sys.stdout.flush()  # before what is said below
+    for line in said_of(left):
+        print(line, file=sys.stderr)
+    if problem := nothing_done(arguments.inputs, left, len(files) - bad):
+        sys.exit(problem)
 
 
 def _cell(text: str) -> str:
     """A spreadsheet runs cells that begin like a formula; an apostrophe makes them text. The table itself is UTF-8."""
-    text = os.fsencode(text).decode("utf-8", "backslashreplace")  # names of files may be bytes of another encoding
+    text = runs.legible(text)  # names of files may be bytes of another encoding
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 

@@ -1,9 +1,11 @@
 """A run on disk: a folder of its own, files that are whole or absent, and a record of what made them."""
 
 import contextlib
+import io
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -21,6 +23,8 @@ BEFORE_TRAINING = {
     "audit.json",
 }  # fmt: skip
 """What a run has written by the time it trains; all of it would be written again."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def new_folder(root: Path, name: str) -> Path:
@@ -65,10 +69,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def legible(text: str) -> str:
+    r"""Text that every table, page and terminal takes: what is not, is spelled out (`caf\xe9`, `\x1b[31m`).
+
+    That are the bytes of file names that are not UTF-8, and control characters but for tabs and line ends.
+    """
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def any_terminal() -> None:
+    r"""Print what the terminal's encoding lacks spelled out (`\u732b`); an error in mid-run would end it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or nothing."""
+    """Write a whole text file or nothing; in UTF-8, with what that lacks spelled out."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,13 +3,15 @@
 import dataclasses
 import io
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from template.data.examples import DataError, Examples, list_files, load_examples
+from template.data.examples import DataError, Examples, load_examples
+from template.data.folders import list_files
 from template.data.images import load_image
 from template.data.split import to_csv
 
@@ -180,7 +182,8 @@ def test_files_come_in_the_same_order_everywhere(tmp_path):
 
 
 def table(folder: Path, text: str | bytes) -> Path:
-    file = folder / "labels.csv"
+    """A table beside the first files that the tables here name."""
+    file = touch(folder, "1.jpg", "2.jpg", "b/1.jpg") / "labels.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     return file
 
@@ -212,8 +215,34 @@ def test_a_table_with_parts_and_groups(tmp_path):
         b"\xef\xbb\xbfpath,label\r\n1.jpg,cat\r\n2.jpg,dog\r\n",  # as Excel writes it
         'path, label\n"1.jpg", "cat"\n2.jpg , dog\n',
         "path,label\n\n1.jpg,cat\n\n2.jpg,dog\n\n",
+        "file;class\n1.jpg;cat\n2.jpg;dog\n",
+        "path\tlabel\n1.jpg\tcat\n2.jpg\tdog\n",
+        "Image Path|Category\n1.jpg|cat\n2.jpg|dog\n",
+        "sep=;\npath;label\n1.jpg;cat\n2.jpg;dog\n",
+        '"sep=,"\r\npath,label\r\n1.jpg,cat\r\n2.jpg,dog\r\n',
+        "path;label\n1.jpg;cat\n2.jpg;dog\n".encode("utf-16"),
+        "path,label\n1.jpg,cat\n2.jpg,dog\n".encode("utf-16-be"),
+        "path\tlabel\n1.jpg\tcat\n2.jpg\tdog\n".encode("utf-32"),
+        "\ufeffpath\u200b,\xa0LABEL \n\u200b1.jpg,\xa0cat\n2.jpg\u200e,dog\xa0\n",
+        "path,label,\n1.jpg,cat,\n2.jpg,dog,\n",
     ],
-    ids=["plain", "other columns", "Excel", "spaces", "blank lines"],
+    ids=[
+        "plain",
+        "other columns",
+        "Excel",
+        "spaces",
+        "blank lines",
+        "semicolons",
+        "tabs",
+        "bars",
+        "sep",
+        "sep in quotes",
+        "UTF-16",
+        "UTF-16 without mark",
+        "UTF-32",
+        "what cannot be seen",
+        "an empty column",
+    ],  # fmt: skip
 )
 def test_ways_to_write_the_same_table(tmp_path, text):
     examples = load_examples(str(table(tmp_path, text)))
@@ -225,7 +254,17 @@ def test_ways_to_write_the_same_table(tmp_path, text):
     ("text", "said"),
     [
         ("", ["path,label"]),
-        ("file;class\n1.jpg;cat\n", ["needs columns path,label", "file;class"]),
+        ("size;kind\n1.jpg;cat\n", ["needs columns path,label", "size;kind"]),
+        ("1.jpg,cat\n2.jpg,dog\n", ["needs columns path,label", "first line", "1.jpg"]),
+        ("path,label\n1.jpg,c\0at\n", ["line 2", "NUL"]),
+        (
+            "path,label\n1.jpg,cat\n2.jpg,nan\n3.jpg,NaN\n",
+            ["line 3", "'nan'", "missing value", "2 rows", "another name"],
+        ),
+        ("path,label\n1.jpg,cat\n2.jpg,N/A\n", ["line 3", "'N/A'", "missing value"]),
+        ("path,label\n1.jpg,\n2.jpg,\n", ["line 2", "path and label", "1 other lines"]),
+        ("path,label,label\n1.jpg,a,b\n", ["two columns 'label'"]),
+        ("path,label\nx/7.jpg,cat\n", ["none of its 1 images", "x/7.jpg", "folder of the table"]),
         ("path,label\n", ["no rows"]),
         ("path,label\n1.jpg,cat\n,dog\n", ["line 3", "path and label"]),
         ("path,label\n1.jpg,cat\n2.jpg\n", ["line 3", "path and label"]),
@@ -240,6 +279,224 @@ def test_ways_to_write_the_same_table(tmp_path, text):
 def test_errors_of_a_table_name_the_line(tmp_path, text, said):
     message = refusal(table(tmp_path, text))
     assert all(part in message for part in [*said, "labels.csv"]), message
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "path,label,split,group", "Path,LABEL,Split,Group", "path,label,split ,group ", "file,class,subset,patient_id",
+        "filename,category,partition,Subject", "image,target,part,camera", "\ufeffimage_path,Class Name,phase,caseID",
+        "img,label,fold,lesion_id",
+    ],
+)  # fmt: skip
+def test_columns_are_recognised_by_their_names_and_that_is_said(tmp_path, capsys, header):
+    rows = [
+        "1.jpg,cat,Training,p1",
+        "2.jpg,dog, trn ,p2",
+        "b/1.jpg,cat,HOLD-OUT,p3",
+        "x.jpg,cat,dev,p1",
+        "y.jpg,dog,test set,",
+    ]
+    examples = load_examples(str(table(tmp_path, "\n".join([header, *rows]))))
+    assert examples.parts.tolist() == ["train", "train", "test", "val", "test"]
+    assert examples.groups.tolist() == ["p1", "p2", "p3", "p1", ""]
+    said = capsys.readouterr().out
+    for name, meaning in zip(header.split(","), ("path", "label", "split", "group"), strict=True):
+        spelled = name.strip().removeprefix("\ufeff")
+        assert (f"column {spelled!r} is taken as {meaning}" in said) == (spelled != meaning), said
+
+
+def test_columns_that_are_not_used_are_named_with_what_they_may_have_meant(tmp_path, capsys):
+    text = "path,label,Splt,gruop,photographer,camera,patient\n1.jpg,cat,train,a,me,c,p\n2.jpg,dog,train,b,you,c,q\n"
+    examples = load_examples(str(table(tmp_path, text)))
+    said = capsys.readouterr().out
+    assert examples.groups.tolist() == ["p", "q"], "of several that could be groups, the first of the list"
+    assert "column 'patient' is taken as group" in said
+    assert "'Splt' (did you mean split?)" in said and "'photographer'" in said
+    assert "'camera' (another is taken as group; call this one 'group'" in said
+
+
+def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, capsys):
+    examples = load_examples(str(table(tmp_path, "path,label,part,fold\n1.jpg,cat,left arm,1\n2.jpg,dog,test,2\n")))
+    assert set(examples.parts) == {""}
+    said = capsys.readouterr().out
+    assert "'part' (its values are not train, val or test)" in said and "'fold' (its values" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "paths", "words"),
+    [
+        (["a/1.jpg", "b/2.jpg"], ["a\\1.jpg", "b\\2.jpg"], "is read as /"),
+        (["a/1.jpg", "b/2.jpg"], ["photos/a/1.jpg", "photos/b/2.jpg"], "without the first 1 folders"),
+        (["a/1.jpg", "b/2.jpg"], ["C:\\data\\photos\\a\\1.jpg", "C:\\data\\photos\\b\\2.jpg"], "without the first 2"),
+        (["a/1.jpg", "b/2.jpg"], ["/home/me/a/1.jpg", "/home/me/b/2.jpg"], "without the first 2 folders"),
+        (["images/a/1.jpg", "images/b/2.jpg"], ["a/1.jpg", "b/2.jpg"], "in images/"),
+        (["images/1.jpg", "images/2.jpg"], ["old/1.jpg", "old/2.jpg"], "in images/, without the first 1"),
+        (["../pics/1.jpg", "../pics/2.jpg"], ["pics/1.jpg", "pics/2.jpg"], "seen from the folder above"),
+        (["cat/1.jpg", "dog/2.jpg"], ["1.jpg", "2.jpg"], "in folders of their labels"),
+    ],
+)
+def test_paths_that_lead_nowhere_are_found_or_the_whole_table_is_refused(tmp_path, capsys, files, paths, words):
+    root = tmp_path / "inner"
+    root.mkdir()
+    touch(root, *files)
+    (root / "t.csv").write_text(f"path,label\n{paths[0]},cat\n{paths[1]},dog\n")
+    examples = load_examples(str(root / "t.csv"))
+    assert [image.read_text() for image in examples.images] == files
+    assert examples.ids.tolist() == paths
+    assert words in capsys.readouterr().out
+
+
+def test_paths_that_could_be_read_in_two_ways_are_refused_with_both(tmp_path):
+    touch(tmp_path, "small/1.png", "small/2.png", "large/1.png", "large/2.png")
+    (tmp_path / "t.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
+    message = refusal(tmp_path / "t.csv")
+    assert "in large/ and in small/: which are meant?" in message
+    (tmp_path / "t.csv").write_text("path,label\n1.png,small\n1.png,large\n2.png,large\n")
+    assert [label_of_file.parent.name for label_of_file in load_examples(str(tmp_path / "t.csv")).images] == [
+        "small", "large", "large"
+    ], "the folder of another label is no place to look"  # fmt: skip
+
+
+def test_one_missing_image_moves_no_other(tmp_path, capsys):
+    """Of a table that is right but for a file, no path is read in another way."""
+    file = table(tmp_path, "path,label\n1.jpg,cat\n3.jpg,dog\n")
+    touch(tmp_path, "b/3.jpg")
+    assert load_examples(str(file)).images == [tmp_path / "1.jpg", tmp_path / "3.jpg"]
+    assert capsys.readouterr().out == ""
+
+
+# Names that look the same ----------------------------------------------------------------------------------------
+
+SAME = [
+    ("caf\xe9", "cafe\u0301"), ("cat", "cat "), ("cat", "cat\u200b"), ("cat", "Cat"), ("sea lion", "sea\xa0lion"),
+    ("cat", "\uff43\uff41\uff54"), ("cat", "c\u0430t"), ("cat", "\ufeffcat"), ("T-shirt", "t\u2011shirt"),
+    ("\u30ac", "\u30ab\u3099"), ("\u212bngstrom", "\xc5ngstr\u200dom"), ("weekend", "week\xadend"),
+    ("cat", "CAT\u2060"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_classes_whose_names_look_the_same_are_one_and_that_is_said(tmp_path, capsys, one, other):
+    names = (f"train/{one}/1", f"train/{one}/2", f"val/{other}/3", "train/tea/1", "val/tea/1")
+    rows = f"path,label\n1.jpg,{one}\n2.jpg,{one}\nb/1.jpg,{other}\n3.jpg,tea\n"
+    for source in (touch(tmp_path / "photos", *names), table(tmp_path, rows)):
+        examples = load_examples(str(source))
+        assert len(examples.class_names) == 2
+        kept = examples.class_names.index(unicodedata.normalize("NFC", one))
+        assert np.bincount(examples.labels)[kept] == 3
+        said = capsys.readouterr().out
+        if source.is_dir() or other != "cat ":  # spaces around a cell of a table mean nothing
+            assert "is spelled in 2 ways" in said and "(2 images)" in said and "(1 images)" in said
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("A", "a"), ("letter A", "letter_a"), ("cat", "cats"), ("m", "rn"), ("Masse", "Ma\xdfe")]
+)
+def test_classes_whose_names_differ_stay_two(tmp_path, one, other):
+    assert len(load_examples(str(touch(tmp_path, f"{one}/1", f"{other}/1"))).class_names) == 2
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_a_run_knows_its_classes_in_another_spelling(one, other):
+    for trained, given in ((one, other), (other, one)):
+        mapped = some(class_names=(given, "bee", "wasp")).with_classes(["wasp", "bee", trained])
+        assert mapped.labels.tolist() == [2, 1, 0, 1]
+
+
+def test_an_older_run_that_has_both_spellings_is_matched_exactly():
+    old = ["cat", "Cat", "dog"]
+    assert some(class_names=("Cat", "cat", "dog")).with_classes(old).labels.tolist() == [1, 0, 2, 0]
+    with pytest.raises(DataError, match="CAT"):
+        some(class_names=("CAT", "cat", "dog")).with_classes(old)
+
+
+# What systems leave behind, parts, levels ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "litter",
+    [
+        "$RECYCLE.BIN", "$Recycle.Bin", ".Trash-1000", ".Trashes", "lost+found", "System Volume Information", "@eaDir",
+        "#recycle", "__MACOSX", ".ipynb_checkpoints", ".thumbnails", ".AppleDouble", ".Spotlight-V100", ".git",
+        "@Recycle", ".@__thumb", "RECYCLER", "FOUND.000", ".fseventsd", "#snapshot", "__pycache__", "LOST.DIR",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("depth", ["", "cat/", "cat/more/"])
+def test_what_systems_leave_behind_is_no_class_and_is_named(tmp_path, litter, depth):
+    touch(tmp_path, "cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg", f"{depth}{litter}/S-1-5/x.jpg")
+    examples = load_examples(str(tmp_path))
+    assert sorted(label_of(examples)) == ["cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg"]
+    assert examples.class_names == ("cat", "dog")
+    assert [name for name, _ in examples.skipped] == [f"{depth}{litter}"]
+
+
+def test_litter_that_cannot_be_listed_stops_nothing(tmp_path, monkeypatch):
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "lost+found/x", "cat/$RECYCLE.BIN/x")
+    real = os.scandir
+
+    def scandir(place):
+        if Path(place).name in {"lost+found", "$RECYCLE.BIN"}:
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(load_examples(str(tmp_path))) == 2
+
+
+def test_the_small_files_of_systems_are_counted(tmp_path, capsys):
+    touch(tmp_path, "cat/1.jpg", "dog/1.jpg", ".DS_Store", "cat/.DS_Store", "cat/._1.jpg", "dog/Thumbs.db")
+    assert load_examples(str(tmp_path)).skipped == ()
+    said = capsys.readouterr().out
+    assert "4 small files that systems leave behind are ignored (.DS_Store, Thumbs.db, ._*)" in said
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set", "test_set"), ("Training", "Testing"), ("train_images", "test_images"), ("TRN", "tst"),
+        ("train2017", "test2017"), ("TrainingData", "HoldOut"), ("seg_train/seg_train", "seg_test/seg_test"),
+        ("flowers-train", "flowers-test"), ("train set", "test set"), ("images_train", "images_test"),
+        ("training_set/training_set", "test_set/test_set"),
+    ],
+)  # fmt: skip
+def test_folders_of_parts_by_many_names(tmp_path, capsys, train, test):
+    files = [f"{train}/a/1", f"{train}/b/1", f"{test}/a/1", f"{test}/b/1"]
+    examples = load_examples(str(touch(tmp_path, *files)))
+    assert examples.class_names == ("a", "b")
+    assert part_of(examples) == {name: "train" if name.startswith(f"{train}/") else "test" for name in files}
+    assert f"{train.split('/')[0]}/ (train)" in capsys.readouterr().out
+
+
+def test_parts_in_class_folders(tmp_path, capsys):
+    files = ["cat/train/1", "cat/test/1", "dog/train/1", "dog/test/2"]
+    examples = load_examples(str(touch(tmp_path, *files)))
+    assert label_of(examples) == {name: name[:3] for name in files}
+    assert part_of(examples) == {name: name.split("/")[1] for name in files}
+    assert "each class folder has folders of parts" in capsys.readouterr().out
+
+
+def test_a_class_called_train(tmp_path, capsys):
+    examples = load_examples(str(touch(tmp_path, "train/1", "bus/1", "car/1")))
+    assert examples.class_names == ("bus", "car", "train") and set(examples.parts) == {""}
+    assert "'train' is taken for a class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat/1", "dog/1", "test/1"], ["'test'", "beside ['cat', 'dog']", "train/", "rename"]),
+        (["cat/1", "dog/1", "test_set/cat/1"], ["'test_set'", "beside ['cat', 'dog']"]),
+        (["train/a/1", "train/b/1", "cats/1"], ["Move", "rename"]),
+        (["data/train/a/1", "data/train/b/1", "docs/x"], ["a level too high", "--data.path=", "data"]),
+        (["data/train/a/1", "data/train/b/1"], ["a level too high", "data"]),
+        (["photos/seg_train/a/1", "photos/seg_train/b/1", "x/1"], ["a level too high", "photos"]),
+        (["1.jpg", "labels.csv"], ["a table", "--data.path=", "labels.csv"]),
+    ],
+)
+def test_a_wrong_level_or_a_part_beside_classes_is_refused_with_what_to_do(tmp_path, names, said):
+    message = refusal(touch(tmp_path, *names))
+    assert all(text in message for text in said), message
 
 
 # What an Examples can do -----------------------------------------------------------------------------------------

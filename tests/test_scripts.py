@@ -246,7 +246,9 @@ def table(finished, odd) -> list[dict]:
     done = command(
         "predict", "--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.pictures, cwd=odd
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (1, "not there: 'missing.jpg'\n"), (
+        "the other rows are written all the same"
+    )
     return list(csv.DictReader(io.StringIO(done.stdout, newline="")))
 
 
@@ -302,6 +304,45 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert rows[0] == ["path", *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability")), "problem"]
     assert len(rows) == 1 + total
     assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path, capsys):
+    source = sorted(finished.pictures.rglob("*.png"))
+    (tmp_path / "in" / "@eaDir").mkdir(parents=True)
+    (tmp_path / "else").mkdir()
+    for place in ("in/1.png", "in/.hidden.png", "in/@eaDir/2.png", "else/3.png"):
+        shutil.copy(source[0], tmp_path / place)
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "else")
+    code, said = call("predict", "--run", finished.folder, "--out", tmp_path / "p.csv", tmp_path / "in")
+    assert code == 0 and "1 pictures, 1 classified" in said
+    assert "3 left out" in said and ".hidden.png': a hidden file" in said
+    assert "@eaDir': a hidden folder, or litter" in said and "more': a link to a folder is not followed" in said
+
+
+@pytest.mark.parametrize("script", ["predict", "explain"])
+def test_exit_codes_tell_whether_all_that_was_named_was_there(finished, tmp_path, script):
+    fine = sorted(finished.pictures.rglob("*.png"))[0]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no picture")
+    run = ("--run", finished.folder, "--out", tmp_path / "out")
+    for given, expected in (
+        ([tmp_path / "empty"], "none of the files could be read as an image"),
+        ([tmp_path / "text.jpg"], "none of the files could be read as an image"),
+        ([fine, tmp_path / "gone.jpg"], f"not there: {str(tmp_path / 'gone.jpg')!r}"),
+        ([fine, tmp_path / "text.jpg"], 0),
+    ):
+        assert call(script, *run, *given)[0] == expected
+        shutil.rmtree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").unlink(missing_ok=True)
+
+
+def test_a_name_of_255_bytes_is_explained(finished, tmp_path):
+    source = sorted(finished.pictures.rglob("*.png"))[0]
+    (tmp_path / "long").mkdir()
+    for name in ("x" * 251, "\u732b" * 83 + "yy", "z"):
+        shutil.copy(source, tmp_path / "long" / f"{name}.png")
+    code, said = call("explain", "--run", finished.folder, "--out", tmp_path / "heat", tmp_path / "long")
+    assert code == 0
+    assert len(list((tmp_path / "heat").iterdir())) == 3
 
 
 def exchanged(run: Path) -> None:

@@ -22,8 +22,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from .. import device
-from .examples import PART_OF, Examples
+from .examples import Examples
 from .images import FORMATS, BadImageError, ImageSource, address, load_image, read
+from .names import part_of
 from .rows import Rows
 
 SIDE = 64
@@ -425,7 +426,7 @@ def _folders_of_parts(examples: Examples, _: Facts) -> Iterator[Finding]:
     inside: dict[str, set[str]] = {}
     for name in examples.ids:
         above = Path(str(name)).parts[:-1]
-        above = above[1:] if above and above[0].lower() in PART_OF else above
+        above = above[1:] if above and part_of(above[0]) else above
         if len(above) > 1:
             inside.setdefault(above[0], set()).add(above[1])
     folders = [names for names in inside.values() if len(names) > 1]

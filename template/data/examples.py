@@ -1,25 +1,19 @@
 """Where pictures and labels come from. Every source becomes the same `Examples`."""
 
-import csv
 import dataclasses
 import itertools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .folders import read_folder
 from .images import ImageSource
+from .names import DataError, Found, matched, one_spelling, part_of
+from .tables import ENDINGS, read_table
 
 PARTS = ("train", "val", "test")
-PART_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What folders and tables call the parts."""
-_JUNK = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # compared in lower case; hidden names are junk too
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on or scored. The message says what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +58,19 @@ class Examples:
         )
 
     def with_classes(self, class_names: Sequence[str]) -> "Examples":
-        """The same examples with labels as indices into another list of classes, matched by name.
+        """The same examples with labels as indices into another list of classes, matched by how their names look.
 
         Raises:
             DataError: if a class here is not in the other list.
         """
-        unknown = sorted(set(self.class_names) - set(class_names))
+        known = matched(self.class_names, class_names)
+        unknown = sorted(set(self.class_names) - set(known))
         if unknown:
             raise DataError(
                 f"The pictures have classes that the model was not trained on: {unknown}. "
                 f"It knows {list(class_names)}. Rename or remove these folders or labels."
             )
-        index = np.array([list(class_names).index(name) for name in self.class_names])
+        index = np.array([list(class_names).index(known[name]) for name in self.class_names])
         return dataclasses.replace(self, labels=index[self.labels], class_names=tuple(class_names))
 
 
@@ -93,157 +88,29 @@ def load_examples(path: str) -> Examples:
     if not place.exists():
         raise DataError(f"data.path {path!r} does not exist. Expected a folder, a CSV file, tfds:NAME or digits.")
     if place.is_dir():
-        return _folder(place)
-    if place.suffix.lower() == ".csv":
-        return _csv(place)
-    raise DataError(f"data.path {path!r} is neither a folder nor a CSV file.")
-
-
-def list_files(root: Path) -> Iterator[Path]:
-    """Files below a folder in sorted order, without hidden ones and the litter of operating systems.
-
-    Raises:
-        DataError: if a folder below cannot be listed: its pictures would be missing without a word.
-    """
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"Folder {error.filename!r} cannot be listed: {error.strerror}.")
-
-    for here, folders, files in os.walk(root, onerror=stop):
-        folders[:] = sorted(name for name in folders if not _is_junk(name))
-        yield from (Path(here, name) for name in sorted(files) if not _is_junk(name))
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
-
-
-def _passed_over(root: Path, classes: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """What `list_files` leaves out and a person may miss, with the reason: hidden files, litter, links to folders.
-
-    Not listed are the small files that operating systems leave everywhere (.DS_Store, Thumbs.db, ._name.jpg).
-    """
-    for here, folders, files in os.walk(root):
-        for name in sorted(folders):
-            if _is_junk(name):
-                yield (
-                    Path(here, name),
-                    "a hidden folder, or litter of a system or program; rename it if it holds pictures",
-                )
-            elif Path(here, name).is_symlink() and Path(here, name) not in classes:
-                yield Path(here, name), "a link to a folder is not followed; copy the pictures"
-        folders[:] = [name for name in folders if not _is_junk(name)]
-        hidden = (name for name in sorted(files) if name.startswith(".") and Path(name).suffix)
-        yield from ((Path(here, n), "a hidden file; rename it if it is wanted") for n in hidden if n[:2] != "._")
-
-
-def _parts(root: Path) -> dict[str, Path]:
-    """Folders of train, val and test, or the root itself as the part that nobody named."""
-    folders = _subfolders(root)
-    roots = {PART_OF.get(f.name.lower(), ""): f for f in folders}
-    if "train" in roots:
-        strangers = [f.name for f in folders if f.name.lower() not in PART_OF]
-        if strangers:
-            raise DataError(f"{str(root)!r} has train/ beside {strangers}: expected only train/, val/ and test/.")
-        if len(roots) < len(folders):
-            raise DataError(f"{str(root)!r} names a part twice: {[f.name for f in folders]}.")
-        return roots
-    if len(folders) > 0 and all(f.name.lower() in PART_OF for f in folders):
-        raise DataError(f"{str(root)!r} has {[f.name for f in folders]} but no train/ folder.")
-    return {"": root}
-
-
-def _folder(root: Path) -> Examples:
-    """One sub-folder a class, or train/ val/ test/ folders of such."""
-    roots = _parts(root)
-    classes = [folder for top in roots.values() for folder in _subfolders(top)]
-    for folder in classes:
-        if folder.is_symlink() and root.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{str(folder)!r} is a link to a folder that contains it: a loop. Remove the link.")
-    found = [(part, _text(folder.name), file) for part, top in roots.items() for folder in _subfolders(top)
-             for file in list_files(folder)]  # fmt: skip
-    loose = [f for top in {root, *roots.values()} for f in _listing(top) if f.is_file()]
-    names = sorted({_text(folder.name) for folder in classes})
-    if not names:
-        raise DataError(
-            f"{str(root)!r} has no class folders"
-            + (f", only {len(loose)} files. Put the pictures of each class into a folder of its own." if loose else ".")
-        )
-    if len(classes) == 1 and len(_subfolders(classes[0])) > 1:
-        raise DataError(
-            f"{str(root)!r} has one folder, {names[0]!r}, with folders in it. If those are the classes or parts, use "
-            f"--data.path={str(classes[0])!r}"
-        )
-    for one, other in itertools.combinations(names, 2):
-        if one.casefold() == other.casefold():
-            print(f"classes {one!r} and {other!r} differ in case only: on Windows and macOS they would be one folder")
-    empty = sorted(set(names) - {name for _, name, _ in found})
-    if empty:
-        raise DataError(f"Class folders without any file: {empty}. Fill or remove them.")
-    return Examples(
-        ids=np.array([_text(file.relative_to(root).as_posix()) for _, _, file in found]),
-        images=[file for _, _, file in found],
-        labels=np.array([names.index(name) for _, name, _ in found], np.int64),
-        class_names=tuple(names),
-        parts=np.array([part for part, _, _ in found]),
-        skipped=tuple(
-            (_text(file.relative_to(root).as_posix()), reason)
-            for file, reason in [
-                *((file, "outside the class folders") for file in sorted(loose)),
-                *_passed_over(root, classes),
-            ]
-        ),
+        return _assembled(*read_folder(place))
+    if place.suffix.lower() in ENDINGS:
+        return _assembled(*read_table(place))
+    raise DataError(
+        f"data.path {path!r} is neither a folder nor a CSV file. Unpack an archive; save another table as CSV."
     )
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return [f for f in _listing(root) if f.is_dir()]
-
-
-def _listing(folder: Path) -> list[Path]:
-    try:
-        return sorted(f for f in folder.iterdir() if not _is_junk(f.name))
-    except OSError as error:
-        raise DataError(f"Folder {str(folder)!r} cannot be listed: {error.strerror}.") from error
-
-
-def _text(name: str) -> str:
-    """A file's name for tables and reports, which are UTF-8; bytes of another encoding are spelled out in it."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _csv(file: Path) -> Examples:
-    """Columns `path,label` and optional `split` and `group`; paths are relative to the file's folder."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines, skipinitialspace=True)
-            columns = reader.fieldnames or []
-            numbered = [(reader.line_num, row) for row in reader]  # blank lines are no rows, but they are lines
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{str(file)!r} cannot be read as CSV in UTF-8: {error}") from error
-    if not {"path", "label"} <= set(columns):
-        raise DataError(f"{str(file)!r} needs columns path,label (optional: split,group). Received: {columns}")
-    if not numbered:
-        raise DataError(f"{str(file)!r} has no rows below its header.")
-    for line, row in numbered:
-        if None in row:
-            raise DataError(
-                f"{str(file)!r} line {line} has more fields than the header ({columns}). "
-                f'Write a text with a comma as "a, b". Received: {[*row.values()]}'
-            )
-        if not (row["path"] or "").strip() or not (row["label"] or "").strip():
-            raise DataError(f"{str(file)!r} line {line}: path and label must both be given. Received: {dict(row)}")
-        if (row.get("split") or "").strip().lower() not in {"", *PART_OF}:
-            raise DataError(f"{str(file)!r} line {line}: split must be train, val or test. Received: {row['split']!r}")
-    rows = [row for _, row in numbered]
-    names = sorted({row["label"].strip() for row in rows})
+def _assembled(found: Sequence[Found], skipped: Sequence[tuple[str, str]], grouped: bool = False) -> Examples:
+    """Examples of what a folder or a table says, with one class for names that look the same."""
+    spelling = one_spelling(one.label for one in found)
+    names = sorted(set(spelling.values()))
+    for one, other in itertools.combinations(names, 2):
+        if one.casefold() == other.casefold():
+            print(f"classes {one!r} and {other!r} differ in case only: on Windows and macOS they would be one folder")
     return Examples(
-        ids=np.array([row["path"].strip() for row in rows]),
-        images=[file.parent / row["path"].strip() for row in rows],
-        labels=np.array([names.index(row["label"].strip()) for row in rows], np.int64),
+        ids=np.array([one.id for one in found]),
+        images=[one.image for one in found],
+        labels=np.array([names.index(spelling[one.label]) for one in found], np.int64),
         class_names=tuple(names),
-        parts=np.array([PART_OF.get((row.get("split") or "").strip().lower(), "") for row in rows]),
-        groups=np.array([(row["group"] or "").strip() for row in rows]) if "group" in columns else None,
+        parts=np.array([one.part for one in found]),
+        groups=np.array([one.group for one in found]) if grouped else None,
+        skipped=tuple(skipped),
     )
 
 
@@ -262,7 +129,7 @@ def _tfds(name: str) -> Examples:
     class_names = tuple(builder.info.features[keys[1]].names)
     ids, images, labels, parts, skipped = [], [], [], [], []
     for split in builder.info.splits:
-        part = PART_OF.get(split, "") if len(builder.info.splits) > 1 else ""
+        part = part_of(split) if len(builder.info.splits) > 1 else ""
         if part or len(builder.info.splits) == 1:
             raw = tfds.load(name, split=split, decoders={keys[0]: tfds.decode.SkipDecoding()})
             for number, example in enumerate(tfds.as_numpy(raw)):

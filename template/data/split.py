@@ -122,6 +122,13 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
     for label, name in enumerate(examples.class_names):
         usable = (examples.labels == label) & (parts != "")
         missing = sorted(part for part in wanted if not ((examples.labels == label) & (parts == part)).any())
+        held = {*examples.parts[usable].tolist()}
+        if held and held <= {"val", "test"}:
+            raise DataError(
+                f"Class {name!r} is in {' and '.join(f'{part}/' for part in sorted(held))} alone: nothing can be "
+                "learned of it. If its pictures have no labels, move them elsewhere and classify them with predict.py; "
+                "else put some of them into the train part too."
+            )
         given = [part for part in missing if part != "train" and not fractions.get(part)]
         if given and usable.any():
             raise DataError(f"Class {name!r} has no picture in the given {given} part, though other classes have.")

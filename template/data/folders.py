@@ -1,0 +1,276 @@
+"""Folders of images: a walk that leaves out what systems leave behind, and what the folders say of their images."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ..runs import legible
+from .names import DataError, Found, is_missing, look, part_of, part_within
+
+_LEFT_BEHIND = {
+    # Windows, macOS and Linux
+    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "$recycle.bin", "recycler", "recycled",
+    "system volume information", "config.msi", "msocache", "$winreagent", "$sysreset", "$getcurrent", "lost+found",
+    "lost.dir", "temporary items", "network trash folder", "thevolumesettingsfolder", "hiberfil.sys", "pagefile.sys",
+    "swapfile.sys",
+    # archives, network storage, viewers
+    "__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@thumb",
+    "@__thumb", "@appstore", "@database", "@synologydrive", "picasa.ini", "zbthumbnail.info", "sthumbs.dat",
+    "pspbrwse.jbf",
+    # programmers' tools
+    "__pycache__", "node_modules",
+}  # fmt: skip
+"""Compared in lower case. Names that begin with a dot are left out too, and all of these patterns:"""
+_PATTERNS = re.compile(r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle.*|@eadir.*", re.IGNORECASE | re.DOTALL)
+
+HIDDEN_FOLDER = "a hidden folder, or litter of a system or program; rename it if it holds pictures"
+HIDDEN_FILE = "a hidden file; rename it if it is wanted"
+LINKED = "a link to a folder is not followed; copy the pictures, or give the folder itself"
+UNLISTED = "the folder cannot be listed"
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or left behind by a system, and no image of a person."""
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND or bool(_PATTERNS.fullmatch(name))
+
+
+def _stop(error: OSError) -> None:
+    raise DataError(
+        f"Folder {error.filename!r} cannot be listed: {error.strerror}. Mend its rights, or move it elsewhere."
+    )
+
+
+def list_files(root: Path, cannot_list: Callable[[OSError], None] = _stop) -> Iterator[Path]:
+    """Files below a folder in sorted order, without hidden ones and what systems leave behind.
+
+    Args:
+        root: the folder.
+        cannot_list: called with the error for a folder below that cannot be listed.
+
+    Raises:
+        DataError: if a folder below cannot be listed, unless `cannot_list` is given: its images would be missing
+            without a word.
+    """
+    for here, folders, files in os.walk(root, onerror=cannot_list):
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        yield from (Path(here, name) for name in sorted(files) if not is_junk(name))
+
+
+def passed_over(root: Path, followed: Sequence[Path] = ()) -> Iterator[tuple[Path, str]]:
+    """What `list_files` leaves out and a person may miss, with the reason: hidden files, litter, links to folders.
+
+    Not named are the small files that systems leave everywhere (.DS_Store, Thumbs.db, ._name.jpg); these are counted
+    in one printed line.
+
+    Args:
+        root: the folder.
+        followed: links to folders that are looked into all the same.
+    """
+    small: Counter[str] = Counter()
+    for here, folders, files in os.walk(root):
+        for name in sorted(folders):
+            if is_junk(name):
+                yield Path(here, name), HIDDEN_FOLDER
+            elif Path(here, name).is_symlink() and Path(here, name) not in followed:
+                yield Path(here, name), LINKED
+        folders[:] = [name for name in folders if not is_junk(name)]
+        for name in sorted(filter(is_junk, files)):
+            if name.startswith(".") and Path(name).suffix and not name.startswith("._"):
+                yield Path(here, name), HIDDEN_FILE
+            else:
+                small["._*" if name.startswith("._") else name] += 1
+    if small:
+        kinds = ", ".join(legible(name) for name, _ in small.most_common(5))
+        print(f"{legible(str(root))}: {small.total()} small files that systems leave behind are ignored ({kinds})")
+
+
+def gather(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files that a person names, those in named folders among them; and what was left out, with the reason.
+
+    A file that is named is taken as it is, even if it is hidden or not there; a folder that cannot be listed is left
+    out and does not stop the others.
+    """
+    files: list[Path] = []
+    left: list[tuple[Path, str]] = []
+
+    def cannot_list(error: OSError) -> None:
+        left.append((Path(error.filename), f"{UNLISTED}: {error.strerror}"))
+
+    for place in given:
+        if os.path.isdir(place):  # noqa: PTH112 (that of Path raises for names that are too long)
+            files += list_files(place, cannot_list)
+            left += passed_over(place)
+        else:
+            files.append(place)
+    return files, left
+
+
+def said_of(left: Sequence[tuple[Path, str]], most: int = 10) -> Iterator[str]:
+    """Lines on what `gather` left out: how much, and the first with the reason."""
+    if left:
+        yield f"{len(left)} left out:"
+        yield from (f"  {str(path)!r}: {reason}" for path, reason in left[:most])
+        yield from [f"  and {len(left) - most} more"] if len(left) > most else []
+
+
+def nothing_done(given: Sequence[Path], left: Sequence[tuple[Path, str]], done: int) -> str | None:
+    """Why a program that took what a person named has failed, or None if all that was named was there.
+
+    Args:
+        given: what was named.
+        left: from `gather`.
+        done: how many images were read.
+    """
+    missing = [str(path) for path in given if not os.path.exists(path)]  # noqa: PTH110
+    unlisted = [str(path) for path, reason in left if reason.startswith(UNLISTED)]
+    problems = [f"not there: {', '.join(map(repr, missing[:5]))}" + " ..." * (len(missing) > 5)] * bool(missing)
+    problems += [f"cannot be listed: {', '.join(map(repr, unlisted[:5]))}"] * bool(unlisted)
+    problems += ["none of the files could be read as an image"] * (not done)
+    return "; ".join(problems) or None
+
+
+def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
+    """One sub-folder a class, or folders of train, val and test with such; either may be the outer one.
+
+    Returns:
+        What was found, in sorted order of the folders; and (name, reason) of what was left out.
+
+    Raises:
+        DataError: if the folders are of another shape, naming them and what to do.
+    """
+    tops = _parts(root)
+    places = _places(root, tops)
+    folders = [folder for _, _, folder in places]
+    for folder in folders:
+        if folder.is_symlink() and root.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{str(folder)!r} is a link to a folder that contains it: a loop. Remove the link.")
+    loose = sorted(
+        f for top in {root, *tops.values(), *(f.parent for f in folders)} for f in _listing(top) if f.is_file()
+    )
+    names = list(dict.fromkeys(name for _, name, _ in places))
+    if not names:
+        raise DataError(f"{str(root)!r} has no class folders" + _instead(root, loose))
+    if len(places) == 1 and len(subfolders(folders[0])) > 1:
+        raise DataError(
+            f"{str(root)!r} has one folder, {names[0]!r}, with folders in it. If those are the classes or parts, use "
+            f"--data.path={str(folders[0])!r}"
+        )
+    found = [
+        Found(legible(file.relative_to(root).as_posix()), file, name, part)
+        for part, name, folder in places
+        for file in list_files(folder)
+    ]
+    filled = {look(one.label) for one in found}
+    if empty := sorted(name for name in names if look(name) not in filled):
+        raise DataError(f"Class folders without any file: {empty}. Fill or remove them.")
+    if doubtful := sorted(name for name in names if is_missing(name)):
+        print(f"{doubtful}: classes with the name that programs give to a missing value. Were their labels lost?")
+    left = [*((file, "outside the class folders") for file in loose), *passed_over(root, folders)]
+    return found, [(legible(file.relative_to(root).as_posix()), reason) for file, reason in left]
+
+
+def _places(root: Path, tops: dict[str, Path]) -> list[tuple[str, str, Path]]:
+    """(part, class, folder) of every class folder."""
+    if list(tops) != [""]:
+        return [(part, legible(folder.name), folder) for part, top in tops.items() for folder in subfolders(top)]
+    classes = subfolders(root)
+    _refuse_one_level_up(root, classes)
+    inner = {folder: subfolders(folder) for folder in classes}
+    divided = [folder for folder, below in inner.items() if below and all(part_of(f.name) for f in below)]
+    if len(divided) > 1 and divided == classes and any(part_of(f.name) == "train" for f in inner[classes[0]]):
+        print(f"{str(root)!r}: each class folder has folders of parts, {sorted({f.name for f in inner[classes[0]]})}")
+        return [(part_of(f.name), legible(folder.name), f) for folder in classes for f in inner[folder]]
+    return [("", legible(folder.name), folder) for folder in classes]
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Folders of train, val and test, or the root itself as the part that nobody named."""
+    folders = subfolders(root)
+    named = {folder: part_of(folder.name) for folder in folders}
+    within = {folder: part_within(folder.name) for folder in folders}
+    distinct = all(within.values()) and len({*within.values()}) == len(folders)
+    if not all(named.values()) and distinct and "train" in within.values() and any(map(subfolders, folders)):
+        named = within  # seg_train/ and seg_test/
+    parts = [part for part in named.values() if part]
+    strangers = [folder.name for folder, part in named.items() if not part]
+    if strangers and parts:
+        return _parts_beside(root, named, strangers)
+    if not parts:
+        return {"": root}
+    if len({*parts}) < len(parts):
+        raise DataError(
+            f"{str(root)!r} names a part twice: {[f.name for f in folders]}. Put the pictures of one part into one "
+            "folder; if these are classes, give them other names."
+        )
+    if "train" not in parts:
+        raise DataError(
+            f"{str(root)!r} has {[f.name for f in folders]} but no train/ folder. To train, add one with the same "
+            "class folders; to score one of them, give its own path; if these are classes, give them other names."
+        )
+    if any(folder.name.lower() != part for folder, part in named.items()):
+        print(f"{str(root)!r}: parts are " + ", ".join(f"{folder.name}/ ({part})" for folder, part in named.items()))
+    return {part: _same_inside(folder, part) for folder, part in named.items()}
+
+
+def _same_inside(folder: Path, part: str) -> Path:
+    """Past folders that an archive put into one of the same name: seg_train/seg_train/."""
+    below = subfolders(folder)
+    while len(below) == 1 and part in {part_of(below[0].name), part_within(below[0].name)} and subfolders(below[0]):
+        folder = below[0]
+        below = subfolders(folder)
+    return folder
+
+
+def _parts_beside(root: Path, named: dict[Path, str], strangers: list[str]) -> dict[str, Path]:
+    """Folders called as parts beside others: classes, if it is only a `train` with pictures; otherwise refused."""
+    parts = {folder.name for folder, part in named.items() if part}
+    trains = [folder for folder, part in named.items() if part == "train"]
+    if len(parts) == len(trains) == 1 and not subfolders(trains[0]):
+        print(
+            f"{str(root)!r}: {trains[0].name!r} is taken for a class: it holds pictures, and stands beside {strangers}"
+        )
+        return {"": root}
+    if trains:
+        raise DataError(
+            f"{str(root)!r} has {trains[0].name}/ beside {strangers}: expected only train/, val/ and test/. Move what "
+            f"is no part out of it, or into the parts as a class; if {trains[0].name!r} is a class, rename it."
+        )
+    raise DataError(
+        f"{str(root)!r} has {sorted(parts)} beside {strangers}. If those are parts, put the class folders {strangers} "
+        f"into a train/ folder beside them, or move {sorted(parts)} elsewhere; if they are classes, rename them."
+    )
+
+
+def _refuse_one_level_up(root: Path, folders: Sequence[Path]) -> None:
+    """A folder that holds train/ with folders in it is no class."""
+    for folder in folders:
+        inside = [f for f in subfolders(folder) if "train" in {part_of(f.name), part_within(f.name)}]
+        if any(subfolders(f) for f in inside):
+            raise DataError(
+                f"{str(root)!r} is a level too high: its folder {folder.name!r} holds {inside[0].name}/ with folders. "
+                f"Use --data.path={str(folder)!r}"
+            )
+
+
+def _instead(root: Path, loose: Sequence[Path]) -> str:
+    """What a folder without class folders has."""
+    tables = [file.name for file in loose if file.suffix.lower() in {".csv", ".tsv"}]
+    if tables:
+        return f", but a table: use --data.path={str(root / tables[0])!r}"
+    if loose:
+        return f", only {len(loose)} files. Put the pictures of each class into a folder of its own."
+    return ". Put the pictures of each class into a folder of its own, below it."
+
+
+def subfolders(root: Path) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones and what systems leave behind."""
+    return [f for f in _listing(root) if f.is_dir()]
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(f for f in folder.iterdir() if not is_junk(f.name))
+    except OSError as error:
+        raise DataError(f"Folder {str(folder)!r} cannot be listed: {error.strerror}.") from error

@@ -1,0 +1,306 @@
+"""Tables of images: CSV as programs and people write it, read with every guess said and every doubt refused."""
+
+import codecs
+import csv
+import difflib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ..runs import legible
+from .names import DataError, Found, is_missing, look, part_of, tidy
+
+ENDINGS = {".csv", ".tsv", ".tab", ".txt"}
+"""Of files that are read as tables."""
+_PEOPLE = ("patient", "subject", "participant", "person", "individual", "animal", "donor", "specimen")
+_SOURCES = ("case", "study", "lesion", "slide", "camera", "video", "sequence", "scene", "session")
+MEANINGS = {
+    "path": (
+        "path", "file", "filename", "filepath", "filenames", "imagepath", "imagefile", "imagefilename", "imagefilepath",
+        "imagename", "imgpath", "imgfile", "imgname", "relativepath", "fullpath", "image", "img", "picture", "photo",
+        "images",
+    ),
+    "label": (
+        "label", "labels", "class", "classname", "classlabel", "labelname", "category", "categoryname", "target",
+        "groundtruth",
+    ),
+    "split": (
+        "split", "splits", "subset", "partition", "part", "set", "dataset", "datasplit", "datasetsplit", "phase",
+        "fold", "usage",
+    ),
+    "group": (
+        "group", "groups", "groupid", *(f"{word}{end}" for word in (*_PEOPLE, *_SOURCES) for end in ("id", "", "no",
+        "number", "name")),
+    ),
+}  # fmt: skip
+"""Names of columns in lower case without spaces and signs; the first that a table has is taken."""
+_SURE = {"split", "splits", "subset", "partition"}
+"""Columns whose values must be parts; another that could name parts is taken for them only if all its values are."""
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Bytes that a file begins with, and its encoding; in this order, as one of UTF-32 begins like one of UTF-16."""
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+Row = tuple[int, dict[str, str]]
+"""Line in the file, and its cells by meaning."""
+
+
+def read_table(file: Path) -> tuple[list[Found], list[tuple[str, str]], bool]:
+    """Columns of path and label, and perhaps of split and group, by any of their `MEANINGS`.
+
+    Paths are relative to the table's folder. What is recognised in other than plain form is printed: the delimiter,
+    the encoding, the columns, paths that are there under another folder.
+
+    Returns:
+        What was found, in the order of the rows; nothing that was left out; and whether there is a column of groups.
+
+    Raises:
+        DataError: if it cannot be read or a row is not complete, with the line and what to do.
+    """
+    header, lines = _cells(file)
+    columns = _recognised(file, header, lines)
+    rows = list(_rows(file, header, columns, lines))
+    if not rows:
+        raise DataError(f"{str(file)!r} has no rows below its header.")
+    _refuse_incomplete(file, rows)
+    images = _images(file, rows)
+    found = [
+        Found(legible(row["path"]), image, row["label"], part_of(row.get("split", "")), row.get("group", ""))
+        for (_, row), image in zip(rows, images, strict=True)
+    ]
+    return found, [], "group" in columns
+
+
+def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and (line, cells) of each row that is not blank."""
+    text, first = _text(file), 1
+    delimiter = None
+    if told := re.match(r"\s*\"?sep=(.)\"?\s*(?:\r\n|\r|\n|$)", text, re.IGNORECASE):  # for Excel
+        delimiter, text, first = told[1], text[told.end() :], 2
+    headers = {}
+    for sign in [delimiter] if delimiter else _DELIMITERS:
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, skipinitialspace=True)
+            table = [(reader.line_num + first - 1, row) for row in reader if any(cell.strip() for cell in row)]
+        except csv.Error as error:
+            raise DataError(f"{str(file)!r} cannot be read as CSV: {error}") from error
+        headers[sign] = table
+        if table and {"path", "label"} <= {_meaning(name) for name in table[0][1]}:
+            break
+    else:
+        sign = next(iter(headers))
+        found = headers[sign][0][1] if headers[sign] else []
+        raise DataError(
+            f"{str(file)!r} needs columns path,label (optional: split,group), named in its first line, between commas, "
+            f"semicolons or tabs. Received: {found}"
+        )
+    if sign != ",":
+        print(f"{str(file)!r}: cells are between {_DELIMITERS.get(sign, repr(sign))}")
+    return [tidy(name) for name in table[0][1]], table[1:]
+
+
+def _text(file: Path) -> str:
+    """What a table says, in UTF-8 or in what its first bytes tell."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    for parity, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # without a mark: of ASCII each second byte is zero
+        if encoding is None and len(data) > 1 and data[parity:200:2].count(0) > len(data[:200]) / 4:
+            encoding = name
+    try:
+        text = data.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{str(file)!r} cannot be read as CSV in UTF-8: line {line} has the byte {data[error.start]:#x}. It may be "
+            "in the encoding of one country (Latin-1, Windows-1252). Save it as `CSV UTF-8`, which Excel offers, or "
+            "convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{str(file)!r} line {line} has a NUL character: no text, or a damaged table. Save it again.")
+    if encoding not in {None, "utf-8-sig"}:
+        print(f"{str(file)!r}: read as {encoding.upper()}")
+    return text
+
+
+def _squeezed(name: str) -> str:
+    """A column's name without case, spaces, signs and what cannot be seen."""
+    return re.sub(r"[\W_]+", "", look(name).lower())
+
+
+def _meaning(name: str) -> str | None:
+    return next((meaning for meaning, names in MEANINGS.items() if _squeezed(name) in names), None)
+
+
+def _recognised(file: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> dict[str, int]:
+    """Position of each column that is used, by its meaning; prints what is recognised and what is not used."""
+    columns = {}
+    for meaning, names in MEANINGS.items():
+        candidates = sorted(
+            (position for position, name in enumerate(header) if _squeezed(name) in names),
+            key=lambda position: (header[position] != meaning, names.index(_squeezed(header[position])), position),
+        )
+        if meaning == "split":
+            candidates = [position for position in candidates if _names_parts(header[position], position, lines)]
+        if len(candidates) > 1 and header[candidates[0]] == header[candidates[1]]:
+            raise DataError(f"{str(file)!r} has two columns {header[candidates[0]]!r}. Rename or remove one.")
+        if candidates:
+            columns[meaning] = candidates[0]
+    for meaning, position in columns.items():
+        if header[position] != meaning:
+            print(f"{str(file)!r}: column {header[position]!r} is taken as {meaning}")
+    unused = [
+        _unused(name, columns) for position, name in enumerate(header) if name and position not in columns.values()
+    ]
+    if unused:
+        print(f"{str(file)!r}: unused columns: {', '.join(unused)}")
+    return columns
+
+
+def _names_parts(name: str, position: int, lines: Sequence[tuple[int, list[str]]]) -> bool:
+    """Whether a column that could name parts does."""
+    values = {tidy(row[position]) for _, row in lines if position < len(row)} - {""}
+    return _squeezed(name) in _SURE or bool(values) and all(map(part_of, values))
+
+
+def _unused(name: str, columns: dict[str, int]) -> str:
+    """A column's name, and what it may have meant."""
+    meaning = _meaning(name)
+    if meaning == "split" and "split" not in columns:
+        return f"{name!r} (its values are not train, val or test)"
+    if meaning:
+        return f"{name!r} (another is taken as {meaning}; call this one {meaning!r} if it is the better)"
+    left = {other: kind for kind, names in MEANINGS.items() if kind not in columns for other in names}
+    near = difflib.get_close_matches(_squeezed(name), left, n=1, cutoff=0.7)
+    return f"{name!r} (did you mean {left[near[0]]}?)" if near else repr(name)
+
+
+def _rows(
+    file: Path, header: Sequence[str], columns: dict[str, int], lines: Sequence[tuple[int, list[str]]]
+) -> Iterator[Row]:
+    """Cells by meaning, without what cannot be seen at their ends."""
+    for line, cells in lines:
+        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"{str(file)!r} line {line} has more fields than the header ({[*header]}). "
+                f'Write a text with a comma as "a, b". Received: {cells}'
+            )
+        yield (
+            line,
+            {
+                meaning: _path(cells[at])
+                if meaning == "path"
+                else cells[at].strip()
+                if meaning == "label"
+                else tidy(cells[at])
+                for meaning, at in columns.items()
+                if at < len(cells)
+            },
+        )
+
+
+def _path(cell: str) -> str:
+    """A path as it is spelled, without spaces and invisible characters around it."""
+    return re.sub("^[\\s\u200b\u200e\u200f\ufeff]+|[\\s\u200b\u200e\u200f\ufeff]+$", "", cell)
+
+
+def _refuse_incomplete(file: Path, rows: Sequence[Row]) -> None:
+    """Every row has a path and a label that is one, and a part or none."""
+    for line, row in rows:
+        if not row.get("path") or not tidy(row.get("label", "")):
+            more = sum(not other.get("path") or not tidy(other.get("label", "")) for _, other in rows) - 1
+            raise DataError(
+                f"{str(file)!r} line {line}: path and label must both be given"
+                + (f" (so in {more} other lines)" if more else "")
+                + f". Fill the line or remove it. Received: {row}"
+            )
+        if row.get("split") and not part_of(row["split"]):
+            raise DataError(f"{str(file)!r} line {line}: split must be train, val or test. Received: {row['split']!r}")
+    missing = [(line, row["label"]) for line, row in rows if is_missing(row["label"])]
+    if missing:
+        raise DataError(
+            f"{str(file)!r} line {missing[0][0]}: the label {missing[0][1]!r} is what programs write for a missing "
+            f"value ({len(missing)} rows). Fill or remove these rows; if it is a class, give it another name."
+        )
+    nothing = Counter(row["label"] for _, row in rows if row["label"] in {"None", "none", "NONE"})
+    for label, count in nothing.items():
+        print(
+            f"{str(file)!r}: {count} rows have the label {label!r}. It is taken for a class; was a value missing there?"
+        )
+
+
+def _images(file: Path, rows: Sequence[Row]) -> list[Path]:
+    """Where the images are: beside the table, or where all paths lead when they are read in another way.
+
+    Raises:
+        DataError: if none of them is there, with the place where the first was looked for.
+    """
+    paths = [row["path"] for _, row in rows]
+    plain = [_place(file.parent, path) for path in paths]
+    turned = [one if "\\" not in path or _there(one) else _place(file.parent, path.replace("\\", "/"))
+              for one, path in zip(plain, paths, strict=True)]  # fmt: skip
+    if changed := sum(one != other for one, other in zip(plain, turned, strict=True)):
+        print(f"{str(file)!r}: \\ in {changed} paths is read as /")
+    if any(map(_there, turned)):
+        return turned
+    relative = [(re.sub(r"^(?:[A-Za-z]:)?/+", "", row["path"].replace("\\", "/")), row["label"]) for _, row in rows]
+    leading = {}
+    for words, way in _ways(file.absolute().parent, relative):
+        if _there(way(*relative[0])) and all(map(_there, found := [way(*pair) for pair in relative])):
+            leading.setdefault(tuple(map(os.path.realpath, found)), (words, found))
+    if len(leading) == 1:
+        ((words, found),) = leading.values()
+        print(f"{str(file)!r}: its paths do not lead from its folder; all images are there {words}")
+        return found
+    raise DataError(
+        f"{str(file)!r}: none of its {len(rows)} images is there. The first was looked for at {str(turned[0])!r}: "
+        "paths are relative to the folder of the table. Move the table, or write the paths as they are seen from there."
+        + (
+            f" All are there {' and '.join(words for words, _ in leading.values())}: which are meant?"
+            if leading
+            else ""
+        )
+        + ("" if leading else _elsewhere(file.parent, relative[0][0]))
+    )
+
+
+def _ways(here: Path, relative: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Callable[[str, str], Path]]]:
+    """Other ways to read (path, label), in words and as a function: a folder too many or too few, or from elsewhere."""
+    depth, labels = min(path.count("/") for path, _ in relative), {look(label) for _, label in relative}
+    inside = sorted(f for f in here.iterdir() if f.is_dir() and look(f.name) not in labels)
+    for folder in (here, *inside):
+        for count in range(folder == here, depth + 1):
+            words = [f"in {folder.name}/"] * (folder != here) + [f"without the first {count} folders of each path"] * (
+                count > 0
+            )
+            yield ", ".join(words), lambda path, _, f=folder, n=count: f / path.split("/", n)[n]
+    yield "in folders of their labels", lambda path, label: here / label / path
+    yield "seen from the folder above", lambda path, _: here.parent / path
+    yield "seen from where this program runs", lambda path, _: Path.cwd() / path
+
+
+def _elsewhere(root: Path, path: str) -> str:
+    """Where a file of this name is, if it is anywhere below."""
+    name = path.rsplit("/", 1)[-1]
+    found = next((Path(here, name) for here, _, files in os.walk(root) if name in files), None)
+    return f" A file of its name is at {str(found.relative_to(root))!r}." if found else ""
+
+
+def _place(parent: Path, path: str) -> Path:
+    """The file of a path, whatever encoding the system's file names have."""
+    return parent / os.fsdecode(path.encode("utf-8"))
+
+
+def _there(file: Path) -> bool:
+    return os.path.exists(file)  # noqa: PTH110 (that of Path raises for a name that is too long, or may not be seen)
