@@ -7,6 +7,7 @@
     model/          a plain flat keras.Model: RGB 0-255 in, logits out
     evaluate/       Predictions -> metrics, calibration, comparison, plots, report
     train/          the probe and what it chooses, stages of fine-tuning, stored activations, checks, baselines
+    doctor.py       whether this machine is ready for a run
     suggest.py      stages from the number of pictures
     deploy/         a finished run put to use, explained, and held against a person
     publish.py      what a run says for itself: scores, figures, report

@@ -17,14 +17,14 @@ ROOT = PACKAGE.parent
 PLAN = [
     {"disk", "device"},
     {"config", "runs"},
-    {"data", "model", "evaluate", "suggest"},
+    {"data", "model", "evaluate", "suggest", "doctor"},
     {"train", "deploy"},
     {"publish"},
     {"recipe"},
     {"preflight"},
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
-LIGHT = ["disk", "device", "config", "runs", "suggest"]
+LIGHT = ["disk", "device", "config", "runs", "suggest", "doctor"]
 LIGHT += [f"data.{name}" for name in ("images", "examples", "split", "decode", "rows", "augment")]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}
