@@ -83,7 +83,7 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     config = settled(config)
     loaded = load_examples(config.data.path)
     examples, pixels = decode(loaded, config.data)
-    folder, limit = Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30
+    folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
     store = Store(folder, limit, config.train.batch_size, runs.Clock())
     try:
         base = build_backbone(config.backbone, config.data.image_size)

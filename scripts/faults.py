@@ -417,7 +417,8 @@ def _every_step(folder: Path, action: Callable[[str], None]) -> Iterator[None]:
     def listen(event: str, arguments: tuple) -> None:
         watched = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
         if event in watched and str(arguments[0]).startswith(str(folder)):
-            step(str(arguments[0]) if event == "open" and "w" in (arguments[1] or "") else "")
+            writes = event == "open" and set("wx") & set(arguments[1] or "") and not Path(arguments[0]).is_dir()
+            step(str(arguments[0]) if writes else "")
 
     def sync(handle: int) -> None:
         step()

@@ -58,7 +58,7 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     config = recipe.suggested(config, len(rows))
     if not config.stages:
         raise configuration.ConfigError("This recipe has no stage to find a rate for; add --stages.0.unfreeze=1.")
-    cache, limit = Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30
+    cache, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
     store = Store(cache, limit, config.train.batch_size, runs.Clock())
     train = training_source(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     base = build_backbone(config.backbone, config.data.image_size)

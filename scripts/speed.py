@@ -246,7 +246,7 @@ def trained(folder: Path, backbone: Backbone, images: int, size: int) -> dict:
     write_pictures(folder / "pictures", images)
     line = [f"--runs={folder / 'runs'}", f"--data.path={folder / 'pictures'}", f"--data.cache={folder / 'cache'}"]
     line += [f"--backbone.{key}={value}" for key, value in dataclasses.asdict(backbone).items()]
-    line += [f"--data.image_size={size}", "--data.memory_gb=0.5", "--train.feature_cache_gb=8"]
+    line += [f"--data.image_size={size}", "--data.memory_gb=0.5", "--data.cache_gb=8"]
     line += [f"--stages.0.unfreeze={THAWED}", "--stages.0.epochs=2", "--stages.0.views=1", "--train.final_fit=no"]
     print(f"training on {images:,} pictures", flush=True)
     log, peak, start = folder / "log", 0, time.perf_counter()

@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import json
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -55,7 +56,11 @@ class Data:
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Another number, another split. Kept apart from train.seed so that repeated runs share their test pictures."""
     cache: str = "cache"
-    """Folder for decoded pictures. Safe to delete; it is made again."""
+    """Folder for decoded images and activations of frozen blocks, where later runs with the same images, weights and
+    augmentation find them; several runs may share it. Safe to delete; it is made again."""
+    cache_gb: Annotated[float, Field(ge=0)] = 8.0
+    """data.cache may take up to this many GiB: what was not used for longest makes room, but nothing that the run
+    itself uses. An eighth of it is the most that the activations of one stage take in memory."""
     memory_gb: Annotated[float, Field(ge=0)] = 2.0
     """Decoded pictures are held in memory up to this many GiB, and read from the cache folder beyond."""
 
@@ -297,9 +302,6 @@ class Train:
     final_fit: Literal["auto", "yes", "no"] = "auto"
     """After the choices are made, train once more, the same way, on training and validation pictures together; auto:
     with pretrained weights and fewer than 5,000 pictures."""
-    feature_cache_gb: Annotated[float, Field(ge=0)] = 8.0
-    """Activations of frozen blocks may take up to this many GiB in data.cache, where a later run with the same
-    pictures, weights and augmentation finds them (the oldest make room); an eighth of it is held in memory."""
     monitor_gradients: bool = False
     """After each epoch, look at the gradient, the movement and the dead ReLUs of every block that trains: gradients.csv
     and TensorBoard, and a word if gradients vanish or explode or ReLUs die. To diagnose; see train/gradients.py."""
@@ -378,6 +380,10 @@ class Config:
         return self
 
 
+RENAMED = {"train.feature_cache_gb": "data.cache_gb"}
+"""Settings of earlier versions, in recipes and saved runs, and what they are called now."""
+
+
 class ConfigError(ValueError):
     """A setting that does not exist, has the wrong type, or is out of its range. The message says which and why."""
 
@@ -405,6 +411,7 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"Recipe {str(recipe)!r} cannot be read: {error.strerror}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"Recipe {str(recipe)!r} is not valid TOML: {error}") from None
+    _rename(tree)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -417,6 +424,16 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         # Where a part of a value is wrong, pydantic adds that the whole is.
         lines = [line for key, line in said.items() if not any(other.startswith(f"{key}.") for other in said)]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _rename(tree: dict[str, Any]) -> None:
+    """Give the settings of a recipe that an earlier version wrote their names of today."""
+    for old, new in RENAMED.items():
+        (section, name), (section_now, name_now) = old.split("."), new.split(".")
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            value = tree[section].pop(name)
+            tree.setdefault(section_now, {}).setdefault(name_now, value)
+            print(f"{old} is called {new} now; taken as that", file=sys.stderr)
 
 
 def pair_up(arguments: Sequence[str]) -> Iterator[str]:
@@ -475,7 +492,7 @@ def absolute(config: Config) -> Config:
 
 
 MAY_CHANGE = (
-    "data.path", "data.cache", "data.memory_gb", "train.feature_cache_gb", "train.monitor_gradients", "train.patience",
+    "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
     "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
@@ -583,6 +600,8 @@ def _explain(error: dict) -> tuple[str, str]:
 
 def _nearest(key: str) -> str:
     """Nearest real setting to a wrong one: by its whole name, else by its last part alone."""
+    if key in RENAMED:
+        return f"It is called {RENAMED[key]!r} now."
     known = [*Config.__pydantic_fields__, *(k for k, _, _ in _settings(Config))]
     near = difflib.get_close_matches(re.sub(r"\.\d+", ".0", key), known, n=1, cutoff=0.6)
     last = key.rpartition(".")[2]

@@ -7,16 +7,20 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 MANIFEST = "manifest.json"
 IDLE = 3600.0
-"""Seconds for which a file of a dead process must have rested in a shared folder before it is swept away. The numbers
-of processes repeat in every container, so a number alone does not tell who is dead."""
+"""Seconds for which something half written must have rested in a shared folder before it is swept away. Whoever writes
+keeps it young; whether its process lives, nobody can tell from another container."""
+_HALF_WRITTEN = re.compile(r"\.tmp-(\d+|[0-9a-f]{16})-.*", re.DOTALL)
 
 
 class DiskError(RuntimeError):
@@ -28,8 +32,11 @@ class DamagedError(ValueError):
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a process writes what is to become `path`; `sweep` knows the pattern."""
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    """Where to write what is to become `path`: another name at every call, in every process on every machine.
+
+    `sweep` knows the pattern. Of long names the end will do: a file system takes no more than 255 bytes.
+    """
+    return path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name[-50:]}")
 
 
 def sync(path: Path) -> None:
@@ -49,7 +56,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         The temporary folder, to be filled inside the block with files and no folders.
     """
     temporary = temporary_name(path)
-    shutil.rmtree(temporary, ignore_errors=True)  # in a container, a killed process may have had our number
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -65,7 +71,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder of ours; if that is interrupted, what is left no longer has its name."""
-    aside = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
+    aside = temporary_name(path)
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -96,17 +102,16 @@ def sha256(path: Path) -> str:
 
 
 def sweep(folder: Path, idle: float = IDLE) -> None:
-    """Delete what killed processes left half written in a folder: only names of our own pattern, of nobody alive.
+    """Delete what killed processes left half written in a folder: only names of our own pattern, long untouched.
 
     Args:
         folder: whose direct contents are looked at.
         idle: seconds for which it must have rested; 0 where the caller knows that nobody else writes there.
     """
     for path in folder.glob(".tmp-*"):
-        match = re.match(r"\.tmp-(\d+)-", path.name)
         with contextlib.suppress(OSError):  # somebody else may have been faster
             newest = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
-            if match and not (idle and (_alive(int(match[1])) or time.time() - newest < idle)):
+            if _HALF_WRITTEN.fullmatch(path.name) and not (idle and time.time() - newest < idle):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -151,6 +156,40 @@ def locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def require_writable(path: Path, kind: Literal["file", "folder"], option: str) -> None:
+    """See, before there is work to lose, whether a file or folder can be written later. Leaves nothing behind.
+
+    Folders on the way may be missing; they are made when it is written.
+
+    Args:
+        path: to be written or replaced.
+        kind: what it is to be.
+        option: of the command line, with which another can be chosen.
+
+    Raises:
+        DiskError: saying what is in the way.
+    """
+    try:
+        place = _lowest_there(path.absolute())
+        wanted = kind if place == path.absolute() else "folder"
+        found = "folder" if place.is_dir() else "file" if place.is_file() else "device, pipe or link to nowhere"
+        if found != wanted:
+            raise OSError(errno.EEXIST, f"{str(place)!r} is a {found}, where there must be a {wanted} or nothing")
+        with tempfile.TemporaryFile(dir=place if found == "folder" else place.parent):
+            pass
+    except OSError as error:
+        why = "nothing can be made there" if error.errno == errno.ENOENT else error.strerror
+        raise DiskError(f"{str(path)!r} cannot be written: {why}. Choose another with {option}.") from error
+
+
+def _lowest_there(path: Path) -> Path:
+    for place in (path, *path.parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()
+            return place
+    return path
+
+
 def require(needs: Mapping[Path, float]) -> None:
     """See whether there is room for so many bytes in each folder; those on one disk are added up.
 
@@ -185,13 +224,3 @@ def amount(size: float) -> str:
 def _manifest(folder: Path) -> str:
     files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
     return json.dumps({file.name: sha256(file) for file in files}, indent=1)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # it is another user's
-    return True

@@ -70,9 +70,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     augmented = training_source(pixels, part["train"], examples.labels, config.augment, config.train.seed)
     config = recipe.suggested(config, len(train))
     names, pretrained = examples.class_names, config.backbone.weights != "none"
-    store = Store(
-        Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
-    )
+    store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
     stage = config.stages[0] if config.stages else Stage(unfreeze=1)
@@ -101,7 +99,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         checks.independent(model, train),
         by_heart,
         checks.frozen_stays(model, train, len(names), pretrained),
-        checks.room(store.folder, 3 * 6 * weights + store.limit_bytes + decoded),
+        checks.room(store.folder, 3 * 6 * weights + max(store.limit_bytes, decoded)),
         checks.memory(min(config.data.memory_gb * 2**30, decoded) + store.limit_bytes / 8 + 6 * weights + 2**30),
     ]
     numbers = {

@@ -73,9 +73,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     print(f"device: {device.sentence(device.describe(config.train.precision))}")
     if warning := device.overlooked():
         print(f"warning: {warning}")
-    store = Store(
-        Path(config.data.cache).expanduser(), config.train.feature_cache_gb * 2**30, config.train.batch_size, clock
-    )
+    store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
 
     with clock("decode"):
         examples, see = pictures(config)

@@ -529,3 +529,23 @@ def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
         assert absolute(load(None, [f"data.path={name}"])).data.path == name
     for name in ("imagenet", "none"):
         assert absolute(load(None, [f"backbone.weights={name}"])).backbone.weights == name
+
+
+# Settings of earlier versions
+
+
+def test_a_saved_recipe_of_an_earlier_version_is_read_with_a_word(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("[train]\nfeature_cache_gb = 2.5\nseed = 3\n")
+    config = load(tmp_path / "config.toml", ["train.patience=4"])
+    assert config.data.cache_gb == 2.5 and config.train.seed == 3
+    said = capsys.readouterr()
+    assert "train.feature_cache_gb is called data.cache_gb now" in said.err and said.out == "", "stdout may be a table"
+    (tmp_path / "config.toml").write_text("[data]\ncache_gb = 1.0\n[train]\nfeature_cache_gb = 2.5\n")
+    assert load(tmp_path / "config.toml").data.cache_gb == 1.0
+
+
+def test_on_the_command_line_an_old_name_is_refused_with_the_new_one():
+    with pytest.raises(
+        ConfigError, match=r"train\.feature_cache_gb: no such setting. It is called 'data\.cache_gb' now"
+    ):
+        load(None, ["train.feature_cache_gb=3"])

@@ -14,7 +14,7 @@ from template import disk
 from template.config import Data
 from template.data import decode as module
 from template.data.decode import decode
-from template.data.examples import Examples, load_examples
+from template.data.examples import DataError, Examples, load_examples
 from template.data.images import load_image
 
 SIZE = 16
@@ -284,16 +284,21 @@ def test_a_cache_that_was_cut_short_is_made_again(class_folder, tmp_path):
     examples = load_examples(str(class_folder))
     _, whole = decode(examples, settings(tmp_path))
     (name,) = caches(tmp_path)
-    os.truncate(tmp_path / "cache" / name / "pixels", 36 * SIZE * SIZE * 3 - 1)
+    os.truncate(tmp_path / "cache" / name, 36 * SIZE * SIZE * 3 - 1)
     _, again = decode(examples, settings(tmp_path))
     np.testing.assert_array_equal(again[np.arange(36)], whole[np.arange(36)])
 
 
 def test_a_cache_that_is_cut_short_later_gives_no_invented_pixels(class_folder, tmp_path):
-    _, pixels = decode(load_examples(str(class_folder)), settings(tmp_path, memory_gb=0.0))
+    examples = load_examples(str(class_folder))
+    expected = pixels_of(examples, settings(tmp_path))
+    _, pixels = decode(examples, settings(tmp_path, memory_gb=0.0))
     (name,) = caches(tmp_path)
-    os.truncate(tmp_path / "cache" / name / "pixels", 100)
-    with pytest.raises(OSError, match="shorter"):
+    os.truncate(tmp_path / "cache" / name, 100)
+    np.testing.assert_array_equal(pixels[np.arange(36)], expected, "they are decoded again")
+    os.truncate(tmp_path / "cache" / name, 100)
+    (class_folder / "disc" / "05.png").unlink()
+    with pytest.raises(DataError, match=r"'disc/05.png': no such file"):
         pixels[np.array([0])]
 
 
@@ -317,18 +322,28 @@ def test_if_decoding_dies_nothing_half_written_is_left_and_the_next_run_is_right
     )
 
 
-@pytest.mark.parametrize("missing", ["bad.json", "pixels"])
-def test_what_a_killed_run_left_is_never_taken_for_a_cache(class_folder, tmp_path, missing):
-    """In a container, the next run may even have the number of the killed one."""
+def test_what_a_killed_run_left_is_never_taken_for_a_cache(class_folder, tmp_path):
     examples = load_examples(str(class_folder))
     expected = pixels_of(examples, settings(tmp_path))
     (name,) = caches(tmp_path)
-    cache = tmp_path / "cache"
-    (cache / name / "pixels").write_bytes(b"half")
-    (cache / name / missing).unlink()
-    (cache / name).rename(cache / f".tmp-{os.getpid()}-{name}")
+    half = disk.temporary_name(tmp_path / "cache" / name)
+    (tmp_path / "cache" / name).rename(half)
+    os.truncate(half, 1000)
     np.testing.assert_array_equal(pixels_of(examples, settings(tmp_path)), expected)
-    assert caches(tmp_path) == [name]
+    assert caches(tmp_path) == sorted([half.name, name])
+
+
+def test_pixels_make_room_within_the_limit_of_the_cache(class_folder, tmp_path):
+    """One limit for all that is there, which an earlier version put on each file of activations alone."""
+    examples, size = load_examples(str(class_folder)), 36 * SIZE * SIZE * 3
+    how = {"cache_gb": 2.5 * size / 2**30, "memory_gb": 0.0}
+    _, held = decode(examples, settings(tmp_path, **how))
+    expected = held[np.arange(36)]
+    for resize in ("pad", "squash"):
+        decode(examples, settings(tmp_path, resize=resize, **how))
+    assert len(caches(tmp_path)) == 2
+    assert held.path.exists(), "what this run uses stays"
+    np.testing.assert_array_equal(held[np.arange(36)], expected)
 
 
 def test_pixels_that_do_not_fit_the_free_memory_are_read_from_disk_with_a_word(
@@ -355,5 +370,5 @@ def test_without_room_for_the_pixels_nothing_is_decoded(class_folder, tmp_path, 
     with pytest.raises(disk.DiskError):
         decode(load_examples(str(class_folder)), settings(tmp_path))
     ((folder, needed),) = asked[0].items()
-    assert folder.parent == tmp_path / "cache" and needed == 36 * SIZE * SIZE * 3
+    assert folder == tmp_path / "cache" and needed == 36 * SIZE * SIZE * 3
     assert not decoded and not (tmp_path / "cache").exists()

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from template import disk
@@ -49,9 +52,9 @@ def test_files_and_names_are_on_disk_before_the_folder_gets_its_name(tmp_path, m
     monkeypatch.setattr(disk, "sync", lambda path: (happened.append(path.name), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda self, to: (happened.append("rename"), rename(self, to))[1])
     write(tmp_path / "folder", "new")
-    temporary = f".tmp-{os.getpid()}-folder"
     assert sorted(happened[:3]) == ["a.txt", "b.bin", disk.MANIFEST]
-    assert happened[3:] == [temporary, "rename", tmp_path.name]
+    assert re.fullmatch(r"\.tmp-[0-9a-f]{16}-folder", happened[3])
+    assert happened[4:] == ["rename", tmp_path.name]
 
 
 @pytest.mark.parametrize("file", ["a.txt", "b.bin", disk.MANIFEST])
@@ -83,32 +86,46 @@ def test_a_file_that_is_missing_or_left_over_is_named(tmp_path):
 # Litter
 
 
-def dead() -> int:
-    """Number of a process that has ended."""
-    return int(
-        subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True).stdout
-    )
+LITTER = ".tmp-0123456789abcdef-"
 
 
-def test_only_what_dead_processes_left_long_ago_is_swept(tmp_path):
-    gone, old = dead(), time.time() - 2 * disk.IDLE
-    (tmp_path / f".tmp-{gone}-pixels-1").mkdir()
-    kept = [f".tmp-{gone}-fresh", f".tmp-{os.getpid()}-mine", ".tmp-of somebody else", "pixels-2", f"tmp-{gone}-x"]
-    swept = [f".tmp-{gone}-features", f".tmp-{gone}-pixels-1/pixels"]
-    for name in [*kept, *swept]:
+def test_a_temporary_name_is_another_every_time_on_every_machine(tmp_path, monkeypatch):
+    """In two containers, both are process 1; and forked from one another, they draw the same random numbers."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    drawn = set()
+    for _ in range(100):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        drawn.add(disk.temporary_name(tmp_path / "model.keras").name)
+    assert len(drawn) == 100 and all(name.endswith("-model.keras") for name in drawn)
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".png", "é" * 120 + ".png", "写" * 83 + ".png"])
+def test_a_name_that_a_file_system_just_takes_has_a_temporary_one_that_it_takes(tmp_path, name):
+    (tmp_path / name).touch()
+    temporary = disk.temporary_name(tmp_path / name)
+    temporary.touch()
+    assert temporary.suffix == ".png"
+
+
+def test_only_what_was_left_half_written_long_ago_is_swept(tmp_path):
+    old = time.time() - 2 * disk.IDLE
+    kept = [f"{LITTER}fresh", ".tmp-of somebody else", ".tmp-notes", "pixels-2", f"x{LITTER}y", ".tmp-0123-"[:-1]]
+    swept = [f"{LITTER}features", ".tmp-4711-of an earlier version", f"{LITTER}pixels-1/pixels", f"{LITTER}new\nline"]
+    (tmp_path / f"{LITTER}pixels-1").mkdir()
+    (tmp_path / f"{LITTER}busy").mkdir()
+    for name in [*kept, *swept, f"{LITTER}busy/pixels"]:
         (tmp_path / name).touch()
-        if "fresh" not in name:
+        if "fresh" not in name and "busy" not in name:
             os.utime(tmp_path / name, (old, old))
-    os.utime(tmp_path / f".tmp-{gone}-pixels-1", (old, old))
-    (tmp_path / f".tmp-{gone}-busy").mkdir()
-    (tmp_path / f".tmp-{gone}-busy" / "pixels").touch()
-    os.utime(tmp_path / f".tmp-{gone}-busy", (old, old))  # in another container its process may be writing now
+    os.utime(tmp_path / f"{LITTER}pixels-1", (old, old))
+    os.utime(tmp_path / f"{LITTER}busy", (old, old))  # in another container its process is writing now
     disk.sweep(tmp_path)
-    assert names(tmp_path) == sorted([*kept, f".tmp-{gone}-busy"])
+    assert names(tmp_path) == sorted([*kept, f"{LITTER}busy"])
 
 
 def test_in_a_folder_of_ours_all_of_our_pattern_is_swept(tmp_path):
-    for name in (".tmp-1-x", f".tmp-{dead()}-y", ".tmp-notes", "model.keras"):
+    for name in (".tmp-1-x", f"{LITTER}y", ".tmp-notes", "model.keras"):
         (tmp_path / name).touch()
     disk.sweep(tmp_path, idle=0)
     assert names(tmp_path) == [".tmp-notes", "model.keras"]
@@ -147,7 +164,7 @@ def test_the_lock_of_a_killed_process_is_stale_and_is_taken_over(tmp_path, capsy
     with holder(tmp_path) as other:
         (tmp_path / "checkpoints").mkdir()
         for place in (tmp_path, tmp_path / "checkpoints"):
-            (place / f".tmp-{other.pid}-half").touch()
+            (place / f"{LITTER}half").touch()
         other.kill()
         other.wait()
         with disk.locked(tmp_path):
@@ -169,6 +186,51 @@ def test_a_folder_that_cannot_be_written_to_is_refused_in_words(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(disk.DiskError, match="cannot be written to"), disk.locked(tmp_path / "file"):
         pass
+
+
+# What can be written
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "why"),
+    [
+        ("file", "file", ""),
+        ("folder", "folder", ""),
+        ("new", "file", ""),
+        ("new/and/newer", "file", ""),
+        ("new/and/newer", "folder", ""),
+        ("file", "folder", "is a file, where there must be a folder or nothing"),
+        ("folder", "file", "is a folder, where there must be a file or nothing"),
+        ("file/below", "file", "file' is a file, where there must be a folder"),
+        ("file/below/it", "folder", "file' is a file, where there must be a folder"),
+        ("link", "file", "link to nowhere, where there must be a file or nothing"),
+        ("link/below", "folder", "link to nowhere, where there must be a folder or nothing"),
+        ("long" * 70, "file", "File name too long"),
+        ("/proc/x.csv", "file", "nothing can be made there"),
+        ("/proc/home/alice/cache", "folder", "nothing can be made there"),
+        ("/dev/null", "file", "is a device"),
+    ],
+)
+def test_whether_something_can_be_written_is_known_before(tmp_path, path, kind, why):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    if why:
+        with pytest.raises(disk.DiskError, match=rf"cannot be written: .*{why}.*Choose another with --out\.$"):
+            disk.require_writable(tmp_path / path, kind, "--out")
+    else:
+        disk.require_writable(tmp_path / path, kind, "--out")
+    assert names(tmp_path) == ["file", "folder", "link"] and names(tmp_path / "folder") == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_without_permission_the_reason_is_said(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(disk.tempfile, "TemporaryFile", refused)  # root may write anywhere
+    with pytest.raises(disk.DiskError, match=r"cannot be written: Permission denied\. Choose another with --runs"):
+        disk.require_writable(tmp_path, "folder", "--runs")
 
 
 # Room

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +11,7 @@ from keras import layers, ops
 
 from template.config import Augment, Backbone, Head, Stage
 from template.data.pipeline import Source, joined, magnified, mirrored, plain_source, training_source
-from template.data.rows import Rows
+from template.data.rows import Rows, opened, write
 from template.model.build import boundary, build, freeze, root
 from template.runs import Clock
 from template.train import features
@@ -180,8 +179,7 @@ def pixels(tmp_path_factory):
     """Ten pictures with a name, as `decode` gives them."""
     file = tmp_path_factory.mktemp("decoded") / "pixels"
     array = np.random.default_rng(1).integers(0, 255, (10, 32, 32, 3)).astype(np.uint8)
-    array.tofile(file)
-    return Rows(file, array.shape, np.uint8, 1e9, key="pixels-0123")
+    return Rows(write(file.open("w+b"), [array], array.shape[1:], np.uint8, {}), 1e9, key="pixels-0123")
 
 
 def augmented(pixels, rows=(0, 1, 2, 3, 4, 5), seed=0, **settings) -> Source:
@@ -210,7 +208,7 @@ def test_whatever_changes_is_computed_anew(bottom, pixels, store):
         np.testing.assert_allclose(rows[np.arange(2)], expected, atol=2e-3)
         return len(seen) > 1  # one was for the expectation
 
-    renamed = Rows(Path(pixels._file.name), pixels.shape, np.uint8, 1e9, key="pixels-4567")
+    renamed = Rows(opened(pixels.path.open("rb")), 1e9, key="pixels-4567")
     plain = plain_source(pixels, np.arange(6), np.arange(10) % 3)
     assert computes() and not computes()
     for change in (

@@ -31,7 +31,7 @@ from template.data.pipeline import (
     steps,
     training_source,
 )
-from template.data.rows import Rows
+from template.data.rows import Rows, write
 
 CLASSES = 3
 PLAIN = Augment(policy="none", flip=False)
@@ -402,8 +402,7 @@ def known(tmp_path):
     """Makes `Rows` of pixels under a key, as `decode` does, in memory or in a file."""
 
     def make(pixels: np.ndarray, key: str, memory_bytes: float = 1e9) -> Rows:
-        (tmp_path / key).write_bytes(pixels.tobytes())
-        return Rows(tmp_path / key, pixels.shape, np.uint8, memory_bytes, key)
+        return Rows(write((tmp_path / key).open("w+b"), [pixels], pixels.shape[1:], np.uint8, {}), memory_bytes, key)
 
     return make
 

@@ -1,17 +1,16 @@
 """Every picture is decoded once, and kept as uint8 in a cache file that later runs find by the pictures' contents."""
 
-import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from .. import device, disk, runs
+from .. import device, disk
 from ..config import Data
-from .examples import Examples
+from .cache import Cache
+from .examples import DataError, Examples, some
 from .images import VERSION, BadImageError, ImageSource, ReadError, load_image, read
 from .rows import Rows
 
@@ -30,22 +29,60 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
     """
     with device.threads() as pool:
         results = list(pool.map(_digest, examples.images))
-        examples = dataclasses.replace(examples, digests=np.array(results, object))
-        unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
-        examples = _without(examples, unread)
-        while unread := _fill(examples, data, pool):
-            examples = _without(examples, unread)
-    folder = _folder(examples, data)
-    bad = {int(row): reason for row, reason in runs.read_json(folder / "bad.json").items()}
-    examples = _without(examples, bad)
+    examples = dataclasses.replace(examples, digests=np.array(results, object))
+    unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
+    while unread is not None:
+        examples, unread = _without(examples, unread), None
+        try:
+            pixels = _pixels(examples, data)
+        except _UnreadError as error:
+            unread = error.rows
+    return _without(examples, {int(row): reason for row, reason in pixels.notes["bad"].items()}), pixels
+
+
+def _pixels(examples: Examples, data: Data) -> Rows:
+    """Pixels of these contents but of the bad ones, {row: reason} in `notes["bad"]`, found or decoded.
+
+    What is kept is decoded from the very bytes that its name is a digest of, and the notes remember what is wrong with
+    such bytes, never that they could not be read: a network drive may be well again tomorrow.
+    """
+
+    def load(row: int) -> np.ndarray | BadImageError:
+        source = examples.images[row]
+        try:
+            contents = read(source) if isinstance(source, Path) else source
+            if isinstance(source, Path) and _digest(contents) != examples.digests[row]:
+                return ReadError("it changed while it was read; is something still writing it? Start again")
+            return load_image(contents, data.image_size, data.resize)
+        except BadImageError as error:
+            return error
+
+    def batches(notes: dict) -> Iterator[np.ndarray]:
+        bad, unread = notes.setdefault("bad", {}), {}
+        with device.threads() as pool:
+            for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
+                rows = range(start, min(start + 256, len(examples)))
+                results = dict(zip(rows, pool.map(load, rows), strict=True))
+                unread |= {row: result for row, result in results.items() if isinstance(result, ReadError)}
+                bad |= {row: str(result) for row, result in results.items() if isinstance(result, BadImageError)}
+                good = [result for result in results.values() if isinstance(result, np.ndarray)]
+                yield np.stack(good) if good else np.empty((0, *shape[1:]), np.uint8)
+        if unread:
+            raise _UnreadError({row: unread[row] for row in sorted(unread)}, examples)
+
     shape = (len(examples), data.image_size, data.image_size, 3)
-    return examples, Rows(folder / "pixels", shape, np.uint8, _memory(data, np.prod(shape)), key=folder.name)
-
-
-def _folder(examples: Examples, data: Data) -> Path:
-    """Where the pixels of these contents are, or are to be."""
     key = hashlib.sha256(f"{VERSION} {data.image_size} {data.resize} {' '.join(examples.digests)}".encode())
-    return Path(data.cache).expanduser() / f"pixels-{key.hexdigest()[:16]}"
+    name, cache = f"pixels-{key.hexdigest()[:16]}", Cache(Path(data.cache).expanduser(), data.cache_gb * 2**30)
+    return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, np.prod(shape)), key=name)
+
+
+class _UnreadError(DataError):
+    """Some contents could not be read again, so that their pixels would not be those of the digests."""
+
+    def __init__(self, rows: dict[int, ReadError], examples: Examples) -> None:
+        named = [f"{str(examples.ids[row])!r}: {reason}" for row, reason in rows.items()]
+        super().__init__(f"{len(rows)} images that are needed once more cannot be read any more:\n  {some(named)}")
+        self.rows = rows
 
 
 def _without(examples: Examples, bad: Mapping[int, object]) -> Examples:
@@ -63,15 +100,6 @@ def _memory(data: Data, size: float) -> float:
     return min(wanted, free)
 
 
-def _whole(folder: Path, n: int, size: int) -> bool:
-    """Whether a cache is there and not cut short."""
-    try:
-        used = n - len(runs.read_json(folder / "bad.json"))
-        return (folder / "pixels").stat().st_size == used * size * size * 3
-    except (OSError, ValueError):
-        return False
-
-
 def _digest(source: ImageSource) -> str | ReadError:
     """sha256 of a picture's bytes, of an array's shape and values, or why a file's bytes cannot be had."""
     if isinstance(source, np.ndarray):
@@ -80,46 +108,3 @@ def _digest(source: ImageSource) -> str | ReadError:
         return hashlib.sha256(source if isinstance(source, bytes) else read(source)).hexdigest()
     except ReadError as error:
         return error
-
-
-class _IncompleteError(Exception):
-    """Some contents could not be read again, so the cache would not be that of its name."""
-
-
-def _fill(examples: Examples, data: Data, pool: ThreadPoolExecutor) -> dict[int, ReadError]:
-    """Write `pixels` and `bad.json` ({row: reason}) into a cache folder, which appears when both are whole.
-
-    What is written is decoded from the very bytes that the folder's name is a digest of, and `bad.json` remembers what
-    is wrong with such bytes, never that they could not be read: a network drive may be well again tomorrow.
-
-    Returns:
-        Rows that could not be read any more. If there are any, nothing is kept.
-    """
-
-    def load(row: int) -> np.ndarray | BadImageError:
-        source = examples.images[row]
-        try:
-            contents = read(source) if isinstance(source, Path) else source
-            if isinstance(source, Path) and _digest(contents) != examples.digests[row]:
-                return ReadError("it changed while it was read; is something still writing it? Start again")
-            return load_image(contents, data.image_size, data.resize)
-        except BadImageError as error:
-            return error
-
-    folder, bad, unread = _folder(examples, data), {}, {}
-    if _whole(folder, len(examples), data.image_size):
-        return unread
-    disk.require({folder: len(examples) * data.image_size**2 * 3})
-    with contextlib.suppress(_IncompleteError), disk.replacing_folder(folder) as temporary:
-        with (temporary / "pixels").open("wb") as file:
-            for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
-                rows = range(start, min(start + 256, len(examples)))
-                for row, result in zip(rows, pool.map(load, rows), strict=True):
-                    if isinstance(result, np.ndarray):
-                        file.write(result.tobytes())
-                    else:
-                        (unread if isinstance(result, ReadError) else bad)[row] = result
-        if unread:
-            raise _IncompleteError
-        runs.write_json(temporary / "bad.json", {row: str(reason) for row, reason in bad.items()})
-    return unread

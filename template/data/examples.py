@@ -74,6 +74,11 @@ class Examples:
         return dataclasses.replace(self, labels=index[self.labels], class_names=tuple(class_names))
 
 
+def some(lines: Sequence[str], most: int = 10) -> str:
+    """The first few of many lines, for a message."""
+    return "\n  ".join([*lines[:most], *[f"and {len(lines) - most} more"] * (len(lines) > most)])
+
+
 def load_examples(path: str) -> Examples:
     """Find the pictures and labels at a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
 

@@ -1,33 +1,136 @@
-"""A large array that is read by rows: from memory if it fits a budget, else from its file."""
+"""A large array that is read by rows: from memory if it fits a budget, else from its file, and never a wrong byte.
 
+A file of rows is the rows, C-ordered; a CRC-32 of each; a JSON of shape, type and notes; and, last, a footer that only
+a whole file has.
+"""
+
+import json
 import math
 import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from .. import disk
 
-class Rows:
-    """Array in a raw file, [n, ...].
+_FOOTER = struct.Struct("<QI8s")
+"""Bytes of the JSON, CRC-32 of it and of those of the rows, and:"""
+_MAGIC = b"rows-v1\n"
 
-    The file is read with `pread` and not memory-mapped, so that data larger than memory stay out of it.
+
+@dataclass(frozen=True)
+class Stored:
+    """An open file of rows. Whoever deletes or replaces the file takes nothing from those who have it open.
 
     Args:
-        file: C-ordered values without a header.
-        shape: of the array.
+        file: with the rows from its beginning.
+        shape: [n, ...].
         dtype: of the values.
-        memory_bytes: an array of at most this size is read into memory now.
-        key: names the contents; empty if nobody knows.
+        sums: CRC-32 of each row, uint32 [n].
+        notes: what else its writer wanted to be known.
     """
 
-    def __init__(self, file: Path, shape: tuple[int, ...], dtype: type, memory_bytes: float, key: str = "") -> None:
-        self.shape, self.dtype, self.key = shape, np.dtype(dtype), key
-        self._bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        self._file = file.open("rb")
-        self._array = None
-        if shape[0] * self._bytes <= memory_bytes:
-            with self._file:
-                self._array = np.fromfile(self._file, dtype).reshape(shape)
+    file: BinaryIO
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sums: np.ndarray
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, rows: Iterable[int], out: np.ndarray) -> None:
+        """Read these rows into an array, with `pread` and not memory-mapped: larger data than memory stay out of it.
+
+        Raises:
+            DamagedError: if a row is not the one that was written, or is missing.
+            OSError: if the file cannot be read.
+        """
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        for row, target in zip(rows, out, strict=True):
+            view = target.reshape(-1).view(np.uint8)
+            got = os.preadv(self.file.fileno(), [view], int(row) * size)
+            if got != size or zlib.crc32(view) != self.sums[row]:
+                raise disk.DamagedError(f"Row {row} of {self.file.name!r} is not the one that was written.")
+
+
+def write(
+    file: BinaryIO, batches: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type, notes: dict[str, Any]
+) -> Stored:
+    """Write a file of rows.
+
+    Args:
+        file: empty, open for writing and reading.
+        batches: arrays [any number, *shape], in order.
+        shape: of one row.
+        dtype: of the values.
+        notes: JSON, taken when the batches have come to their end.
+    """
+    sums, size = [], math.prod(shape) * np.dtype(dtype).itemsize
+    for batch in batches:
+        data = memoryview(np.asarray(batch, dtype).tobytes())
+        file.write(data)
+        sums += [zlib.crc32(data[row * size : (row + 1) * size]) for row in range(len(batch))]
+    stored = Stored(file, (len(sums), *shape), np.dtype(dtype), np.array(sums, np.uint32), dict(notes))
+    head = json.dumps({"shape": stored.shape, "dtype": stored.dtype.str, "notes": stored.notes}).encode()
+    tail = stored.sums.tobytes() + head
+    file.write(tail + _FOOTER.pack(len(head), zlib.crc32(tail), _MAGIC))
+    file.flush()
+    return stored
+
+
+def opened(file: BinaryIO) -> Stored:
+    """An open file of rows, if it is a whole one.
+
+    Raises:
+        DamagedError: if it is cut short, damaged at its end, or another kind of file.
+        OSError: if it cannot be read.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        footer = os.pread(file.fileno(), _FOOTER.size, max(0, size - _FOOTER.size))
+        length, crc, magic = _FOOTER.unpack(footer)
+        if magic != _MAGIC or length > size:
+            raise ValueError("its end is not that of one")
+        head = json.loads(os.pread(file.fileno(), length, size - _FOOTER.size - length))
+        shape, dtype = tuple(head["shape"]), np.dtype(head["dtype"])
+        before = math.prod(shape) * dtype.itemsize
+        if before + 4 * shape[0] + length + _FOOTER.size != size:
+            raise ValueError("it is cut short")
+        tail = os.pread(file.fileno(), 4 * shape[0] + length, before)
+        if zlib.crc32(tail) != crc:
+            raise ValueError("its checksums are damaged")
+        return Stored(file, shape, dtype, np.frombuffer(tail, np.uint32, shape[0]), head["notes"])
+    except (struct.error, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise disk.DamagedError(f"{file.name!r} is not a whole file of rows: {error}") from error
+
+
+class Rows:
+    """Array in a file of rows, [n, ...].
+
+    Args:
+        stored: the file.
+        memory_bytes: an array of at most this size is read into memory now.
+        key: names the contents; empty if nobody knows.
+        again: makes the file once more. Called if a row cannot be read or is not the one that was written: on a network
+            drive, deleting a file does take it from those who have it open.
+
+    Raises:
+        DamagedError: if what `again` made is no better.
+    """
+
+    def __init__(
+        self, stored: Stored, memory_bytes: float, key: str = "", again: Callable[[], Stored] | None = None
+    ) -> None:
+        self.shape, self.dtype, self.notes, self.key = stored.shape, stored.dtype, stored.notes, key
+        self.path = Path(stored.file.name)
+        self._stored, self._again, self._lock, self._array = stored, again, threading.Lock(), None
+        if math.prod(self.shape) * self.dtype.itemsize <= memory_bytes:
+            self._array = self[np.arange(len(self))]
+            self._stored.file.close()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -36,11 +139,21 @@ class Rows:
         """The rows at these positions, copied."""
         if self._array is not None:
             return self._array[rows]
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for row, target in zip(rows, out, strict=True):
-            if (
-                os.preadv(self._file.fileno(), [target.reshape(-1).view(np.uint8)], int(row) * self._bytes)
-                != self._bytes
-            ):
-                raise OSError(f"Cache file {self._file.name!r} has become shorter while it was read.")
+        out, stored = np.empty((len(rows), *self.shape[1:]), self.dtype), self._stored
+        try:
+            stored.read(rows, out)
+        except (OSError, disk.DamagedError) as error:
+            self._mended(stored, error).read(rows, out)
         return out
+
+    def _mended(self, failed: Stored, error: Exception) -> Stored:
+        with self._lock:  # two threads may read ahead
+            if self._stored is failed:
+                if self._again is None:
+                    raise error
+                print(f"{error} It is made again.")
+                made = self._again()
+                if made.shape != self.shape:
+                    raise error
+                self._stored = made
+            return self._stored

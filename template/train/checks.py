@@ -299,7 +299,7 @@ def room(folder: Path, needed_bytes: float) -> Check:
         free > needed_bytes,
         f"{disk.amount(free)} in {there}",
         f"{disk.amount(needed_bytes)} for pixels, stored activations and checkpoints",
-        "Give data.cache another disk, or lower train.feature_cache_gb.",
+        "Give data.cache another disk, or lower data.cache_gb.",
     )
 
 
@@ -311,7 +311,7 @@ def memory(needed_bytes: float) -> Check:
         free > needed_bytes,
         disk.amount(free) if free < float("inf") else "unknown",
         f"{disk.amount(needed_bytes)} for pixels, activations and network",
-        "Close other programs, or lower data.memory_gb and train.feature_cache_gb: more is then read from the disk.",
+        "Close other programs, or lower data.memory_gb and data.cache_gb: more is then read from the disk.",
     )
 
 

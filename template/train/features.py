@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .. import disk, runs
+from .. import runs
+from ..data.cache import Cache
 from ..data.pipeline import Source, joined, ordered_batches
 from ..data.rows import Rows
 from .callbacks import NonFiniteError
@@ -52,7 +52,7 @@ class Store:
 
     Args:
         folder: may be deleted; what is needed is computed again.
-        limit_bytes: of all files; the oldest make room for new ones.
+        limit_bytes: of all files in the folder, those of others too.
         batch_size: of the passes.
         clock: which adds up their seconds as `features`.
     """
@@ -71,39 +71,32 @@ class Store:
         """
         shape = (len(epochs) * len(source), *network.output_shape[1:])
         name = f"{fingerprint(network)} {source.key} {epochs} {np.dtype(dtype)}"
-        file = self.folder / f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if not (source.key and file.exists() and file.stat().st_size == size):
-            file = file if source.key else disk.temporary_name(self.folder / f"features-{id(source)}")
-            self._compute(network, source, epochs, dtype, file)
-        else:
-            os.utime(file)
-        rows = Rows(file, shape, dtype, self.limit_bytes / 8)
-        if not source.key:  # nobody could find it again
-            file.unlink()
-        return rows
+        name = f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}" if source.key else ""  # unknown to anybody
+        most = float(np.finfo(dtype).max)
+
+        def batches(_: dict) -> Iterator[np.ndarray]:
+            function = inference(network)
+            with self.clock("features"):
+                for epoch in epochs:
+                    for number, batch in enumerate(activations(function, source, epoch, self.batch_size)):
+                        if np.isnan(batch).any():
+                            raise NonFiniteError(
+                                f"The network gives NaN for pictures of batch {number + 1} of its input. Its weights "
+                                "are damaged (backbone.weights), or too large for train.precision: use float32."
+                            )
+                        # Beyond the range: an infinity would become NaN in the first step.
+                        yield np.clip(batch, -most, most).astype(dtype)
+
+        return self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
+
+    @property
+    def cache(self) -> Cache:
+        """Where the activations are, beside the pixels."""
+        return Cache(self.folder, self.limit_bytes)
 
     def held_bytes(self) -> int:
-        """Bytes of all files that are there."""
-        return sum(file.stat().st_size for file in self.folder.glob("features-*"))
-
-    def _compute(self, network: keras.Model, source: Source, epochs: range, dtype: type, file: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        function, most = inference(network), float(np.finfo(dtype).max)
-        with self.clock("features"), runs.replacing(file) as temporary, temporary.open("wb") as out:
-            for epoch in epochs:
-                for number, batch in enumerate(activations(function, source, epoch, self.batch_size)):
-                    if np.isnan(batch).any():
-                        raise NonFiniteError(
-                            f"The network gives NaN for pictures of batch {number + 1} of its input. Its weights are "
-                            "damaged (backbone.weights), or too large for train.precision: use float32."
-                        )
-                    # Beyond the range: an infinity would become NaN in the first step.
-                    out.write(np.clip(batch, -most, most).astype(dtype).tobytes())
-        files = sorted(self.folder.glob("features-*"), key=lambda f: f.stat().st_mtime, reverse=True)
-        for old, total in zip(files, np.cumsum([f.stat().st_size for f in files]), strict=True):
-            if total > self.limit_bytes and old != file:
-                old.unlink()
+        """Bytes of all that is there."""
+        return self.cache.held_bytes()
 
 
 def fingerprint(network: keras.Model) -> str:
