@@ -75,6 +75,7 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     runs.import_tensorflow()
     from template.data.decode import decode
     from template.data.pipeline import plain_source
+    from template.data.split import clusters
     from template.model.backbones import WeightsError, build_backbone
     from template.train.begin import probe_features, selected, settled
     from template.train.features import Store
@@ -92,7 +93,10 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
         sys.exit(2)
     source = plain_source(pixels, np.arange(len(examples)), examples.labels)
     features, widths = selected(probe_features(base, config, [source], store), config.head)
-    losses = fit_probe(features, examples.labels, len(examples.class_names), config.train.seed, widths).losses
+    how = {"seed": config.train.seed, "widths": widths, "groups": clusters(examples)}
+    losses = fit_probe(features, examples.labels, len(examples.class_names), **how).losses
+    if np.isnan(losses).any():
+        print("labels: none could be doubted; a class has a single image or group, which cannot be held out")
     row_of = {name: row for row, name in enumerate(loaded.ids)}
     first = np.argsort(-losses, kind="stable")
     wrong = [int(i) for i in first if losses[i] > np.log(2)]  # its own label is less likely than all others together

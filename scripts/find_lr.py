@@ -44,6 +44,7 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     """First stage of a recipe, and what `sweep` says of it."""
     from template import recipe
     from template.data.pipeline import plain_source, training_source
+    from template.data.split import clusters
     from template.model.backbones import build_backbone
     from template.model.build import depths, freeze
     from template.train.begin import begin, settled
@@ -62,7 +63,8 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     store = Store(cache, limit, config.train.batch_size, runs.Clock())
     train = training_source(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     base = build_backbone(config.backbone, config.data.image_size)
-    model = begin(base, config, [plain_source(see(config.data), rows, examples.labels)], store)
+    plain = plain_source(see(config.data), rows, examples.labels, clusters(examples))
+    model = begin(base, config, [plain], store)
     start = [variable.numpy() for variable in model.variables]
     how = How(config.backbone, config.head, config.stages, config.train, store, start, examples.class_names)
     stage = config.stages[0]

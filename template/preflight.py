@@ -17,6 +17,7 @@ from .config import Config, Stage
 from .data.examples import PARTS
 from .data.images import load_image
 from .data.pipeline import Source, evenly, plain_source, spread, training_source
+from .data.split import clusters
 from .model.backbones import build_backbone
 from .model.build import attach, boundary, freeze
 from .train import baselines, checks, forecast
@@ -66,7 +67,8 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     examples, see = recipe.pictures(config)
     pixels = see(config.data)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
-    train, val = (plain_source(pixels, part[name], examples.labels) for name in ("train", "val"))
+    together = clusters(examples)
+    train, val = (plain_source(pixels, part[name], examples.labels, together) for name in ("train", "val"))
     augmented = training_source(pixels, part["train"], examples.labels, config.augment, config.train.seed)
     config = recipe.suggested(config, len(train))
     names, pretrained = examples.class_names, config.backbone.weights != "none"

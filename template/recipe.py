@@ -19,7 +19,7 @@ from .data.decode import decode
 from .data.examples import PARTS, DataError, Examples, load_examples
 from .data.pipeline import Source, inference_batches, magnified, mirrored, plain_source, training_source
 from .data.rows import Rows
-from .data.split import split, to_csv
+from .data.split import clusters, split, to_csv
 from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
@@ -77,10 +77,10 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
 
     with clock("decode"):
         examples, see = pictures(config)
-    part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
+    part, together = {name: np.flatnonzero(examples.parts == name) for name in PARTS}, clusters(examples)
 
     def plain(name: str, data: Data) -> Source:
-        return plain_source(see(data), part[name], examples.labels)
+        return plain_source(see(data), part[name], examples.labels, together)
 
     def augmented(name: str) -> Source:
         rows, how = part[name], (config.augment, config.train.seed)

@@ -1,5 +1,7 @@
 """What a run is held against is what it says it is, and a forecast adds up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import picture
@@ -75,6 +77,19 @@ def test_the_learning_curve_falls_where_there_is_something_to_learn_and_takes_wh
     probe_features(base, PRETRAINED, [train, val], store)  # what training looks at
     assert files < set(store.folder.iterdir()), "the mirror images are new, and the pictures as they are were there"
     assert len(set(store.folder.iterdir())) == 2 * len(files)
+
+
+def test_more_images_are_of_more_patients():
+    """A tenth of the images of all patients would promise nothing of patients to come."""
+    source = dataclasses.replace(coloured(60, 0), groups=np.arange(60) // 6)
+    order = baselines._drawn(source, 0, 3)
+    assert sorted(order) == list(range(60))
+    patients = source.groups[order].reshape(10, 6)
+    assert (patients == patients[:, :1]).all() and patients[:, 0].tolist() != sorted(patients[:, 0])
+    alone = dataclasses.replace(source, groups=np.arange(60)[::-1])
+    expected = np.random.default_rng([3, 0]).permutation(60)
+    for same in (alone, coloured(60, 0)):
+        np.testing.assert_array_equal(baselines._drawn(same, 0, 3), expected)
 
 
 def test_a_rare_class_is_in_every_draw(store):

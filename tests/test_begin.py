@@ -24,8 +24,8 @@ from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import attach
 from template.runs import Clock
+from template.train import baselines, callbacks
 from template.train import begin as module
-from template.train import callbacks
 from template.train.begin import begin, choose, fit_head, probe_features, probes, selected, settled
 from template.train.features import Store, cut
 
@@ -276,9 +276,9 @@ def test_of_many_pictures_as_many_of_each_class_vote(pretrained, store, monkeypa
     voted = []
     original = module.fit_probe
 
-    def spy(features, labels, *rest):
+    def spy(features, labels, *rest, **named):
         voted.append((features[0], labels))
-        return original(features, labels, *rest)
+        return original(features, labels, *rest, **named)
 
     monkeypatch.setattr(module, "fit_probe", spy)
     monkeypatch.setattr(module, "VOTERS", 24)
@@ -359,6 +359,47 @@ def test_no_picture_of_validation_or_test_is_read_to_choose_or_to_begin(
     assert read == set(np.flatnonzero(parts[0].parts == "train")) != set()
 
 
+def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, wide_pictures, tmp_path, monkeypatch):
+    """Those that choose, that become the head, and of the learning curve; and all that vote are of whole patients."""
+    lines = [f"{kind}/{n}.png,{kind},{kind} {n // 2}" for kind in ("blue", "green", "red") for n in range(16)]
+    shutil.copytree(wide_pictures, tmp_path / "grouped")
+    shutil.copy(tmp_path / "grouped/red/0.png", tmp_path / "grouped/red/copy.png")
+    table = tmp_path / "grouped" / "table.csv"
+    table.write_text("\n".join(["path,label,group", *lines, "red/copy.png,red,red 7"]))
+    given, parts = {"begin": [], "baselines": []}, []
+    divide, original = recipe.split, module.fit_probe
+
+    def spy_of(where):
+        def spy(features, labels, *rest, groups=None, **named):
+            given[where].append((labels, groups))
+            return original(features, labels, *rest, groups=groups, **named)
+
+        return spy
+
+    def divided(*args, **kwargs):
+        parts.append(divide(*args, **kwargs))
+        return parts[0]
+
+    def fit(*_):
+        raise Enough
+
+    monkeypatch.setattr(recipe, "split", divided)
+    monkeypatch.setattr(recipe, "fit", fit)
+    monkeypatch.setattr(module, "fit_probe", spy_of("begin"))
+    monkeypatch.setattr(baselines, "fit_probe", spy_of("baselines"))
+    with pytest.raises(Enough):
+        recipe.run(settings(pretrained, table, tmp_path / "cache"), tmp_path)
+    rows = parts[0].parts == "train"
+    names = np.where(
+        np.isin(parts[0].groups[rows], ["red 0", "red 7"]), "red 0 and 7, by a copy", parts[0].groups[rows]
+    )
+    for labels, groups in given["begin"]:
+        np.testing.assert_array_equal(labels, parts[0].labels[rows])
+        assert len(set(zip(groups, names, strict=True))) == len(set(groups)) == len(set(names)) < rows.sum()
+    assert len(given["begin"]) > 5 and len(given["baselines"]) > 5
+    assert all(groups is not None and len(groups) == len(labels) for labels, groups in given["baselines"])
+
+
 def test_a_class_of_one_training_picture_cannot_vote_and_stops_nothing(pretrained, wide_pictures, tmp_path):
     """It cannot be held out, so there is no cross-entropy; that must not end a run that would be good without."""
     for kind, each in {"green": 8, "red": 8, "blue": 3}.items():
@@ -387,7 +428,7 @@ def wins(monkeypatch):
 
     def let(size: int) -> None:
         monkeypatch.setattr(module, "_vote", lambda base, how, *_: np.full(9, float(how.data.image_size != size)))
-        monkeypatch.setattr(module, "lead", lambda one, other: 2 if one.mean() < other.mean() else 0)
+        monkeypatch.setattr(module, "lead", lambda one, other, *_: 2 if one.mean() < other.mean() else 0)
 
     return let
 

@@ -94,6 +94,37 @@ def test_groups_are_drawn_whole():
     assert grouped["high"] - grouped["low"] > 2 * (plain["high"] - plain["low"])
 
 
+@pytest.mark.parametrize("has", [(True, False), (False, True), (True, "under other names")])
+def test_groups_that_one_run_knows_of_hold_for_both(has):
+    """Otherwise the two are drawn differently, and images of one patient count as so many patients."""
+    rng = np.random.default_rng(2)
+    mask = np.repeat(rng.random(20) < 0.6, 20)
+    other = mask ^ (rng.random(400) < 0.03)
+    groups = np.repeat(np.array([f"patient {i}" for i in range(20)]), 20)
+    names = {True: groups, False: None, "under other names": np.array([g[::-1] for g in groups])}
+    first, second = (
+        dataclasses.replace(right_on(m), groups=names[known]) for m, known in zip((mask, other), has, strict=True)
+    )
+    both = [dataclasses.replace(right_on(m), groups=groups) for m in (mask, other)]
+    assert compare(first, second)["accuracy"] == compare(*both)["accuracy"]
+    assert compare(*aligned([first, second]))["accuracy"]["difference"] == compare(*both)["accuracy"]["difference"]
+    spread = compare(first, second)["accuracy"]["difference"]
+    assert spread["high"] - spread["low"] < 0.1, "paired"
+
+
+def test_two_lucky_patients_are_no_evidence():
+    """The second is right on all 40 images of two patients more; by chance half of all pairs of patients are."""
+    mask = np.zeros(400, bool)
+    other = mask.copy()
+    other[:40] = True
+    groups = np.repeat(np.arange(20), 20)
+    assert compare(right_on(mask), right_on(other))["mcnemar"]["p"] < 1e-9
+    first, second = right_on(mask), dataclasses.replace(right_on(other), groups=groups)
+    assert compare(first, second)["mcnemar"]["p"] == pytest.approx(0.5, abs=0.03)
+    alone = dataclasses.replace(second, groups=np.arange(400))
+    assert compare(first, alone)["mcnemar"]["p"] == pytest.approx(1e-4)
+
+
 def test_pictures_are_matched_by_their_ids():
     one = right_on(np.random.default_rng(3).random(50) < 0.7)
     shuffled = one.take(np.random.default_rng(4).permutation(50))

@@ -28,6 +28,7 @@ from template.data.pipeline import (
     shuffled_batches,
     shuffled_rows,
     some,
+    spread,
     steps,
     training_source,
 )
@@ -466,6 +467,23 @@ def test_some_rows_of_a_source_are_those_rows_under_a_name_of_their_own(known):
     assert len({one.key for one in (few, *others)}) == 5 and few.key == some(source, [7, 2, 3]).key
     assert some(source, np.arange(12)) is source
     assert some(plain_source(noise(20), rows, labels), np.array([1])).key == ""
+
+
+def test_groups_travel_with_their_rows(known):
+    pixels, labels, groups, rows = (
+        known(noise(20), "one"),
+        np.arange(20) % CLASSES,
+        np.arange(20) // 3,
+        np.arange(5, 17),
+    )
+    source = plain_source(pixels, rows, labels, groups)
+    for view in (source, mirrored(source), magnified(source), joined([source])):
+        np.testing.assert_array_equal(view.groups, groups[rows])
+    np.testing.assert_array_equal(some(mirrored(source), np.array([7, 2])).groups, groups[[12, 7]])
+    np.testing.assert_array_equal(spread(source, 3).groups, groups[[5, 10, 16]])
+    np.testing.assert_array_equal(joined([source, some(source, np.array([0]))]).groups, groups[[*rows, 5]])
+    without = plain_source(pixels, rows, labels)
+    assert without.groups is None and joined([source, without]).groups is None and some(without, [1]).groups is None
 
 
 def test_what_has_no_name_gets_no_key(known):

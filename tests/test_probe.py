@@ -5,10 +5,11 @@ import pytest
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import RepeatedStratifiedKFold
 
 from template.evaluate.intervals import lead
 from template.train import probe as module
-from template.train.probe import Probe, fit_probe
+from template.train.probe import Probe, fit_probe, folds
 
 
 def clouds(n: int, classes: int, signal: float, seed: int = 0, width: int = 20):
@@ -205,6 +206,62 @@ def test_a_class_of_one_picture_can_still_be_fitted():
     labels = np.array([0] * 8 + [1])
     probe = fit_probe(features[None], labels, 2, seed=0)
     assert np.isfinite(probe.kernel).all() and np.isnan(probe.accuracy) and np.isnan(probe.cross_entropy)
+
+
+def patients(n: int, each: int, width: int = 200, classes: int = 2):
+    """Features that know the patient and nothing of the class; all images of a patient have one label."""
+    generator, who = np.random.default_rng(0), np.arange(n) // each
+    features = generator.normal(size=(n // each, width))[who] + generator.normal(0, 0.1, (n, width))
+    return features.astype(np.float32), who % classes, who
+
+
+def test_features_that_know_the_patient_are_not_judged_on_images_of_patients_that_they_know():
+    features, labels, who = patients(160, 8)
+    fooled, honest = fit_probe(features[None], labels, 2, 0), fit_probe(features[None], labels, 2, 0, groups=who)
+    assert fooled.accuracy == 1.0 and fooled.cross_entropy < 0.1
+    assert abs(honest.accuracy - 0.5) < 0.23  # 2 standard deviations of 20 patients
+    assert honest.cross_entropy > np.log(2) - 0.05
+    assert honest.strength < fooled.strength, "what is known by heart is worth nothing"
+
+
+def test_without_groups_nothing_is_another_to_the_bit():
+    features, labels = clouds(60, 3, 0.3)
+    alone, named = (fit_probe(features[None], labels, 3, 0, groups=g) for g in (None, np.arange(60)[::-1]))
+    assert alone.kernel.tobytes() == named.kernel.tobytes() and alone.losses.tobytes() == named.losses.tobytes()
+    divide = RepeatedStratifiedKFold(n_splits=5, n_repeats=5, random_state=7)
+    for found, expected in zip(folds(labels, 3, 7, 5), divide.split(labels, labels), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("each", "classes"), [(2, 2), (7, 3), (12, 2)])
+def test_no_fold_parts_a_group_and_every_image_is_judged_as_often(each, classes):
+    _, labels, who = patients(each * 24, each, classes=classes)
+    divisions = folds(labels, classes, 0, 3, who)
+    assert divisions
+    for inside, outside in divisions:
+        assert not set(who[inside]) & set(who[outside])
+        assert set(labels[inside]) == set(range(classes))
+    judged = np.bincount(np.concatenate([outside for _, outside in divisions]), minlength=len(labels))
+    assert (judged == judged[0]).all() and judged[0] in {1, 2, 3}
+    again, other = folds(labels, classes, 0, 3, who), folds(labels, classes, 9, 3, who)
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(divisions, again, strict=True))
+    assert not all(np.array_equal(a[1], b[1]) for a, b in zip(divisions, other, strict=True))
+
+
+def test_a_class_of_one_group_can_still_be_fitted_and_is_judged_by_nobody():
+    features, labels, who = patients(60, 10)
+    who[labels == 1] = 99
+    probe = fit_probe(features[None], labels, 2, 0, groups=who)
+    assert np.isfinite(probe.kernel).all() and np.isnan(probe.accuracy) and np.isnan(probe.losses).all()
+
+
+def test_images_of_a_group_are_one_witness():
+    generator = np.random.default_rng(0)
+    less, groups = np.repeat(generator.normal(0.3, 1, 20), 10), np.repeat(np.arange(20), 10)
+    alone = lead(-less, np.zeros(200))
+    assert lead(-less, np.zeros(200), groups) == pytest.approx(alone / np.sqrt(10))
+    assert lead(-less, np.zeros(200), np.arange(200)) == pytest.approx(alone)
+    assert lead(np.zeros(4), np.ones(4), np.array([0, 0, 1, 1])) == np.inf
 
 
 def test_views_do_not_change_the_weight_of_a_picture():

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from template.data import split as module
 from template.data.examples import DataError, Examples
 from template.data.split import split, to_csv
 
@@ -175,6 +176,14 @@ def test_the_rest_of_a_held_out_group_does_not_train(source):
     assert done.skipped == tuple((f"picture {row}", "the same group is in test/") for row in (0, 1))
     assert done.parts[:2].tolist() == ["", ""]
     assert len(set(done.parts[2:4])) == 1 and done.parts[2] != "test"
+
+
+def test_clusters_are_what_shares_contents_or_group_directly_or_through_others():
+    examples = make([0] * 7, [1, 2, 2, 3, 4, 5, 6], groups=["a", "a", "", "b", "b", "", "c"])
+    found = module.clusters(examples)
+    assert found[0] == found[1] == found[2] and found[3] == found[4]
+    assert len(set(found)) == 4 and set(found) == set(range(4))
+    assert len(set(module.clusters(make([0] * 7, range(7))))) == 7
 
 
 def test_a_copy_of_a_training_picture_is_no_leak_where_its_part_is_not_given():

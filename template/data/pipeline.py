@@ -26,12 +26,14 @@ class Source:
         labels: int64 [n].
         key: names the inputs: of two sources with one key they are equal. Empty if nobody knows.
         names: [n], what a person calls each picture, for messages; or nothing.
+        groups: int64 [n], numbers of what must not be divided in cross-validation (`split.clusters`), or None.
     """
 
     read: Callable[[int, np.ndarray], np.ndarray]
     labels: np.ndarray
     key: str = ""
     names: Sequence[str] = ()
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,21 +75,22 @@ def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings
     return Source(read, labels[rows], _key(pixels, rows, policy, seed))
 
 
-def plain_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray) -> Source:
-    """These rows of the pixels and labels as they are."""
-    return Source(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows))
+def plain_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Source:
+    """These rows of the pixels, labels and groups as they are."""
+    mine = None if groups is None else groups[rows]
+    return Source(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows), groups=mine)
 
 
 def mirrored(source: Source) -> Source:
     """The pictures of a source, left and right exchanged."""
     key = source.key and f"{source.key} mirrored"
-    return Source(lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], source.labels, key)
+    return dataclasses.replace(source, read=lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], key=key)
 
 
 def magnified(source: Source) -> Source:
     """The middle of the pictures of a source, as large as the whole: two thirds of the width and of the height."""
     key = source.key and f"{source.key} magnified"
-    return Source(lambda epoch, rows: magnify(source.read(epoch, rows)), source.labels, key)
+    return dataclasses.replace(source, read=lambda epoch, rows: magnify(source.read(epoch, rows)), key=key)
 
 
 def some(source: Source, rows: np.ndarray) -> Source:
@@ -95,7 +98,13 @@ def some(source: Source, rows: np.ndarray) -> Source:
     if np.array_equal(rows, np.arange(len(source))):
         return source
     key = source.key and f"{source.key} of {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()}"
-    return Source(lambda epoch, i: source.read(epoch, rows[i]), source.labels[rows], key)
+    return Source(
+        lambda epoch, i: source.read(epoch, rows[i]),
+        source.labels[rows],
+        key,
+        [source.names[row] for row in rows] if len(source.names) else (),
+        None if source.groups is None else source.groups[rows],
+    )
 
 
 def spread(source: Source, most: int) -> Source:
@@ -132,7 +141,8 @@ def joined(sources: Sequence[Source]) -> Source:
 
     key = " + ".join(s.key for s in sources) if all(s.key for s in sources) else ""
     names = np.concatenate([s.names for s in sources]) if all(len(s.names) for s in sources) else ()
-    return Source(read, np.concatenate([s.labels for s in sources]), key, names)
+    groups = None if any(s.groups is None for s in sources) else np.concatenate([s.groups for s in sources])
+    return Source(read, np.concatenate([s.labels for s in sources]), key, names, groups)
 
 
 def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:

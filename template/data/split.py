@@ -39,11 +39,11 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
     parts = examples.parts.astype("U5")  # an array of "" alone would cut "train" to one letter
     parts[list(reasons)] = "out"
     free = np.flatnonzero((parts == "") | (parts == "train"))
-    clusters = _clusters(examples.take(free))
-    sizes = np.bincount(clusters)
+    together = clusters(examples.take(free))
+    sizes = np.bincount(together)
     counts = np.zeros((len(sizes), len(examples.class_names)), np.int64)
-    np.add.at(counts, (clusters, examples.labels[free]), 1)
-    first = sorted(zip(clusters, examples.digests[free], strict=True), reverse=True)
+    np.add.at(counts, (together, examples.labels[free]), 1)
+    first = sorted(zip(together, examples.digests[free], strict=True), reverse=True)
     name_of = dict(first)  # of equal keys the last one stays: the smallest digest names its cluster
     order = np.argsort([hashlib.sha256(f"{seed}:{name_of[c]}".encode()).hexdigest() for c in range(len(sizes))])
     part_of = np.full(len(sizes), "train")
@@ -59,11 +59,25 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
         for part, number in wanted.items():
             part_of[members[(middles >= start) & (middles < start + number)]] = part
             start += number
-    parts[free] = part_of[clusters]
+    parts[free] = part_of[together]
     parts[parts == "out"] = ""
     _check_every_class_is_everywhere(examples, parts, fractions)
     skipped = [(str(examples.ids[row]), reason) for row, reason in reasons.items()]
     return dataclasses.replace(examples, parts=parts, skipped=(*examples.skipped, *skipped))
+
+
+def clusters(examples: Examples) -> np.ndarray:
+    """What must stay together in a split and in cross-validation: images that share contents or group, directly or
+    through others. int64 [n], the number of the cluster of each.
+
+    Args:
+        examples: with digests.
+    """
+    n = len(examples)
+    _, by_content = np.unique(examples.digests, return_inverse=True)
+    _, by_group = np.unique(_groups(examples), return_inverse=True)
+    links = coo_matrix((np.ones(n), (by_content, n + by_group)), shape=(2 * n, 2 * n))
+    return np.unique(connected_components(links, directed=False)[1][by_content], return_inverse=True)[1]
 
 
 def to_csv(examples: Examples) -> str:
@@ -74,15 +88,6 @@ def to_csv(examples: Examples) -> str:
     labels = np.array(examples.class_names)[examples.labels]
     writer.writerows(row for row in zip(examples.ids, examples.digests, labels, examples.parts, strict=True) if row[3])
     return out.getvalue()
-
-
-def _clusters(examples: Examples) -> np.ndarray:
-    """Number of the cluster of each example: pictures that share contents or group, directly or through others."""
-    n = len(examples)
-    _, by_content = np.unique(examples.digests, return_inverse=True)
-    _, by_group = np.unique(_groups(examples), return_inverse=True)
-    links = coo_matrix((np.ones(n), (by_content, n + by_group)), shape=(2 * n, 2 * n))
-    return np.unique(connected_components(links, directed=False)[1][by_content], return_inverse=True)[1]
 
 
 def _groups(examples: Examples) -> np.ndarray:
@@ -134,7 +139,7 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
             raise DataError(f"Class {name!r} has no picture in the given {given} part, though other classes have.")
         if missing:
             free = examples.take(usable & np.isin(examples.parts, ["", "train"]))
-            count = len(set(_clusters(free)))
+            count = len(set(clusters(free)))
             need = next((n for n in range(count + 1, 10_000) if _counts(n, fractions) > 0), 10_000)
             raise DataError(
                 f"Class {name!r} has {count} usable pictures to divide (equal ones, and those of "

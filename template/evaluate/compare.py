@@ -1,5 +1,6 @@
 """Is one run better than another, or only luckier? Both must have said something about the same pictures."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,17 @@ def aligned(several: Sequence[Predictions]) -> list[Predictions]:
         others = int((result[-1].labels != first.labels).sum())
         if others:
             raise ValueError(f"{others} pictures have another label in number {number}.")
-    return result
+    return alike(result)
+
+
+def alike(several: Sequence[Predictions]) -> list[Predictions]:
+    """Predictions of the same images in the same order, all with the groups of the first that has any.
+
+    A run that was told of no groups does not make the images of one patient independent; and of other groups, or other
+    names of them, the bootstrap samples would be others, and no longer the same for all.
+    """
+    groups = next((p.groups for p in several if p.groups is not None), None)
+    return [dataclasses.replace(p, groups=groups) for p in several]
 
 
 def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Any]:
@@ -46,12 +57,17 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
 
     Returns:
         `mcnemar`: pictures that only `first` and only `second` got right, and `p`, the exact two-sided probability of
-        a split as uneven if both were equally good (McNemar 1947). Of each score in NAMES `first`, `second`, and
+        a split as uneven if both were equally good (McNemar 1947), or with groups, of which one of the two may have
+        any, that of exchanging the two within whole groups. Of each score in NAMES `first`, `second`, and
         their `difference` (second - first) with its interval, of both on the same bootstrap samples.
     """
+    first, second = alike([first, second])
     a, b = (p.predicted == p.labels for p in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    if first.groups is not None:
+        p = exchanged(np.bincount(np.unique(first.groups, return_inverse=True)[1], b.astype(float) - a), seed)
+    else:
+        p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     scores = [metrics.score(predictions, seed=seed) for predictions in (first, second)]
     sampled = [metrics.resampled(predictions, seed) for predictions in (first, second)]  # of one seed: the same samples
     result: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": float(p)}}
@@ -62,6 +78,19 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
         )
         result[name] = {"first": values[0], "second": values[1], "difference": difference}
     return result
+
+
+def exchanged(gains: np.ndarray, seed: int, draws: int = 9999) -> float:
+    """Two-sided probability of a sum as large if the sign of each group's gain were chance (a permutation test).
+
+    Args:
+        gains: [groups], right answers of the second less those of the first.
+        seed: of the draws.
+        draws: with none as large, it is 1 / (draws + 1) (Phipson and Smyth 2010).
+    """
+    gains = gains[gains != 0]
+    signs = np.random.default_rng(seed).choice([-1, 1], (draws, len(gains)))
+    return float((1 + (np.abs(signs @ gains) >= abs(gains.sum())).sum()) / (draws + 1))
 
 
 def holm(p: Sequence[float]) -> list[float]:

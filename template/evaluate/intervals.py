@@ -77,8 +77,10 @@ def from_influence(
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def lead(losses: np.ndarray, rivals: np.ndarray) -> float:
+def lead(losses: np.ndarray, rivals: np.ndarray, groups: np.ndarray | None = None) -> float:
     """By how many standard errors losses [n] are on average below a rival's of the same pictures.
+
+    Images of one group [n] are no independent witnesses: the error is that of sums over groups.
 
     Infinite if all differ by the same, or if one of the two has a NaN, which loses. NaN if all are equal.
     """
@@ -86,7 +88,10 @@ def lead(losses: np.ndarray, rivals: np.ndarray) -> float:
         return -np.inf if np.isnan(losses).any() else np.inf
     less = np.asarray(rivals) - losses
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(less.mean() / (np.std(less) / np.sqrt(len(less))))
+        if groups is None:
+            return float(less.mean() / (np.std(less) / np.sqrt(len(less))))
+        summed = np.bincount(np.unique(groups, return_inverse=True)[1], less - less.mean())
+        return float(less.mean() / (np.sqrt(np.sum(summed**2)) / len(less)))
 
 
 def undefined() -> dict[str, None]:

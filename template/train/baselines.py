@@ -57,7 +57,7 @@ def learning_curve(
 ) -> tuple[list[int], list[float]]:
     """Training pictures, and mean validation error of logistic regression on the features of so many of them.
 
-    Each class gives the same share; the smaller ones are drawn several times.
+    Each class gives the same share, group by group; the smaller ones are drawn several times.
 
     Args:
         base: from `build_backbone`, before its weights are trained.
@@ -78,14 +78,25 @@ def learning_curve(
     for share in SHARES:
         wrong = []
         for draw in range(DRAWS if share < 1 else 1):
-            order = np.random.default_rng([config.train.seed, draw]).permutation(len(train))
+            order = _drawn(train, draw, config.train.seed)
             rows = [order[labels[order] == label] for label in range(classes)]
             chosen = np.concatenate([mine[: max(2, round(share * most * len(mine)))] for mine in rows])
-            probe = fit_probe(features[:, chosen], labels[chosen], classes, config.train.seed, widths, most_repeats=1)
+            mine = None if train.groups is None else train.groups[chosen]
+            few = features[:, chosen], labels[chosen]
+            probe = fit_probe(*few, classes, config.train.seed, widths, most_repeats=1, groups=mine)
             wrong.append(((held_out[0] @ probe.kernel + probe.bias).argmax(axis=1) != val.labels).mean())
         sizes.append(len(chosen))
         errors.append(float(np.mean(wrong)))
     return sizes, errors
+
+
+def _drawn(source: Source, draw: int, seed: int) -> np.ndarray:
+    """Rows of a source in random order, those of a group one after the other: more images are of more groups."""
+    order = np.random.default_rng([seed, draw]).permutation(len(source))
+    if source.groups is None:
+        return order
+    _, first, group = np.unique(source.groups[order], return_index=True, return_inverse=True)
+    return order[np.argsort(first[group], kind="stable")]
 
 
 def _shrunk(source: Source) -> Source:

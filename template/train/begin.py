@@ -63,11 +63,13 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
         losses, best = {}, options[0]
         for option in options:
             trial = _with(chosen, section, name, option)
-            losses[option] = _vote(backbone(trial.data.image_size), trial, look(trial.data), store)
-            best = option if lead(losses[option], losses[best]) > 1 else best
+            source = look(trial.data)
+            losses[option] = _vote(backbone(trial.data.image_size), trial, source, store)
+            groups = _voters(source, config.train.seed).groups
+            best = option if lead(losses[option], losses[best], groups) > 1 else best
         chosen = _with(chosen, section, name, best)
         if np.isnan(losses[best]).any():
-            print(f"{section}.{name} = {best}: nobody can vote, a class has one training picture")
+            print(f"{section}.{name} = {best}: nobody can vote, a class has one training picture or group")
             continue
         votes[f"{section}.{name}"] = {str(option): round(float(loss.mean()), 4) for option, loss in losses.items()}
         said = ", ".join(f"{option} {loss.mean():.3f}" for option, loss in losses.items())
@@ -103,12 +105,13 @@ def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Seque
     labels = np.concatenate([part.labels for part in train])
     head = model.get_layer("logits")
     features, widths = selected(probe_features(base, config, train, store), config.head)
-    probe = fit_probe(features, labels, head.units, config.train.seed, widths)
+    groups = None if any(part.groups is None for part in train) else np.concatenate([part.groups for part in train])
+    probe = fit_probe(features, labels, head.units, config.train.seed, widths, groups=groups)
     head.set_weights([probe.kernel, probe.bias])
-    print(
-        f"probe on {len(labels)} pictures: accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} "
-        f"(cross-validated; strength {probe.strength:.2g})"
-    )
+    found = f"accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} (cross-validated; "
+    if math.isnan(probe.accuracy):
+        found = "(not cross-validated: a class has a single picture or group, which cannot be held out; "
+    print(f"probe on {len(labels)} pictures: {found}strength {probe.strength:.2g})")
     return probe
 
 
@@ -186,11 +189,17 @@ def _with(config: Config, section: str, name: str, value: object) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
 
 
-def _vote(base: keras.Model, config: Config, source: Source, store: Store) -> np.ndarray:
-    """Out-of-fold losses of a probe, on as many pictures of each class where there are too many."""
+def _voters(source: Source, seed: int) -> Source:
+    """Pictures of a source that decide, as many of each class where there are too many."""
     classes = int(source.labels.max()) + 1
-    generator, most = np.random.default_rng(config.train.seed), max(5, VOTERS // classes)
+    generator, most = np.random.default_rng(seed), max(5, VOTERS // classes)
     voters = [generator.permutation(np.flatnonzero(source.labels == label))[:most] for label in range(classes)]
-    source = some(source, np.sort(np.concatenate(voters)))
-    features, widths = selected(probe_features(base, config, [source], store), config.head)
-    return fit_probe(features, source.labels, classes, config.train.seed, widths).losses
+    return some(source, np.sort(np.concatenate(voters)))
+
+
+def _vote(base: keras.Model, config: Config, source: Source, store: Store) -> np.ndarray:
+    """Out-of-fold losses of a probe on those who vote."""
+    voters = _voters(source, config.train.seed)
+    features, widths = selected(probe_features(base, config, [voters], store), config.head)
+    classes = int(voters.labels.max()) + 1
+    return fit_probe(features, voters.labels, classes, config.train.seed, widths, groups=voters.groups).losses

@@ -1,5 +1,6 @@
 """While the lower blocks are frozen, run them once: activations at the boundary, for several augmented views."""
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -142,7 +143,7 @@ def cached(bottom: keras.Model, source: Source, views: int, refresh: int, store:
         return values(generation)[(epoch - generation * refresh) % views * n + rows]
 
     values(0)
-    return Source(read, source.labels, names=source.names)
+    return dataclasses.replace(source, read=read, key="")
 
 
 def divide(

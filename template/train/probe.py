@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import RepeatedStratifiedKFold
+from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 STRENGTHS = np.logspace(-4, 0.5, 10)
@@ -33,7 +33,7 @@ class Probe:
         bias: float32 [classes].
         strength: the inverse penalty that cross-validation chose.
         losses: out-of-fold cross-entropy of each picture, in nats, of the probabilities averaged over the views;
-            float64 [n], NaN if a class has a single picture and none could be held out.
+            float64 [n], NaN if a class has a single picture or group and none could be held out.
         accuracy: out-of-fold, likewise.
     """
 
@@ -51,7 +51,7 @@ class Probe:
 
 def fit_probe(
     features: np.ndarray, labels: np.ndarray, classes: int, seed: int, widths: Sequence[int] | None = None,
-    most_repeats: int = 5,
+    most_repeats: int = 5, groups: np.ndarray | None = None,
 ) -> Probe:  # fmt: skip
     """Fit a multinomial logistic regression, with its L2 penalty chosen by stratified cross-validation.
 
@@ -64,6 +64,8 @@ def fit_probe(
         widths: numbers of features that belong together, such as those of one block, with the sum of all. The penalty
             treats groups alike, whatever the units and width of each. By default there is one group.
         most_repeats: how often few pictures may be divided into folds, for the strength; once is quick and less sure.
+        groups: [n], what no two folds share (`split.clusters`): features that know the patient would be judged on
+            images of patients whose label they have learned. By default each image is a group of its own.
     """
     widths = widths or [features.shape[-1]]
     mean = features[0].mean(axis=0)
@@ -74,7 +76,8 @@ def fit_probe(
         warnings.simplefilter("ignore", ConvergenceWarning)
         # Centred features only change the free intercept, and the solver needs a fraction of the iterations.
         rotated, basis = _rotated((features - mean) / scale)
-        strength, losses, accuracy = _strength(rotated, labels, classes, seed, most_repeats)
+        divisions = folds(labels, classes, seed, most_repeats, groups)
+        strength, losses, accuracy = _strength(rotated, labels, divisions)
         # Each picture counts once, however many views of it there are.
         model = _regression(tolerance=1e-4).set_params(C=strength / len(features))
         model.fit(rotated.reshape(-1, rotated.shape[-1]), np.tile(labels, len(features)))
@@ -86,20 +89,49 @@ def fit_probe(
     return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, losses, accuracy)
 
 
-def _strength(
-    features: np.ndarray, labels: np.ndarray, classes: int, seed: int, most_repeats: int
-) -> tuple[float, np.ndarray, float]:
-    """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN where no class can be divided.
+def folds(
+    labels: np.ndarray, classes: int, seed: int, most_repeats: int = 1, groups: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Stratified divisions for cross-validation, none of which parts a group or takes all of a class.
 
-    Few pictures are divided several times: how they fall into folds then matters as much as what is compared.
+    Few images are divided several times: how they fall into folds then matters as much as what is compared.
+
+    Args:
+        labels: int64 [n].
+        classes: how many there are.
+        seed: another number, other folds.
+        most_repeats: how often, at most, all are divided; once for 1,000 images and more.
+        groups: [n], or None.
+
+    Returns:
+        (rows to learn from, rows to judge), 2 to 5 a repeat, in which every image is judged once. None if a class has
+        one image or group only, which cannot be held out and learned from.
     """
-    n, views, folds = len(labels), len(features), min(5, np.bincount(labels, minlength=classes).min())
-    if folds < 2:  # a class of one picture cannot be held out
+    repeats = min(most_repeats, math.ceil(1000 / len(labels)))
+    alone = groups is None or len(np.unique(groups)) == len(labels)
+    held = np.arange(len(labels)) if alone else groups
+    most = min(5, *(len(np.unique(held[labels == label])) for label in range(classes)))
+    if alone:
+        divide = RepeatedStratifiedKFold(n_splits=most, n_repeats=repeats, random_state=seed) if most > 1 else None
+        return list(divide.split(labels, labels)) if divide else []
+    for number in range(most, 1, -1):
+        divides = [StratifiedGroupKFold(number, shuffle=True, random_state=seed + r) for r in range(repeats)]
+        divisions = [division for divide in divides for division in divide.split(labels, labels, groups)]
+        if all(len(np.unique(labels[inside])) == classes and len(outside) for inside, outside in divisions):
+            return divisions
+    return []
+
+
+def _strength(
+    features: np.ndarray, labels: np.ndarray, divisions: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[float, np.ndarray, float]:
+    """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN without divisions."""
+    n, views = len(labels), len(features)
+    if not divisions:
         return float(STRENGTHS[len(STRENGTHS) // 2]), np.full(n, np.nan), np.nan
-    repeats = min(most_repeats, math.ceil(1000 / n))
+    repeats = sum(len(outside) for _, outside in divisions) // n
     losses, hits = np.zeros((2, len(STRENGTHS), n))
-    divide = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
-    for inside, outside in divide.split(labels, labels):
+    for inside, outside in divisions:
         model = _regression(tolerance=1e-3)
         inputs, targets = features[:, inside].reshape(-1, features.shape[-1]), np.tile(labels[inside], views)
         for number, c in enumerate(STRENGTHS):  # each starts where the last one ended
