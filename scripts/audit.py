@@ -43,7 +43,7 @@ def main() -> None:
     except (configuration.ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    facts = look(examples)
+    facts = look(examples, config.data)
     findings = audit(examples, facts)
     if known.labels:
         findings += seen_by_a_network(config)

@@ -30,7 +30,7 @@ def main() -> None:
     from template.config import ConfigError
     from template.data.examples import DataError
     from template.data.folders import gather, nothing_done, said_of
-    from template.data.images import BadImageError, load_image
+    from template.data.images import BadImageError, load
 
     try:
         files, left = gather(arguments.inputs)
@@ -45,7 +45,7 @@ def main() -> None:
     done = 0
     for number, file in enumerate(files):
         try:
-            pixels = load_image(file, config.data.image_size, config.data.resize)[None]
+            pixels = load(file, config.data)[0][None]
         except BadImageError as error:
             print(f"{str(file)!r}: {error}")
             continue

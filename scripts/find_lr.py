@@ -54,7 +54,7 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
 
     config = settled(config)
     recipe.prepare(config.train)
-    examples, see = recipe.pictures(config)
+    config, examples, see = recipe.pictures(config)
     rows = np.flatnonzero(examples.parts == "train")
     config = recipe.suggested(config, len(rows))
     if not config.stages:

@@ -46,7 +46,7 @@ def drawn(config: configuration.Config) -> Image.Image:
     from template.train.stages import mixing_of
 
     config = settled(config)
-    examples, see = recipe.pictures(config)
+    config, examples, see = recipe.pictures(config)
     rows = np.flatnonzero(examples.parts == "train")
     config = recipe.suggested(config, len(rows))
     if not config.stages:

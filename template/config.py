@@ -63,6 +63,13 @@ class Data:
     itself uses. An eighth of it is the most that the activations of one stage take in memory."""
     memory_gb: Annotated[float, Field(ge=0)] = 2.0
     """Decoded pictures are held in memory up to this many GiB, and read from the cache folder beyond."""
+    max_megapixels: Annotated[float, Field(gt=0)] = 250.0
+    """Images that claim more megapixels are left out undecoded. Raise it for scans of posters; it takes up to 10 bytes
+    of memory a pixel, of JPEG much less."""
+    bits: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = "auto"
+    """How many bits of 16-bit files are used (8 to 16): cameras and microscopes of 10, 12 or 14 bits leave the upper
+    ones empty. `auto`: as many as the file of the data set with the largest values needs, so that dark images stay
+    dark beside bright ones; the run keeps the number for those that it predicts later."""
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self):

@@ -15,7 +15,7 @@ from PIL import Image
 from . import recipe, runs
 from .config import Config, Stage
 from .data.examples import PARTS
-from .data.images import load_image
+from .data.images import load
 from .data.pipeline import Source, evenly, plain_source, spread, training_source
 from .data.split import clusters
 from .model.backbones import build_backbone
@@ -64,7 +64,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     """All checks; what a run has to beat, and how long it will take; pictures by file name."""
     open_config, config, clock = config, settled(config), runs.Clock()
     recipe.prepare(config.train)
-    examples, see = recipe.pictures(config)
+    config, examples, see = recipe.pictures(config)
     pixels = see(config.data)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
     together = clusters(examples)
@@ -91,7 +91,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     at_init = checks.loss_at_init(loose, train)
     bottom = boundary(loose, config.backbone, config.head, thawed)
     by_heart, learned = checks.learned_by_heart(loose, bottom, train, names)
-    served = [load_image(examples.images[row], config.data.image_size, config.data.resize) for row in part["val"][:8]]
+    served = [load(examples.images[row], config.data)[0] for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
         entering,

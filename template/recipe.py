@@ -15,7 +15,7 @@ from . import config as configuration
 from . import device, disk, runs, suggest
 from .config import Config, Data, Train
 from .data.audit import as_json, audit, glance
-from .data.decode import decode
+from .data.decode import decode, with_bits
 from .data.examples import PARTS, DataError, Examples, load_examples
 from .data.pipeline import Source, inference_batches, magnified, mirrored, plain_source, training_source
 from .data.rows import Rows
@@ -76,7 +76,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
 
     with clock("decode"):
-        examples, see = pictures(config)
+        config, examples, see = pictures(config)
     part, together = {name: np.flatnonzero(examples.parts == name) for name in PARTS}, clusters(examples)
 
     def plain(name: str, data: Data) -> Source:
@@ -128,14 +128,15 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     return publish(trained, all_said, clock, folder)
 
 
-def pictures(config: Config) -> tuple[Examples, Callable[[Data], Rows]]:
+def pictures(config: Config) -> tuple[Config, Examples, Callable[[Data], Rows]]:
     """The pictures of a recipe, decoded and divided into parts.
 
     Args:
         config: with or without `auto`.
 
     Returns:
-        Examples, of those that can be read; and a function that gives their pixels for settings of size and squaring.
+        The configuration with the bits of 16-bit files; examples, of those that can be read; and a function that gives
+        their pixels for settings of size and squaring.
         It keeps the last.
 
     Raises:
@@ -145,10 +146,11 @@ def pictures(config: Config) -> tuple[Examples, Callable[[Data], Rows]]:
     """
     found = load_examples(config.data.path)
     refuse_unknown(config.train.class_weights, found.class_names)
+    config = dataclasses.replace(config, data=with_bits(config.data, found.images))
     see = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
     examples, _ = see(settled(config).data)
     fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    return split(examples, **fractions, seed=config.data.split_seed), lambda data: see(data)[1]
+    return config, split(examples, **fractions, seed=config.data.split_seed), lambda data: see(data)[1]
 
 
 def suggested(config: Config, images: int) -> Config:

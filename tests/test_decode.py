@@ -15,7 +15,7 @@ from template.config import Data
 from template.data import decode as module
 from template.data.decode import decode
 from template.data.examples import DataError, Examples, load_examples
-from template.data.images import load_image
+from template.data.images import load, load_image
 
 SIZE = 16
 
@@ -33,11 +33,11 @@ def decoded(monkeypatch) -> list:
     """Grows by one picture whenever one is decoded."""
     seen = []
 
-    def counting(source, size, resize):
+    def counting(source, how):
         seen.append(source)
-        return load_image(source, size, resize)
+        return load(source, how)
 
-    monkeypatch.setattr(module, "load_image", counting)
+    monkeypatch.setattr(module, "load", counting)
     return seen
 
 
@@ -308,13 +308,13 @@ def test_if_decoding_dies_nothing_half_written_is_left_and_the_next_run_is_right
 ):
     examples = load_examples(str(class_folder))
 
-    def dying(source, size, resize):
+    def dying(source, how):
         if source == (class_folder / "disc" / "07.png").read_bytes():
             raise death
-        return load_image(source, size, resize)
+        return load(source, how)
 
     with monkeypatch.context() as patch, pytest.raises(BaseException):  # noqa: B017, PT011
-        patch.setattr(module, "load_image", dying)
+        patch.setattr(module, "load", dying)
         decode(examples, settings(tmp_path))
     assert caches(tmp_path) == []
     np.testing.assert_array_equal(

@@ -4,8 +4,8 @@ Most failed projects fail here: the same picture in training and test, under two
 away by the size of its files (Karpathy 2019, "A recipe for training neural networks": become one with the data).
 """
 
+import dataclasses
 import hashlib
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from .. import device
+from ..config import Data
+from .decode import with_bits
 from .examples import Examples
-from .images import FORMATS, BadImageError, ImageSource, address, load_image, read
+from .images import BadImageError, ImageSource, address, header, load, read
 from .names import part_of
 from .rows import Rows
 
@@ -71,6 +73,7 @@ class Facts:
         height: in pixels.
         size: of the file, in bytes.
         small: uint8 [n, SIDE, SIDE, 3].
+        note: what had to be assumed to see something in it, or "".
     """
 
     reason: np.ndarray
@@ -81,6 +84,7 @@ class Facts:
     height: np.ndarray
     size: np.ndarray
     small: np.ndarray
+    note: np.ndarray
     brightness: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,10 +96,11 @@ class Facts:
         return self.reason == ""
 
 
-def look(examples: Examples) -> Facts:
-    """Read every picture once, in threads, into a small copy and a few facts."""
+def look(examples: Examples, data: Data | None = None) -> Facts:
+    """Read every picture once, in threads, into a small copy and a few facts, as these settings of reading say."""
+    how = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=SIDE, resize="squash")
     with device.threads() as pool:
-        rows = list(pool.map(_look_at, examples.images))
+        rows = list(pool.map(lambda source: _look_at(source, how), examples.images))
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return Facts(*columns)
 
@@ -104,7 +109,7 @@ def glance(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
     """The same of pictures that have been decoded already, of whose files only the headers are read again.
 
     Args:
-        examples: with digests.
+        examples: with digests and notes.
         pixels: uint8 [more, size, size, 3].
         rows: of the examples in the pixels, int64 [n].
     """
@@ -115,7 +120,8 @@ def glance(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
         for row, picture in enumerate(pixels[rows[start : start + 256]], start):
             small[row] = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     reason = np.full(len(examples), "")
-    return Facts(reason, examples.digests, *(np.array(column) for column in zip(*headers, strict=True)), small)
+    columns = [np.array(column) for column in zip(*headers, strict=True)]
+    return Facts(reason, examples.digests, *columns, small, examples.notes)
 
 
 def audit(examples: Examples, facts: Facts) -> list[Finding]:
@@ -126,7 +132,8 @@ def audit(examples: Examples, facts: Facts) -> list[Finding]:
         facts: from `look`.
     """
     checks = (
-        _unreadable, _outside, _few, _duplicates, _nearly_equal, _shortcuts, _misnamed, _odd, _sizes, _folders_of_parts
+        _unreadable, _outside, _assumed, _few, _duplicates, _nearly_equal, _shortcuts, _misnamed, _odd, _sizes,
+        _folders_of_parts,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check(examples, facts)]
     return sorted(findings, key=lambda finding: ("mend", "look", "know").index(finding.severity))
@@ -214,25 +221,23 @@ def alike(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _look_at(source: ImageSource) -> tuple:
-    """Reason, digest, format, mode, width, height, size, small copy."""
+def _look_at(source: ImageSource, how: Data) -> tuple:
+    """Reason, digest, format, mode, width, height, size, small copy, note."""
     nothing = np.zeros((SIDE, SIDE, 3), np.uint8)
     try:
         data = read(source) if isinstance(source, Path) else source
         digest = hashlib.sha256(data.tobytes() if isinstance(data, np.ndarray) else data).hexdigest()
-        small = load_image(data, SIDE, "squash")
-        return "", digest, *_header_of(data), small
+        small, note = load(data, how)
+        return "", digest, *_header_of(data), small, note
     except (BadImageError, OSError) as error:
-        return str(error), "", "", "", 0, 0, 0, nothing
+        return str(error), "", "", "", 0, 0, 0, nothing, ""
 
 
 def _header_of(source: ImageSource) -> tuple[str, str, int, int, int]:
     """Format, mode, width, height and bytes of a picture that can be read; decodes nothing."""
     if isinstance(source, np.ndarray):
-        return "array", str(source.dtype), source.shape[1], source.shape[0], source.nbytes
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-        return str(image.format), image.mode, *image.size, size
+        return *header(source), source.nbytes
+    return *header(source), len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 def _unreadable(examples: Examples, facts: Facts) -> Iterator[Finding]:
@@ -255,6 +260,18 @@ def _outside(examples: Examples, _: Facts) -> Iterator[Finding]:
             "look",
             f"{len(names)} were passed over: {', '.join(map(repr, names[:5]))}: {reason}",
             "If they are pictures, put them into the folder of their class.",
+        )
+
+
+def _assumed(_: Examples, facts: Facts) -> Iterator[Finding]:
+    for note in dict.fromkeys(facts.note[facts.note != ""]):
+        rows = np.flatnonzero(facts.note == note)
+        yield Finding(
+            "assumed",
+            "look",
+            f"{len(rows)}: {note}",
+            "Do they show what they should? If not, convert them to plain JPEG or PNG of 8 bits.",
+            [(int(row),) for row in rows],
         )
 
 

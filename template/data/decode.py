@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from .. import device, disk
 from ..config import Data
 from .cache import Cache
 from .examples import DataError, Examples, some
-from .images import VERSION, BadImageError, ImageSource, ReadError, load_image, read
+from .images import VERSION, BadImageError, ImageSource, ReadError, load, needed_bits, read
 from .rows import Rows
 
 
@@ -22,11 +22,12 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
     picture makes a new one. A cache that was cut short is made again.
 
     Returns:
-        The examples that could be read, with digests, those that could not in `skipped`; and their pixels.
+        The examples that could be read, with digests and notes, those that could not in `skipped`; and their pixels.
 
     Raises:
         DiskError: if there is no room for the cache.
     """
+    data = with_bits(data, examples.images)
     with device.threads() as pool:
         results = list(pool.map(_digest, examples.images))
     examples = dataclasses.replace(examples, digests=np.array(results, object))
@@ -37,41 +38,57 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
             pixels = _pixels(examples, data)
         except _UnreadError as error:
             unread = error.rows
-    return _without(examples, {int(row): reason for row, reason in pixels.notes["bad"].items()}), pixels
+    said, bad = ({int(row): why for row, why in pixels.notes[name].items()} for name in ("said", "bad"))
+    notes = np.array([said.get(row, "") for row in range(len(examples))], str)
+    return _without(dataclasses.replace(examples, notes=notes), bad), pixels
+
+
+def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
+    """The settings with as many `bits` as these images need, if they leave it open and some image has 16."""
+    if data.bits != "auto":
+        return data
+    with device.threads() as pool:
+        bits = max(pool.map(lambda source: needed_bits(source, data), images), default=0)
+    return dataclasses.replace(data, bits=bits or "auto")
 
 
 def _pixels(examples: Examples, data: Data) -> Rows:
-    """Pixels of these contents but of the bad ones, {row: reason} in `notes["bad"]`, found or decoded.
+    """Pixels of these contents, found or decoded, but of the bad ones.
+
+    The notes have {row: reason} of those as `bad`, and as `said` what had to be assumed to see something in the others.
 
     What is kept is decoded from the very bytes that its name is a digest of, and the notes remember what is wrong with
     such bytes, never that they could not be read: a network drive may be well again tomorrow.
     """
 
-    def load(row: int) -> np.ndarray | BadImageError:
+    def loaded(row: int) -> tuple[np.ndarray, str] | BadImageError:
         source = examples.images[row]
         try:
             contents = read(source) if isinstance(source, Path) else source
             if isinstance(source, Path) and _digest(contents) != examples.digests[row]:
                 return ReadError("it changed while it was read; is something still writing it? Start again")
-            return load_image(contents, data.image_size, data.resize)
+            return load(contents, data)
         except BadImageError as error:
             return error
 
     def batches(notes: dict) -> Iterator[np.ndarray]:
-        bad, unread = notes.setdefault("bad", {}), {}
+        bad, said, unread = notes.setdefault("bad", {}), notes.setdefault("said", {}), {}
         with device.threads() as pool:
             for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
                 rows = range(start, min(start + 256, len(examples)))
-                results = dict(zip(rows, pool.map(load, rows), strict=True))
+                results = dict(zip(rows, pool.map(loaded, rows), strict=True))
                 unread |= {row: result for row, result in results.items() if isinstance(result, ReadError)}
                 bad |= {row: str(result) for row, result in results.items() if isinstance(result, BadImageError)}
-                good = [result for result in results.values() if isinstance(result, np.ndarray)]
+                fine = {row: result for row, result in results.items() if not isinstance(result, BadImageError)}
+                said |= {row: note for row, (_, note) in fine.items() if note}
+                good = [pixels for pixels, _ in fine.values()]
                 yield np.stack(good) if good else np.empty((0, *shape[1:]), np.uint8)
         if unread:
             raise _UnreadError({row: unread[row] for row in sorted(unread)}, examples)
 
     shape = (len(examples), data.image_size, data.image_size, 3)
-    key = hashlib.sha256(f"{VERSION} {data.image_size} {data.resize} {' '.join(examples.digests)}".encode())
+    how = f"{VERSION} {data.image_size} {data.resize} {data.max_megapixels} {data.bits}"
+    key = hashlib.sha256(f"{how} {' '.join(examples.digests)}".encode())
     name, cache = f"pixels-{key.hexdigest()[:16]}", Cache(Path(data.cache).expanduser(), data.cache_gb * 2**30)
     return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, np.prod(shape)), key=name)
 

@@ -28,6 +28,7 @@ class Examples:
         parts: [n] of "train", "val", "test", or "" where the source does not say.
         groups: [n] of names that must not be divided between parts (patient, camera, video), or None.
         digests: [n] sha256 of each picture's contents, once they have been read.
+        notes: [n] what had to be assumed to see something in it, or "", once it has been decoded.
         skipped: (id, reason) of what was found beside these and left out.
     """
 
@@ -38,6 +39,7 @@ class Examples:
     parts: np.ndarray
     groups: np.ndarray | None = None
     digests: np.ndarray | None = None
+    notes: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -54,6 +56,7 @@ class Examples:
             parts=self.parts[rows],
             groups=None if self.groups is None else self.groups[rows],
             digests=None if self.digests is None else self.digests[rows],
+            notes=None if self.notes is None else self.notes[rows],
             skipped=(*self.skipped, *skipped),
         )
 

@@ -1,5 +1,6 @@
 """A finished run put to use: load its model, and classify files with it."""
 
+import dataclasses
 import hashlib
 import json
 import zipfile
@@ -16,7 +17,7 @@ from .. import device, disk, runs
 from ..config import Config
 from ..data.augment import magnify
 from ..data.examples import DataError
-from ..data.images import BadImageError, ImageSource, load_image
+from ..data.images import BadImageError, ImageSource, load
 from ..model.layers import bare
 
 KNOWN = frozenset({
@@ -140,9 +141,9 @@ def classify(
     """
     resizes = ["crop", "squash"] if config.evaluate.whole and config.data.resize == "crop" else [config.data.resize]
 
-    def load(source: ImageSource) -> list[np.ndarray] | BadImageError:
+    def views_of(source: ImageSource) -> list[np.ndarray] | BadImageError:
         try:
-            return [load_image(source, config.data.image_size, resize) for resize in resizes]
+            return [load(source, dataclasses.replace(config.data, resize=resize))[0] for resize in resizes]
         except BadImageError as error:
             return error
 
@@ -150,7 +151,7 @@ def classify(
     with device.threads() as pool:
         for start in range(0, len(sources), size):
             chunk = sources[start : start + size]
-            loaded = list(pool.map(load, chunk))
+            loaded = list(pool.map(views_of, chunk))
             good = [row for row, images in enumerate(loaded) if isinstance(images, list)]
             results: list[np.ndarray | BadImageError] = list(loaded)
             if good:

@@ -1,0 +1,103 @@
+"""From the colours that a file has to those of sRGB on a background, which is what a screen shows."""
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+FAINT = 240
+"""An image whose darkest value on white is above that cannot be seen on white."""
+
+
+def on_background(image: Image.Image) -> tuple[Image.Image, str]:
+    """What is transparent, on white; and a note if that was not the right thing. L of grey images, RGB of others.
+
+    Alpha that is 0 everywhere over an image is an unused byte. What is drawn in white is put on black.
+    """
+    if not image.has_transparency_data:
+        return image, ""
+    mode = "L" if image.mode in {"LA", "La"} else "RGB"
+    image = image.convert("RGBA")
+    colours, (least, most) = image.convert("RGB").convert(mode), image.getchannel("A").getextrema()
+    if least == 255:
+        return colours, ""
+    if most == 0 and _varies(colours):
+        return colours, "alpha is 0 everywhere and was ignored"
+    on_white = _composite(image, "white", mode)
+    if most > 0 and min(low for low, _ in _extrema(on_white)) >= FAINT:
+        on_black = _composite(image, "black", mode)
+        if _varies(on_black):
+            return on_black, "white on a transparent ground: put on black"
+    return on_white, ""
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
+    """RGB in sRGB of an image; and a note if its colour profile cannot be used.
+
+    Args:
+        image: of any mode of 8 bits, without alpha.
+        profile: ICC, or None where the file has none: then sRGB is assumed, as browsers do.
+    """
+    if image.mode == "LAB":
+        profile = _lab()
+    image = image if image.mode in _SPACES else image.convert("RGB")
+    if not profile:
+        return image.convert("RGB"), ""
+    try:
+        space, transform = _transform(profile, image.mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image.convert("RGB"), "its colour profile is damaged or of another kind of colours, and was ignored"
+    image = image if image.mode == space else image.convert(space)
+    return (image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)), ""
+
+
+_SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK", "LAB": "Lab "}
+
+
+@functools.cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+@functools.cache
+def _lab() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode that a profile is for, and how it becomes sRGB; None if it is sRGB but for rounding.
+
+    Kept by the profile's contents: most files of a data set have the same one.
+    """
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = opened.profile.xcolor_space
+    if mode == "L" and space == "RGB ":  # grey files often carry the profile of a screen
+        mode = "RGB"
+    if space != _SPACES[mode]:
+        raise ValueError(f"a profile of {space!r} in an image of {mode}")
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE  # NOCACHE: threads share it
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    transform = ImageCms.buildTransform(opened, _srgb(), mode, "RGB", intent, flags)
+    if mode in {"L", "RGB"}:
+        levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+        colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+        probe = Image.fromarray(colours if mode == "RGB" else colours[..., 0])
+        change = np.asarray(ImageCms.applyTransform(probe, transform), int) - np.asarray(probe.convert("RGB"), int)
+        if np.abs(change).max() <= 3:
+            return mode, None
+    return mode, transform
+
+
+def _composite(image: Image.Image, ground: str, mode: str) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB").convert(mode)
+
+
+def _extrema(image: Image.Image) -> tuple[tuple[int, int], ...]:
+    """Least and most of each channel."""
+    return tuple(channel.getextrema() for channel in image.split())
+
+
+def _varies(image: Image.Image) -> bool:
+    return any(low < high for low, high in _extrema(image))

@@ -1,0 +1,167 @@
+"""Why a file cannot be used, and what to do about it; what Pillow does not tell of PNG and TIFF."""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+
+from PIL import TiffImagePlugin
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # JPEG opens MPO too
+RAW = "a camera's raw file, of which at most a thumbnail can be read; convert it to JPEG, PNG or TIFF"
+
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WEBP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"BM": "BMP",
+}
+_RAW_BEGINNINGS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
+_SAMPLES = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers"}
+_MOST_TEXT = 2**20
+"""Bytes of text or profile that Pillow takes from a PNG; for more it refuses the whole file."""
+
+
+class BadImageError(ValueError):
+    """A picture that cannot be used; the message is the reason, without the file's name."""
+
+
+class ReadError(BadImageError):
+    """Contents that could not be had or held now. It says nothing about them, so nobody may remember it."""
+
+
+def why_not(data: bytes, error: Exception) -> str:
+    """Say what bytes look like that Pillow does not open, and what to do."""
+    head, brand = data[:512].lstrip().lower(), data[4:12]
+    looks = {
+        f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download? Get it again)": head.startswith(
+            (b"<!doctype", b"<html", b"<?xml", b"<svg")
+        ),
+        "HEIC (iPhone); convert it to JPEG": brand in {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"},
+        "JPEG XL; convert it to JPEG or PNG": data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ",
+        RAW: data.startswith(_RAW_BEGINNINGS) or brand == b"ftypcrx ",
+    }
+    for said, so in looks.items():
+        if so:
+            return said
+    for beginning, kind in _BEGINNINGS.items():
+        if data.startswith(beginning) and (kind != "BMP" or len(data) > 50):
+            return (_tiff(data) if kind == "TIFF" else "") or _of_kind(kind, error)
+    if brand in {b"ftypavif", b"ftypavis"}:
+        return _avif(data)
+    if head[:64].isascii() and head[:64].decode().isprintable():
+        return "text, not an image; remove it"
+    return f"not an image in {', '.join(FORMATS)}; convert it to JPEG or PNG if it is one"
+
+
+def is_raw(tags: TiffImagePlugin.ImageFileDirectory_v2, data: bytes) -> bool:
+    """Whether a TIFF is a camera's raw file: CR2, or DNG, or with an undeveloped page."""
+    return data[8:10] == b"CR" or 50706 in tags or tags.get(262) in {32803, 34892}
+
+
+def is_reduced(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Whether a page of a TIFF is a smaller copy of another, or the mask of one."""
+    return bool(int(tags.get(254) or 0) & 5) or tags.get(255) == 2
+
+
+def lean(data: bytes) -> bytes:
+    """A PNG without the text and the profile that Pillow would refuse it for: its pixels are whole. Others as they are.
+
+    Editors keep megabytes of XMP or of a workflow in compressed text.
+    """
+    if not data.startswith(b"\x89PNG"):
+        return data
+    chunks = list(_chunks(data))
+    long = [(start, stop) for name, start, stop in chunks if _is_long(name, data[start + 8 : stop - 4])]
+    for start, stop in reversed(long):
+        data = data[:start] + data[stop:]
+    return data
+
+
+def declared_bits(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2 | None) -> int:
+    """How many bits of 16 a PNG or TIFF says that it uses, or 0."""
+    if tags is not None:
+        bits = min(tags.get(258) or (16,))
+        most = tags.get(281) or tags.get(341) or (0,)
+        most = max(most) if isinstance(most, tuple) else most
+        return bits if bits < 16 else int(most).bit_length() % 16
+    if data.startswith(b"\x89PNG"):
+        for name, start, stop in _chunks(data):
+            if name == b"sBIT":
+                return max(data[start + 8 : stop - 4][:3], default=0)
+            if name == b"IDAT":
+                break
+    return 0
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of the chunks of a PNG, as far as they are whole."""
+    start = 8
+    while start + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, start)
+        stop = start + 12 + length
+        if stop > len(data):
+            return
+        yield name, start, stop
+        start = stop
+
+
+def _is_long(name: bytes, body: bytes) -> bool:
+    """Whether a chunk of text or a profile is longer than Pillow takes."""
+    if name in {b"tEXt", b"iTXt"} and len(body) > _MOST_TEXT:
+        return True
+    if name in {b"zTXt", b"iCCP"}:
+        packed = body.partition(b"\0")[2][1:]
+    elif name == b"iTXt" and body.partition(b"\0")[2][:1] == b"\1":
+        packed = body.partition(b"\0")[2][2:].split(b"\0", 2)[-1]
+    else:
+        return False
+    try:
+        return len(zlib.decompressobj().decompress(packed, _MOST_TEXT + 1)) > _MOST_TEXT
+    except zlib.error:
+        return False
+
+
+def _of_kind(kind: str, error: Exception) -> str:
+    """Of a file that begins as one of a format that we read."""
+    why = " ".join(str(error).split())
+    if "nsupported" in why or "not supported" in why or "layers" in why:
+        return f"not supported: {kind} of this kind ({why}); convert it to JPEG or PNG"
+    return f"{kind} is damaged or cut short (it cannot be opened); copy or download it again"
+
+
+def _avif(data: bytes) -> str:
+    """An AVIF is refused for its size before it can be opened."""
+    place = data.find(b"ispe")
+    if 0 <= place <= len(data) - 16:
+        width, height = struct.unpack_from(">II", data, place + 8)
+        if width * height > 2**28:
+            return f"AVIF of {width} x {height} is more pixels than can be decoded; make it smaller"
+    return "AVIF is damaged or cut short, or of a kind that is not supported; copy it again or convert it to JPEG"
+
+
+def _tiff(data: bytes) -> str:
+    """What numbers a whole TIFF holds that Pillow cannot read; "" if it is not whole."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] in b"+\0" else 8])
+            file = io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+            if is_raw(tags, data):
+                return RAW
+            places, lengths = (tags.get(273) or tags[324]), (tags.get(279) or tags[325])
+            if max(place + length for place, length in zip(places, lengths, strict=True)) > len(data):
+                return ""
+            bits, samples = max(tags.get(258, (1,))), tags.get(277, 1)
+            kind = _SAMPLES.get(max(tags.get(339, (1,))), "numbers of an unusual kind")
+    except Exception:  # whatever a damaged directory makes of it
+        return ""
+    bands = f"{samples} band{'s' * (samples != 1)}"
+    return f"not supported: TIFF with {bands} of {bits}-bit {kind}; convert it to 8 or 16 bits, grey or RGB"
