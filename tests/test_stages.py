@@ -38,7 +38,7 @@ from template.train.stages import How, fit, repeat
 
 SIZE, CLASSES = 32, 3
 STAGES = (
-    Stage(unfreeze=0, epochs=3, learning_rate=2e-2),
+    Stage(unfreeze=0, epochs=3, learning_rate=5e-3),
     Stage(unfreeze=1, epochs=3, views=2, refresh=2),
     Stage(unfreeze="all", epochs=2),
 )
@@ -501,8 +501,33 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert same(first, again, atol=1e-6)
 
 
-def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pretrained, tmp_path):
+SCRATCH = Backbone(name="tiny", weights="none")
+
+
+def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(tmp_path, monkeypatch):
+    """With those of training, which lag behind and are of other weights, it would be worth little."""
+    stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2),)
+    monkeypatch.setattr(module, "choose", lambda losses, _: seen.extend(losses) or 1)  # the average
+    seen, looked, real = [], [], module.reestimate
+
+    def spy(network, batches):
+        stale = network.get_weights()
+        real(network, batches)
+        looked.append([np.abs(a - b).max() for a, b in zip(stale, network.get_weights(), strict=True)])
+
+    monkeypatch.setattr(module, "reestimate", spy)
+    first, state = train(SCRATCH, tmp_path, stages)
+    assert state.plan == [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
+    assert len(looked) == 2 and max(looked[1]) > 0.1, "halfway and the average, not what an epoch trained with"
+    again = fresh(SCRATCH)
+    repeat(again, [coloured(24, 0)], state.plan, how(SCRATCH, tmp_path, stages), tmp_path / "again")
+    assert len(looked) == 3 and same(first, again, atol=1e-5)
+    assert seen[1].mean() < np.log(CLASSES), "chosen by what it says with them"
+
+
+def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pretrained, tmp_path, monkeypatch):
     """A whole stage: what is kept is the moving average, and comes out the same."""
+    monkeypatch.setattr(module, "choose", lambda *_: 1)  # validation of so few images might prefer the best epoch
     head, ended = Head(dropout=0.0, l2=0.01), []
     steady = {"optimizer": "sgd", "learning_rate": 3.0, "schedule": "constant", "warmup": 0.0}
     stage = Stage(unfreeze=1, epochs=3, views=1, layer_decay=0.5, clip=0.1, l2=1e-3, **steady)
@@ -713,7 +738,7 @@ def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[fl
     before, best = [np.array(BEFORE)], [np.array(BEST)]
     held_out = Source(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels)
     validate = callbacks.Validate(state, held_out, monitor, 8)
-    kept = module._choose(network, validate, state, before, best)
+    kept = module._choose(network, validate, state, before, best, lambda: None)
     assert kept.pop("words")
     return float(network.weights[0]), kept, state
 

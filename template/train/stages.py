@@ -1,7 +1,8 @@
 """Fine-tuning as a list of stages: thaw, train, average, keep the best, thaw more."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .. import disk
 from ..config import Backbone, ConfigError, Head, Stage, Train
 from ..data.pipeline import Mixing, Source, shuffled_batches, shuffled_rows, spread, steps
 from ..model.build import boundary, depths, freeze
+from .batch_norm import reestimate
 from .callbacks import (
     Checkpoint,
     Guard,
@@ -138,7 +140,8 @@ def _fit_stage(
             network.set_weights(keep.weights)
             raise
     network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
-    chosen = _choose(network, validate, state, before, keep.weights)
+    settle = functools.partial(_settle, network, inputs, settings, state.epoch)
+    chosen = _choose(network, validate, state, before, keep.weights, settle)
     print(f"{title}: kept {chosen.pop('words')}")
     return {"start": state.start, **chosen, "drops": state.drops}
 
@@ -180,6 +183,8 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
                 _run_epochs(network, inputs, how.settings, epochs, mixing, after)
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
             network.set_weights(between(before, network.get_weights(), done["share"]))
+            if done["averaged"]:
+                _settle(network, inputs, how.settings, done["start"] + done["epochs"])
             saved = {}
         state.stage = number + 1
 
@@ -318,22 +323,44 @@ def _run_epochs(
     )
 
 
-def _choose(network: keras.Model, validate: Validate, state: State, before: list, best: list) -> dict:
-    """Leave in the network the weights that validation likes best of `candidates`, and say which."""
+def _settle(network: keras.Model, inputs: Source, settings: Train, epochs: int) -> None:
+    """Give the weights of a network, which no epoch has trained with, batch-norm statistics of their own.
+
+    Args:
+        network: after training; left as it is if its statistics are frozen.
+        inputs: of training; those of the last epoch are looked at.
+        settings: batch size, seed and sampling.
+        epochs: that are finished.
+    """
+    last, classes = range(epochs - 1, epochs), network.output_shape[-1]
+    batches = shuffled_batches(inputs, classes, settings.batch_size, settings.seed, last, None, settings.sampling)
+    reestimate(network, batches)
+
+
+def _choose(
+    network: keras.Model, validate: Validate, state: State, before: list, best: list, settle: Callable[[], None]
+) -> dict:
+    """Leave in the network the weights that validation likes best of `candidates`, and say which.
+
+    `settle` is done with those that no epoch has trained with, before they are looked at.
+    """
     tried = candidates(
         before,
         network.get_weights(),
         None if state.best_epoch is None else (state.best_epoch - state.start, best),
         state.epoch - state.start,
     )
-    logits = []
+    logits, weights = [], []
     for candidate in tried:
         network.set_weights(candidate.weights)
+        if candidate.averaged:
+            settle()
+        weights.append(network.get_weights())
         logits.append(validate.logits(network))
     losses = [picture_losses(each, validate.labels, validate.monitor) for each in logits]
     winner = choose(losses, [candidate.errors for candidate in tried])
     kept, found = tried[winner], scores(logits[winner], validate.labels)
-    network.set_weights(kept.weights)
+    network.set_weights(weights[winner])
     state.best, state.gain = found[validate.column], gain(losses[-1], losses[winner])
     before_it = scores(logits[-1], validate.labels)[validate.column]
     words = f"{kept.words}: {said(found, validate.column)} (before {before_it:.3f})"
