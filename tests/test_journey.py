@@ -1,0 +1,362 @@
+"""The README from top to bottom, as somebody walks it with photographs and a pretrained network of their own.
+
+Every command is called in order in one folder. What it answers is held against what the run itself wrote; and a command
+of the README that nobody walks here is an error.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import SCRIPTS, call, picture
+from PIL import Image
+from scipy.special import softmax
+
+from template import device
+from template.evaluate.predictions import Predictions
+from template.model.backbones import BACKBONES
+from template.train import baselines, probe
+
+README = SCRIPTS.parent / "README.md"
+OPTION = re.compile(r"(?<=\s)--[a-z][\w.-]*")
+CLASSES = ("across", "disc", "upright")
+
+
+def photographs(root: Path, each: int, size: int = 48) -> Path:
+    """Class folders of JPEG files, a third wider than high, so that their crop is not all of them."""
+    rng = np.random.default_rng(8)
+    for kind in CLASSES:
+        (root / kind).mkdir(parents=True)
+        for number in range(each):
+            Image.fromarray(picture(kind, rng, size)[: 3 * size // 4]).save(root / kind / f"{number:02d}.jpg")
+    return root
+
+
+def pretrained(name: str, folder: Path, size: int, **how) -> Path:
+    """A file of weights as a pretrained network has them; random ones, so that nothing is downloaded.
+
+    The statistics of batch normalisation are those of noise: with those of a fresh network, its activations fade away.
+    """
+    builder = getattr(keras.applications, BACKBONES[name].build.__name__, keras.applications.EfficientNetB0)
+    network = builder(include_top=False, weights=None, input_shape=(size, size, 3), **how)
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in norms:
+        layer.momentum = 0.0
+    if norms:
+        network(np.random.default_rng(1).normal(size=(32, size, size, 3)).astype(np.float32), training=True)
+    network.save_weights(folder / f"{name}.weights.h5")
+    return folder / f"{name}.weights.h5"
+
+
+@dataclass
+class Journey:
+    """A folder in which commands are called, and what they answered."""
+
+    home: Path
+    walked: list[tuple[str, set[str]]] = field(default_factory=list)
+    """Script and options of each command."""
+
+    def walk(self, script: str, *arguments, **how) -> str:
+        """Call a script with success, and give what it printed."""
+        code, said = self.end(script, *arguments, **how)
+        assert code == 0, f"{script}: {code}\n{said}"
+        return said
+
+    def end(self, script: str, *arguments, here: str = ".", **how) -> tuple[int | str | None, str]:
+        """Call a script that may end with another exit code."""
+        line = [str(argument).partition("=")[0] for argument in arguments]
+        self.walked.append((script, {part for part in line if part.startswith("--")}))
+        with contextlib.chdir(self.home / here):
+            return call(script, *arguments, **how)
+
+    def train(self, *arguments, **how) -> tuple[Path, str]:
+        """Call train.py, and give the new run's folder and what was printed."""
+        before = set(self.home.glob("runs/*"))
+        said = self.walk("train", *arguments, **how)
+        (folder,) = set(self.home.glob("runs/*")) - before
+        return folder, said
+
+
+def on_the_test_part(journey: Journey, run: Path, photos: Path) -> None:
+    """What predict.py and evaluate.py say of the test pictures is what the run's report says of them."""
+    said, metrics = Predictions.load(run / "predictions.npz"), json.loads((run / "metrics.json").read_text())
+    others = journey.home / "other_photos"
+    shutil.rmtree(others, ignore_errors=True)
+    for name in map(str, said.ids):
+        (others / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / name, others / name)
+    out = journey.home / "predictions.csv"
+    count = len(said.class_names)
+    journey.walk("predict", "--run", run, *(photos / name for name in said.ids), "--out", out, "--top-k", count)
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(photos / name) for name in said.ids]
+    given = [{row[f"class_{k}"]: float(row[f"probability_{k}"]) for k in range(1, count + 1)} for row in rows]
+    temperature = json.loads((run / "calibration.json").read_text())["temperature"]
+    expected = softmax(said.logits.astype(float) / temperature, axis=1)
+    np.testing.assert_allclose([[row[name] for name in said.class_names] for row in given], expected, atol=1e-5)
+    journey.walk("evaluate", "--run", run, "--path", "other_photos")
+    (scores,) = run.glob("evaluation-*other_photos*/metrics.json")
+    again = json.loads(scores.read_text())
+    assert again["images"] == metrics["test"]["images"] == len(said.ids)
+    assert again["accuracy"] == metrics["test"]["accuracy"]
+
+
+def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
+    """One readable picture for each that is explained."""
+    shutil.rmtree(journey.home / "heat", ignore_errors=True)
+    journey.walk("explain", "--run", run, *inputs)
+    drawn = sorted((journey.home / "heat").iterdir())
+    for file in drawn:
+        with Image.open(file) as image:
+            image.load()
+            assert image.format == "PNG" and image.width == 2 * image.height
+            assert np.ptp(np.asarray(image)[:, : image.height].astype(int)) > 50, "the picture, and not an empty square"
+    return drawn
+
+
+# The README
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurry():
+    """Less of what takes long and is tested elsewhere: strengths of the regression, steps of a baseline."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
+        patched.setattr(baselines, "STEPS", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory) -> Journey:
+    home = tmp_path_factory.mktemp("journey")
+    photographs(home / "photos", each=13)
+    pretrained("mobilenet", home, 32, alpha=0.25)
+    return Journey(home)
+
+
+SETTINGS = (
+    "--data.path=photos", "--data.image_size=32", "--backbone.name=mobilenet", "--backbone.alpha=0.25",
+    "--backbone.weights=mobilenet.weights.h5", "--train.batch_size=16", "--stages.0.unfreeze=1", "--stages.0.epochs=2",
+    "--data.test_fraction=0.25", "--head.levels=1",
+)  # fmt: skip
+QUICK = (*SETTINGS, "--evaluate.magnify=false")
+"""Where what `auto` chooses is not what is looked at."""
+
+
+@pytest.fixture(scope="module")
+def run(journey) -> Path:
+    """A run that was interrupted in its second epoch, and resumed from another folder."""
+    code, said = journey.end("train", *SETTINGS, until=r"epoch +2/")
+    assert code == 130, said
+    resume = re.search(r"train.py --resume (\S+)", said)[1]
+    (journey.home / "elsewhere").mkdir()
+    said = journey.walk("train", "--resume", journey.home / resume, here="elsewhere")
+    assert list((journey.home / "elsewhere").iterdir()) == [], "pictures, weights and cache are where they were"
+    assert not re.search(r"epoch +1/2", said), "that was done"
+    (journey.home / "said.txt").write_text(said)
+    (folder,) = journey.home.glob("runs/*")
+    assert (folder / "report.html").is_file() and "test accuracy" in said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(journey, run) -> Path:
+    """The same with another seed, on a machine with a GPU that TensorFlow does not see."""
+    (journey.home / "dev").mkdir()
+    (journey.home / "dev" / "nvidia0").touch()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(device, "DEV", journey.home / "dev")
+        patched.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        folder, said = journey.train(*QUICK, "--train.seed=1")
+    assert re.search(r"warning: there is an NVIDIA GPU .*pip install", said)
+    return folder
+
+
+def test_the_machine_is_ready(journey):
+    assert "FAIL" not in journey.walk("doctor")
+
+
+def test_the_audit_finds_nothing_wrong_with_good_photographs(journey):
+    assert "MEND" not in journey.walk("audit", "photos", "--out", "audit")
+    assert "photos" in (journey.home / "audit" / "audit.html").read_text(encoding="utf-8")
+
+
+def test_the_preflight_checks_everything_and_says_how_long(journey):
+    said = journey.walk("preflight", *QUICK)
+    checks = json.loads((journey.home / "preflight" / "preflight.json").read_text())["checks"]
+    assert len(checks) == 11 and "seconds of the whole run, about" in said
+
+
+def test_what_enters_the_network_is_drawn(journey):
+    journey.walk("show", *SETTINGS)
+    with Image.open(journey.home / "show.png") as image:
+        assert image.height > 3 * 32
+
+
+def test_a_learning_rate_is_suggested_from_a_picture(journey):
+    code, said = journey.end("find_lr", *QUICK)
+    assert (code == 0) == ("suggested: --stages.0.learning_rate=" in said)
+    with Image.open(journey.home / "find_lr.png") as image:
+        image.load()
+
+
+def test_a_run_says_what_it_was_computed_on(run):
+    said = json.loads((run / "run.json").read_text())["device"]
+    assert said == device.describe("float32")
+    assert f"device: {device.sentence(said)}\n" in (run.parent.parent / "said.txt").read_text()
+
+
+def test_a_resumed_run_has_all_its_epochs(run):
+    with (run / "history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_predictions_and_scores_of_the_test_part_are_those_of_the_report(journey, run):
+    on_the_test_part(journey, run, journey.home / "photos")
+
+
+def test_odd_files_are_classified_or_named_with_a_reason(journey, run):
+    folder = journey.home / "folder"
+    folder.mkdir()
+    good = journey.home / "photos" / "disc" / "00.jpg"
+    for name in ("good.jpg", ".hidden.jpg", "no ending"):
+        shutil.copy(good, folder / name)
+    (folder / "half.jpg").write_bytes(good.read_bytes()[:300])
+    (folder / "notes.jpg").write_text("not a picture")
+    _, said = journey.end("predict", "--run", run, good, folder, folder / ".hidden.jpg")
+    rows = {Path(row["path"]).name: row for row in csv.DictReader(said.splitlines())}
+    assert {"00.jpg", "good.jpg", "half.jpg", "notes.jpg", ".hidden.jpg"} <= set(rows)
+    for name in ("half.jpg", "notes.jpg"):
+        assert rows[name]["problem"] and not rows[name]["class_1"]
+    for name in ("good.jpg", ".hidden.jpg"):
+        assert {**rows[name], "path": ""} == {**rows["00.jpg"], "path": ""}
+
+
+def test_one_picture_of_the_evidence_for_each_photograph(journey, run):
+    assert len(explained(journey, run, journey.home / "photos" / "disc" / "00.jpg")) == 1
+    assert len(explained(journey, run, journey.home / "photos" / "upright", "--occlusion")) == 13
+
+
+def test_a_run_is_no_better_than_itself_and_is_held_against_another(journey, run, other):
+    assert "no real difference" in journey.walk("compare", run, run)
+    said, test = journey.walk("compare", run, other), Predictions.load(run / "predictions.npz")
+    assert f"{len(test.ids)} pictures" in said and str(other) in said
+
+
+def test_two_runs_are_diagnosed(journey, run, other):
+    verdict = json.loads((run / "metrics.json").read_text())["diagnosis"]["verdict"]
+    said = journey.walk("diagnose", "--run", run, other)
+    assert verdict in said and "2 runs, on average of two" in said
+
+
+def test_a_person_names_a_picture_and_is_compared(journey, run, monkeypatch):
+    from http.server import ThreadingHTTPServer
+
+    serve = ThreadingHTTPServer.serve_forever
+
+    def answer(server) -> None:
+        address, test = f"http://127.0.0.1:{server.server_address[1]}", Predictions.load(run / "predictions.npz")
+        names = dict(zip(map(str, test.ids), test.labels, strict=True))
+        with urllib.request.urlopen(f"{address}/picture/0") as shown:
+            assert shown.status == 200
+        said = {"row": 0, "said": test.class_names[names[str(server.questions.examples.ids[0])]]}
+        request = urllib.request.Request(
+            f"{address}/answers", json.dumps(said).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answered:
+            assert answered.status == 200
+
+    def until_ctrl_c(server) -> None:
+        thread = threading.Thread(target=serve, args=(server, 0.05))
+        thread.start()
+        answer(server)
+        server.shutdown()
+        thread.join()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", until_ctrl_c)
+    said = journey.walk("annotate", "--run", run, "--count", 3, "--port", 0)
+    assert "1 pictures named" in said and "you          100.0 %" in said
+    assert len(json.loads((run / "human.json").read_text())) == 1
+
+
+def test_a_row_of_the_benchmark_is_repeated(journey):
+    size = ("--seeds", 1, "--methods", "probe", "--size", 32)
+    said = journey.walk("benchmark", *QUICK, "--per-class", 6, *size)
+    assert re.search(r"^probe +0\.\d", said, re.MULTILINE)
+    assert {row["tested"] for row in json.loads((journey.home / "benchmark.json").read_text())} == {3 * 7}
+
+
+def test_help_is_shown(journey):
+    assert "--data.path" in journey.walk("train", "--help")
+
+
+def test_every_command_of_the_readme_was_walked(journey):
+    """Each script that the README names, and each option that it gives to one: with a value, any value will do."""
+    text = README.read_text(encoding="utf-8")
+    walked = {script: set() for script, _ in journey.walked}
+    for script, options in journey.walked:
+        walked[script] |= options
+    for script in re.findall(r"scripts/(\w+)\.py", text):
+        assert script in walked, f"scripts/{script}.py stands in the README, and nobody walks it here"
+    for script, rest in re.findall(r"scripts/(\w+)\.py([^`\n#]*)", text):
+        left = set(OPTION.findall(rest)) - walked[script]
+        assert not left, f"the README calls scripts/{script}.py with {left}, and nobody does here"
+
+
+# The slow lane: a shorter way, with one network of every family
+
+
+FAMILIES = ("vgg16", "resnet50", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0", "convnexttiny", "tiny")
+
+
+def shorter(journey: Journey, run: Path) -> None:
+    """Predict, evaluate and explain."""
+    photos = journey.home / "photos"
+    on_the_test_part(journey, run, photos)
+    assert len(explained(journey, run, next(photos.rglob("*.jpg")))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_run_says_is_the_same_when_it_is_loaded(name, tmp_path):
+    photographs(tmp_path / "photos", each=10)
+    weights = "none" if name == "tiny" else pretrained(name, tmp_path, 32)
+    journey = Journey(tmp_path)
+    run, _ = journey.train(
+        "--data.path=photos", "--data.image_size=32", "--data.test_fraction=0.3", f"--backbone.name={name}",
+        f"--backbone.weights={weights}", "--stages.0.unfreeze=1", "--stages.0.epochs=1", "--stages.1.unfreeze=all",
+        "--stages.1.epochs=1", "--stages.1.learning_rate=1e-4", "--train.batch_size=16",
+    )  # fmt: skip
+    shorter(journey, run)
+
+
+@pytest.mark.slow
+def test_real_weights_see_photographs_of_flowers_as_the_report_says(shared, tmp_path):
+    for kind in sorted((shared / "data" / "flowers").iterdir()):
+        (tmp_path / "photos" / kind.name).mkdir(parents=True)
+        for file in sorted(kind.iterdir())[:20]:
+            shutil.copy(file, tmp_path / "photos" / kind.name)
+    journey = Journey(tmp_path)
+    line = [sys.executable, SCRIPTS / "train.py", "--data.path=photos", "--data.image_size=96"]
+    line += ["--backbone.name=mobilenet", "--backbone.alpha=0.75", "--data.test_fraction=0.3"]
+    line += ["--stages.0.unfreeze=1", "--stages.0.epochs=2", "--stages.0.learning_rate=3e-4"]
+    environment = os.environ | {"KERAS_HOME": str(shared / "keras_home")}  # which Keras reads when it is imported
+    subprocess.run(line, cwd=tmp_path, env=environment, check=True)
+    (run,) = (tmp_path / "runs").iterdir()
+    shorter(journey, run)
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    assert test["accuracy"]["value"] > 2 * test["majority"], "it learned"
