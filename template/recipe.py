@@ -23,6 +23,7 @@ from .data.split import clusters, split, to_csv
 from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
+from .model.layers import bare
 from .publish import Trained, publish
 from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
@@ -90,7 +91,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
 
     def said(name: str) -> Predictions:
         with clock("evaluation"):
-            return say(model, examples, see(config.data), part[name], config)
+            return say(bare(model), examples, see(config.data), part[name], config)
 
     with clock("probe"):
         prepare(config.train)
@@ -119,7 +120,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
             if probes(config):
                 fit_head(model, base, config, [train, val], store)
             repeat(model, [augmented("train"), augmented("val")], state.plan, how, folder)
-    save_model(model, folder)
+    model = save_model(model, folder)  # from here on that is measured which will be used
     all_said["test"] = said("test")
     with clock("diagnosis"):
         learned = known(model, train, config.train.batch_size)

@@ -13,8 +13,9 @@ import pytest
 from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
-from template.model.backbones import BACKBONES, block_numbers, build_backbone, renormalise, tiny
+from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
 from template.model.build import attach, boundary, build, freeze, levels, lowest_block
+from template.model.layers import StochasticDepth, bare, renormalise
 from template.train.features import cut
 
 SIZE = 64
@@ -139,7 +140,7 @@ def built(request, pixels) -> Built:
 def saved(built, tmp_path_factory):
     """The model in a file, as a run saves it; removed afterwards, because they are large."""
     path = tmp_path_factory.mktemp("saved") / "model.keras"
-    built.model.save(path)
+    bare(built.model).save(path)
     yield path
     path.unlink()
 
@@ -166,7 +167,7 @@ def test_is_flat_and_has_no_code_of_its_own_to_load(built):
     nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     # ConvNeXt's stem and reductions are pairs of layers inside Keras; no block boundary lies within one.
     assert all(built.settings.name == "convnexttiny" and isinstance(layer, keras.Sequential) for layer in nested)
-    for layer in model._flatten_layers():
+    for layer in bare(model)._flatten_layers():  # which is what is saved
         assert not isinstance(layer, keras.layers.Lambda)
         assert type(layer).__module__.startswith("keras."), f"{layer.name} would have to be registered to be loaded"
 
@@ -277,6 +278,56 @@ def test_cut_at_any_block_the_two_parts_are_the_whole(built):
         np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), built.logits, atol=1e-4, rtol=0)
         # Nothing of the tail is in the bottom: what is cached below a boundary does not change while the tail trains.
         assert not {id(weight) for weight in bottom.weights} & {id(weight) for weight in tail.weights}
+
+
+@pytest.mark.parametrize("weights", ["none", "a file"])
+def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built, weights):
+    """Whether a stage passes images through the frozen blocks, or finds their activations in the store."""
+    model, settings = built.model, dataclasses.replace(built.settings, weights=weights)
+    before = [np.asarray(weight) for weight in model.weights]
+    for unfreeze in (0, 1, BACKBONES[settings.name].blocks // 2, BACKBONES[settings.name].blocks):
+        freeze(model, settings, unfreeze)
+        bottom, _ = cut(model, boundary(model, settings, Head(), unfreeze))
+        stored, passed = (np.asarray(bottom(built.pixels, training=training)) for training in (False, True))
+        np.testing.assert_array_equal(passed, stored, err_msg=f"{settings.name}, {unfreeze} unfrozen")
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value, err_msg=f"{weight.path} moved")
+
+
+def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
+    model = build(Backbone(), Head(dropout=0.0), SIZE, [1, 1])  # its ImageNet weights, as far as it knows
+    drops = [layer for layer in model.layers if isinstance(layer, StochasticDepth)]
+    assert len(drops) == 9 and max(layer.rate for layer in drops) == pytest.approx(0.2 * 14 / 16)
+    assert not any(type(layer) is keras.layers.Dropout for layer in model.layers if layer.name != "head_dropout")
+    freeze(model, Backbone(), 2)
+    assert {layer.name[5] for layer in drops if layer.trainable} == {"6", "7"} & {layer.name[5] for layer in drops}
+
+
+EXACT = ("tiny", "mobilenet", "efficientnetb0")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in EXACT)) for n in BACKBONES])
+def test_in_mixed_precision_images_are_prepared_in_float32(name):
+    """bfloat16 has no odd numbers above 256, and a mean subtracted in it is another mean."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        backbone = build_backbone(Backbone(name=name, weights="none"), SIZE)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    kinds = (keras.layers.Conv2D, keras.Sequential)  # ConvNeXt's first convolution is in a pair of layers
+    stem = next(number for number, layer in enumerate(backbone.layers) if isinstance(layer, kinds))
+    assert backbone.inputs[0].dtype == "float32"
+    assert {layer.compute_dtype for layer in backbone.layers[1:stem]} <= {"float32"}  # the first computes nothing
+    assert backbone.layers[stem].compute_dtype == "bfloat16" == backbone.outputs[0].dtype
+    served = bare(backbone)
+    assert {layer.compute_dtype for layer in served._flatten_layers()} == {"float32"}
+    assert served.outputs[0].dtype == "float32"
+    images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
+    exact = build_backbone(Backbone(name=name, weights="none"), SIZE)
+    exact.set_weights(served.get_weights())
+    renormalise(exact)
+    exact = keras.Model(exact.inputs[0], exact.outputs[0])
+    np.testing.assert_allclose(run(served, images), run(exact, images), rtol=1e-5, atol=1e-5)
 
 
 def test_the_boundary_of_the_head_and_of_all(built):

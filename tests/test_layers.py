@@ -13,9 +13,9 @@ from scipy.ndimage import binary_opening
 from template import runs
 from template.config import RESIDUAL, Backbone, Config, Data, Head, to_toml
 from template.deploy.predictor import load_run, save_model
-from template.model.backbones import BACKBONES, block_numbers, build_backbone, dropping, renormalise
+from template.model.backbones import BACKBONES, block_numbers, build_backbone, finished
 from template.model.build import boundary, build, freeze
-from template.model.layers import DropBlock, DropConnect, StochasticDepth, bare
+from template.model.layers import DropBlock, DropConnect, StochasticDepth, bare, renormalise
 from template.train.callbacks import Ramp
 from template.train.features import cut
 
@@ -143,7 +143,7 @@ def pair(request) -> tuple[str, keras.Model, keras.Model]:
     for weight in plain.weights:  # those of a layer that took another's would show
         weight.assign(np.asarray(weight) + rng.uniform(0, 0.1, weight.shape))
     renormalise(plain)
-    return request.param, plain, dropping(plain, 0.9)
+    return request.param, plain, finished(plain, 0.9)
 
 
 def test_the_branch_is_dropped_and_never_the_shortcut_the_deepest_most(pair):
@@ -241,7 +241,7 @@ def test_frozen_blocks_drop_nothing_though_training_passes_through_them(pixels):
 
 def test_off_there_is_no_layer_of_ours_and_nothing_to_take_off():
     model = build(TINY, Head(), SIZE, [1, 1])
-    assert bare(model) is model
+    assert all(one is other for one, other in zip(bare(model).layers, model.layers, strict=True))
     assert not any(type(layer).__module__.startswith("template") for layer in model.layers)
     others = [layer.name for layer in build(DEEP, ALL, SIZE, [1, 1]).layers]
     assert sum(name.startswith("pool_drop") or name.endswith("add_drop") for name in others) == 2 + 3

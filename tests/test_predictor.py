@@ -2,11 +2,15 @@
 
 import dataclasses
 import hashlib
+import io
 import json
+import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -17,9 +21,10 @@ from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
 from template.data.examples import DataError
 from template.deploy.predictor import load_run, save_model
 from template.model.backbones import BACKBONES, build_backbone, standardise
-from template.model.build import build
+from template.model.build import build, depths
 from template.train.losses import training_loss
 from template.train.optimizers import optimizer, schedule
+from template.train.penalties import penalise
 from template.train.stages import compile_for
 
 SIZE = 32
@@ -145,6 +150,77 @@ def test_a_run_of_the_first_version_is_read(tmp_path, images, precision):
     saved = {"file": disk.sha256(tmp_path / "model.keras"), "weights": digest.hexdigest()}
     runs.write_json(tmp_path / "model.json", saved)
     np.testing.assert_array_equal(run(load_run(tmp_path)[2], images), run(model, images))
+
+
+# Without our code
+
+SAVED = {
+    "weights-step-drops": {
+        "train": {"class_weights": "balanced"}, "stage": {"schedule": "step"}, "backbone": {"stochastic_depth": 0.1},
+        "head": {"drop_block": 0.1, "drop_connect": 0.1, "noise": 0.1},
+    },
+    "focal-exponential-prelu": {
+        "train": {"loss": "focal"}, "stage": {"schedule": "exponential"},
+        "head": {"hidden": 4, "activation": "prelu", "pooling": "both"},
+    },
+    "adjusted-plateau-maxout": {
+        "train": {"logit_adjustment": 1.0}, "stage": {"schedule": "plateau"},
+        "head": {"hidden": 4, "activation": "maxout", "drop_connect": 0.1},
+    },
+    "smoothed-accumulated-penalised-levels": {
+        "train": {"label_smoothing": 0.1, "accumulate": 2},
+        "stage": {"layer_decay": 0.9, "clip": 1.0, "l2": 0.1, "l2_sp": 0.1},
+        "head": {"l2": 0.1, "max_norm": 1.0, "levels": 3, "root": True, "pooling": "max"},
+    },
+    "mixed": {
+        "train": {"precision": "mixed_float16", "class_weights": "balanced"},
+        "head": {"levels": 2, "root": True, "drop_block": 0.1},
+    },
+}  # fmt: skip
+
+ELSEWHERE = """
+import sys
+sys.modules["template"] = None
+import keras, numpy as np
+for file in sys.argv[2:]:
+    model = keras.saving.load_model(file)
+    assert not model.compiled and not hasattr(model, "optimizer"), file
+    assert all(layer.compute_dtype == "float32" for layer in model._flatten_layers()), file
+    np.save(file + ".npy", model.predict(np.load(sys.argv[1]), verbose=0))
+"""
+
+
+def test_a_saved_run_is_an_inference_model_that_needs_no_code_of_ours(tmp_path, images):
+    np.save(tmp_path / "images.npy", images)
+    expected = {}
+    for name, how in SAVED.items():
+        backbone = Backbone(name="tiny", weights="none", **how.get("backbone", {}))
+        stage, settings = Stage(unfreeze="all", **how.get("stage", {})), Train(**how.get("train", {}))
+        keras.config.set_dtype_policy(settings.precision)
+        try:
+            model = build(backbone, Head(**how.get("head", {})), SIZE, [1, 2, 3])
+            penalise(model, stage, depths(model, backbone), [np.asarray(v) for v in model.variables])
+            made = optimizer(stage, schedule(stage, 10), True, settings.accumulate)
+            compile_for(model, made, training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c")))
+        finally:
+            keras.config.set_dtype_policy("float32")
+        (tmp_path / name).mkdir()
+        served = save_model(model, tmp_path / name)
+        folder_of(backbone, Head(**how.get("head", {})), tmp_path / name)
+        expected[name] = run(served, images)
+        load_run(tmp_path / name)
+        close = 1e-5 if settings.precision == "float32" else 0.1
+        np.testing.assert_allclose(expected[name], run(model, images), atol=close, rtol=close, err_msg=name)
+        assert model.compiled, "the model itself goes on training"
+    files = [tmp_path / name / "model.keras" for name in SAVED]
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", ELSEWHERE, "images.npy", *files], check=True, cwd=tmp_path, env=clean)
+    for name, logits in expected.items():
+        np.testing.assert_allclose(np.load(tmp_path / name / "model.keras.npy"), logits, atol=1e-5, err_msg=name)
+        with zipfile.ZipFile(tmp_path / name / "model.keras") as archive:
+            assert b"template" not in archive.read("config.json")
+            with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
+                assert list(weights) == ["layers", "vars"], "no optimizer"
 
 
 # Files of somebody else's

@@ -35,15 +35,19 @@ KNOWN = frozenset({
 """Classes of Keras that a run's model.keras may name; none of them executes or reads what is written in the file."""
 
 
-def save_model(model: keras.Model, folder: Path) -> None:
+def save_model(model: keras.Model, folder: Path) -> keras.Model:
     """Write model.keras, and into model.json the digests by which `load_run` knows file and weights again.
 
-    The file holds the network as it is at inference: Keras loads it anywhere, without code of ours.
+    The file holds the network as it is at inference, in float32: Keras loads it anywhere, without code of ours.
+
+    Returns:
+        The model in the file. What is measured should be this one: another precision gives other answers.
     """
     model = bare(model)
     with runs.replacing(folder / "model.keras") as file:
         model.save(file)
     runs.write_json(folder / "model.json", {"file": disk.sha256(folder / "model.keras"), "weights": _digest(model)})
+    return model
 
 
 def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:

@@ -21,7 +21,7 @@ import numpy as np
 from keras import KerasTensor, layers, ops
 
 from ..config import Backbone, ConfigError
-from .layers import StochasticDepth
+from .layers import StochasticDepth, take_weights
 
 
 class WeightsError(RuntimeError):
@@ -72,13 +72,6 @@ def _set(layer: layers.Normalization, mean: np.ndarray, variance: np.ndarray) ->
     layer.adapt_mean.assign(mean)
     layer.adapt_variance.assign(variance)
     layer.finalize_state()
-
-
-def renormalise(network: keras.Model) -> None:
-    """Let Normalization layers use the weights they have been given; they would go on with those from before."""
-    for layer in network.layers:
-        if isinstance(layer, layers.Normalization):
-            layer.finalize_state()
 
 
 @dataclass(frozen=True)
@@ -206,20 +199,32 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
-    return dropping(backbone, settings.stochastic_depth) if settings.stochastic_depth else backbone
+    return finished(backbone, settings.stochastic_depth)
 
 
-def dropping(network: keras.Model, rate: float) -> keras.Model:
-    """A copy of a residual network, with the same weights, that drops branches in training.
+def finished(network: keras.Model, rate: float = 0.0) -> keras.Model:
+    """A copy of a network, with the same weights, that trains as we want it; the network itself if it does.
 
-    Huang et al. 2016, "Deep networks with stochastic depth", with its linear rule: of L branches, the l-th from below
-    is dropped with the chance rate * l / L, for each picture anew, and scaled up where it is not.
+    Pixels are float32 up to the first layer that learns, in mixed precision too: bfloat16 has fewer values than they.
+    Branches that the network drops in training are dropped by layers that do not while they are frozen. With a rate,
+    those of a residual network are dropped that it has not dropped itself: Huang et al. 2016, "Deep networks with
+    stochastic depth", with its linear rule: of L branches, the l-th from below is dropped with the chance rate * l / L,
+    for each picture anew, and scaled up where it is not.
 
     Args:
-        network: each of its Add layers takes the shortcut and the branch, in this order.
+        network: with a rate, each of its Add layers takes the shortcut and the branch, in this order.
         rate: in [0, 1).
     """
-    adds = [layer.name for layer in network.layers if isinstance(layer, layers.Add)]
+    stem = next(i for i, x in enumerate(network.layers) if x.weights and not isinstance(x, layers.Normalization))
+    prepare = network.layers[1:stem]  # 0 is the input
+    adds = [layer.name for layer in network.layers if isinstance(layer, layers.Add)] if rate else []
+    drops = any(isinstance(layer, layers.Dropout) for layer in network.layers)
+    if not adds and not drops and all(layer.compute_dtype == "float32" for layer in prepare):
+        return network
+
+    def clone(layer: layers.Layer) -> layers.Layer:
+        kind = StochasticDepth if isinstance(layer, layers.Dropout) else type(layer)
+        return kind.from_config(layer.get_config() | ({"dtype": "float32"} if layer in prepare else {}))
 
     def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
         if layer.name not in adds:
@@ -229,10 +234,8 @@ def dropping(network: keras.Model, rate: float) -> keras.Model:
         drop = StochasticDepth(chance, noise_shape=(None, 1, 1, 1), name=f"{layer.name}_drop")
         return layer([shortcut, drop(branch)], **kwargs)
 
-    copy = keras.models.clone_model(network, call_function=call)
-    for layer in network.layers:  # by name: in the copy their order is another
-        copy.get_layer(layer.name).set_weights(layer.get_weights())
-    renormalise(copy)
+    copy = keras.models.clone_model(network, clone_function=clone, call_function=call)
+    take_weights(copy, network)
     return copy
 
 

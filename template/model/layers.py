@@ -1,5 +1,7 @@
 """Layers of the dropout family that Keras has none of. They are for training only: a saved model goes without."""
 
+from typing import Any
+
 import keras
 from keras import KerasTensor, layers, ops
 
@@ -89,28 +91,51 @@ class StochasticDepth(layers.Dropout):
 
 
 def bare(model: keras.Model) -> keras.Model:
-    """A model without the layers of this module, as it is at inference: to be saved, and loaded without our code.
+    """A model as it is at inference: to be measured, saved, and loaded without our code.
 
-    It shares all other layers with the model. Without them its layers also have the order, by which Keras knows the
-    weights in a file, that they have in a network that was built without.
+    Without optimizer, loss and the layers of this module, and float32 throughout, as its weights are in mixed
+    precision too. Without those layers the others also have the order, by which Keras knows the weights in a file, that
+    they have in a network that was built without. It shares its layers with the model, if none has to be another.
     """
+    graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # Keras would compile a copy too
+    kinds = (DropBlock, DropConnect, StochasticDepth)
+    if not any(isinstance(layer, kinds) or layer.compute_dtype != "float32" for layer in graph.layers[1:]):
+        return graph
 
     def clone(layer: layers.Layer) -> layers.Layer:
-        if not isinstance(layer, DropConnect):
-            return layer
-        config = layer.get_config()
-        del config["rate"]
-        return layers.Dense.from_config(config)
+        config, kind = _in_float32(layer.get_config()), type(layer)
+        if kind is DropConnect:
+            kind = layers.Dense
+            del config["rate"]
+        return kind.from_config(config)
 
     def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
         return args[0] if isinstance(layer, (DropBlock, StochasticDepth)) else layer(*args, **kwargs)
 
-    kinds = (DropBlock, DropConnect, StochasticDepth)
-    if not any(isinstance(layer, kinds) for layer in model.layers):
-        return model
-    graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # Keras would compile a copy too
     plain = keras.models.clone_model(graph, clone_function=clone, call_function=call)
-    for layer in model.layers:
-        if isinstance(layer, DropConnect):
-            plain.get_layer(layer.name).set_weights(layer.get_weights())
+    take_weights(plain, graph)
     return plain
+
+
+def _in_float32(config: Any) -> Any:
+    """A configuration in which all layers, those within layers included, compute in float32."""
+    if isinstance(config, list):
+        return [_in_float32(part) for part in config]
+    if isinstance(config, dict):
+        return {key: "float32" if key == "dtype" else _in_float32(value) for key, value in config.items()}
+    return config
+
+
+def take_weights(copy: keras.Model, network: keras.Model) -> None:
+    """Give a copy of a network that lacks layers without weights, or has more of them, its weights, by name."""
+    for layer in copy.layers:
+        if layer.weights:
+            layer.set_weights(network.get_layer(layer.name).get_weights())
+    renormalise(copy)
+
+
+def renormalise(network: keras.Model) -> None:
+    """Let Normalization layers use the weights they have been given; they would go on with those from before."""
+    for layer in network.layers:
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()

@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter1d
 
 from ..config import Stage, Train
 from ..data.pipeline import Source, shuffled_batches, steps
-from ..model.backbones import renormalise
+from ..model.layers import renormalise
 from .optimizers import optimizer, slow_down
 from .stages import mixing_of
 
