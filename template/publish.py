@@ -17,7 +17,7 @@ from .data.images import dimensions
 from .data.pipeline import evenly
 from .data.rows import Rows
 from .deploy.explain import figures
-from .evaluate import failures, metrics, plots, report
+from .evaluate import failures, fonts, metrics, plots, report
 from .evaluate.calibration import calibrate
 from .evaluate.diagnosis import diagnose, promise
 from .evaluate.intervals import proportion
@@ -128,7 +128,8 @@ def _drawn(state: State, curve: dict[str, Any] | None, val: Predictions, folder:
         drawn["learning_curves"] = plots.learning_curves(state.history)
         watched = val.take(evenly(len(val.ids), WATCHED))
         labels = [watched.class_names[label] for label in watched.labels]
-        drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.watched), labels)
+        shown = [fonts.drawable(watched.class_names)[label] for label in watched.labels]
+        drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.watched), shown)
         rows = [[None if math.isnan(share) else share for share in row] for row in state.watched]
         table = {"ids": watched.ids.tolist(), "labels": labels, "probability_of_label": rows}
         runs.write_json(folder / "prediction_dynamics.json", table)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from .. import runs
+from . import fonts
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -26,11 +27,14 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count) if count else "·", ha="center", va="center", color=colour)
-    short = [_short(name, 20) for name in class_names]
+    short = [_short(name, 20) for name in fonts.drawable(class_names)]
+    written = {"parse_math": False, "family": fonts.families(short)}  # a $ in a name starts no formula
     turned = {"rotation": 45 if max(map(len, short)) > 3 else 0, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(n), short, parse_math=False, **turned)  # a $ in a name starts no formula
-    axes.set_yticks(range(n), short, parse_math=False)
+    axes.set_xticks(range(n), short, **written, **turned)
+    axes.set_yticks(range(n), short, **written)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} right")
+    if fonts.numbered(class_names):
+        axes.set_xlabel("predicted (#0 is the first class in classes.json: no font here has its letters)", wrap=True)
     return figure
 
 
@@ -104,15 +108,17 @@ def learning_curve(curve: dict[str, Any]) -> Figure:
 
 
 def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Draw the probability of its own label by epoch, [epochs, pictures], one picture a row, the hardest on top."""
+    """Draw the probability of its own label by epoch, [epochs, pictures], one picture a row, the hardest on top.
+
+    Labels must be `fonts.drawable`.
+    """
     order = np.argsort(np.nanmean(watched, axis=0), kind="stable")
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     edges = np.arange(len(watched) + 1) + 0.5
     mesh = axes.pcolormesh(edges, np.arange(len(order) + 1), watched.T[order], cmap="RdYlBu", vmin=0, vmax=1)
-    axes.set_yticks(
-        np.arange(len(order)) + 0.5, [_short(labels[row], 14) for row in order], fontsize=5, parse_math=False
-    )
+    short = [_short(labels[row], 14) for row in order]
+    axes.set_yticks(np.arange(len(order)) + 0.5, short, fontsize=5, parse_math=False, family=fonts.families(short))
     axes.invert_yaxis()
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from . import plots
+from . import fonts, plots
 from .calibration import at_least, coverage
 from .intervals import proportion
 from .metrics import confusion_counts
@@ -77,6 +77,7 @@ def html(
         + [(title, key, "number") for title, key in OTHERS.items()],
         class_names=said.class_names,
         counts=counts.tolist(),
+        numbered=fonts.numbered(said.class_names) if len(counts) > 30 else {},
         confusion_svg=plots.svg(plots.confusion_matrix(counts, said.class_names)) if len(counts) > 30 else "",
         drawn={name: plots.svg(figure) for name, figure in drawn.items()},
         sure_svgs=[plots.svg(figure) for figure in sure],

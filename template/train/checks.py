@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from .. import device, disk
 from ..config import Train
 from ..data.pipeline import Mixing, Source, evenly, shuffled_batch, shuffled_batches, shuffled_rows, spread
+from ..evaluate import fonts
 from .features import cut
 
 FEW = 256
@@ -57,6 +58,7 @@ def entering(
     augmented: Source, class_names: Sequence[str], settings: Train, mixing: Mixing
 ) -> tuple[Check, Image.Image]:
     """What enters the network: a grid drawn from the very tensors of the first batch, with their labels."""
+    class_names = fonts.drawable(class_names)
     order = (settings.batch_size, settings.seed, range(1), mixing, settings.sampling)
     images, labels = next(iter(shuffled_batches(augmented, len(class_names), *order)))
     pixels, names = images.numpy(), [shares(label, class_names) for label in labels.numpy()]
@@ -86,7 +88,7 @@ def through_epochs(
         mixing: of the batches.
         epochs: to look at, from the first on; also the most times that a picture is shown.
     """
-    each = max(1, ROWS // len(class_names))
+    each, class_names = max(1, ROWS // len(class_names)), fonts.drawable(class_names)
     rows = [np.flatnonzero(plain.labels == label) for label in range(len(class_names))]
     chosen = np.concatenate([mine[evenly(len(mine), each)] for mine in rows])
     found = {row: [(plain.read(0, chosen[[i]])[0], class_names[plain.labels[row]])] for i, row in enumerate(chosen)}
@@ -124,10 +126,10 @@ def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Im
     for number, (image, name) in enumerate(zip(pixels, names, strict=True)):
         left, top = number % columns * (side + gap), number // columns * (side + line)
         out.paste(Image.fromarray(image.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST), (left, top))
-        text = name.encode("ascii", "replace").decode()
-        while draw.textlength(text) > side - 6:
+        text, font = fonts.visible(name), fonts.for_pillow(fonts.visible(name), 10)
+        while draw.textlength(text, font) > side - 6:
             text = text[:-1]
-        draw.text((left + 3, top + side + 3), text, fill="black")
+        draw.text((left + 3, top + side + 3), text, fill="black", font=font)
     return out
 
 
@@ -196,7 +198,8 @@ def learned_by_heart(
         if loss < 0.02:
             break
     said = np.asarray(network(inputs, training=True)).argmax(axis=1)  # as it learned, in batch normalisation too
-    names = [f"{class_names[true]}: {class_names[answer]}" for true, answer in zip(labels, said, strict=True)]
+    shown = fonts.drawable(class_names)
+    names = [f"{shown[true]}: {shown[answer]}" for true, answer in zip(labels, said, strict=True)]
     check = Check(
         f"{len(rows)} pictures learned by heart",
         loss < 0.1,
