@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from template import config as configuration
+from template import runs
 from template.data.examples import DataError, load_examples
 from template.deploy.annotate import Questions, Server, compared, drawn
 from template.evaluate.predictions import Predictions
@@ -21,6 +22,7 @@ from template.evaluate.report import number, percent
 
 def main() -> None:
     """Serve until Ctrl-C, then compare."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--count", type=int, default=50, help="how many pictures (default: 50)")

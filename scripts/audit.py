@@ -29,6 +29,7 @@ WORDS = {"mend": "MEND", "look": "look", "know": "    "}
 
 def main() -> None:
     """Audit, print, write what was asked for."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--out", type=Path, help="folder for audit.html and audit.json")
@@ -115,17 +116,22 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
 
 
 def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
-    """`path,label,split,group` of these rows, with paths relative to the file."""
+    """`path,label,split,group` of these rows, relative to the file, without names that are not UTF-8."""
     if not all(isinstance(image, Path) for image in examples.images):
         sys.exit("--write-csv needs pictures that are files.")
+    paths = {row: os.path.relpath(examples.images[row], file.resolve().parent) for row in rows}
+    nameless = [row for row, path in paths.items() if any("\ud800" <= letter <= "\udfff" for letter in path)]
+    first = repr(paths[nameless[0]]) if nameless else ""
+    paths = {row: path for row, path in paths.items() if row not in nameless}
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
     with runs.replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["path", "label", "split", "group"])
-        for row in rows:
-            path = os.path.relpath(examples.images[row], file.resolve().parent)
+        for row, path in paths.items():
             writer.writerow([path, examples.class_names[examples.labels[row]], examples.parts[row], groups[row]])
-    print(f"{len(rows)} of {len(examples)} pictures are in {file}: python scripts/train.py --data.path={file}")
+    if nameless:
+        print(f"not in the table: {len(nameless)} pictures whose names are not UTF-8, such as {first}; rename them")
+    print(f"{len(paths)} of {len(examples)} pictures are in {file}: python scripts/train.py --data.path={file}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ SURE = 0.05
 
 def main() -> None:
     """Compare, print a table, write JSON if asked."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, help="JSON to write")

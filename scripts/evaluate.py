@@ -22,6 +22,7 @@ from template.evaluate.report import OTHERS, SHARES, number, percent
 
 def main() -> None:
     """Parse, predict where needed, print and write."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of a finished run, or of several")
     parser.add_argument("--path", help="labelled pictures: a folder, CSV file or tfds:NAME, as in training")

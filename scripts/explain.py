@@ -8,7 +8,6 @@ the picture as it is; predict.py averages over several views of it, and may say 
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from template import runs
 
 def main() -> None:
     """Parse, load, explain one picture after the other."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, default=Path("heat"), help="folder to write to (default: heat)")
     parser.add_argument("--occlusion", action="store_true", help="cover squares instead of looking inside")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="PICTURE_OR_FOLDER")
     arguments = parser.parse_args()
-    runs.any_terminal()
 
     from template.config import ConfigError
     from template.data.examples import DataError
@@ -54,17 +53,17 @@ def main() -> None:
         target = arguments.out / f"{number:04d}-{short(file.stem)}.png"
         with runs.replacing(target) as temporary:
             side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
-        print(f"{str(file)!r}: {classes[answer[0]]}, {target}")
+        print(f"{str(file)!r}: {' '.join(classes[answer[0]].split())}, {target}")
         done += 1
     for line in said_of(left):
-        print(line, file=sys.stderr)
+        print(line)
     if problem := nothing_done(arguments.inputs, left, done):
         sys.exit(problem)
 
 
 def short(name: str, most: int = 100) -> str:
-    """The beginning of a file's name, in so many bytes at most: file systems take 255, some 143."""
-    return os.fsdecode(os.fsencode(name)[:most].decode("utf-8", "ignore").encode())
+    """The beginning of a file's name, legible and in so many bytes at most: file systems take 255, some 143."""
+    return " ".join(runs.legible(name).split()).encode()[:most].decode("utf-8", "ignore")
 
 
 if __name__ == "__main__":

@@ -740,6 +740,7 @@ def cost(run: Path) -> dict:
 
 def main() -> None:
     """Parse, measure one part, print."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["kills", "damage", "writers", "labels", "near", "fuzz", "cost", "fuzz-worker"]
     parser.add_argument("part", choices=parts, metavar="PART", help=" ".join(parts[:-1]))

@@ -20,6 +20,7 @@ from template import runs
 
 def main() -> None:
     """Read the settings as train.py does, sweep, draw and say."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="picture to write (default: find_lr.png)")
     config, known = configuration.parse(parser)

@@ -19,13 +19,13 @@ from template import runs
 
 def main() -> None:
     """Parse, classify, write."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="CSV file to write; by default the rows are printed")
     parser.add_argument("--top-k", type=int, default=3, help="how many classes a picture (default: 3)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
-    runs.any_terminal()
 
     from template.config import ConfigError
     from template.data.examples import DataError
@@ -62,7 +62,7 @@ def main() -> None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()  # before what is said below
     for line in said_of(left):
-        print(line, file=sys.stderr)
+        print(line, file=sys.stdout if arguments.out else sys.stderr)
     if problem := nothing_done(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)
 

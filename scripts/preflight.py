@@ -17,6 +17,7 @@ from template import runs
 
 def main() -> None:
     """Read the settings as train.py does, and check."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("preflight"), help="folder to write to (default: preflight)")
     config, known = configuration.parse(parser)

@@ -22,6 +22,7 @@ EPOCHS = 5
 
 def main() -> None:
     """Read the settings as train.py does, and draw."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("show.png"), help="picture to write (default: show.png)")
     config, known = configuration.parse(parser)

@@ -34,6 +34,7 @@ THAWED = 2  # top blocks that train, in `tail` and `memory`
 
 def main() -> None:
     """Measure one part, print a table and say whether its claims hold, write JSON."""
+    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     for measure, images, least in (

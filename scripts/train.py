@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
+    runs.any_terminal()
     clock = runs.Clock()
     config, folder, check_first = parse(sys.argv[1:])
     new = not (folder / "config.toml").exists()

@@ -423,7 +423,7 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"Expected section.field=value. Received: {override!r}")
-        _put(tree, key, text)
+        _put(tree, key, _spelled(key, text))
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
@@ -484,11 +484,24 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(TypeAdapter(Config).dump_python(config, mode="json"))
 
 
+def _spelled(key: str, text: str) -> str:
+    """The text, if a recipe can hold it: the bytes of a name that is not UTF-8 come as surrogates."""
+    if re.search("[\ud800-\udfff]", text):
+        raise ConfigError(
+            f"{key}: expected a name in UTF-8, as recipes are. Received: {text!r}. Rename it, or make a link to it."
+        )
+    return text
+
+
 def absolute(config: Config) -> Config:
-    """The same with absolute paths of data, cache and weights: it then means the same wherever it is read."""
+    """The same with absolute paths of data, cache and weights: it then means the same wherever it is read.
+
+    Raises:
+        ConfigError: if one of them is not in UTF-8.
+    """
 
     def found(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return _spelled("paths", str(Path(path).expanduser().absolute()))
 
     data, backbone = config.data, config.backbone
     if data.path != "digits" and not data.path.startswith("tfds:"):

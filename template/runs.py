@@ -1,6 +1,7 @@
 """A run on disk: a folder of its own, files that are whole or absent, and a record of what made them."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -24,11 +25,17 @@ BEFORE_TRAINING = {
 }  # fmt: skip
 """What a run has written by the time it trains; all of it would be written again."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")  # without bytes of names
 
 
 def new_folder(root: Path, name: str) -> Path:
-    """Make `root/<date>-<time>-<name>`, which did not exist before."""
+    """Make `root/<date>-<time>-<name>`, which did not exist before.
+
+    Raises:
+        OSError: if it cannot be made, or its name is not in UTF-8, in which recipes and TensorFlow write it.
+    """
+    if legible(str(root)) != str(root):
+        raise OSError(errno.EILSEQ, "its name is not UTF-8, or has control characters", str(root))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(100):
         folder = root / (f"{stamp}-{name}" + (f"-{attempt}" if attempt else ""))
@@ -74,8 +81,11 @@ def legible(text: str) -> str:
 
     That are the bytes of file names that are not UTF-8, and control characters but for tabs and line ends.
     """
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+    def spelled(text: str) -> str:
+        return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+    return spelled(spelled(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def any_terminal() -> None:

@@ -549,3 +549,15 @@ def test_on_the_command_line_an_old_name_is_refused_with_the_new_one():
         ConfigError, match=r"train\.feature_cache_gb: no such setting. It is called 'data\.cache_gb' now"
     ):
         load(None, ["train.feature_cache_gb=3"])
+
+
+def test_a_path_that_a_recipe_cannot_hold_is_refused_by_name(tmp_path, monkeypatch):
+    """JSON and TOML have no way to write the bytes of a name that is not UTF-8."""
+    with pytest.raises(ConfigError, match=r"data\.path: expected a name in UTF-8.*'caf\\udce9'.*Rename it"):
+        load(None, ["data.path=caf\udce9"])
+    place = tmp_path / "caf\udce9"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    with pytest.raises(ConfigError, match="UTF-8"):
+        absolute(load(None, ["data.path=photos"]))
+    assert load(None, ["data.path=\u732b \U0001f98a"]).data.path == "\u732b \U0001f98a"

@@ -165,6 +165,13 @@ def test_everything_is_written_under_a_temporary_name_first():
     check(writes_in_place, PACKAGE_FILES, ROOT)
 
 
+def test_every_script_prints_on_any_terminal():
+    """A class name in an encoding that the terminal lacks would end a run in the middle."""
+    for file in sorted((ROOT / "scripts").glob("*.py")):
+        (main,) = [n for n in ast.parse(file.read_text(encoding="utf-8")).body if getattr(n, "name", "") == "main"]
+        assert ast.unparse(main.body[1]) == "runs.any_terminal()", f"{file.name}: main must begin with it"
+
+
 def test_light_modules_really_do_without_tensorflow():
     # Also through what they import, which no look at the source shows.
     code = (

@@ -79,6 +79,37 @@ def test_text_is_utf8_everywhere(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == "Käfer 犬\n".encode()
 
 
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("caf\xe9 \u732b \U0001f98a a\tb\n", "caf\xe9 \u732b \U0001f98a a\tb\n"),
+        ("caf\udce9", "caf\\xe9"),
+        ("\udcc3\udca9", "\xe9"),  # what an ASCII system makes of a name in UTF-8
+        ("\x1b[31mred\x07\x00\x9b", "\\x1b[31mred\\x07\\x00\\x9b"),
+        ("lone \ud83d", "lone \\ud83d"),
+    ],
+)
+def test_any_name_becomes_text_that_tables_pages_and_terminals_take(tmp_path, text, plain):
+    assert runs.legible(text) == plain
+    assert runs.legible(plain) == plain
+    runs.write_text(tmp_path / "x.txt", text)
+    runs.write_json(tmp_path / "x.json", [text])
+    assert runs.read_json(tmp_path / "x.json") == [text]
+
+
+def test_no_run_is_begun_where_its_name_cannot_be_written(tmp_path):
+    with pytest.raises(OSError, match="not UTF-8"):
+        runs.new_folder(tmp_path / "caf\udce9", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_of_ascii_shows_every_name(tmp_path):
+    code = "from template import runs; runs.any_terminal(); print('caf\\xe9 \\u732b \\udce9 \\U0001f98a')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "caf\\xe9 \\u732b \\udce9 \\U0001f98a\n"
+
+
 def test_json_comes_back_equal(tmp_path):
     value = {"name": "Käfer", "low": 0.1 + 0.2, "none": None, "list": [1, True, "x"]}
     runs.write_json(tmp_path / "a.json", value)

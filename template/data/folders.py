@@ -58,15 +58,17 @@ def list_files(root: Path, cannot_list: Callable[[OSError], None] = _stop) -> It
         yield from (Path(here, name) for name in sorted(files) if not is_junk(name))
 
 
-def passed_over(root: Path, followed: Sequence[Path] = ()) -> Iterator[tuple[Path, str]]:
+def passed_over(
+    root: Path, followed: Sequence[Path] = (), say: Callable[[str], None] = print
+) -> Iterator[tuple[Path, str]]:
     """What `list_files` leaves out and a person may miss, with the reason: hidden files, litter, links to folders.
 
-    Not named are the small files that systems leave everywhere (.DS_Store, Thumbs.db, ._name.jpg); these are counted
-    in one printed line.
+    Not named are the small files that systems leave everywhere (.DS_Store, Thumbs.db, ._name.jpg); these are counted.
 
     Args:
         root: the folder.
         followed: links to folders that are looked into all the same.
+        say: called with a line on those that are counted, if there are any.
     """
     small: Counter[str] = Counter()
     for here, folders, files in os.walk(root):
@@ -83,7 +85,7 @@ def passed_over(root: Path, followed: Sequence[Path] = ()) -> Iterator[tuple[Pat
                 small["._*" if name.startswith("._") else name] += 1
     if small:
         kinds = ", ".join(legible(name) for name, _ in small.most_common(5))
-        print(f"{legible(str(root))}: {small.total()} small files that systems leave behind are ignored ({kinds})")
+        say(f"{small.total()} small files that systems leave behind are ignored ({kinds})")
 
 
 def gather(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -101,7 +103,9 @@ def gather(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
     for place in given:
         if os.path.isdir(place):  # noqa: PTH112 (that of Path raises for names that are too long)
             files += list_files(place, cannot_list)
-            left += passed_over(place)
+            counted: list[str] = []
+            left += passed_over(place, say=counted.append)
+            left += [(place, line) for line in counted]
         else:
             files.append(place)
     return files, left
