@@ -306,17 +306,21 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
-def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path, capsys):
+def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
     source = sorted(finished.pictures.rglob("*.png"))
     (tmp_path / "in" / "@eaDir").mkdir(parents=True)
     (tmp_path / "else").mkdir()
     for place in ("in/1.png", "in/.hidden.png", "in/@eaDir/2.png", "else/3.png"):
         shutil.copy(source[0], tmp_path / place)
     (tmp_path / "in" / "more").symlink_to(tmp_path / "else")
+    (tmp_path / "in" / "Thumbs.db").touch()
     code, said = call("predict", "--run", finished.folder, "--out", tmp_path / "p.csv", tmp_path / "in")
     assert code == 0 and "1 pictures, 1 classified" in said
-    assert "3 left out" in said and ".hidden.png': a hidden file" in said
+    assert "4 left out" in said and ".hidden.png': a hidden file" in said and "1 small files" in said
     assert "@eaDir': a hidden folder, or litter" in said and "more': a link to a folder is not followed" in said
+    done = command("predict", "--run", finished.folder, tmp_path / "in", cwd=tmp_path)
+    assert len(list(csv.reader(io.StringIO(done.stdout)))) == 2, "the table, and nothing else"
+    assert "4 left out" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["predict", "explain"])
