@@ -117,6 +117,19 @@ def test_an_activation_too_large_for_float16_stays_finite(store):
         assert (cached(network, source, 1, 0, store).read(0, np.arange(3)) == expected).all()
 
 
+def test_activations_that_are_clipped_are_counted_and_said_also_when_they_are_found_again(store, capsys):
+    pixel, values = keras.Input((2,)), np.array([[1, 1], [1, 100], [100, 100]], np.uint8)
+    network = keras.Model(pixel, layers.Rescaling(1000.0)(pixel))
+    source = Source(lambda _, rows: values[rows], np.zeros(3, int), key="three")
+    for said in ("computed", "found"):
+        store.outputs(network, source, range(2))
+        printed = capsys.readouterr().out
+        assert "6 of 12 activations (2,), in 4 of 6 images, are beyond 65,504" in printed, said
+        assert "train.precision" in printed and "backbone.name" in printed
+    store.outputs(network, source, range(2), np.float32)
+    assert "clipped" not in capsys.readouterr().out
+
+
 def test_activations_are_in_order_with_the_smaller_last_batch(model, source):
     bottom, _ = cut(model, boundary(model, BACKBONE, HEAD, 0))
     batches = list(activations(inference(bottom), source, 0, 4))

@@ -38,7 +38,9 @@ KNOWN = frozenset({
 def save_model(model: keras.Model, folder: Path) -> keras.Model:
     """Write model.keras, and into model.json the digests by which `load_run` knows file and weights again.
 
-    The file holds the network as it is at inference, in float32: Keras loads it anywhere, without code of ours.
+    The file holds the network as it is at inference, in float32, without code of ours: any program with Keras 3.15
+    loads it. Earlier ones do not, because files of Keras name settings that earlier versions have not heard of (tried:
+    3.14.1, 3.13.2 and 3.12.0 stop at `input_axes` of initializers, the latter two at batch normalisation as well).
 
     Returns:
         The model in the file. What is measured should be this one: another precision gives other answers.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +67,8 @@ class Store:
     def outputs(self, network: keras.Model, source: Source, epochs: range, dtype: type = np.float16) -> Rows:
         """Outputs of a network, not training, over epochs of a source: [epochs * n, ...], computed or found.
 
+        Those that the type cannot hold become the largest that it can; says how many.
+
         Raises:
             OSError: if the disk is full.
             NonFiniteError: if an output is NaN.
@@ -75,8 +78,8 @@ class Store:
         name = f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}" if source.key else ""  # unknown to anybody
         most = float(np.finfo(dtype).max)
 
-        def batches(_: dict) -> Iterator[np.ndarray]:
-            function = inference(network)
+        def batches(notes: dict) -> Iterator[np.ndarray]:
+            function, notes["clipped"] = inference(network), [0, 0]
             with self.clock("features"):
                 for epoch in epochs:
                     for number, batch in enumerate(activations(function, source, epoch, self.batch_size)):
@@ -86,9 +89,14 @@ class Store:
                                 "are damaged (backbone.weights), or too large for train.precision: use float32."
                             )
                         # Beyond the range: an infinity would become NaN in the first step.
+                        beyond = (np.abs(batch) > most).sum(axis=tuple(range(1, batch.ndim)))
+                        notes["clipped"][0] += int(beyond.sum())
+                        notes["clipped"][1] += int(np.count_nonzero(beyond))
                         yield np.clip(batch, -most, most).astype(dtype)
 
-        return self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
+        rows = self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
+        _say_clipped(rows)
+        return rows
 
     @property
     def cache(self) -> Cache:
@@ -98,6 +106,16 @@ class Store:
     def held_bytes(self) -> int:
         """Bytes of all that is there."""
         return self.cache.held_bytes()
+
+
+def _say_clipped(rows: Rows) -> None:
+    values, images = rows.notes.get("clipped", (0, 0))
+    if values:
+        print(
+            f"  clipped: {values:,} of {math.prod(rows.shape):,} activations {rows.shape[1:]}, in {images} of {len(rows)} "
+            f"images, are beyond {np.finfo(rows.dtype).max:,.0f}, the most that {rows.dtype} holds. If train.precision "
+            "is mixed_float16, take another; else other weights (backbone.weights) or another network (backbone.name)."
+        )
 
 
 def fingerprint(network: keras.Model) -> str:
