@@ -38,7 +38,8 @@ class Trained:
         config: of the run.
         examples: all that were used.
         pixels: theirs, in the same order.
-        model: as it will be used.
+        model: that gave the answers which are reported: as it will be used, or without test pictures, as it was before
+            the final fit.
         state: of the training.
         learning_curve: from `train.baselines`, or None.
         known: right answers and pictures asked, of those it learned from.
@@ -143,12 +144,16 @@ def _what(config: Config, examples: Examples) -> str:
     counts = {name: int((examples.parts == name).sum()) for name in ("train", "val")}
     weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
     learned = f"{counts['train']} pictures"
-    if refits(config, int((examples.parts != "").sum())):
+    refitted, later = refits(config, int((examples.parts != "").sum())), ""
+    if refitted:
         together = counts["train"] + counts["val"]
         learned = f"{together} pictures (with those of validation, after the validation column below was measured)"
+    if refitted and not (examples.parts == "test").any():
+        later = " All that is shown here is of the network before the final fit; model.keras has also learned from the "
+        later += "validation images since, and no image is left to measure it."
     return (
         f"{config.backbone.name}, {weights.get(config.backbone.weights, 'from given weights')}, "
-        f"{config.data.image_size} pixels, trained on {learned} of {len(examples.class_names)} classes."
+        f"{config.data.image_size} pixels, trained on {learned} of {len(examples.class_names)} classes.{later}"
     )
 
 

@@ -113,6 +113,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         print(weight_table(examples.class_names, counts, config.train.class_weights))
     state = fit(model, augmented("train"), val, how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
+    measured = model.get_weights()
     if suggest.refits(config, int((examples.parts != "").sum())):
         with clock("final fit"):
             print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
@@ -122,6 +123,8 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
             repeat(model, [augmented("train"), augmented("val")], state.plan, how, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
     all_said["test"] = said("test")
+    if not len(part["test"]):  # what the report shows beside the answers to validation is of the network that gave them
+        model.set_weights(measured)
     with clock("diagnosis"):
         learned = known(model, train, config.train.batch_size)
         coloured = by_colours(train, plain("test", config.data) if len(part["test"]) else val)

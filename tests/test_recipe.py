@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score
 
 from template import config as configuration
-from template import disk, recipe
+from template import disk, publish, recipe
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.images import load_image
@@ -404,6 +404,38 @@ def test_without_a_test_part_the_report_says_so(home, pictures):
     assert "validation pictures" in report.splitlines()[0]
     assert "There was no test part" in report
     assert "27 train, 9 val, 0 test" in done.printed
+    assert "final fit" not in report
+
+
+def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(home, pictures, run, monkeypatch):
+    """The final fit learns from those pictures: its heat maps beside answers from before would be another network's."""
+    shown, original, counting = [], publish.figures, []
+
+    def spy(model, pixels, rows, said):
+        if len(rows):
+            shown.append((model.predict(pixels[rows].astype(np.float32), verbose=0), said.ids))
+        return original(model, pixels, rows, said)
+
+    held_out = next(row["id"] for row in run.split if row["part"] == "test")  # by its hash, the first to be held out
+    looked_at = load_image(pictures / held_out, 32, "crop")[None].astype(np.float32)
+
+    def counted(model, *_):
+        counting.append(model.predict(looked_at, verbose=0))
+        return 20, 27
+
+    monkeypatch.setattr(recipe, "known", counted)
+    monkeypatch.setattr(publish, "figures", spy)
+    done = train(settings(pictures, STAGES, {"final_fit": "yes"}, test_fraction=0), home / "no-test-refit")
+    logits = {str(name): row for name, row in zip(done.test.ids, log_softmax(done.test.logits, axis=1), strict=True)}
+    assert shown
+    for answers, ids in shown:
+        expected = np.array([logits[str(name)] for name in ids])
+        np.testing.assert_allclose(log_softmax(answers, axis=1), expected, rtol=0, atol=1e-5)
+    saved = keras.saving.load_model(done.folder / "model.keras", compile=False).predict(looked_at, verbose=0)
+    np.testing.assert_allclose(log_softmax(counting[0], axis=1), logits[held_out][None], rtol=0, atol=1e-5)
+    assert not np.allclose(log_softmax(saved, axis=1), logits[held_out], atol=1e-3), "the refit is what is kept"
+    for name in ("report.md", "report.html"):
+        assert "before the final fit; model.keras has" in (done.folder / name).read_text()
 
 
 def test_a_run_in_mixed_precision_measures_the_float32_network_that_it_saves_and_serves(home, pictures):
