@@ -39,7 +39,7 @@ def main() -> None:
         part = "test" if runs.read_json(first / "metrics.json")["test"] else "validation"
         _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
-    folder = arguments.out or first / f"evaluation-{Path(arguments.path.replace(':', '-')).name}"
+    folder = arguments.out or first / f"evaluation-{runs.short(Path(arguments.path.replace(':', '-')).name)}"
     folder.mkdir(parents=True, exist_ok=True)
     scores, counts = _score(predictions, arguments.top_k), metrics.confusion_counts(predictions)
     predictions.save(folder / "predictions.npz")

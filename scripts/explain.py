@@ -50,7 +50,7 @@ def main() -> None:
             continue
         answer = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
         heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, answer)
-        target = arguments.out / f"{number:04d}-{short(file.stem)}.png"
+        target = arguments.out / f"{number:04d}-{runs.short(file.stem)}.png"
         with runs.replacing(target) as temporary:
             side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
         print(f"{str(file)!r}: {' '.join(classes[answer[0]].split())}, {target}")
@@ -59,11 +59,6 @@ def main() -> None:
         print(line)
     if problem := nothing_done(arguments.inputs, left, done):
         sys.exit(problem)
-
-
-def short(name: str, most: int = 100) -> str:
-    """The beginning of a file's name, legible and in so many bytes at most: file systems take 255, some 143."""
-    return " ".join(runs.legible(name).split()).encode()[:most].decode("utf-8", "ignore")
 
 
 if __name__ == "__main__":

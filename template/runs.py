@@ -88,6 +88,11 @@ def legible(text: str) -> str:
     return spelled(spelled(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
+def short(name: str, most: int = 100) -> str:
+    """The beginning of a file's name, legible and in so many bytes at most: file systems take 255, some 143."""
+    return " ".join(legible(name).split()).encode()[:most].decode("utf-8", "ignore")
+
+
 def any_terminal() -> None:
     r"""Print what the terminal's encoding lacks spelled out (`\u732b`); an error in mid-run would end it."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from template.data.examples import DataError, Examples, load_examples
-from template.data.folders import list_files
+from template.data.folders import gather, list_files, nothing_done
 from template.data.images import load_image
 from template.data.split import to_csv
 
@@ -257,6 +257,7 @@ def test_ways_to_write_the_same_table(tmp_path, text):
         ("size;kind\n1.jpg;cat\n", ["needs columns path,label", "size;kind"]),
         ("1.jpg,cat\n2.jpg,dog\n", ["needs columns path,label", "first line", "1.jpg"]),
         ("path,label\n1.jpg,c\0at\n", ["line 2", "NUL"]),
+        (b"PK\3\4\x14\0\6\0\x08\0\0\0!\0", ["spreadsheet", "Save it as CSV"]),
         (
             "path,label\n1.jpg,cat\n2.jpg,nan\n3.jpg,NaN\n",
             ["line 3", "'nan'", "missing value", "2 rows", "another name"],
@@ -327,7 +328,7 @@ def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, ca
     ("files", "paths", "words"),
     [
         (["a/1.jpg", "b/2.jpg"], ["a\\1.jpg", "b\\2.jpg"], "is read as /"),
-        (["a/1.jpg", "b/2.jpg"], ["photos/a/1.jpg", "photos/b/2.jpg"], "without the first 1 folders"),
+        (["a/1.jpg", "b/2.jpg"], ["photos/a/1.jpg", "photos/b/2.jpg"], "without the first 1 folder of"),
         (["a/1.jpg", "b/2.jpg"], ["C:\\data\\photos\\a\\1.jpg", "C:\\data\\photos\\b\\2.jpg"], "without the first 2"),
         (["a/1.jpg", "b/2.jpg"], ["/home/me/a/1.jpg", "/home/me/b/2.jpg"], "without the first 2 folders"),
         (["images/a/1.jpg", "images/b/2.jpg"], ["a/1.jpg", "b/2.jpg"], "in images/"),
@@ -442,6 +443,24 @@ def test_litter_that_cannot_be_listed_stops_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert len(load_examples(str(tmp_path))) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_and_the_others_are_gathered(tmp_path, monkeypatch):
+    touch(tmp_path, "in/1.jpg", "in/locked/2.jpg", "in/$RECYCLE.BIN/3.jpg", "4.jpg")
+    real = os.scandir
+
+    def scandir(place):
+        if Path(place).name in {"locked", "$RECYCLE.BIN"}:
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    given = [tmp_path / "in", tmp_path / "4.jpg"]
+    files, left = gather(given)
+    assert files == [tmp_path / "in/1.jpg", tmp_path / "4.jpg"]
+    assert {path.name for path, _ in left} == {"locked", "$RECYCLE.BIN"}
+    assert "cannot be listed" in nothing_done(given, left, done=2) and "locked" in nothing_done(given, left, done=2)
+    assert nothing_done(given[1:], [], done=1) is None
 
 
 def test_the_small_files_of_systems_are_counted(tmp_path, capsys):

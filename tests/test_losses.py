@@ -193,3 +193,11 @@ def test_weights_come_from_the_pictures_that_are_trained_on_and_never_reach_vali
     named = dataclasses.replace(how, settings=Train(class_weights=table), class_names=names)
     by_name, _, _ = prepared(model, stage, [train, val], None, named)
     np.testing.assert_allclose(by_name.loss.weights, class_weights([12, 4, 2], table, names), rtol=1e-6)
+
+
+def test_weights_find_their_class_in_another_spelling():
+    names = ["cafe\u0301", "Tea"]
+    refuse_unknown({"caf\xe9": 3.0, "tea": 1.0}, names)
+    np.testing.assert_allclose(class_weights([5, 5], {"caf\xe9": 3.0, "tea": 1.0}, names), [1.5, 0.5])
+    with pytest.raises(ConfigError, match="'coffee'"):
+        refuse_unknown({"coffee": 1.0}, names)

@@ -94,8 +94,8 @@ def one_spelling(names: Iterable[str]) -> dict[str, str]:
         names: as the source spells them, one an image.
     """
     counts: dict[str, Counter[str]] = {}
-    for name in names:
-        counts.setdefault(look(name), Counter())[name] += 1
+    for name, count in Counter(names).items():
+        counts.setdefault(look(name), Counter())[name] = count
     spelling = {}
     for spelled in counts.values():
         common = sorted(spelled, key=lambda name: (-spelled[name], name != tidy(name), name))

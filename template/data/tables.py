@@ -113,6 +113,8 @@ def _text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    if data.startswith(b"PK\3\4"):
+        raise DataError(f"{str(file)!r} is a spreadsheet or an archive by another name. Save it as CSV in UTF-8.")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     for parity, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # without a mark: of ASCII each second byte is zero
         if encoding is None and len(data) > 1 and data[parity:200:2].count(0) > len(data[:200]) / 4:
@@ -281,9 +283,8 @@ def _ways(here: Path, relative: Sequence[tuple[str, str]]) -> Iterator[tuple[str
     inside = sorted(f for f in here.iterdir() if f.is_dir() and look(f.name) not in labels)
     for folder in (here, *inside):
         for count in range(folder == here, depth + 1):
-            words = [f"in {folder.name}/"] * (folder != here) + [f"without the first {count} folders of each path"] * (
-                count > 0
-            )
+            fewer = f"without the first {count} folder{'s' * (count > 1)} of each path"
+            words = [f"in {folder.name}/"] * (folder != here) + [fewer] * (count > 0)
             yield ", ".join(words), lambda path, _, f=folder, n=count: f / path.split("/", n)[n]
     yield "in folders of their labels", lambda path, label: here / label / path
     yield "seen from the folder above", lambda path, _: here.parent / path

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from ..config import ConfigError, Train
+from ..data.names import matched
 
 FOCUS = 2.0
 """Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
@@ -34,7 +35,8 @@ def class_weights(
     counts = np.asarray(counts, np.float64)
     worth = {"none": np.ones_like(counts), "balanced": counts, "effective": (1 - OVERLAP**counts) / (1 - OVERLAP)}
     by_name = isinstance(kind, Mapping)
-    weights = np.array([kind.get(name, 1.0) for name in class_names]) if by_name else 1 / worth[kind]
+    named = {known: kind[name] for name, known in matched(list(kind), class_names).items()} if by_name else {}
+    weights = np.array([named.get(name, 1.0) for name in class_names]) if by_name else 1 / worth[kind]
     return weights * counts.sum() / (weights @ counts)
 
 
@@ -45,7 +47,7 @@ def refuse_unknown(kind: str | Mapping[str, float], class_names: Sequence[str]) 
         ConfigError: naming the first that is none, the nearest that is one, and all.
     """
     for name in kind if isinstance(kind, Mapping) else ():
-        if name not in class_names:
+        if name not in matched([name], class_names):
             near = difflib.get_close_matches(name, class_names, n=1)
             meant = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
