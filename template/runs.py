@@ -157,7 +157,7 @@ def import_tensorflow() -> None:
     with tempfile.TemporaryFile() as said:  # the lines come from C++ and pass by sys.stderr
         try:
             os.dup2(said.fileno(), 2)
-            import keras  # noqa: F401
+            settle_keras()
             import tensorflow
 
             tensorflow.get_logger().setLevel("ERROR")  # each stage compiles a network of its own, and it minds that
@@ -169,6 +169,37 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def settle_keras() -> None:
+    """Import Keras with the settings that this project is written for, whatever other projects have set.
+
+    They come from ~/.keras/keras.json and the environment, and would be obeyed without a word: images with channels
+    first, layers in float16, no more than one epoch.
+
+    Raises:
+        ImportError: if Keras has been imported with another backend, or does not accept its own keras.json.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    try:
+        import keras
+    except ValueError as error:
+        file = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "keras.json")
+        raise ImportError(
+            f"Keras does not accept the settings in {str(file)!r}; correct or delete it: {error}"
+        ) from error
+    if keras.config.backend() != "tensorflow":
+        raise ImportError(
+            f"This project needs Keras with the backend tensorflow, but Keras has been imported with "
+            f"{keras.config.backend()} (KERAS_BACKEND or keras.json). Set KERAS_BACKEND=tensorflow, or call "
+            "template.runs.import_tensorflow() before Keras is imported."
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
 
 
 def environment() -> dict[str, Any]:

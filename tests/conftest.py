@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ["KERAS_BACKEND"] = "tensorflow"  # before a test imports Keras
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 

@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from template import runs
@@ -269,8 +270,9 @@ def test_environment_names_the_versions_that_are_installed():
 @pytest.mark.parametrize("fails", [False, True])
 def test_import_tensorflow_is_silent_unless_it_fails(tmp_path, fails):
     # A stand-in for TensorFlow that writes past sys.stderr, as its C++ part does.
-    (tmp_path / "keras.py").write_text("import os\nos.write(2, b'noise about oneDNN\\n')\n")
     works = "from unittest.mock import MagicMock\ndef __getattr__(name): return MagicMock()\n"
+    keras = "config = MagicMock()\nconfig.backend.return_value = 'tensorflow'\n"
+    (tmp_path / "keras.py").write_text(f"import os\nos.write(2, b'noise about oneDNN\\n')\n{works}{keras}")
     (tmp_path / "tensorflow.py").write_text("raise ImportError('no libcuda')" if fails else works)
     code = "import sys; from template import runs; runs.import_tensorflow(); sys.stderr.write('after\\n')"
     result = subprocess.run(
@@ -326,3 +328,56 @@ def test_whoever_started_a_process_deaf_to_ctrl_c_keeps_it_so():
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=Path(runs.__file__).parents[1], capture_output=True, text=True, check=True)
     assert "SIG_IGN" in done.stdout
+
+
+# The settings of Keras
+
+
+def trained() -> np.ndarray:
+    """Logits of a small network after three epochs."""
+    runs.import_tensorflow()
+    import keras
+
+    from template.config import Backbone, Head
+    from template.model.build import build
+
+    keras.utils.set_random_seed(0)
+    model = build(Backbone(name="tiny", weights="none"), Head(dropout=0.0), 16, [1, 1])
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    images = np.random.default_rng(0).uniform(0, 255, (8, 16, 16, 3)).astype("float32")
+    model.fit(images, np.eye(2)[[0, 1] * 4], batch_size=4, epochs=3, shuffle=False, verbose=0)
+    return model.predict_on_batch(images)
+
+
+def elsewhere(home: Path, code: str, settings: dict, **environment: str) -> subprocess.CompletedProcess:
+    """What happens in a process whose user has other settings of Keras."""
+    home.mkdir()
+    (home / "keras.json").write_text(json.dumps(settings))
+    paths = os.pathsep.join([str(Path(runs.__file__).parents[1]), str(Path(__file__).parent)])
+    environment = os.environ | {"KERAS_HOME": str(home), "PYTHONPATH": paths} | environment
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_other_projects_tell_keras_changes_nothing(tmp_path):
+    theirs = {"floatx": "float16", "epsilon": 0.1, "backend": "torch", "image_data_format": "channels_first"}
+    limits = {"KERAS_BACKEND": "torch", "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1"}
+    code = f"import numpy; from test_runs import trained; numpy.save({str(tmp_path / 'logits.npy')!r}, trained())"
+    result = elsewhere(tmp_path / "keras", code, theirs, **limits)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), trained(), rtol=1e-4, atol=1e-5)
+
+
+def test_settings_that_keras_refuses_are_named_with_their_file(tmp_path):
+    code = "from template import runs; runs.import_tensorflow()"
+    result = elsewhere(tmp_path / "keras", code, {"floatx": "bfloat16"})
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "keras.json'; correct or delete it" in last and "bfloat16" in last
+
+
+def test_keras_that_was_imported_with_another_backend_is_refused(monkeypatch):
+    import keras
+
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ImportError, match="needs Keras with the backend tensorflow, .* imported with jax"):
+        runs.settle_keras()

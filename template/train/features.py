@@ -112,9 +112,10 @@ def _say_clipped(rows: Rows) -> None:
     values, images = rows.notes.get("clipped", (0, 0))
     if values:
         print(
-            f"  clipped: {values:,} of {math.prod(rows.shape):,} activations {rows.shape[1:]}, in {images} of {len(rows)} "
-            f"images, are beyond {np.finfo(rows.dtype).max:,.0f}, the most that {rows.dtype} holds. If train.precision "
-            "is mixed_float16, take another; else other weights (backbone.weights) or another network (backbone.name)."
+            f"  clipped: {values:,} of {math.prod(rows.shape):,} activations {rows.shape[1:]}, in {images} of "
+            f"{len(rows)} images, are beyond {np.finfo(rows.dtype).max:,.0f}, the most that {rows.dtype} holds. If "
+            "train.precision is mixed_float16, take another; else other weights (backbone.weights) or another network "
+            "(backbone.name)."
         )
 
 
