@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from template import runs
 
@@ -51,10 +51,119 @@ def jpeg_claiming(side: int) -> bytes:
     return bytes(data)
 
 
+def deep_png(values: np.ndarray) -> bytes:
+    """16 bits in grey, grey with alpha, RGB or RGBA, as they are."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(array: np.ndarray, kind: int = 1, photometric: int | None = None, extra: dict | None = None) -> bytes:
+    """An uncompressed TIFF of numbers of any kind, [h, w, c] (1 unsigned, 2 signed, 3 floating), as it is on paper.
+
+    `extra` are tags of type LONG, which replace those of that number.
+    """
+    height, width, channels = array.shape
+    colours = 2 if channels >= 3 else 1
+    tags = {
+        256: (width,), 257: (height,), 258: (array.itemsize * 8,) * channels, 259: (1,),
+        262: (colours if photometric is None else photometric,), 273: (8,), 277: (channels,), 278: (height,),
+        279: (array.nbytes,), 339: (kind,) * channels, **(extra or {}),
+    }  # fmt: skip
+    extras = channels - (3 if colours == 2 else 1)
+    if extras > 0 and 338 not in tags:
+        tags[338] = (0,) * extras
+    start, table, behind = 8 + array.nbytes, b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(packed) > 4:
+            place = start + 2 + 12 * len(tags) + 4 + len(behind)
+            behind, packed = behind + packed, struct.pack("<I", place)
+        table += struct.pack("<HHI", tag, 4, len(values)) + packed
+    contents = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return struct.pack("<2sHI", b"II", 42, start) + contents + struct.pack("<H", len(tags)) + table + bytes(4) + behind
+
+
+def pages(*images: Image.Image, thumbnails: int = 0) -> bytes:
+    """A TIFF of several pages, of which the first so many say that they are smaller copies of another."""
+    tag = struct.Struct("<HHII")
+    data = encode(images[0], "TIFF", save_all=True, append_images=images[1:], tiffinfo={254: 1})
+    parts = data.split(tag.pack(254, 4, 1, 1))
+    kinds = [tag.pack(254, 4, 1, int(page < thumbnails)) for page in range(len(images))]
+    return b"".join(part + kind for part, kind in zip(parts, [*kinds, b""], strict=True))
+
+
+DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+PROPHOTO = ((0.79767, 0.28804, 0.0), (0.13519, 0.71188, 0.0), (0.03134, 0.00009, 0.82491))
+"""What red, green and blue are in XYZ under D50."""
+
+
+def profile(primaries: tuple, gamma: float) -> bytes:
+    """A colour profile (ICC version 2) of these primaries; of one triple, the profile of a grey scale."""
+
+    def xyz(values: tuple) -> bytes:
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    named = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"none\0" + bytes(12 + 67)
+    tags = {b"desc": named, b"cprt": b"text\0\0\0\0none\0", b"wtpt": xyz((0.9642, 1, 0.8249))}
+    if len(primaries) == 3:
+        tags |= dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(xyz, primaries), strict=True))
+        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    else:
+        tags[b"kTRC"] = curve
+    table, body, start = b"", b"", 132 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    space = b"RGB " if len(primaries) == 3 else b"GRAY"
+    head = struct.pack(">I4sI4s4s4s", start + len(body), b"none", 0x02400000, b"mntr", space, b"XYZ ")
+    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + xyz((0.9642, 1, 0.8249))[8:]
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
 def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
     return tags
+
+
+ODD_EXIF = (
+    b"Exif\0\0II*\0\x08\0\0\0\2\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+    + struct.pack("<HHI", 0x9286, 2, 4) + b"\xff\xfe\0\1" + bytes(4)
+)  # fmt: skip
+"""Turn by 90 degrees, and a comment that is no text."""
+
+
+def long_text() -> PngImagePlugin.PngInfo:
+    """Two megabytes, as editors and generators of images leave them."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    return text
+
+
+def bmp_of_32_bits(array: np.ndarray) -> bytes:
+    """With a mask for alpha (version 4), which is 0 everywhere."""
+    height, width = array.shape[:2]
+    pixels = np.dstack([array[::-1, :, ::-1], np.zeros((height, width), np.uint8)]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+
+
+def bmp_of_masks() -> bytes:
+    """16 bits a pixel, of which 4 are for each colour."""
+    header = struct.pack("<IiiHHIIiiII", 40, 48, 40, 1, 16, 3, 3840, 0, 0, 0, 0) + struct.pack("<3I", 0xF00, 0xF0, 0xF)
+    return b"BM" + struct.pack("<IHHI", 66 + 3840, 0, 0, 66) + header + noise(40, 32).tobytes()
+
+
+def avif_claiming(side: int) -> bytes:
+    data = bytearray(encode(noise(), "AVIF"))
+    place = data.index(b"ispe") + 8
+    data[place : place + 8] = struct.pack(">II", side, side)
+    return bytes(data)
 
 
 def pictures() -> dict[str, bytes]:
@@ -120,6 +229,26 @@ def pictures() -> dict[str, bytes]:
         "new\nline.png": encode(noise(seed=13), "PNG"),
         "\x1b[31mred.png": encode(noise(seed=14), "PNG"),
         "-dash.png": encode(noise(seed=15), "PNG"),
+        "12 bits of 16.png": deep_png(noise(seed=30).astype(np.uint16)[..., :1] * 16),
+        "12 bits of 16 in colour.png": deep_png(noise(seed=31).astype(np.uint16) * 16),
+        "10 bits of 16.tif": tiff(noise(seed=32).astype(np.uint16)[..., :1] * 4),
+        "14 bits of 16 in colour.tif": tiff(noise(seed=33).astype(np.uint16) * 64),
+        "white is zero.tif": tiff(noise(seed=34).astype(np.uint16)[..., :1] * 257, photometric=0),
+        "alpha is 0 everywhere.png": encode(np.dstack([noise(), np.zeros((40, 48), np.uint8)]), "PNG"),
+        "alpha is an unused byte.bmp": bmp_of_32_bits(noise()),
+        "white on clear.png": encode(np.dstack([np.full((40, 48, 3), 255, np.uint8), noise()[..., :1]]), "PNG"),
+        "a phone's colours.jpg": encode(rgb, "JPEG", icc_profile=profile(DISPLAY_P3, 2.2)),
+        "a camera's colours.png": encode(rgb, "PNG", icc_profile=profile(PROPHOTO, 1.8)),
+        "a scanner's grey.jpg": encode(rgb.convert("L"), "JPEG", icc_profile=profile((1,), 1.8)),
+        "broken profile.jpg": encode(rgb, "JPEG", icc_profile=profile(DISPLAY_P3, 2.2)[:200]),
+        "profile of another kind.jpg": encode(rgb, "JPEG", icc_profile=profile((1,), 2.2)),
+        "lab.tif": encode(Image.new("LAB", (40, 40), (128, 150, 90)), "TIFF"),
+        "pages.tif": pages(rgb, Image.fromarray(noise(seed=35))),
+        "thumbnail first.tif": pages(Image.fromarray(noise(8, 9)), rgb, thumbnails=1),
+        "long text.png": encode(rgb, "PNG", pnginfo=long_text()),
+        "long profile.png": encode(rgb, "PNG", icc_profile=bytes(1_500_000)),
+        "odd exif.jpg": encode(rgb, "JPEG", exif=ODD_EXIF),
+        "plain page.tif": encode(Image.new("1", (5000, 7000), 1), "TIFF", compression="group4"),
         "=1+1, \"quoted\" 'names' & <b>%s[*].png": encode(noise(seed=16), "PNG"),
         "写真 🌻.png": encode(noise(seed=17), "PNG"),
         os.fsdecode(b"latin \xe9.png"): encode(noise(seed=18), "PNG"),
@@ -129,7 +258,7 @@ def pictures() -> dict[str, bytes]:
 def no_pictures() -> dict[str, tuple[bytes, str]]:
     """Files that cannot be used, and a part of the reason."""
     jpeg, png, gif = (encode(noise(), kind) for kind in ("JPEG", "PNG", "GIF"))
-    bmp, webp, tiff = (encode(noise(), kind) for kind in ("BMP", "WEBP", "TIFF"))
+    bmp, webp, tif = (encode(noise(), kind) for kind in ("BMP", "WEBP", "TIFF"))
     holes = jpeg[: len(jpeg) // 2] + b"\xff\xd8\xff\xd9" * 20 + jpeg[len(jpeg) // 2 + 80 :]
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 1
@@ -156,7 +285,7 @@ def no_pictures() -> dict[str, tuple[bytes, str]]:
         "half.gif": (gif[: len(gif) // 2], cut),
         "half.bmp": (bmp[: len(bmp) // 2], cut),
         "half.webp": (webp[: len(webp) // 2], cut),
-        "half.tif": (tiff[: len(tiff) // 2], cut),
+        "half.tif": (tif[: len(tif) // 2], cut),
         "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         "phone.jpg": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
         "eleven bytes.jpg": (b"\xff\x0a" + b"\xff" * 9, "JPEG XL"),
@@ -175,6 +304,26 @@ def no_pictures() -> dict[str, tuple[bytes, str]]:
         "huge.webp": (webp_claiming, "pixels"),
         "huge.gif": (gif_claiming, "pixels"),
         "huge.bmp": (bmp_claiming, "pixels"),
+        "huge.avif": (avif_claiming(17_000), "pixels"),
+        "camera.nef": (pages(Image.fromarray(noise(seed=40)), thumbnails=1), "raw file"),
+        "camera.dng": (tiff(noise(seed=41), extra={50706: (1,)}), "raw file"),
+        "camera.cr2": (b"II*\0\x10\0\0\0CR\2\0" + bytes(500), "raw file"),
+        "camera.orf": (b"IIRO\x08\0\0\0" + bytes(500), "raw file"),
+        "floats in colour.tif": (
+            tiff(noise().astype(np.float32), kind=3),
+            "not supported: TIFF with 3 bands of 32-bit f",
+        ),
+        "doubles.tif": (
+            tiff(noise()[..., :1].astype(np.float64), kind=3),
+            "not supported: TIFF with 1 band of 64-bit f",
+        ),
+        "long integers.tif": (tiff(noise().astype(np.uint32)), "not supported: TIFF with 3 bands of 32-bit unsigned"),
+        "a satellite's.tif": (
+            tiff(np.repeat(noise()[..., :1], 13, axis=2), photometric=1),
+            "not supported: TIFF with 13",
+        ),
+        "masks.bmp": (bmp_of_masks(), "not supported: BMP"),
+        "12 bits.jpg": (jpeg.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "not supported: JPEG"),
         "notes.txt": (b"nothing to see", "text"),
     }
 

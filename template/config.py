@@ -69,7 +69,8 @@ class Data:
     bits: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = "auto"
     """How many bits of 16-bit files are used (8 to 16): cameras and microscopes of 10, 12 or 14 bits leave the upper
     ones empty. `auto`: as many as the file of the data set with the largest values needs, so that dark images stay
-    dark beside bright ones; the run keeps the number for those that it predicts later."""
+    dark beside bright ones, and the run keeps the number for those that it predicts later; where the files plainly come
+    from several devices, as many as each needs."""
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self):

@@ -1,8 +1,11 @@
 """What a file becomes: the right pixels, the right way up, or a reason; never a wrong picture without a word."""
 
+import importlib.util
 import io
 import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -10,13 +13,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from template.config import Data
 from template.data import images
 from template.data.decode import with_bits
 from template.data.images import BadImageError, load, load_image
 
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "corpus.py"
+SPEC = importlib.util.spec_from_file_location("corpus_script", SCRIPT)
+corpus = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(corpus)
+chunk, deep_png, profile, tiff = corpus.chunk, corpus.deep_png, corpus.profile, corpus.tiff
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
 
 
@@ -38,32 +47,6 @@ def reason(source, size: int = 16) -> str:
     with pytest.raises(BadImageError) as caught:
         load_image(source, size, "crop")
     return str(caught.value)
-
-
-def tiff(array: np.ndarray, kind: int = 1, photometric: int | None = None, extra: dict | None = None) -> bytes:
-    """An uncompressed TIFF of numbers of any kind, [h, w, c] (1 unsigned, 2 signed, 3 floating), as it is on paper.
-
-    `extra` are tags of type LONG, which replace those of that number.
-    """
-    height, width, channels = array.shape
-    colours = 2 if channels >= 3 else 1
-    tags = {
-        256: (width,), 257: (height,), 258: (array.itemsize * 8,) * channels, 259: (1,),
-        262: (colours if photometric is None else photometric,), 273: (8,), 277: (channels,), 278: (height,),
-        279: (array.nbytes,), 339: (kind,) * channels, **(extra or {}),
-    }  # fmt: skip
-    extras = channels - (3 if colours == 2 else 1)
-    if extras > 0 and 338 not in tags:
-        tags[338] = (0,) * extras
-    start, table, behind = 8 + array.nbytes, b"", b""
-    for tag, values in sorted(tags.items()):
-        packed = struct.pack(f"<{len(values)}I", *values)
-        if len(packed) > 4:
-            place = start + 2 + 12 * len(tags) + 4 + len(behind)
-            behind, packed = behind + packed, struct.pack("<I", place)
-        table += struct.pack("<HHI", tag, 4, len(values)) + packed
-    contents = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    return struct.pack("<2sHI", b"II", 42, start) + contents + struct.pack("<H", len(tags)) + table + bytes(4) + behind
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -148,6 +131,87 @@ def test_alpha_lies_on_white_and_grey_is_three_equal_channels(image, expected):
     np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1)
 
 
+def said(source, size: int = 24, **how) -> tuple[np.ndarray, str]:
+    return load(source, Data(image_size=size, resize="squash", **how))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda rgb: encode(Image.fromarray(np.dstack([rgb, np.zeros((24, 24), np.uint8)])), "PNG"),
+        corpus.bmp_of_32_bits,
+        lambda rgb: np.dstack([rgb, np.zeros((24, 24), np.uint8)]),
+    ],
+    ids=["PNG", "BMP", "array"],
+)
+def test_alpha_that_is_0_everywhere_is_an_unused_byte(data):
+    rgb = noise(24, 24)
+    pixels, note = said(data(rgb))
+    np.testing.assert_array_equal(pixels, rgb)
+    assert note == "alpha is 0 everywhere and was ignored"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_drawn_in_white_on_nothing_is_seen(mode):
+    """On white it would be a white square, as every other of its kind."""
+    alpha = np.zeros((24, 24), np.uint8)
+    alpha[6:12] = 255
+    image = Image.merge("LA", [Image.new("L", (24, 24), 250), Image.fromarray(alpha)]).convert("RGBA")
+    if mode == "P":
+        palette = Image.fromarray((alpha > 0).astype(np.uint8), "P")
+        palette.putpalette([250] * 6)
+        data = encode(palette, "PNG", transparency=0)
+    else:
+        data = encode(image.convert(mode), "PNG")
+    pixels, note = said(data)
+    np.testing.assert_array_equal(pixels, np.repeat(np.where(alpha, 250, 0)[..., None], 3, axis=2))
+    assert note == "white on a transparent ground: put on black"
+    assert said(encode(Image.new("RGBA", (24, 24), WHITE), "PNG"))[1] == ""
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+SPACES = {
+    "Display P3": (profile(corpus.DISPLAY_P3, 2.2), "RGB"),
+    "ProPhoto": (profile(corpus.PROPHOTO, 1.8), "RGB"),
+    "grey": (profile((1,), 1.4), "L"),
+}
+
+
+def smooth() -> Image.Image:
+    """Colours of every kind that all spaces hold, changing slowly, as in a photograph."""
+    return Image.fromarray(np.random.default_rng(0).integers(40, 216, (6, 6, 3), dtype=np.uint8)).resize((96, 96))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("space", SPACES)
+def test_one_image_in_many_colour_spaces_is_one_image(space, kind):
+    """As its profile says; without that it would be off by 5 to 20."""
+    contents, mode = SPACES[space]
+    own, image = ImageCms.ImageCmsProfile(io.BytesIO(contents)), smooth().convert(mode)
+    if mode == "L" and kind == "WEBP":
+        pytest.skip("WebP has no grey")
+    there = ImageCms.profileToProfile(image.convert("RGB"), SRGB, own, renderingIntent=1, outputMode=mode)
+    how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    pixels, note = said(encode(there, kind, icc_profile=contents, **how), 96)
+    assert np.abs(pixels.astype(int) - np.asarray(image.convert("RGB"), int)).mean() < 2.5
+    assert np.abs(np.asarray(there.convert("RGB"), int) - np.asarray(image.convert("RGB"), int)).mean() > 5
+    assert not note
+
+
+@pytest.mark.parametrize("contents", [b"x", SPACES["ProPhoto"][0][:300], SPACES["grey"][0], bytes(10_000)])
+def test_a_profile_that_cannot_be_used_costs_no_image(contents):
+    pixels, note = said(encode(smooth(), "PNG", icc_profile=contents), 96)
+    np.testing.assert_array_equal(pixels, smooth())
+    assert "was ignored" in note
+
+
+def test_srgb_with_a_profile_is_left_to_the_bit():
+    for image in (smooth(), smooth().convert("L")):
+        pixels, note = said(encode(image, "PNG", icc_profile=SRGB.tobytes()), 96)
+        np.testing.assert_array_equal(pixels, image.convert("RGB"))
+        assert not note
+
+
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_the_transparent_colour_of_a_palette_lies_on_white(kind):
     image = Image.new("P", (24, 24), 1)
@@ -220,14 +284,6 @@ def test_a_dark_16_bit_picture_of_a_set_that_uses_16_bits_stays_dark(make):
         assert not note
 
 
-def deep_png(values: np.ndarray) -> bytes:
-    """16 bits in grey, grey with alpha, RGB or RGBA, as they are."""
-    height, width, channels = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 def waves(channels: int = 3) -> np.ndarray:
     """Every level of 8 bits, in another order in each channel; uint8 [64, 64, channels]."""
     y, x = np.mgrid[:64, :64]
@@ -272,6 +328,17 @@ def test_a_dark_image_is_scaled_as_its_bright_siblings_are():
     assert load(deep_png(bright * 16), data)[0].max() == 255, "what needs more has more"
 
 
+def test_files_of_several_devices_are_each_on_their_own():
+    """A set of 10 and of 16 bits is no set of dark and bright: those of 10 fill their range."""
+    values = waves(1).astype(np.float64) / 255
+    ten, sixteen = ((values * (2**bits - 1)).round().astype(np.uint16) for bits in (10, 16))
+    data = Data(image_size=64, resize="squash")
+    data = with_bits(data, [deep_png(ten), deep_png(ten), deep_png(ten // 2), deep_png(sixteen)])
+    assert data.bits == "auto"
+    for array in (ten, sixteen):
+        np.testing.assert_allclose(load(deep_png(array), data)[0][..., :1].astype(int), waves(1), atol=1)
+
+
 def test_what_was_stretched_to_16_bits_stays_dark():
     eight = waves(1) // 16
     np.testing.assert_array_equal(load_image(deep_png(eight.astype(np.uint16) * 257), 64, "squash")[..., :1], eight)
@@ -311,6 +378,98 @@ def test_of_an_animation_the_first_frame_is_used():
     for kind in ("GIF", "PNG", "WEBP"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         np.testing.assert_allclose(load_image(data, 16, "crop")[8, 8], RED, atol=3)
+
+
+def test_of_pages_the_first_that_is_no_thumbnail_is_used():
+    first, second, thumbnail = (Image.fromarray(noise(24, 24, seed)) for seed in range(3))
+    pixels, note = said(corpus.pages(first, second))
+    np.testing.assert_array_equal(pixels, first)
+    assert note == "more than one page, of which the first is used"
+    pixels, note = said(corpus.pages(thumbnail.resize((9, 9)), first, thumbnails=1))
+    np.testing.assert_array_equal(pixels, first)
+    assert not note
+    assert reason(corpus.pages(thumbnail, thumbnails=1)).startswith("a camera's raw file")
+
+
+def test_that_there_are_more_frames_is_said_but_not_of_the_other_eye():
+    frames = {"save_all": True, "append_images": [flat("RGB", BLUE)]}
+    for kind in ("GIF", "PNG", "WEBP", "AVIF"):
+        assert said(encode(flat("RGB", RED), kind, **frames))[1] == "an animation, of which the first frame is used"
+        assert not said(encode(flat("RGB", RED), kind))[1]
+    assert not said(encode(flat("RGB", RED), "MPO", **frames))[1]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_odd_tag_costs_neither_the_image_nor_its_turn(kind):
+    """To turn it, Pillow writes the whole block anew, which it may not be able to."""
+    stored = noise(20, 30)
+    how = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    for block in (
+        corpus.ODD_EXIF,
+        corpus.ODD_EXIF.replace(struct.pack("<HHI", 0x9286, 2, 4), struct.pack("<HHI", 0x8769, 2, 4)),
+    ):
+        data = encode(Image.fromarray(stored), kind, exif=block, **how)
+        if kind == "TIFF":
+            data = tiff(stored, extra={274: (6,), 34665: (99_999,)})
+        upright = load_image(np.ascontiguousarray(np.rot90(stored, -1)), 16, "squash")
+        assert np.abs(load_image(data, 16, "squash").astype(int) - upright).mean() < 2
+
+
+def test_text_and_profiles_of_any_length_cost_no_image():
+    image = Image.fromarray(noise(24, 24))
+    for how in ({"pnginfo": corpus.long_text()}, {"icc_profile": bytes(1_500_000)}):
+        data = encode(image, "PNG", **how)
+        np.testing.assert_array_equal(said(data)[0], image)
+        assert images.header(data) == ("PNG", "RGB", 24, 24)
+        assert images.dimensions(data) == (24, 24)
+
+
+def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
+    """A page at 600 dpi has 140 million pixels, and is refused no more."""
+    page = Image.new("1", (5000, 7000), 1)
+    page.paste(0, (0, 0, 2500, 7000))
+    data = encode(page, "TIFF", compression="group4")
+    assert len(data) < 10_000
+    expected = load_image(data, 16, "squash")
+    assert expected[:, :7].max() == 0 and expected[:, 9:].min() == 255
+    monkeypatch.setattr(images, "LARGE", 10_000)
+    difference = np.abs(load_image(data, 16, "squash").astype(int) - expected)
+    assert difference.max() <= 16  # at the edge between black and white
+    clear = Image.fromarray(np.dstack([np.asarray(smooth().resize((600, 500))), np.full((500, 600), 200, np.uint8)]))
+    for image in (clear, clear.convert("RGB"), clear.convert("L"), clear.convert("RGB").quantize(64)):
+        small = load_image(encode(image, "PNG"), 32, "crop").astype(int)
+        monkeypatch.setattr(images, "LARGE", 10**9)
+        assert np.abs(small - load_image(encode(image, "PNG"), 32, "crop")).mean() < 1.5
+        monkeypatch.setattr(images, "LARGE", 10_000)
+
+
+def test_a_setting_raises_the_limit():
+    data = png_claiming(16_000, 16_000)
+    with pytest.raises(BadImageError, match="more than 250 megapixels"):
+        said(data)
+    with pytest.raises(BadImageError, match="claims 16000 x 16000 pixels in"):
+        said(data, max_megapixels=400)
+
+
+def test_nothing_of_damaged_files_reaches_the_terminal():
+    """Libtiff, Pillow's warnings and its log write there by themselves, and none of them names the file."""
+    program = """
+import io, sys, numpy as np
+from PIL import Image
+from template.data.images import BadImageError, load_image
+out = io.BytesIO()
+Image.new("RGB", (40, 40), "red").save(out, "TIFF", compression="tiff_lzw")
+for seed in range(300):
+    data, rng = bytearray(out.getvalue()), np.random.default_rng(seed)
+    data[int(rng.integers(8, len(data)))] = int(rng.integers(256))
+    try: load_image(bytes(data), 16, "crop")
+    except BadImageError: pass
+out = io.BytesIO()
+Image.new("RGB", (40, 40)).save(out, "JPEG", exif=b"Exif\\0\\0II*\\0\\xff\\xff\\xff\\xff garbage")
+load_image(out.getvalue(), 16, "crop")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == done.stderr == ""
 
 
 # The right geometry ----------------------------------------------------------------------------------------------
@@ -443,10 +602,6 @@ def test_eleven_bytes_of_jpeg_xl_are_refused_at_once():
     start = time.process_time()
     assert "JPEG XL" in reason(data)
     assert time.process_time() - start < 0.5
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def png_claiming(width: int, height: int) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 from .. import device, disk
 from ..config import Data
 from .cache import Cache
+from .depth import bits_of_set
 from .examples import DataError, Examples, some
 from .images import VERSION, BadImageError, ImageSource, ReadError, load, needed_bits, read
 from .rows import Rows
@@ -48,8 +49,8 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
     if data.bits != "auto":
         return data
     with device.threads() as pool:
-        bits = max(pool.map(lambda source: needed_bits(source, data), images), default=0)
-    return dataclasses.replace(data, bits=bits or "auto")
+        needed = list(pool.map(lambda source: needed_bits(source, data), images))
+    return dataclasses.replace(data, bits=bits_of_set(needed) or "auto")
 
 
 def _pixels(examples: Examples, data: Data) -> Rows:

@@ -2,8 +2,11 @@
 
 Scaled by 65,535, such an image is nearly black. A file alone cannot tell a dark image of 12 bits from one of 10, so the
 rule has two halves: a file says what it needs at least (`significant_bits`), and all files of one data set are scaled
-by what the most demanding of them needs (`data.bits`, which a run settles once and predict.py uses too).
+by what the most demanding of them needs (`bits_of_set`, which a run settles once as `data.bits` and predict.py uses
+too), unless the set plainly comes from several devices.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,6 +30,26 @@ def significant_bits(values: np.ndarray, declared: int = 0) -> int:
     if not most or (most < 2**14 and not (values % 257).any()):
         return 0
     return next(bits for bits in DEPTHS if most < 2**bits)
+
+
+def bits_of_set(files: Sequence[tuple[int, int]]) -> int:
+    """By how many bits to scale all 16-bit files of a data set.
+
+    By what the most demanding needs, so that dark images stay dark beside bright ones. But where most of those that
+    need fewer fill these nearly, they are no dark images: they come from another device, and each file is on its own.
+
+    Args:
+        files: the bits that each file needs, and its largest value.
+
+    Returns:
+        8 to 16; 0 if each is on its own, or none has 16 bits.
+    """
+    most = max((bits for bits, _ in files), default=0)
+    for depth in {bits for bits, _ in files} - {0, most}:
+        full = [largest >= 7 / 8 * 2**depth for bits, largest in files if bits == depth]
+        if 2 * sum(full) > len(full):
+            return 0
+    return most
 
 
 def to_uint8(values: np.ndarray, bits: int) -> np.ndarray:

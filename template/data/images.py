@@ -107,18 +107,22 @@ def dimensions(source: ImageSource) -> tuple[int, int]:
     return header(source)[2:]
 
 
-def needed_bits(source: ImageSource, how: Data) -> int:
-    """How many bits the values of a 16-bit grey or colour image need, 8 to 16; 0 of any other, and if it is damaged."""
+def needed_bits(source: ImageSource, how: Data) -> tuple[int, int]:
+    """How many bits the values of a 16-bit image need, 8 to 16, and the largest; 0, 0 of others and damaged ones."""
     try:
         if isinstance(source, np.ndarray):
-            return significant_bits(_colours(source)) if source.dtype == np.uint16 else 0
+            bits = significant_bits(_colours(source)) if source.dtype == np.uint16 else 0
+            return bits, int(_colours(source).max())
         if isinstance(source, Path):
             source = read(source) if _may_be_deep(read(source, 32)) else b""  # of most the beginning is enough
         image, contents = _opened(source, how, [])
         with _turn(image):
-            return _deep(image, contents)[1] if _may_be_deep(source) and _is_deep(image) else 0
+            if not (_may_be_deep(source) and _is_deep(image)):
+                return 0, 0
+            values, bits = _deep(image, contents)
+        return bits, 2**16 - 1 if values is None else int(_colours(values).max())
     except Exception:  # why it cannot be used is said where it is decoded
-        return 0
+        return 0, 0
 
 
 def address(image: np.ndarray) -> str:
@@ -385,11 +389,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _smaller(image: Image.Image, size: int) -> Image.Image:
-    """A large image at a whole fraction of its size, never below twice the size that is wanted."""
+    """A large image at a whole fraction of its size, never below four times the size that is wanted."""
     image = image.convert("L") if image.mode == "1" else image
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    factor = min(image.size) // (2 * size)
+    factor = min(image.size) // (4 * size)
     return image.reduce(factor) if factor > 1 else image
 
 

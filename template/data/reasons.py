@@ -52,7 +52,8 @@ def why_not(data: bytes, error: Exception) -> str:
             return said
     for beginning, kind in _BEGINNINGS.items():
         if data.startswith(beginning) and (kind != "BMP" or len(data) > 50):
-            return (_tiff(data) if kind == "TIFF" else "") or _of_kind(kind, error)
+            own = {"TIFF": _tiff, "JPEG": _jpeg}.get(kind, lambda _: "")(data)
+            return own or _of_kind(kind, error)
     if brand in {b"ftypavif", b"ftypavis"}:
         return _avif(data)
     if head[:64].isascii() and head[:64].decode().isprintable():
@@ -134,6 +135,18 @@ def _of_kind(kind: str, error: Exception) -> str:
     if "nsupported" in why or "not supported" in why or "layers" in why:
         return f"not supported: {kind} of this kind ({why}); convert it to JPEG or PNG"
     return f"{kind} is damaged or cut short (it cannot be opened); copy or download it again"
+
+
+def _jpeg(data: bytes) -> str:
+    """The bits of a JPEG that has not 8; "" of others."""
+    start = 2
+    while start + 9 < len(data) and data[start] == 0xFF:
+        marker, length = data[start + 1], int.from_bytes(data[start + 2 : start + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+            bits = data[start + 4]
+            return f"not supported: JPEG of {bits} bits; convert it to PNG of 8 or 16 bits" if bits in {12, 16} else ""
+        start += 2 + length
+    return ""
 
 
 def _avif(data: bytes) -> str:
