@@ -254,6 +254,23 @@ def test_a_glance_at_decoded_pictures_finds_the_same(tidy, tmp_path, fault):
     assert severity in {f.severity for f in found if f.check == check}
 
 
+def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
+    """Of an image that would be black, white, or the first of many without a word."""
+    scene(99).save(tidy / "ant" / "pages.tif", save_all=True, append_images=[scene(98)])
+    deep = np.asarray(scene(97).convert("L")).astype(np.uint16) * 16
+    for name in ("bee", "fly"):
+        Image.fromarray(deep + len(name)).save(tidy / name / "deep.png")
+        deep = deep.T.copy()
+    examples = load_examples(str(tidy))
+    found, pixels = decode(examples, Data(cache=str(tmp_path / "cache"), image_size=64))
+    for used, facts in ((examples, look(examples)), (found, glance(found, pixels, np.arange(len(found))))):
+        said = {f.message: [used.ids[row] for (row,) in f.pictures] for f in audit(used, facts) if f.check == "assumed"}
+        assert said == {
+            "1: more than one page, of which the first is used": ["ant/pages.tif"],
+            "2: 12 of 16 bits are used, and scaled by that": ["bee/deep.png", "fly/deep.png"],
+        }
+
+
 def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
     examples, pixels = decode(load_examples(str(tidy)), Data(image_size=64, resize="squash", cache=str(tmp_path / "c")))
     rows = np.array([7, 3, 30])

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from template import disk
 from template.config import Data
 from template.data import decode as module
-from template.data.decode import decode
+from template.data.decode import decode, with_bits
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images import load, load_image
 
@@ -223,6 +223,26 @@ def test_what_changes_between_digest_and_pixels_is_not_kept_under_the_old_digest
         first, _ = decode(examples, settings(tmp_path))
     assert dict(first.skipped)["disc/05.png"].startswith("it changed while it was read")
     assert len(decode(examples, settings(tmp_path))[0]) == 36
+
+
+def test_notes_stay_with_their_images_and_dark_ones_are_scaled_with_their_set(class_folder, tmp_path):
+    """By what the brightest of the camera needs; a part of the set, as predict.py sees one, by what the run found."""
+    bright = np.linspace(0, 4095, 24 * 24).round().astype(np.uint16).reshape(24, 24)
+    for name, values in (("across/a.png", bright), ("disc/dark.png", bright // 8)):
+        Image.fromarray(values).save(class_folder / name)
+    (class_folder / "across" / "!empty.jpg").write_bytes(b"")
+    for _ in range(2):  # decoded, and found again
+        examples, pixels = decode(load_examples(str(class_folder)), settings(tmp_path))
+        notes = dict(zip(examples.ids.tolist(), examples.notes.tolist(), strict=True))
+        assert {name: note for name, note in notes.items() if note} == dict.fromkeys(
+            ("across/a.png", "disc/dark.png"), "12 of 16 bits are used, and scaled by that"
+        )
+        row = examples.ids.tolist().index("disc/dark.png")
+        assert pixels[np.array([row])].max() <= 255 / 8 + 1
+    some = examples.take(np.array([row]))
+    assert some.notes.tolist() == ["12 of 16 bits are used, and scaled by that"]
+    data = with_bits(settings(tmp_path), load_examples(str(class_folder)).images)
+    np.testing.assert_array_equal(decode(some, data)[1][np.array([0])], pixels[np.array([row])])
 
 
 def test_if_nothing_can_be_used_everything_is_listed(tmp_path):

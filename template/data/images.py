@@ -210,7 +210,7 @@ def _too_many(size: str, megapixels: float) -> str:
 def _open(contents: bytes, megapixels: float) -> Image.Image:
     """Read the header."""
     # Pillow refuses twice its limit: some formats take memory when they are opened. Ours, with a setting, comes next.
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, int(megapixels * 500_000))
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 500_000)
     try:
         image = Image.open(io.BytesIO(contents), formats=FORMATS)
     except Image.DecompressionBombError:
