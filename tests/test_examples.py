@@ -327,7 +327,7 @@ def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, ca
 @pytest.mark.parametrize(
     ("files", "paths", "words"),
     [
-        (["a/1.jpg", "b/2.jpg"], ["a\\1.jpg", "b\\2.jpg"], "is read as /"),
+        (["a/1.jpg", "b/2.jpg"], ["a\\1.jpg", "b\\2.jpg"], "are read with / for"),
         (["a/1.jpg", "b/2.jpg"], ["photos/a/1.jpg", "photos/b/2.jpg"], "without the first 1 folder of"),
         (["a/1.jpg", "b/2.jpg"], ["C:\\data\\photos\\a\\1.jpg", "C:\\data\\photos\\b\\2.jpg"], "without the first 2"),
         (["a/1.jpg", "b/2.jpg"], ["/home/me/a/1.jpg", "/home/me/b/2.jpg"], "without the first 2 folders"),
@@ -335,6 +335,10 @@ def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, ca
         (["images/1.jpg", "images/2.jpg"], ["old/1.jpg", "old/2.jpg"], "in images/, without the first 1"),
         (["../pics/1.jpg", "../pics/2.jpg"], ["pics/1.jpg", "pics/2.jpg"], "seen from the folder above"),
         (["cat/1.jpg", "dog/2.jpg"], ["1.jpg", "2.jpg"], "in folders of their labels"),
+        (["caf\xe9/1.jpg", "2.jpg"], ["cafe\u0301/1.jpg", "2.jpg"], "another form of Unicode"),
+        (["cafe\u0301/1.jpg", "2.jpg"], ["caf\xe9/1.jpg", "2.jpg"], "another form of Unicode"),
+        (["Img/1.JPG", "Img/2.JPG"], ["IMG/1.jpg", "IMG/2.jpg"], "in another case"),
+        (["a/1.jpg", "a/2.png"], ["a/1", "a/2"], "with an ending to their names"),
     ],
 )
 def test_paths_that_lead_nowhere_are_found_or_the_whole_table_is_refused(tmp_path, capsys, files, paths, words):
@@ -510,6 +514,8 @@ def test_a_class_called_train(tmp_path, capsys):
         (["data/train/a/1", "data/train/b/1", "docs/x"], ["a level too high", "--data.path=", "data"]),
         (["data/train/a/1", "data/train/b/1"], ["a level too high", "data"]),
         (["photos/seg_train/a/1", "photos/seg_train/b/1", "x/1"], ["a level too high", "photos"]),
+        (["train/images/1", "train/labels/1", "val/images/2"], ["no classes", "detection", "path,label"]),
+        (["images/a/1", "annotations/a/1"], ["no classes", "detection"]),
         (["1.jpg", "labels.csv"], ["a table", "--data.path=", "labels.csv"]),
     ],
 )

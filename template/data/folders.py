@@ -25,6 +25,9 @@ _LEFT_BEHIND = {
 """Compared in lower case. Names that begin with a dot are left out too, and all of these patterns:"""
 _PATTERNS = re.compile(r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle.*|@eadir.*", re.IGNORECASE | re.DOTALL)
 
+_OF_DETECTION = {"images", "imgs", "jpegimages", "labels", "annotations", "masks", "bboxes", "xml", "xmls", "gt"}
+_OF_DETECTION |= {"imagesets", "segmentationclass", "segmentationobject"}
+
 HIDDEN_FOLDER = "a hidden folder, or litter of a system or program; rename it if it holds pictures"
 HIDDEN_FILE = "a hidden file; rename it if it is wanted"
 LINKED = "a link to a folder is not followed; copy the pictures, or give the folder itself"
@@ -156,6 +159,12 @@ def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
     names = list(dict.fromkeys(name for _, name, _ in places))
     if not names:
         raise DataError(f"{str(root)!r} has no class folders" + _instead(root, loose))
+    looks = {look(name) for name in names}
+    if len(looks) > 1 and looks & {"images", "imgs", "jpegimages"} and looks <= _OF_DETECTION:
+        raise DataError(
+            f"{str(root)!r}: {names} are no classes, but images and what is drawn on them, as for detection or "
+            "segmentation. Expected is a folder of images for each class, or a CSV file with path,label."
+        )
     if len(places) == 1 and len(subfolders(folders[0])) > 1:
         raise DataError(
             f"{str(root)!r} has one folder, {names[0]!r}, with folders in it. If those are the classes or parts, use "

@@ -4,14 +4,14 @@ import codecs
 import csv
 import difflib
 import io
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..runs import legible
 from .names import DataError, Found, is_missing, look, part_of, tidy
+from .paths import located
 
 ENDINGS = {".csv", ".tsv", ".tab", ".txt"}
 """Of files that are read as tables."""
@@ -71,7 +71,7 @@ def read_table(file: Path) -> tuple[list[Found], list[tuple[str, str]], bool]:
     if not rows:
         raise DataError(f"{str(file)!r} has no rows below its header.")
     _refuse_incomplete(file, rows)
-    images = _images(file, rows)
+    images = located(file, [(row["path"], row["label"]) for _, row in rows])
     found = [
         Found(legible(row["path"]), image, row["label"], part_of(row.get("split", "")), row.get("group", ""))
         for (_, row), image in zip(rows, images, strict=True)
@@ -240,68 +240,3 @@ def _refuse_incomplete(file: Path, rows: Sequence[Row]) -> None:
         print(
             f"{str(file)!r}: {count} rows have the label {label!r}. It is taken for a class; was a value missing there?"
         )
-
-
-def _images(file: Path, rows: Sequence[Row]) -> list[Path]:
-    """Where the images are: beside the table, or where all paths lead when they are read in another way.
-
-    Raises:
-        DataError: if none of them is there, with the place where the first was looked for.
-    """
-    paths = [row["path"] for _, row in rows]
-    plain = [_place(file.parent, path) for path in paths]
-    turned = [one if "\\" not in path or _there(one) else _place(file.parent, path.replace("\\", "/"))
-              for one, path in zip(plain, paths, strict=True)]  # fmt: skip
-    if changed := sum(one != other for one, other in zip(plain, turned, strict=True)):
-        print(f"{str(file)!r}: \\ in {changed} paths is read as /")
-    if any(map(_there, turned)):
-        return turned
-    relative = [(re.sub(r"^(?:[A-Za-z]:)?/+", "", row["path"].replace("\\", "/")), row["label"]) for _, row in rows]
-    leading = {}
-    for words, way in _ways(file.absolute().parent, relative):
-        if _there(way(*relative[0])) and all(map(_there, found := [way(*pair) for pair in relative])):
-            leading.setdefault(tuple(map(os.path.realpath, found)), (words, found))
-    if len(leading) == 1:
-        ((words, found),) = leading.values()
-        print(f"{str(file)!r}: its paths do not lead from its folder; all images are there {words}")
-        return found
-    raise DataError(
-        f"{str(file)!r}: none of its {len(rows)} images is there. The first was looked for at {str(turned[0])!r}: "
-        "paths are relative to the folder of the table. Move the table, or write the paths as they are seen from there."
-        + (
-            f" All are there {' and '.join(words for words, _ in leading.values())}: which are meant?"
-            if leading
-            else ""
-        )
-        + ("" if leading else _elsewhere(file.parent, relative[0][0]))
-    )
-
-
-def _ways(here: Path, relative: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Callable[[str, str], Path]]]:
-    """Other ways to read (path, label), in words and as a function: a folder too many or too few, or from elsewhere."""
-    depth, labels = min(path.count("/") for path, _ in relative), {look(label) for _, label in relative}
-    inside = sorted(f for f in here.iterdir() if f.is_dir() and look(f.name) not in labels)
-    for folder in (here, *inside):
-        for count in range(folder == here, depth + 1):
-            fewer = f"without the first {count} folder{'s' * (count > 1)} of each path"
-            words = [f"in {folder.name}/"] * (folder != here) + [fewer] * (count > 0)
-            yield ", ".join(words), lambda path, _, f=folder, n=count: f / path.split("/", n)[n]
-    yield "in folders of their labels", lambda path, label: here / label / path
-    yield "seen from the folder above", lambda path, _: here.parent / path
-    yield "seen from where this program runs", lambda path, _: Path.cwd() / path
-
-
-def _elsewhere(root: Path, path: str) -> str:
-    """Where a file of this name is, if it is anywhere below."""
-    name = path.rsplit("/", 1)[-1]
-    found = next((Path(here, name) for here, _, files in os.walk(root) if name in files), None)
-    return f" A file of its name is at {str(found.relative_to(root))!r}." if found else ""
-
-
-def _place(parent: Path, path: str) -> Path:
-    """The file of a path, whatever encoding the system's file names have."""
-    return parent / os.fsdecode(path.encode("utf-8"))
-
-
-def _there(file: Path) -> bool:
-    return os.path.exists(file)  # noqa: PTH110 (that of Path raises for a name that is too long, or may not be seen)
