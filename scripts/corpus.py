@@ -59,7 +59,9 @@ def deep_png(values: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tiff(array: np.ndarray, kind: int = 1, photometric: int | None = None, extra: dict | None = None) -> bytes:
+def tiff(
+    array: np.ndarray, kind: int = 1, photometric: int | None = None, extra: dict | None = None, order: str = "<"
+) -> bytes:
     """An uncompressed TIFF of numbers of any kind, [h, w, c] (1 unsigned, 2 signed, 3 floating), as it is on paper.
 
     `extra` are tags of type LONG, which replace those of that number.
@@ -76,13 +78,20 @@ def tiff(array: np.ndarray, kind: int = 1, photometric: int | None = None, extra
         tags[338] = (0,) * extras
     start, table, behind = 8 + array.nbytes, b"", b""
     for tag, values in sorted(tags.items()):
-        packed = struct.pack(f"<{len(values)}I", *values)
+        packed = struct.pack(f"{order}{len(values)}I", *values)
         if len(packed) > 4:
             place = start + 2 + 12 * len(tags) + 4 + len(behind)
-            behind, packed = behind + packed, struct.pack("<I", place)
-        table += struct.pack("<HHI", tag, 4, len(values)) + packed
-    contents = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    return struct.pack("<2sHI", b"II", 42, start) + contents + struct.pack("<H", len(tags)) + table + bytes(4) + behind
+            behind, packed = behind + packed, struct.pack(order + "I", place)
+        table += struct.pack(order + "HHI", tag, 4, len(values)) + packed
+    contents = array.astype(array.dtype.newbyteorder(order)).tobytes()
+    return (
+        struct.pack(order + "2sHI", b"II" if order == "<" else b"MM", 42, start)
+        + contents
+        + struct.pack(order + "H", len(tags))
+        + table
+        + bytes(4)
+        + behind
+    )
 
 
 def pages(*images: Image.Image, thumbnails: int = 0) -> bytes:
@@ -173,7 +182,7 @@ def pictures() -> dict[str, bytes]:
     clear.putalpha(Image.fromarray(noise()[..., 0]))
     frames = {"save_all": True, "append_images": [Image.fromarray(noise(seed=1))], "duration": 100}
     deep = noise()[..., 0].astype(np.uint16) * 257
-    jpeg, palette = encode(rgb, "JPEG"), rgb.quantize(16)
+    jpeg, png, palette = encode(rgb, "JPEG"), encode(rgb, "PNG"), rgb.quantize(16)
     deep_rgb = b"".join(b"\0" + row.astype(">u2").tobytes() for row in noise(8, 8).astype(np.uint16) * 257)
     return {
         "plain.jpg": jpeg,
@@ -233,6 +242,7 @@ def pictures() -> dict[str, bytes]:
         "12 bits of 16 in colour.png": deep_png(noise(seed=31).astype(np.uint16) * 16),
         "10 bits of 16.tif": tiff(noise(seed=32).astype(np.uint16)[..., :1] * 4),
         "14 bits of 16 in colour.tif": tiff(noise(seed=33).astype(np.uint16) * 64),
+        "cut gamma.png": png[:33] + chunk(b"gAMA", b"") + png[33:],
         "white is zero.tif": tiff(noise(seed=34).astype(np.uint16)[..., :1] * 257, photometric=0),
         "alpha is 0 everywhere.png": encode(np.dstack([noise(), np.zeros((40, 48), np.uint8)]), "PNG"),
         "alpha is an unused byte.bmp": bmp_of_32_bits(noise()),
@@ -321,6 +331,10 @@ def no_pictures() -> dict[str, tuple[bytes, str]]:
         "a satellite's.tif": (
             tiff(np.repeat(noise()[..., :1], 13, axis=2), photometric=1),
             "not supported: TIFF with 13",
+        ),
+        "planes.tif": (
+            tiff(noise().astype(np.uint16), extra={284: (2,)}),
+            "not supported: TIFF with more than 8 bits in",
         ),
         "masks.bmp": (bmp_of_masks(), "not supported: BMP"),
         "12 bits.jpg": (jpeg.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "not supported: JPEG"),

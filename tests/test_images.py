@@ -360,8 +360,9 @@ def test_bits_that_a_file_declares_are_believed():
 @pytest.mark.parametrize("bits", [12, 16])
 def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(bits):
     values = (waves(1).astype(np.float64) * (2**bits - 1) / 255).round().astype(np.uint16)
-    pixels = load_image(tiff(2**bits - 1 - values, photometric=0), 64, "squash")
-    np.testing.assert_allclose(pixels[..., :1].astype(int), waves(1), atol=1)
+    for order in "<>":
+        pixels = load_image(tiff(2**bits - 1 - values, photometric=0, order=order), 64, "squash")
+        np.testing.assert_allclose(pixels[..., :1].astype(int), waves(1), atol=1)
 
 
 def test_floats_are_spread_over_their_own_range_and_must_be_finite():
@@ -422,6 +423,24 @@ def test_text_and_profiles_of_any_length_cost_no_image():
         np.testing.assert_array_equal(said(data)[0], image)
         assert images.header(data) == ("PNG", "RGB", 24, 24)
         assert images.dimensions(data) == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "checksum"),
+    [(b"gAMA", b"\0", None), (b"cHRM", bytes(5), None), (b"pHYs", b"", None), (b"sRGB", b"", None),
+     (b"iCCP", b"a\0\1xxxx", None), (b"tEXt", b"a\0b", b"1234"), (b"tIME", b"", b"\0\0\0\0")],
+)  # fmt: skip
+def test_what_no_pixel_needs_may_be_damaged(name, body, checksum):
+    array = noise(24, 24)
+    data, other = png(array), chunk(name, body)
+    data = data[:33] + (other[:-4] + checksum if checksum else other) + data[33:]
+    np.testing.assert_array_equal(said(data)[0], array)
+
+
+def test_planes_of_16_bits_are_refused_and_not_read_as_noise():
+    array = waves().astype(np.uint16) * 257
+    planes = {284: (2,), 273: (8, 8 + 8192, 8 + 16384), 279: (8192,) * 3}
+    assert "separate planes" in reason(tiff(array, extra=planes))
 
 
 def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
@@ -632,7 +651,7 @@ def test_too_many_pixels_are_refused_by_the_header(monkeypatch, claiming, side):
 def test_the_limit_of_pixels_itself_is_allowed():
     data = Data(image_size=16, max_megapixels=110e-6)
     load(png(noise(10, 11)), data)
-    with pytest.raises(BadImageError, match="11 x 11 is more than 0.00011 megapixels"):
+    with pytest.raises(BadImageError, match="121 pixels is more than 0.00011 megapixels"):
         load(png(noise(11, 11)), data)
 
 

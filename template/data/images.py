@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import logging
+import re
 import stat
 import sys
 import threading
@@ -25,7 +26,19 @@ from PIL import Image, ImageOps
 from ..config import Data
 from .colours import on_background, to_srgb
 from .depth import significant_bits, to_uint8
-from .reasons import FORMATS, RAW, BadImageError, ReadError, declared_bits, is_raw, is_reduced, lean, why_not
+from .reasons import (
+    FORMATS,
+    RAW,
+    BadImageError,
+    ReadError,
+    black_is_zero,
+    declared_bits,
+    is_raw,
+    is_reduced,
+    is_scattered,
+    lean,
+    why_not,
+)
 
 ImageSource = Path | bytes | np.ndarray
 """A file, its bytes, or an array: uint8 or uint16 [height, width], [.., .., 1], [.., .., 3] or [.., .., 4]."""
@@ -213,10 +226,15 @@ def _open(contents: bytes, megapixels: float) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = int(megapixels * 500_000)
     try:
         image = Image.open(io.BytesIO(contents), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise BadImageError(_too_many("it", megapixels)) from None
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise BadImageError(_too_many(pixels[0] if pixels else "it", megapixels)) from None
     except Exception as error:
-        raise BadImageError(why_not(contents, error)) from None
+        other = black_is_zero(contents)
+        if other is None:
+            raise BadImageError(why_not(contents, error)) from None
+        image = _open(other, megapixels)
+        image.info["white is zero"] = True
     if image.format == "TIFF":
         _silence_libtiff()
     return image
@@ -249,6 +267,8 @@ def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
         image.seek(full[0])
         if len(full) > 1:
             notes.append("more than one page, of which the first is used")
+    if is_scattered(image.tag_v2):
+        raise BadImageError("not supported: TIFF with more than 8 bits in separate planes; convert it to PNG")
 
 
 def _full_pages(image: Image.Image) -> Iterator[int]:
@@ -277,6 +297,7 @@ def _load(image: Image.Image) -> None:
 def _in_8_bits(image: Image.Image, contents: bytes, how: Data, notes: list[str]) -> Image.Image:
     """Decode. More than 8 bits are scaled by the range that they use, 32 by what is there."""
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0 and image.mode not in {"1", "L", "P"}
+    inverted |= "white is zero" in image.info
     values, bits = _deep(image, contents)
     if values is not None:
         pixels = _scaled(values, bits, how, notes)

@@ -24,6 +24,8 @@ _BEGINNINGS = {
 }
 _RAW_BEGINNINGS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
 _SAMPLES = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers"}
+_LEAST = {b"gAMA": 4, b"cHRM": 32, b"pHYs": 9, b"sRGB": 1}
+"""Bytes of chunks of a PNG."""
 _MOST_TEXT = 2**20
 """Bytes of text or profile that Pillow takes from a PNG; for more it refuses the whole file."""
 
@@ -71,16 +73,32 @@ def is_reduced(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
     return bool(int(tags.get(254) or 0) & 5) or tags.get(255) == 2
 
 
-def lean(data: bytes) -> bytes:
-    """A PNG without the text and the profile that Pillow would refuse it for: its pixels are whole. Others as they are.
+def is_scattered(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Whether a TIFF has its colours in planes of more than 8 bits, of which Pillow makes noise without a word."""
+    return tags.get(284) == 2 and max(tags.get(258) or (1,)) > 8 and int(tags.get(277) or 1) > 1
 
-    Editors keep megabytes of XMP or of a workflow in compressed text.
+
+def black_is_zero(data: bytes) -> bytes | None:
+    """A TIFF whose zero is white, as one whose zero is black; None of any other. Pillow reads not all of the former."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 10:
+        return None
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    for place in range(start + 2, min(start + 2 + 12 * 64, len(data) - 12), 12):
+        if struct.unpack_from(order + "HHIH", data, place) == (262, 3, 1, 0):
+            return data[: place + 8] + struct.pack(order + "H", 1) + data[place + 10 :]
+    return None
+
+
+def lean(data: bytes) -> bytes:
+    """A PNG without what Pillow would refuse it for although its pixels are whole. Other files as they are.
+
+    Editors keep megabytes of XMP or of a workflow in compressed text; others cut a gamma short, or change a text and
+    not its checksum.
     """
     if not data.startswith(b"\x89PNG"):
         return data
-    chunks = list(_chunks(data))
-    long = [(start, stop) for name, start, stop in chunks if _is_long(name, data[start + 8 : stop - 4])]
-    for start, stop in reversed(long):
+    for start, stop in [chunk[1:] for chunk in _chunks(data) if _is_unfit(data, *chunk)][::-1]:
         data = data[:start] + data[stop:]
     return data
 
@@ -113,12 +131,22 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         start = stop
 
 
+def _is_unfit(data: bytes, name: bytes, start: int, stop: int) -> bool:
+    """Whether a chunk that no pixel needs is damaged, or longer than Pillow takes."""
+    if not name[0] & 32 or name in {b"acTL", b"fcTL", b"fdAT"}:  # upper case: the image itself
+        return False
+    body, checksum = data[start + 8 : stop - 4], int.from_bytes(data[stop - 4 : stop])
+    return len(body) < _LEAST.get(name, 0) or zlib.crc32(name + body) != checksum or _is_long(name, body)
+
+
 def _is_long(name: bytes, body: bytes) -> bool:
-    """Whether a chunk of text or a profile is longer than Pillow takes."""
+    """Whether a chunk of text or a profile is longer than Pillow takes, or packed in a way of its own."""
     if name in {b"tEXt", b"iTXt"} and len(body) > _MOST_TEXT:
         return True
     if name in {b"zTXt", b"iCCP"}:
-        packed = body.partition(b"\0")[2][1:]
+        method, packed = body.partition(b"\0")[2][:1], body.partition(b"\0")[2][1:]
+        if method != b"\0":
+            return True
     elif name == b"iTXt" and body.partition(b"\0")[2][:1] == b"\1":
         packed = body.partition(b"\0")[2][2:].split(b"\0", 2)[-1]
     else:
@@ -163,7 +191,7 @@ def _tiff(data: bytes) -> str:
     """What numbers a whole TIFF holds that Pillow cannot read; "" if it is not whole."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] in b"+\0" else 8])
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])
             file = io.BytesIO(data)
             file.seek(tags.next)
             tags.load(file)
