@@ -67,7 +67,7 @@ def _predict(run: Path, path: str) -> Predictions:
         runs.import_tensorflow()
         from template.data.decode import decode
         from template.deploy.predictor import load_run
-        from template.recipe import say
+        from template.recipe import looks, say
 
         config, classes, model = load_run(run)
         absent = sorted(set(classes) - set(examples.class_names))
@@ -82,7 +82,7 @@ def _predict(run: Path, path: str) -> Predictions:
         sys.exit(f"{path}: none of the pictures could be read.")
     if absent:
         print(f"no pictures of {absent}: these classes are not measured")
-    return say(model, examples, pixels, np.arange(len(examples)), config)
+    return say(model, examples, looks(examples, pixels, np.arange(len(examples)), config), config)
 
 
 def _score(predictions: Predictions, k: int | None) -> dict:

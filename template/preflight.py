@@ -14,8 +14,8 @@ from PIL import Image
 
 from . import recipe, runs
 from .config import Config, Stage
-from .data.examples import PARTS
-from .data.images import load
+from .data.examples import PARTS, DataError, Examples
+from .data.images import BadImageError, load
 from .data.pipeline import Source, evenly, plain_source, spread, training_source
 from .data.split import clusters
 from .model.backbones import build_backbone
@@ -91,7 +91,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     at_init = checks.loss_at_init(loose, train)
     bottom = boundary(loose, config.backbone, config.head, thawed)
     by_heart, learned = checks.learned_by_heart(loose, bottom, train, names)
-    served = [load(examples.images[row], config.data)[0] for row in part["val"][:8]]
+    served = [_served(examples, row, config) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
         entering,
@@ -127,6 +127,14 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     numbers |= _seconds(dataclasses.replace(open_config, stages=config.stages), config, fresh, train, counts)
     pictures = {"preflight.png": entered, "learned_by_heart.png": learned}
     return found, {name: float(value) for name, value in numbers.items()}, pictures
+
+
+def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
+    """The pixels of an example as predict.py would see them."""
+    try:
+        return load(examples.images[row], config.data)[0]
+    except BadImageError as error:
+        raise DataError(f"{str(examples.ids[row])!r} was read, and cannot be any more: {error}") from error
 
 
 def _seconds(

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from . import runs
 from .config import Config
+from .data.audit import Facts
 from .data.examples import Examples
-from .data.images import dimensions
 from .data.pipeline import evenly
 from .data.rows import Rows
 from .deploy.explain import figures
@@ -38,6 +38,7 @@ class Trained:
         config: of the run.
         examples: all that were used.
         pixels: theirs, in the same order.
+        facts: about their files, read when the run began.
         model: that gave the answers which are reported: as it will be used, or without test pictures, as it was before
             the final fit.
         state: of the training.
@@ -49,6 +50,7 @@ class Trained:
     config: Config
     examples: Examples
     pixels: Rows
+    facts: Facts
     model: keras.Model
     state: State
     learning_curve: tuple[list[int], list[float]] | None
@@ -80,7 +82,7 @@ def publish(trained: Trained, said: dict[str, Predictions], clock: runs.Clock, f
         runs.write_json(folder / "calibration.json", decided)
         result = scores | {"calibration": calibration} | _compared(trained, best, folder)
         rows = np.flatnonzero(trained.examples.parts == ("test" if scores["test"] else "val"))
-        result["slices"] = failures.slices(best, _facts(trained.examples.take(rows), trained.pixels, rows))
+        result["slices"] = failures.slices(best, _facts(trained, rows))
         sure = best.scaled(calibration["temperature"])
         galleries = {
             title: figures(trained.model, trained.pixels, rows[some], sure.take(some))
@@ -157,14 +159,14 @@ def _what(config: Config, examples: Examples) -> str:
     )
 
 
-def _facts(examples: Examples, pixels: Rows, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _facts(trained: Trained, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What pictures may have in common, by name, for `failures.slices`; a fact that all share is left out."""
-    sizes = np.array([dimensions(image) for image in examples.images], float)
-    brightness = [pixels[rows[i : i + 64]].mean(axis=(1, 2, 3)) for i in range(0, len(rows), 64)]
+    width, height = (np.maximum(size[rows], 1) for size in (trained.facts.width, trained.facts.height))
+    brightness = [trained.pixels[rows[i : i + 64]].mean(axis=(1, 2, 3)) for i in range(0, len(rows), 64)]
     facts = {
-        "pixels on the shorter side": sizes.min(axis=1),
-        "width / height": sizes[:, 0] / sizes[:, 1],
+        "pixels on the shorter side": np.minimum(width, height),
+        "width / height": width / height,
         "mean brightness (0 to 255)": np.concatenate(brightness),
-        "folder": failures.folders(examples.ids),
+        "folder": failures.folders(trained.examples.ids[rows]),
     }
     return {name: values for name, values in facts.items() if len(np.unique(values)) > 1}

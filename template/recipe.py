@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -14,12 +14,12 @@ import tensorflow as tf
 from . import config as configuration
 from . import device, disk, runs, suggest
 from .config import Config, Data, Train
-from .data.audit import as_json, audit, glance
-from .data.decode import decode, with_bits
-from .data.examples import PARTS, DataError, Examples, load_examples
+from .data.audit import Facts, as_json, audit, glance
+from .data.decode import decode, digested, with_bits
+from .data.examples import PARTS, DataError, Examples, load_examples, some
 from .data.pipeline import Source, inference_batches, magnified, mirrored, plain_source, training_source
 from .data.rows import Rows
-from .data.split import clusters, split, to_csv
+from .data.split import clusters, differences, split, to_csv
 from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
@@ -71,13 +71,13 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
 
 def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     """`run`, in a folder that is ours alone."""
-    print(f"device: {device.sentence(device.describe(config.train.precision))}")
-    if warning := device.overlooked():
-        print(f"warning: {warning}")
+    _say_device(config.train)
     store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
 
     with clock("decode"):
         config, examples, see = pictures(config)
+    with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
+        facts = glance(examples, see(settled(config).data), np.arange(len(examples)))
     part, together = {name: np.flatnonzero(examples.parts == name) for name in PARTS}, clusters(examples)
 
     def plain(name: str, data: Data) -> Source:
@@ -91,29 +91,29 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
 
     def said(name: str) -> Predictions:
         with clock("evaluation"):
-            return say(bare(model), examples, see(config.data), part[name], config)
+            return say(bare(model), examples.take(part[name]), views[name], config)
 
     with clock("probe"):
         prepare(config.train)
         config, base, votes = choose(config, lambda data: plain("train", data), store)
         config = suggested(config, len(part["train"]))
         _record(config, votes, examples, folder)
+        with clock("decode"):
+            views = {name: looks(examples, see(config.data), part[name], config) for name in ("val", "test")}
         prepare(config.train)  # a resumed run has nothing to choose, and must draw the same numbers from here on
         model = begin(base, config, [plain("train", config.data)], store)
         untouched = [variable.numpy() for variable in model.variables]
     with clock("audit"):
-        _audit(examples, see(config.data), config.data.path, folder)
+        _audit(examples, facts, config.data.path, folder)
     with clock("diagnosis"):
         train, val = plain("train", config.data), plain("val", config.data)
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
     how = How(config.backbone, config.head, config.stages, config.train, store, untouched, examples.class_names)
-    if config.train.class_weights != "none":
-        counts = np.bincount(train.labels, minlength=len(examples.class_names))
-        print(weight_table(examples.class_names, counts, config.train.class_weights))
+    _say_weights(config.train, train.labels, examples.class_names)
     state = fit(model, augmented("train"), val, how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
-    measured = model.get_weights()
+    measured = bare(model).get_weights()
     if suggest.refits(config, int((examples.parts != "").sum())):
         with clock("final fit"):
             print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
@@ -128,7 +128,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     with clock("diagnosis"):
         learned = known(model, train, config.train.batch_size)
         coloured = by_colours(train, plain("test", config.data) if len(part["test"]) else val)
-    trained = Trained(config, examples, see(config.data), model, state, curve, learned, coloured)
+    trained = Trained(config, examples, see(config.data), facts, model, state, curve, learned, coloured)
     return publish(trained, all_said, clock, folder)
 
 
@@ -150,11 +150,23 @@ def pictures(config: Config) -> tuple[Config, Examples, Callable[[Data], Rows]]:
     """
     found = load_examples(config.data.path)
     refuse_unknown(config.train.class_weights, found.class_names)
-    config = dataclasses.replace(config, data=with_bits(config.data, found.images))
+    config, found = dataclasses.replace(config, data=with_bits(config.data, found.images)), digested(found)
     see = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
     examples, _ = see(settled(config).data)
     fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    return config, split(examples, **fractions, seed=config.data.split_seed), lambda data: see(data)[1]
+    examples = split(examples, **fractions, seed=config.data.split_seed)
+    return config, examples, lambda data: _same(examples, *see(data))
+
+
+def _same(examples: Examples, again: Examples, pixels: Rows) -> Rows:
+    """The pixels, if they are those of the examples, row by row."""
+    if again.ids.tolist() != examples.ids.tolist():
+        reasons = [f"{name!r}: {reason}" for name, reason in again.skipped if (name, reason) not in examples.skipped]
+        raise DataError(
+            f"Images that are needed in another size or shape cannot be used in it:\n  {some(reasons)}\nPut them back, "
+            "or remove them, and start again."
+        )
+    return pixels
 
 
 def suggested(config: Config, images: int) -> Config:
@@ -170,21 +182,24 @@ def suggested(config: Config, images: int) -> Config:
     return dataclasses.replace(config, stages=stages)
 
 
-def say(model: keras.Model, examples: Examples, pixels: Rows, rows: np.ndarray, config: Config) -> Predictions:
-    """Predictions of these examples and their pixels, averaged over the views that the settings ask for.
+def looks(examples: Examples, pixels: Rows, rows: np.ndarray, config: Config) -> list[Source]:
+    """What to look at to predict these rows of the examples and their pixels, as the settings ask for.
 
     Raises:
-        DataError: if pictures that must be decoded once more cannot be read any more.
+        DataError: if images that must be decoded once more cannot be read any more.
     """
-    examples, views = examples.take(rows), [plain_source(pixels, rows, examples.labels)]
+    views = [plain_source(pixels, rows, examples.labels)]
     if config.evaluate.magnify:
         views.append(magnified(views[0]))
     if config.evaluate.whole and config.data.resize == "crop":
-        again, squashed = decode(examples, dataclasses.replace(config.data, resize="squash"))
-        if len(again) < len(examples):
-            raise DataError(f"Only {len(again)} of {len(examples)} pictures can still be read. Were some removed?")
-        views.append(plain_source(squashed, np.arange(len(again)), again.labels))
-    views += [mirrored(view) for view in views] if config.evaluate.mirror else []
+        mine = examples.take(rows)
+        squashed = _same(mine, *decode(mine, dataclasses.replace(config.data, resize="squash", memory_gb=0.0)))
+        views.append(plain_source(squashed, np.arange(len(mine)), mine.labels))
+    return views + ([mirrored(view) for view in views] if config.evaluate.mirror else [])
+
+
+def say(model: keras.Model, examples: Examples, views: Sequence[Source], config: Config) -> Predictions:
+    """Predictions of these examples, averaged over `looks` at them."""
     batches = [inference_batches(view, config.train.batch_size) for view in views]
     said = average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
     return dataclasses.replace(said, groups=None if examples.groups is None else examples.groups.astype(str))
@@ -198,11 +213,23 @@ def prepare(settings: Train) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _audit(examples: Examples, pixels: Rows, path: str, folder: Path) -> None:
+def _say_device(settings: Train) -> None:
+    print(f"device: {device.sentence(device.describe(settings.precision))}")
+    if warning := device.overlooked():
+        print(f"warning: {warning}")
+
+
+def _say_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    if settings.class_weights != "none":
+        counts = np.bincount(labels, minlength=len(class_names))
+        print(weight_table(class_names, counts, settings.class_weights))
+
+
+def _audit(examples: Examples, facts: Facts, path: str, folder: Path) -> None:
     """Look for what commonly spoils a number, say what was found, and write audit.json."""
     rows = np.flatnonzero(examples.parts != "")
     used = dataclasses.replace(examples, skipped=()).take(rows)
-    found = audit(used, glance(used, pixels, rows))
+    found = audit(used, facts.take(rows))
     runs.write_json(folder / "audit.json", as_json(used, found))
     worth_a_look = [finding for finding in found if finding.severity != "know"]
     for finding in worth_a_look:
@@ -215,8 +242,12 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     """Print what was found, and write what the run is made from; refuse to go on with other pictures than before."""
     used = examples.parts != ""
     table = to_csv(examples)
-    if (folder / "split.csv").exists() and (folder / "split.csv").read_text(encoding="utf-8") != table:
-        raise DataError(f"The pictures or their split have changed since {str(folder)!r} began. Start a new run.")
+    before = (folder / "split.csv").read_text(encoding="utf-8") if (folder / "split.csv").exists() else table
+    if before != table:
+        raise DataError(
+            f"The pictures or their split have changed since {str(folder)!r} began:\n  "
+            f"{some(differences(before, table))}\nPut them back as they were and resume, or start a new run."
+        )
     begun = folder / "begun.toml"
     for line in configuration.changed(configuration.load(begun), config) if begun.exists() else ():
         print(f"goes on with {line}")

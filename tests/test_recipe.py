@@ -299,6 +299,42 @@ def test_a_result_is_a_function_of_the_seed(home, given_parts, one, two):
     assert not np.allclose(other.val.logits, one.val.logits)
 
 
+def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_while_it_trains(
+    home, pictures, tmp_path, monkeypatch
+):
+    """What was decoded is enough: for the whole view of what is predicted, for slices, galleries and report."""
+    path, begin = tmp_path / "pictures", recipe.begin
+    shutil.copytree(pictures, path)
+    config = settings(path, SHORT, {"final_fit": "yes"}, memory_gb=0.0)
+    config = dataclasses.replace(config, evaluate=Evaluate(whole=True, mirror=True, magnify=True))
+    whole = train(config, tmp_path / "undisturbed")
+
+    def last_seen(*how):
+        path.rename(tmp_path / "an unplugged drive")
+        shutil.rmtree(tmp_path / "cache")
+        return begin(*how)
+
+    monkeypatch.setattr(recipe, "begin", last_seen)
+    done = train(config, tmp_path / "run")
+    assert not path.exists() and not list((tmp_path / "cache").glob("pixels-*"))
+    assert done.test.logits.tobytes() == whole.test.logits.tobytes()
+    assert done.val.logits.tobytes() == whole.val.logits.tobytes()
+    assert done.result["slices"] == whole.result["slices"] and done.result["slices"]
+    for name in ("audit.json", "report.html"):
+        assert (done.folder / name).exists()
+    assert (done.folder / "audit.json").read_bytes() == (whole.folder / "audit.json").read_bytes()
+
+
+def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_their_names(pictures, tmp_path):
+    """An image that goes between two decodings would shift every label behind it."""
+    path = tmp_path / "pictures"
+    shutil.copytree(pictures, path)
+    _, _, see = recipe.pictures(settings(path))
+    (path / "across" / "03.png").unlink()
+    with pytest.raises(DataError, match=r"'across/03.png': no such file"):
+        see(dataclasses.replace(settings(path).data, resize="squash"))
+
+
 @pytest.fixture(scope="module")
 def cut(home, pictures) -> Run:
     """A run that was stopped in the middle of its fourth epoch, the second of stage 2."""
@@ -322,21 +358,28 @@ def moved(pictures: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("named", "change"),
     [
-        pytest.param(lambda p: shutil.copy(p / "disc" / "01.png", p / "disc" / "02.png"), id="other contents"),
-        pytest.param(lambda p: (p / "upright" / "07.png").unlink(), id="one less"),
-        pytest.param(lambda p: class_folders(p / "upright", each=1, seed=9), id="more"),
-        pytest.param(moved, id="another label"),
+        pytest.param(
+            "other contents: 'disc/02.png'",
+            lambda p: shutil.copy(p / "disc" / "01.png", p / "disc" / "02.png"),
+            id="other contents",
+        ),
+        pytest.param(
+            "gone or unreadable: 'upright/07.png'", lambda p: (p / "upright" / "07.png").unlink(), id="one less"
+        ),
+        pytest.param("new: 'upright/across/00.png'", lambda p: class_folders(p / "upright", each=1, seed=9), id="more"),
+        pytest.param("gone or unreadable: 'disc/03.png'", moved, id="another label"),
     ],
 )
-def test_an_interrupted_run_does_not_go_on_with_other_pictures(cut, tmp_path, change):
+def test_an_interrupted_run_does_not_go_on_with_other_pictures(cut, tmp_path, change, named):
     path, before = Path(cut.config.data.path), snapshot(cut.folder)
     shutil.copytree(path, tmp_path / "kept")
     try:
         change(path)
-        with pytest.raises(DataError, match="pictures or their split have changed"):
+        with pytest.raises(DataError, match="pictures or their split have changed") as refusal:
             train(cut.config, cut.folder)
+        assert named in str(refusal.value) and "Put them back" in str(refusal.value)
     finally:
         shutil.rmtree(path)
         (tmp_path / "kept").rename(path)

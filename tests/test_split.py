@@ -10,7 +10,7 @@ import pytest
 
 from template.data import split as module
 from template.data.examples import DataError, Examples
-from template.data.split import split, to_csv
+from template.data.split import differences, split, to_csv
 
 DEFAULTS = {"val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
 
@@ -283,6 +283,24 @@ def test_a_class_that_a_given_part_lacks_is_named():
 )
 def test_nothing_to_train_on_is_an_error(examples):
     assert refusal(examples)
+
+
+def test_what_has_changed_between_two_splits_is_named():
+    done = split(make([0, 1] * 20), **DEFAULTS)
+    digests, labels, parts = done.digests.copy(), done.labels.copy(), done.parts.copy()
+    digests[3], labels[4] = "another", 1 - labels[4]
+    parts[5] = "val" if parts[5] != "val" else "test"
+    now = dataclasses.replace(done, digests=digests, labels=labels, parts=parts).take(np.arange(40) != 7)
+    ids, before = done.ids, to_csv(done)
+    names = done.class_names
+    assert differences(before, to_csv(now)) == [
+        f"gone or unreadable: {str(ids[7])!r}",
+        f"other contents: {str(ids[3])!r}",
+        f"label {names[done.labels[4]]!r} is now {names[labels[4]]!r}: {str(ids[4])!r}",
+        f"part {str(done.parts[5])!r} is now {str(parts[5])!r}: {str(ids[5])!r}",
+    ]
+    assert f"new: {str(ids[7])!r}" in differences(to_csv(now), before)
+    assert differences(before, to_csv(done.take(np.arange(40)[::-1]))) == ["their order"]
 
 
 def test_the_table_of_a_split_says_who_is_where_and_survives_odd_names():

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,10 @@ class Facts:
         """Bool [n]."""
         return self.reason == ""
 
+    def take(self, rows: np.ndarray) -> "Facts":
+        """The facts of these rows."""
+        return Facts(*(getattr(self, name.name)[rows] for name in fields(self) if name.init))
+
 
 def look(examples: Examples, data: Data | None = None) -> Facts:
     """Read every picture once, in threads, into a small copy and a few facts, as these settings of reading say."""
@@ -108,20 +112,20 @@ def look(examples: Examples, data: Data | None = None) -> Facts:
 def glance(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
     """The same of pictures that have been decoded already, of whose files only the headers are read again.
 
+    Of a file that has gone since, the reason says so.
+
     Args:
         examples: with digests and notes.
         pixels: uint8 [more, size, size, 3].
         rows: of the examples in the pixels, int64 [n].
     """
     with device.threads() as pool:
-        headers = list(pool.map(_header_of, examples.images))
+        reasons, *headers = zip(*pool.map(_header_again, examples.images), strict=True)
     small = np.zeros((len(examples), SIDE, SIDE, 3), np.uint8)
     for start in range(0, len(rows), 256):
         for row, picture in enumerate(pixels[rows[start : start + 256]], start):
             small[row] = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    reason = np.full(len(examples), "")
-    columns = [np.array(column) for column in zip(*headers, strict=True)]
-    return Facts(reason, examples.digests, *columns, small, examples.notes)
+    return Facts(np.array(reasons), examples.digests, *map(np.array, headers), small, examples.notes)
 
 
 def audit(examples: Examples, facts: Facts) -> list[Finding]:
@@ -231,6 +235,14 @@ def _look_at(source: ImageSource, how: Data) -> tuple:
         return "", digest, *_header_of(data), small, note
     except (BadImageError, OSError) as error:
         return str(error), "", "", "", 0, 0, 0, nothing, ""
+
+
+def _header_again(source: ImageSource) -> tuple:
+    """Reason, format, mode, width, height and bytes of a picture that could be read a while ago."""
+    try:
+        return "", *_header_of(source)
+    except (OSError, ValueError) as error:
+        return f"it has gone or changed since it was decoded ({error})", "", "", 0, 0, 0
 
 
 def _header_of(source: ImageSource) -> tuple[str, str, int, int, int]:

@@ -20,7 +20,7 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
     """Decode all pictures, or find them in the cache from an earlier run.
 
     The cache is known by the contents of the pictures in their order, so moving the folder keeps it, and changing a
-    picture makes a new one. A cache that was cut short is made again.
+    picture makes a new one. Of examples with digests no file is read if the cache has them.
 
     Returns:
         The examples that could be read, with digests and notes, those that could not in `skipped`; and their pixels.
@@ -29,16 +29,12 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
         DiskError: if there is no room for the cache.
     """
     data = with_bits(data, examples.images)
-    with device.threads() as pool:
-        results = list(pool.map(_digest, examples.images))
-    examples = dataclasses.replace(examples, digests=np.array(results, object))
-    unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
-    while unread is not None:
-        examples, unread = _without(examples, unread), None
+    examples, pixels = digested(examples) if examples.digests is None else examples, None
+    while pixels is None:
         try:
             pixels = _pixels(examples, data)
         except _UnreadError as error:
-            unread = error.rows
+            examples = _without(examples, error.rows)
     said, bad = ({int(row): why for row, why in pixels.notes[name].items()} for name in ("said", "bad"))
     notes = np.array([said.get(row, "") for row in range(len(examples))], str)
     return _without(dataclasses.replace(examples, notes=notes), bad), pixels
@@ -51,6 +47,14 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
     with device.threads() as pool:
         needed = list(pool.map(lambda source: needed_bits(source, data), images))
     return dataclasses.replace(data, bits=bits_of_set(needed) or "auto")
+
+
+def digested(examples: Examples) -> Examples:
+    """The examples whose contents can be read, with their digests; the others are named in `skipped`."""
+    with device.threads() as pool:
+        results = list(pool.map(_digest, examples.images))
+    unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
+    return _without(dataclasses.replace(examples, digests=np.array(results, object)), unread)
 
 
 def _pixels(examples: Examples, data: Data) -> Rows:

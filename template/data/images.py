@@ -115,11 +115,6 @@ def header(source: ImageSource) -> tuple[str, str, int, int]:
         return str(image.format), image.mode, *image.size
 
 
-def dimensions(source: ImageSource) -> tuple[int, int]:
-    """Width and height of a picture that `load` can read, from its header, before it is turned upright."""
-    return header(source)[2:]
-
-
 def needed_bits(source: ImageSource, how: Data) -> tuple[int, int]:
     """How many bits the values of a 16-bit image need, 8 to 16, and the largest; 0, 0 of others and damaged ones."""
     try:

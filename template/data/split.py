@@ -90,6 +90,22 @@ def to_csv(examples: Examples) -> str:
     return out.getvalue()
 
 
+def differences(before: str, now: str) -> list[str]:
+    """What has changed between two tables of `to_csv`, a line each picture: what was there and is not comes first."""
+    old, new = ({row["id"]: row for row in csv.DictReader(io.StringIO(text, newline=""))} for text in (before, now))
+    gone = [f"gone or unreadable: {name!r}" for name in old if name not in new]
+    both = [(name, row, new[name]) for name, row in old.items() if name in new]
+    changed = [f"other contents: {name!r}" for name, a, b in both if a["sha256"] != b["sha256"]]
+    moved = [
+        f"{what} {a[what]!r} is now {b[what]!r}: {name!r}"
+        for name, a, b in both
+        for what in ("label", "part")
+        if a[what] != b[what]
+    ]
+    added = [f"new: {name!r}" for name in new if name not in old]
+    return [*gone, *changed, *added, *moved] or ["their order"]
+
+
 def _groups(examples: Examples) -> np.ndarray:
     """Name of the group of each example; one without a group is a group of its own."""
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
