@@ -85,8 +85,12 @@ def black_is_zero(data: bytes) -> bytes | None:
         return None
     (start,) = struct.unpack_from(order + "I", data, 4)
     for place in range(start + 2, min(start + 2 + 12 * 64, len(data) - 12), 12):
-        if struct.unpack_from(order + "HHIH", data, place) == (262, 3, 1, 0):
-            return data[: place + 8] + struct.pack(order + "H", 1) + data[place + 10 :]
+        tag, kind, _ = struct.unpack_from(order + "HHI", data, place)
+        if tag == 262 and kind in {3, 4}:
+            length = {3: 2, 4: 4}[kind]
+            value = data[place + 8 : place + 8 + length]
+            one = struct.pack(order + {3: "H", 4: "I"}[kind], 1)
+            return None if any(value) else data[: place + 8] + one + data[place + 8 + length :]
     return None
 
 
