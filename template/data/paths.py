@@ -18,7 +18,7 @@ def located(file: Path, rows: Sequence[Row]) -> list[Path]:
     """The file of each row of a table, in their order.
 
     A path is relative to the folder of the table. One that leads nowhere is read with `/` for a backslash and in the
-    other forms of Unicode. If none leads anywhere, all are read in one other way: with a folder less or more, in another
+    other forms of Unicode. If none leads anywhere, all are read in one other way: a folder less or more, in another
     case, with an ending. What is read in another way is printed; of several ways that could be meant, none is taken.
 
     Raises:
