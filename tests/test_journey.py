@@ -49,7 +49,7 @@ def pretrained(name: str, folder: Path, size: int, **how) -> Path:
 
     The statistics of batch normalisation are those of noise: with those of a fresh network, its activations fade away.
     """
-    builder = getattr(keras.applications, BACKBONES[name].build.__name__, keras.applications.EfficientNetB0)
+    builder = {"efficientnetb0": keras.applications.EfficientNetB0}.get(name, BACKBONES[name].build)
     network = builder(include_top=False, weights=None, input_shape=(size, size, 3), **how)
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in norms:
