@@ -317,6 +317,14 @@ def test_columns_that_are_not_used_are_named_with_what_they_may_have_meant(tmp_p
     assert "'camera' (another is taken as group; call this one 'group'" in said
 
 
+def test_one_group_in_several_spellings_is_one_and_a_missing_one_is_none(tmp_path, capsys):
+    rows = "1.jpg,cat,P01\n2.jpg,dog, p01\u200b\nb/1.jpg,cat,nan\n3.jpg,dog,NaN\n4.jpg,dog,P02\n5.jpg,dog,\n"
+    examples = load_examples(str(table(tmp_path, f"path,label,group\n{rows}")))
+    first, again, *nobody = examples.groups.tolist()
+    assert first == again != "" and nobody[:2] == ["", ""] and nobody[2] not in {"", first} and nobody[3] == ""
+    assert "2 rows have no group" in capsys.readouterr().out
+
+
 def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, capsys):
     examples = load_examples(str(table(tmp_path, "path,label,part,fold\n1.jpg,cat,left arm,1\n2.jpg,dog,test,2\n")))
     assert set(examples.parts) == {""}

@@ -72,11 +72,18 @@ def read_table(file: Path) -> tuple[list[Found], list[tuple[str, str]], bool]:
         raise DataError(f"{str(file)!r} has no rows below its header.")
     _refuse_incomplete(file, rows)
     images = located(file, [(row["path"], row["label"]) for _, row in rows])
+    if nobody := sum(is_missing(row.get("group", "")) for _, row in rows):
+        print(f"{str(file)!r}: {nobody} rows have no group: theirs is what programs write for a missing value")
     found = [
-        Found(legible(row["path"]), image, row["label"], part_of(row.get("split", "")), row.get("group", ""))
+        Found(legible(row["path"]), image, row["label"], part_of(row.get("split", "")), _group(row.get("group", "")))
         for (_, row), image in zip(rows, images, strict=True)
     ]
     return found, [], "group" in columns
+
+
+def _group(cell: str) -> str:
+    """A group as it looks, so that no typing parts a patient; none for what stands for a missing value."""
+    return "" if is_missing(cell) else look(cell)
 
 
 def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
