@@ -90,7 +90,7 @@ def _settings(pictures: Path, weights: Path, cache: Path, number: int) -> list[s
         f"--data.path={pictures}", f"--data.cache={cache}", "--data.image_size=16", "--backbone.name=tiny",
         f"--backbone.weights={weights if number % 2 else 'none'}", "--augment.flip=false", "--augment.policy=medium",
         "--head.dropout=0.3", "--train.batch_size=32", "--train.patience=4", "--train.final_fit=yes",
-        f"--train.seed={number}",
+        f"--train.seed={number}", "--train.checkpoint_seconds=0",
         '--stages=[{unfreeze=1, epochs=8, views=2, refresh=2, learning_rate=3e-3}, '
         '{unfreeze="all", epochs=12, learning_rate=1e-2}]',
     ]  # fmt: skip
@@ -224,7 +224,7 @@ def damage(folder: Path, flips: int = 200, cuts: int = 10, seed: int = 0) -> dic
     small ones (state, manifest) are hit as often as the large one.
     """
     from template.deploy.predictor import load_run
-    from template.train.callbacks import read_checkpoint
+    from template.train.checkpoint import read_checkpoint
 
     generator = random.Random(seed)
     _write_run(folder)
@@ -293,12 +293,13 @@ def _write_run(folder: Path) -> None:
 
 
 def _save_checkpoint(folder: Path, model: Any, epoch: int) -> None:
-    from template.train.callbacks import Checkpoint, State
+    from template.train.checkpoint import Checkpoint, State
 
     if not getattr(model, "optimizer", None):
         model.compile("adam", "categorical_crossentropy")
         model.optimizer.build(model.trainable_variables)
-    checkpoint = Checkpoint(State(), folder, model, model.get_weights(), runs.Clock())
+    base = {"begun": [variable.numpy() for variable in model.variables], "before": model.get_weights()}
+    checkpoint = Checkpoint(State(), folder, model, base, runs.Clock())
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(epoch - 1)
 
@@ -444,7 +445,7 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
     from template.data.pipeline import Source
     from template.evaluate import plots
     from template.evaluate.predictions import Predictions
-    from template.train.callbacks import read_checkpoint
+    from template.train.checkpoint import read_checkpoint
     from template.train.features import Store
 
     def predictions(version: int) -> Predictions:

@@ -310,6 +310,9 @@ class Train:
     final_fit: Literal["auto", "yes", "no"] = "auto"
     """After the choices are made, train once more, the same way, on training and validation pictures together; auto:
     with pretrained weights and fewer than 5,000 pictures."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """A training that is interrupted loses at most so many seconds, and the epoch in which they end; 0 to save after
+    every epoch. The end of a stage is always saved."""
     monitor_gradients: bool = False
     """After each epoch, look at the gradient, the movement and the dead ReLUs of every block that trains: gradients.csv
     and TensorBoard, and a word if gradients vanish or explode or ReLUs die. To diagnose; see train/gradients.py."""
@@ -514,6 +517,7 @@ def absolute(config: Config) -> Config:
 
 MAY_CHANGE = (
     "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
+    "train.checkpoint_seconds",
     "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the

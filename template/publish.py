@@ -23,7 +23,8 @@ from .evaluate.diagnosis import diagnose, promise
 from .evaluate.intervals import proportion
 from .evaluate.predictions import Predictions
 from .suggest import refits
-from .train.callbacks import WATCHED, State
+from .train.callbacks import WATCHED
+from .train.checkpoint import State
 from .train.select import MONITORED
 
 SHOWN = 12

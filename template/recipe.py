@@ -27,8 +27,8 @@ from .model.layers import bare
 from .publish import Trained, publish
 from .train.baselines import by_colours, known, learning_curve
 from .train.begin import begin, choose, fit_head, probes, settled
-from .train.callbacks import NonFiniteError
 from .train.features import Store
+from .train.guard import NonFiniteError
 from .train.losses import refuse_unknown, weight_table
 from .train.stages import How, assign, fit, repeat
 

@@ -24,8 +24,9 @@ from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import attach
 from template.runs import Clock
-from template.train import baselines, callbacks
+from template.train import baselines
 from template.train import begin as module
+from template.train import checkpoint as checkpoints
 from template.train.begin import begin, choose, fit_head, probe_features, probes, selected, settled
 from template.train.features import Store, cut
 
@@ -312,7 +313,7 @@ def wide_pictures(tmp_path_factory) -> Path:
 
 def settings(pretrained, path: Path, cache: Path, **sections) -> Config:
     data = {"path": str(path), "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(cache), "resize": "auto"}
-    how = {"head": Head(levels="auto", root="auto"), "train": Train(batch_size=8)} | sections
+    how = {"head": Head(levels="auto", root="auto"), "train": Train(batch_size=8, checkpoint_seconds=0)} | sections
     return config(pretrained, data=data, **how)
 
 
@@ -463,7 +464,7 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     how = settings(pretrained, wide_pictures, tmp_path / "cache", stages=stages)
     how = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size="auto"))
     assert how.head.dropout > 0, "its random numbers are what this is about"
-    original = callbacks.Checkpoint.on_epoch_end
+    original = checkpoints.Checkpoint.on_epoch_end
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
@@ -472,7 +473,7 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
 
     (tmp_path / "whole").mkdir()
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         whole = recipe.run(how, tmp_path / "whole")
     chosen = configuration.load(tmp_path / "cut" / "config.toml")
     assert chosen.data.image_size == size and chosen != how

@@ -12,7 +12,7 @@ from template.config import Backbone, Head, Stage, Train
 from template.data.pipeline import Source
 from template.model.build import build, depths, freeze
 from template.runs import Clock
-from template.train import callbacks
+from template.train import checkpoint as checkpoints
 from template.train.features import Store
 from template.train.optimizers import EMA_MOMENTUM, OPTIMIZERS, optimizer, schedule, slow_down
 from template.train.stages import How, compile_for, fit
@@ -260,8 +260,11 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
     """After an epoch of three batches, when a step takes two: one is waiting."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 255, (12, 16, 16, 3)).astype(np.uint8), np.arange(12) % 3
-    source, settings = Source(lambda _, rows: pixels[rows], labels), Train(batch_size=5, loss="focal", accumulate=2)
-    original = callbacks.Checkpoint.on_epoch_end
+    source, settings = (
+        Source(lambda _, rows: pixels[rows], labels),
+        Train(batch_size=5, loss="focal", accumulate=2, checkpoint_seconds=0),
+    )
+    original = checkpoints.Checkpoint.on_epoch_end
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
@@ -275,6 +278,6 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
         return model.get_weights()
 
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         whole = end(tmp_path / "whole")
     assert all(a.tobytes() == b.tobytes() for a, b in zip(whole, end(tmp_path / "1"), strict=True))

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from template.config import Augment
+from template.data import pipeline
 from template.data.augment import POLICIES, augment, magnify
 from template.data.pipeline import (
     Mixing,
@@ -22,6 +23,7 @@ from template.data.pipeline import (
     magnified,
     mirrored,
     mixed,
+    of_one_size,
     ordered_batches,
     plain_source,
     shuffled_batch,
@@ -232,6 +234,44 @@ def test_a_part_without_pictures_has_no_batches():
     empty = plain_source(pixels, np.array([], int), labels)
     assert numbers(ordered_batches(empty, CLASSES, 4)) == []
     assert not list(inference_batches(empty, 4))
+
+
+@pytest.mark.parametrize("sampling", ["all", "balanced"])
+def test_the_order_of_an_epoch_is_worked_out_once(monkeypatch, sampling):
+    seen, real = [], pipeline.shuffled_rows
+    data = source(100)
+    expected = [batch for epoch in range(3) for batch in shuffled_rows(data.labels, 4, 5, epoch, sampling)]
+    monkeypatch.setattr(pipeline, "shuffled_rows", lambda *args: seen.append(args[3]) or real(*args))
+    batches = list(shuffled_batches(data, CLASSES, 4, 5, range(3), None, sampling).as_numpy_iterator())
+    assert set(seen) == {0, 1, 2} and len(seen) <= 6, "two threads may begin with one"
+    for (_, labels), (_, rows) in zip(batches, expected, strict=True):
+        assert labels.argmax(axis=1).tolist() == data.labels[rows].tolist()
+
+
+@pytest.mark.parametrize("n", [33, 31, 17, 32, 5])
+def test_filled_up_batches_have_one_size_and_the_gradient_of_the_smaller_ones(n):
+    """XLA compiles a network for every size of a batch."""
+    data = Source(
+        lambda _, rows: np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)[rows], np.arange(n) % 3
+    )
+    batches = shuffled_batches(data, 3, 8, 0, range(2))
+    filled = list(of_one_size(batches, n, 8))
+    assert len({len(inputs) for inputs, *_ in filled}) == 1
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    model.compile("sgd", loss, weighted_metrics=[keras.metrics.CategoricalAccuracy()])
+    for batch, plain in zip(filled, batches, strict=True):
+        (losses, gradients), (expected, gradients_) = (_gradient(model, *given) for given in (batch, plain))
+        assert losses == pytest.approx(expected, rel=1e-6)
+        np.testing.assert_allclose(gradients, gradients_, rtol=1e-5, atol=1e-7)
+        assert float(model.test_on_batch(*batch)[1]) == pytest.approx(float(model.test_on_batch(*plain)[1]))
+
+
+def _gradient(model, inputs, labels, weights=None):
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(inputs, labels, model(inputs, training=True), weights)
+    return float(loss), np.concatenate([np.ravel(x) for x in tape.gradient(loss, model.trainable_variables)])
 
 
 def test_types_and_shapes_are_known_before_the_first_batch():

@@ -30,7 +30,7 @@ from template.deploy.predictor import classify, load_run
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
-from template.train.callbacks import read_checkpoint
+from template.train.checkpoint import read_checkpoint
 
 CLASSES = ("across", "disc", "upright")
 STAGES = (Stage(unfreeze=0, epochs=2, learning_rate=3e-3), Stage(unfreeze="all", epochs=3, learning_rate=3e-3))
@@ -64,7 +64,7 @@ def settings(path: Path, stages=SHORT, train: dict | None = None, **data) -> Con
         data=Data(path=str(path), **(how | data)),
         backbone=Backbone(name="tiny", weights="none", stochastic_depth=0.1),
         head=Head(drop_block=0.1, drop_connect=0.1),  # which a saved model does without
-        train=Train(**({"batch_size": 8, "final_fit": "no"} | (train or {}))),
+        train=Train(**({"batch_size": 8, "final_fit": "no", "checkpoint_seconds": 0} | (train or {}))),
         stages=stages,
     )
 

@@ -44,6 +44,7 @@ class Finished:
         settings = [f"--data.path={self.pictures}", f"--data.cache={home / 'cache'}", *TINY]
         settings += ["--data.val_fraction=0.25", "--data.test_fraction=0.25"]
         settings += ["--augment.policy=light", "--train.patience=99", "--train.final_fit=no"]
+        settings += ["--train.checkpoint_seconds=0"]
         settings += ["--evaluate.mirror=true", "--evaluate.magnify=true", "--evaluate.whole=true"]
         settings += ['--stages=[{unfreeze="all", epochs=12, learning_rate=3e-3}]']
         self.interrupted, self.last_words = self.stopped(settings, 2, signal.SIGINT)

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+import json
 import math
 import re
 import shutil
@@ -29,7 +30,8 @@ from template.model.backbones import build_backbone
 from template.model.build import build
 from template.model.layers import DropBlock
 from template.runs import Clock
-from template.train import callbacks
+from template.train import callbacks, guard
+from template.train import checkpoint as checkpoints
 from template.train import stages as module
 from template.train.features import Store
 from template.train.optimizers import Held
@@ -38,11 +40,11 @@ from template.train.stages import How, fit, repeat
 
 SIZE, CLASSES = 32, 3
 STAGES = (
-    Stage(unfreeze=0, epochs=3, learning_rate=5e-3),
+    Stage(unfreeze=0, epochs=3, learning_rate=1e-2),
     Stage(unfreeze=1, epochs=3, views=2, refresh=2),
     Stage(unfreeze="all", epochs=2),
 )
-SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1)
+SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1, checkpoint_seconds=0)
 HEAD = Head(dropout=0.1, levels=2, root=True, drop_block=0.05, drop_connect=0.05)
 
 
@@ -92,7 +94,7 @@ def same(one: keras.Model, other: keras.Model, atol: float = 0.0) -> bool:
 def whole(pretrained, tmp_path_factory):
     """A run that nobody interrupted: its model, its state, its folder, and what was in it after each epoch."""
     folder, copies = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("copies")
-    original = callbacks.Checkpoint.on_epoch_end
+    original = checkpoints.Checkpoint.on_epoch_end
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
@@ -100,7 +102,7 @@ def whole(pretrained, tmp_path_factory):
         shutil.copytree(folder, copies / str(epoch + 1), ignore=shutil.ignore_patterns(".tmp-*"))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         return *train(pretrained, folder), folder, copies
 
 
@@ -201,17 +203,17 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretraine
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path, capsys):
     shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
-    newest = max((tmp_path / "checkpoints").iterdir())
+    newest = max((tmp_path / "checkpoints").glob("[0-9]*"))
     whole = (newest / "arrays.npz").read_bytes()
     (newest / "arrays.npz").write_bytes(whole[: len(whole) // 2])
-    state, arrays = callbacks.read_checkpoint(tmp_path / "checkpoints")
+    state, arrays = checkpoints.read_checkpoint(tmp_path / "checkpoints")
     assert state.epoch == 2 and arrays["model"]
     assert "damaged" in capsys.readouterr().out
 
 
 def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pretrained, tmp_path):
     shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
-    for checkpoint in (tmp_path / "checkpoints").iterdir():
+    for checkpoint in (tmp_path / "checkpoints").glob("[0-9]*"):
         (checkpoint / "state.json").write_text("{")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(disk.DamagedError, match="No checkpoint .* is whole"):
@@ -221,12 +223,13 @@ def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pret
 
 def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, monkeypatch):
     shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
-    checkpoint = callbacks.Checkpoint(callbacks.State(), tmp_path / "checkpoints", whole[0], [], Clock())
+    base = {"begun": [v.numpy() for v in whole[0].variables], "before": whole[0].get_weights()}
+    checkpoint = checkpoints.Checkpoint(checkpoints.State(), tmp_path / "checkpoints", whole[0], base, Clock())
     checkpoint.set_model(whole[0])
     monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
         checkpoint.on_epoch_end(3)
-    assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 3
+    assert checkpoints.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 3
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
@@ -248,12 +251,12 @@ ALL = (Stage(unfreeze="all", epochs=4, learning_rate=3e-3),)
 def test_a_picture_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path):
     bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
     model = fresh(pretrained)
-    with pytest.raises(callbacks.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
+    with pytest.raises(guard.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
         fit(model, bad, coloured(12, 1), how(pretrained, tmp_path, ALL), tmp_path)
     named = re.findall(r"'picture (\d+)'", str(error.value))
     assert "7" in named and len(named) == 8, "the batch and no more"
     assert "learning rate" in str(error.value)
-    state, saved = callbacks.read_checkpoint(tmp_path / "checkpoints")
+    state, saved = checkpoints.read_checkpoint(tmp_path / "checkpoints")
     assert state.epoch == 2
     assert all(np.isfinite(array).all() for arrays in saved.values() for array in arrays)
     best = saved["best"]
@@ -265,12 +268,115 @@ def test_with_balanced_sampling_the_pictures_of_a_bad_batch_are_named_as_well(pr
     bad = poisoned(24, 0, lambda pass_, rows: (rows == 23) & (pass_ == 2))
     bad = dataclasses.replace(bad, labels=np.repeat(range(CLASSES), [18, 4, 2]))
     settings = dataclasses.replace(SETTINGS, sampling="balanced", mixup=0.0, cutmix=0.0)
-    with pytest.raises(callbacks.NonFiniteError, match=r"loss became nan in epoch 1, batch (\d)") as error:
+    with pytest.raises(guard.NonFiniteError, match=r"loss became nan in epoch 1, batch (\d)") as error:
         fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
     number = int(re.search(r"batch (\d)", str(error.value))[1]) - 1
     passes, rows = shuffled_rows(bad.labels, 8, settings.seed, 0, "balanced")[number]
     assert re.findall(r"'picture (\d+)'", str(error.value)) == [str(row) for row in rows]
     assert ((rows == 23) & (passes == 2)).any()
+
+
+def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_from_the_last(pretrained, tmp_path):
+    """Nobody looked at it while it trained; dropout, order and step sizes must come again as they were."""
+    settings = dataclasses.replace(SETTINGS, checkpoint_seconds=3600, monitor="accuracy")
+    bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
+    seen, real = [], guard.first_bad_batch
+
+    def spy(network, epochs, batches, changes):
+        seen.append((epochs, [v.numpy() for v in network.optimizer.variables][:1]))
+        return real(network, epochs, batches, changes)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(guard.NonFiniteError, match="epoch 3, batch") as error:
+        patched.setattr(module, "first_bad_batch", spy)
+        fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
+    named = re.findall(r"'picture (\d+)'", str(error.value))
+    order = shuffled_rows(bad.labels, 8, settings.seed, 2)
+    assert [str(row) for row in next(rows for _, rows in order if 7 in rows)] == named
+    assert seen == [(range(3), [0])], "from the beginning of the stage, before the first step"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatch):
+    """A GPU would have to stop for it."""
+    seen, real = [], keras.Model.fit
+
+    def spy(self, *args, callbacks, **how):
+        seen.extend(callbacks)
+        return real(self, *args, callbacks=callbacks, **how)
+
+    monkeypatch.setattr(keras.Model, "fit", spy)
+    settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
+    stage = Stage(unfreeze=1, epochs=1, views=1, schedule="plateau")
+    _, state = train(pretrained, tmp_path, (stage,), settings)
+    plan = [{**state.plan[0], "epochs": 1, "share": 1.0}]
+    repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, (stage,), settings), tmp_path)
+    assert len(seen) > 9
+    for callback in seen:
+        for name in ("on_batch_end", "on_train_batch_end", "on_batch_begin", "on_train_batch_begin"):
+            assert getattr(type(callback), name) is getattr(keras.callbacks.Callback, name), f"{callback}.{name}"
+
+
+def test_with_time_between_checkpoints_the_end_of_a_stage_is_saved_and_a_resumed_run_ends_bit_for_bit(
+    whole, pretrained, tmp_path
+):
+    settings = dataclasses.replace(SETTINGS, checkpoint_seconds=3600)
+    stages = (*STAGES[:2], dataclasses.replace(STAGES[2], epochs=1))
+    seen, original = [], checkpoints.Checkpoint.on_epoch_end
+
+    def stop(self, epoch, logs=None):
+        original(self, epoch, logs)
+        seen.append(sorted(int(path.name) for path in self.folder.glob("[0-9]*")))
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", stop)
+        train(pretrained, tmp_path, stages, settings)
+    assert seen == [[], [], [3], [3], [3]]
+    _, state = train(pretrained, tmp_path, stages[:2], settings)
+    for again, before in zip(state.history, whole[1].history, strict=False):
+        assert {**again, "seconds": 0} == {**before, "seconds": 0}
+    assert [row["epoch"] for row in state.history] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "history.csv").read_text().count("\n") == 7
+
+
+def test_what_is_frozen_is_written_once_a_stage(whole):
+    copies = whole[-1]
+    for epoch in (4, 5, 6):  # block 3 and the head train
+        place = copies / str(epoch) / "checkpoints"
+        state = json.loads((place / f"{epoch:05d}" / "state.json").read_text())
+        assert (place / state["base"]).is_dir()
+        with np.load(place / f"{epoch:05d}" / "arrays.npz") as file:
+            written = sum(file[name].nbytes for name in file.files if name.startswith("model"))
+        _, arrays = checkpoints.read_checkpoint(place)
+        assert 0 < written < 0.7 * sum(array.nbytes for array in arrays["model"])
+    names = [{path.name for path in (copies / str(epoch) / "checkpoints").glob("base-*")} for epoch in (4, 5, 6, 8)]
+    assert len(names[0]) == 2, "of the checkpoint before too, which is of another stage"
+    assert names[1] == names[2] < names[0] and len(names[2]) == len(names[3]) == 1 and not names[2] & names[3]
+
+
+def test_without_what_the_stage_began_with_a_checkpoint_is_damaged(whole, tmp_path, capsys):
+    shutil.copytree(whole[-1] / "4", tmp_path, dirs_exist_ok=True)
+    place = tmp_path / "checkpoints"
+    base = json.loads((place / "00004" / "state.json").read_text())["base"]
+    data = bytearray((place / base / "arrays.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (place / base / "arrays.npz").write_bytes(data)
+    assert checkpoints.read_checkpoint(place)[0].epoch == 3
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp_path):
+    state, arrays = checkpoints.read_checkpoint(whole[2] / "checkpoints")
+    old = {f"{kind}_{i}": x for kind in ("model", "optimizer", "best", "before") for i, x in enumerate(arrays[kind])}
+    (tmp_path / "00008").mkdir()
+    np.savez(tmp_path / "00008" / "arrays.npz", **old)
+    (tmp_path / "00008" / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+    disk.seal(tmp_path / "00008")
+    again, read = checkpoints.read_checkpoint(tmp_path)
+    assert again == state and "begun" not in read
+    for kind in ("model", "optimizer", "best", "before"):
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(read[kind], arrays[kind], strict=True))
 
 
 @pytest.mark.parametrize("epochs", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -280,7 +386,7 @@ def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
     stages = (Stage(unfreeze=1, epochs=3, views=2), Stage(unfreeze="all", epochs=2))
     settings = dataclasses.replace(SETTINGS, sampling="balanced")
     rare = dataclasses.replace(coloured(24, 0), labels=np.repeat(range(CLASSES), [16, 6, 2]))
-    original, done, seen = callbacks.Checkpoint.on_epoch_end, [], []
+    original, done, seen = checkpoints.Checkpoint.on_epoch_end, [], []
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
@@ -288,7 +394,7 @@ def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
         if self.folder.parent == tmp_path / "whole" and epoch + 1 == epochs:
             shutil.copytree(tmp_path / "whole", tmp_path / "copy", ignore=shutil.ignore_patterns(".tmp-*"))
 
-    monkeypatch.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+    monkeypatch.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
     models = []
     for name in ("whole", "copy"):
         model, folder = fresh(pretrained, settings), tmp_path / name
@@ -306,17 +412,17 @@ def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
 
 def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
     """As when the last step of an epoch is too long: the loss of that epoch shows nothing."""
-    original = callbacks.Guard.on_epoch_end
+    original = guard.Guard.on_epoch_end
 
     def ruin(self, epoch, logs=None):
         if epoch == 1:
             self.whole.get_layer("logits").bias.assign([np.inf] * CLASSES)
         original(self, epoch, logs)
 
-    monkeypatch.setattr(callbacks.Guard, "on_epoch_end", ruin)
-    with pytest.raises(callbacks.NonFiniteError, match="logits/bias' are not finite after epoch 2"):
+    monkeypatch.setattr(guard.Guard, "on_epoch_end", ruin)
+    with pytest.raises(guard.NonFiniteError, match="logits/bias' are not finite after epoch 2"):
         train(pretrained, tmp_path, STAGES[:1])
-    assert callbacks.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
+    assert checkpoints.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
 
 
 def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(pretrained, tmp_path, monkeypatch):
@@ -324,7 +430,7 @@ def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(p
     monkeypatch.setattr(
         callbacks.KeepBest, "on_epoch_end", lambda self, e, logs: original(self, e, logs | {"val_loss": float("inf")})
     )
-    with pytest.raises(callbacks.NonFiniteError, match="no number in epochs 1 and 2"):
+    with pytest.raises(guard.NonFiniteError, match="no number in epochs 1 and 2"):
         train(pretrained, tmp_path, STAGES[:1])
     assert not list((tmp_path / "checkpoints").glob("*"))
 
@@ -332,7 +438,7 @@ def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(p
 def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
     model = fresh(pretrained)
     model.get_layer("stem").kernel.assign(np.full((3, 3, 3, 32), np.nan))
-    with pytest.raises(callbacks.NonFiniteError, match=r"backbone\.weights"):
+    with pytest.raises(guard.NonFiniteError, match=r"backbone\.weights"):
         fit(model, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path), tmp_path)
     assert not list((tmp_path / "cache").glob("*"))
 
@@ -363,7 +469,7 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
         {"start": 6, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
     ]
     parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
-    original, copies = callbacks.Checkpoint.on_epoch_end, tmp_path / "copies"
+    original, copies = checkpoints.Checkpoint.on_epoch_end, tmp_path / "copies"
 
     def copy(self, epoch, logs=None):
         original(self, epoch, logs)
@@ -371,13 +477,13 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
 
     model = fresh(pretrained)
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         repeat(model, parts, plan, settings, tmp_path / "whole")
     assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "4", "5"]
     for epoch, left in (("2", [3, 4, 5]), ("5", [])):
         done, again = [], fresh(pretrained)
         with monkeypatch.context() as patched:
-            patched.setattr(callbacks.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
+            patched.setattr(checkpoints.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
             repeat(again, parts, plan, settings, copies / epoch)
         assert done == left
         assert same(model, again)
@@ -396,7 +502,7 @@ def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pr
     _, state = train(pretrained, tmp_path, stages=STAGES[:1])
     assert [np.isnan(row["val_cross_entropy"]) for row in state.history] == [True, False, False]
     assert np.isfinite(state.best)
-    saved, _ = callbacks.read_checkpoint(tmp_path / "checkpoints")
+    saved, _ = checkpoints.read_checkpoint(tmp_path / "checkpoints")
     assert len(saved.history) == 3
 
 
@@ -405,7 +511,7 @@ def test_what_is_watched_is_what_the_network_said_at_the_end_of_the_epoch(whole,
     val, model = coloured(12, 1), fresh(pretrained)
     assert len(state.watched) == len(state.history)
     for epoch, tolerance in ((2, 0.01), (len(state.history), 2e-4)):  # on stored float16 activations, and on pictures
-        _, arrays = callbacks.read_checkpoint(copies / str(epoch) / "checkpoints")
+        _, arrays = checkpoints.read_checkpoint(copies / str(epoch) / "checkpoints")
         module.assign(model.variables, arrays["model"])
         said = softmax(model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0), axis=1)
         own = said[np.arange(12), val.labels]
@@ -423,7 +529,7 @@ class Weight(keras.Model):
 
 
 def test_keep_best_takes_the_best_epoch_ignores_nan_and_stops_when_patience_ends():
-    model, state = Weight(), callbacks.State()
+    model, state = Weight(), checkpoints.State()
     keep = callbacks.KeepBest(state, "val_cross_entropy", patience=2)
     keep.set_model(model)
     keep.on_train_begin()
@@ -438,7 +544,7 @@ def test_keep_best_takes_the_best_epoch_ignores_nan_and_stops_when_patience_ends
 
 
 def test_a_later_stage_that_only_gets_worse_changes_nothing():
-    model, state = Weight(), callbacks.State(best=0.3)
+    model, state = Weight(), checkpoints.State(best=0.3)
     model.number.assign(7)
     keep = callbacks.KeepBest(state, "val_cross_entropy", patience=9)
     keep.set_model(model)
@@ -449,7 +555,7 @@ def test_a_later_stage_that_only_gets_worse_changes_nothing():
 
 
 def test_accuracy_is_better_when_larger():
-    model, state = Weight(), callbacks.State(best=0.8)
+    model, state = Weight(), checkpoints.State(best=0.8)
     keep = callbacks.KeepBest(state, "val_accuracy", patience=9)
     keep.set_model(model)
     keep.on_train_begin()
@@ -506,7 +612,7 @@ SCRATCH = Backbone(name="tiny", weights="none")
 
 def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(tmp_path, monkeypatch):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
-    stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2),)
+    stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
     monkeypatch.setattr(module, "choose", lambda losses, _: seen.extend(losses) or 1)  # the average
     seen, looked, real = [], [], module.reestimate
 
@@ -562,9 +668,9 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
     pretrained, tmp_path, monkeypatch
 ):
     stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.5, optimizer="sgd", warmup=0.0, schedule="plateau", views=2),)
-    settings = Train(batch_size=8, patience=6)
+    settings = Train(batch_size=8, patience=6, checkpoint_seconds=0)
     monkeypatch.setattr(module, "picture_losses", lambda *_: np.zeros(12))  # half way
-    keep, save, rates = callbacks.KeepBest.on_epoch_end, callbacks.Checkpoint.on_epoch_end, []
+    keep, save, rates = callbacks.KeepBest.on_epoch_end, checkpoints.Checkpoint.on_epoch_end, []
 
     def scored(self, epoch, logs):
         keep(self, epoch, {**logs, self.monitor: STILL[epoch]})
@@ -577,7 +683,7 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
 
     monkeypatch.setattr(callbacks.KeepBest, "on_epoch_end", scored)
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Checkpoint, "on_epoch_end", copy)
+        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         first, state = train(pretrained, tmp_path / "whole", stages, settings)
         again = fresh(pretrained, settings)
         repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages, settings), tmp_path / "again")
@@ -591,7 +697,7 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
 
 
 def test_a_plateau_is_seen_after_the_warm_up_and_an_epoch_without_a_number_is_none():
-    state, rate = callbacks.State(start=3, epoch=3), Held(5, 0.2)
+    state, rate = checkpoints.State(start=3, epoch=3), Held(5, 0.2)
     plateau = callbacks.Plateau(rate, state.drops, every=2, state=state)
     plateau.set_params({"steps": 2})
     found = []
@@ -618,14 +724,14 @@ def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretraine
 def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_never_of_vectors(
     pretrained, tmp_path, monkeypatch, capsys
 ):
-    seen, original = [], callbacks.Guard.on_epoch_end
+    seen, original = [], guard.Guard.on_epoch_end
 
     def spy(self, epoch, logs=None):
         ramps = [round(float(layer.ramp), 6) for layer in self.model.layers if isinstance(layer, DropBlock)]
         seen.append((epoch, ramps))
         original(self, epoch, logs)
 
-    monkeypatch.setattr(callbacks.Guard, "on_epoch_end", spy)
+    monkeypatch.setattr(guard.Guard, "on_epoch_end", spy)
     stages = (Stage(unfreeze=0, epochs=1, views=1), Stage(unfreeze=1, epochs=4, views=1))
     train(pretrained, tmp_path, stages)
     expected = [(0, []), *((epoch, [epoch / 4] * 2) for epoch in (1, 2, 3, 4))]
@@ -645,9 +751,9 @@ def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monk
     plan = [{"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
             {"start": 1, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}]  # fmt: skip
     expected, again = fresh(pretrained), fresh(pretrained)
-    state = callbacks.State(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
+    state = checkpoints.State(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
     monkeypatch.setattr(
-        module, "read_checkpoint", lambda place: (state if place.name == "checkpoints" else callbacks.State(), {})
+        module, "read_checkpoint", lambda place: (state if place.name == "checkpoints" else checkpoints.State(), {})
     )
     fit(expected, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path, stages), tmp_path)
     assert state.plan == plan
@@ -731,10 +837,10 @@ class Stub:
 BEFORE, HALFWAY, AVERAGE, BEST = 0.0, 0.5, 1.0, 2.0
 
 
-def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[float, dict, callbacks.State]:
+def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[float, dict, checkpoints.State]:
     """The weight that is left, what is kept for the final fit, and the state."""
     network = Stub(says)
-    state = callbacks.State(start=5, epoch=9, best_epoch=7 if BEST in says else None)
+    state = checkpoints.State(start=5, epoch=9, best_epoch=7 if BEST in says else None)
     before, best = [np.array(BEFORE)], [np.array(BEST)]
     held_out = Source(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels)
     validate = callbacks.Validate(state, held_out, monitor, 8)

@@ -1,6 +1,7 @@
 """From pixels to batches: shuffled, augmented, mixed, labels as shares, a few batches ahead of the network."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import weakref
@@ -161,12 +162,42 @@ def shuffled_batches(
     sampling: str = "all",
 ) -> tf.data.Dataset:
     """Batches of (inputs, one-hot labels) for `fit`, `steps(source, batch_size)` an epoch: each `shuffled_batch`."""
-    count = steps(source, batch_size)
+    count, labels = steps(source, batch_size), source.labels
+
+    @functools.lru_cache(maxsize=2)  # once an epoch, and what is read ahead
+    def order(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return shuffled_rows(labels, batch_size, seed, epoch, sampling)
 
     def batch(source: Source, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return shuffled_batch(source, classes, batch_size, seed, *divmod(step, count), mixing=mixing, sampling=sampling)
+        epoch, number = divmod(step, count)
+        return _shuffled_batch(source, classes, order(epoch)[number], mixing, (seed, epoch, number))
 
     return _batches(source, batch, range(epochs.start * count, epochs.stop * count), (None, classes))
+
+
+def of_one_size(batches: tf.data.Dataset, images: int, batch_size: int) -> tf.data.Dataset:
+    """`shuffled_batches`, the smaller ones filled up with their last image, of weight zero: (inputs, labels, weights).
+
+    XLA compiles a network once for every size of a batch that it meets. The weights of the others make up for it: loss
+    and gradient are to the last digits those of the smaller batch. (Batch normalisation that trains sees that image
+    twice.) Where all batches have one size already, they are given as they are.
+
+    Args:
+        batches: of (inputs, labels), of sizes that differ by at most one.
+        images: in an epoch.
+        batch_size: at most, as it was asked for.
+    """
+    count = math.ceil(images / batch_size)
+    size = math.ceil(images / count)
+    if images == count * size:
+        return batches
+
+    def filled(inputs: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        n, places = tf.shape(labels)[0], tf.range(size)
+        weights = tf.where(places < n, tf.cast(size / n, tf.float32), 0.0)
+        return *(tf.gather(x, tf.minimum(places, n - 1)) for x in (inputs, labels)), weights
+
+    return batches.map(filled, num_parallel_calls=1)
 
 
 def shuffled_batch(
@@ -184,11 +215,23 @@ def shuffled_batch(
 
     Mixed labels are shares of the classes.
     """
-    passes, rows = shuffled_rows(source.labels, batch_size, seed, epoch, sampling)[number]
+    order = shuffled_rows(source.labels, batch_size, seed, epoch, sampling)
+    return _shuffled_batch(source, classes, order[number], mixing, (seed, epoch, number))
+
+
+def _shuffled_batch(
+    source: Source,
+    classes: int,
+    places: tuple[np.ndarray, np.ndarray],
+    mixing: Mixing | None,
+    which: tuple[int, int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """`shuffled_batch` of these passes and rows; `which` are seed, epoch and number."""
+    passes, rows = places
     inputs, labels = _in_passes(source, passes, rows), _one_hot(source.labels[rows], classes)
-    if mixing is None or not (mixing.mixup or mixing.cutmix) or epoch >= mixing.until:
+    if mixing is None or not (mixing.mixup or mixing.cutmix) or which[1] >= mixing.until:
         return inputs, labels
-    return mixed(inputs, labels, mixing, seed, epoch, number)
+    return mixed(inputs, labels, mixing, *which)
 
 
 def shuffled_rows(

@@ -58,6 +58,7 @@ def _moments(network: keras.Model, norms: tuple[str, ...]) -> Callable[[tf.Tenso
         )
         return ops.cast(normal, layer.compute_dtype)
 
-    same = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
+    graph = keras.Model(network.inputs[0], network.outputs[0])  # Keras would compile a copy too
+    same = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
     looking = keras.Model(same.inputs[0], sum((found[name] for name in norms), []))
     return tf.function(lambda inputs: looking(inputs, training=False), reduce_retracing=True)

@@ -1,12 +1,7 @@
 """What happens at the end of an epoch. Each callback is right alone; together they share one `State` of plain data."""
 
-import dataclasses
-import json
 import math
 import time
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -14,89 +9,16 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import softmax
 
-from .. import disk, runs
+from .. import runs
 from ..data.pipeline import Source, evenly, inference_batches
 from ..model.layers import DropBlock
+from .checkpoint import State
+from .guard import ADVICE, NonFiniteError
 from .optimizers import Held
 from .select import MONITORED, scores
 
 WATCHED = 32
 """Validation images whose predictions are kept epoch by epoch."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss, weight or score became NaN or infinite. The message says where, and what to do."""
-
-
-@dataclass
-class State:
-    """Where a training stands; together with the weights, all that is needed to go on."""
-
-    stage: int = 0
-    """Stages finished."""
-    epoch: int = 0
-    """Epochs finished, over all stages."""
-    start: int = 0
-    """Epochs that were finished when this stage began."""
-    best: float | None = None
-    """Best validation score so far, over all stages."""
-    best_epoch: int | None = None
-    """Epochs finished when this stage reached it; None if it is from before the stage."""
-    wait: int = 0
-    """Epochs of this stage since its last improvement."""
-    blind: int = 0
-    """Epochs in a row whose validation gave no number."""
-    drops: list[int] = field(default_factory=list)
-    """Epochs finished whenever the step size of this stage fell, where schedule=plateau."""
-    gain: float = 1.0
-    """Part of the validation loss (or error) that the last stage took away."""
-    history: list[dict] = field(default_factory=list)
-    """One row an epoch."""
-    watched: list[list[float]] = field(default_factory=list)
-    """Probability of its own label for each of a few validation pictures; one row an epoch."""
-    plan: list[dict] = field(default_factory=list)
-    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`,
-    which `share` of the way, and after which epochs the step size `drops`."""
-
-
-class Guard(keras.callbacks.Callback):
-    """Stop training before anything is saved if the loss or a weight is not finite.
-
-    Keras's TerminateOnNaN ends training "gracefully": other callbacks then save the ruined weights, as the best too.
-
-    Args:
-        whole: the model of which the one in training may be a part.
-        names: (epoch, batch) -> what a person calls the pictures of a batch.
-    """
-
-    def __init__(self, whole: keras.Model, names: Callable[[int, int], Sequence[str]]) -> None:
-        super().__init__()
-        self.whole, self.names = whole, names
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Remember the epoch for the message."""
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: dict) -> None:
-        """Look at the loss, a mean over the epoch so far: once it is NaN, it stays so."""
-        if not math.isfinite(logs["loss"]):
-            pictures = ", ".join(repr(str(name)) for name in self.names(self.epoch, batch))
-            raise NonFiniteError(
-                f"The loss became {logs['loss']} in epoch {self.epoch + 1}, batch {batch + 1}. {ADVICE}"
-                + (f" The pictures of this batch: {pictures}" if pictures else "")
-            )
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Look at the weights: the last step of an epoch can ruin them without showing in its loss."""
-        for variable in self.whole.variables:
-            if not np.isfinite(variable.numpy()).all():
-                raise NonFiniteError(f"Weights of {variable.path!r} are not finite after epoch {epoch + 1}. {ADVICE}")
-
-
-ADVICE = (
-    "Nothing of this epoch was saved. Start a new run with a lower learning rate (--stages.N.learning_rate), or with "
-    "--train.precision=float32 if it was another; if it happens again, look at the pictures (scripts/audit.py)."
-)
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -267,77 +189,3 @@ def said(scores: dict[str, float], column: str) -> str:
     """The score that decides, by the name of its column, and beside it the accuracy."""
     words = [f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in dict.fromkeys((column, "val_accuracy"))]
     return "  ".join(words)
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """After each epoch, save all that is needed to go on: weights, optimizer, random generators, best weights, state.
-
-    A checkpoint is a folder that appears by one rename when its files are safely on disk, with a manifest of their
-    digests; the last two are kept. An epoch whose validation gave no number is not saved.
-
-    Args:
-        state: saved as JSON, with the number of this epoch.
-        folder: of the checkpoints.
-        whole: the model of which the one in training may be a part.
-        before: weights at the beginning of the stage.
-        clock: which adds up the seconds as `checkpoints`.
-        keep: holds the best weights, if somebody looks for them.
-    """
-
-    def __init__(
-        self, state: State, folder: Path, whole: keras.Model, before: list, clock: runs.Clock,
-        keep: KeepBest | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.state, self.folder, self.whole, self.before = state, folder, whole, before
-        self.clock, self.keep = clock, keep
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Write the checkpoint of this epoch."""
-        if self.state.blind:
-            return
-        self.state.epoch = epoch + 1
-        kinds = {
-            "model": [variable.numpy() for variable in self.whole.variables],
-            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
-            "best": self.keep.weights if self.keep else [],
-            "before": self.before,
-        }
-        arrays = {f"{kind}_{i}": array for kind, group in kinds.items() for i, array in enumerate(group)}
-        with self.clock("checkpoints"), disk.replacing_folder(self.folder / f"{epoch + 1:05d}") as temporary:
-            with (temporary / "arrays.npz").open("wb") as file:
-                np.savez(file, **arrays)
-            # Not write_json: the history may hold a NaN, which our own reader takes.
-            (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(self.state)), encoding="utf-8")
-            disk.seal(temporary)
-        for old in sorted(self.folder.glob("[0-9]*"))[:-2]:
-            disk.remove_folder(old)
-
-
-def read_checkpoint(folder: Path) -> tuple[State, dict[str, list[np.ndarray]]]:
-    """Newest whole checkpoint, or a fresh state and no arrays if there never was one.
-
-    Returns:
-        The state, and arrays by kind: "model", "optimizer", "best", "before".
-
-    Raises:
-        DamagedError: if there are checkpoints, and none of them is whole.
-    """
-    found = sorted(folder.glob("[0-9]*"), reverse=True)
-    for checkpoint in found:
-        try:
-            disk.verify(checkpoint)
-            state = State(**runs.read_json(checkpoint / "state.json"))
-            with np.load(checkpoint / "arrays.npz", allow_pickle=False) as file:
-                arrays: dict[str, list[np.ndarray]] = {}
-                for name in file.files:  # in the order they were written
-                    arrays.setdefault(name.partition("_")[0], []).append(file[name])
-            return state, arrays
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.")
-    if found:
-        raise disk.DamagedError(
-            f"No checkpoint in {str(folder)!r} is whole. Start a new run; or move this folder away, and a resumed run "
-            "begins again from its first epoch."
-        )
-    return State(), {}

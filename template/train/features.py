@@ -18,7 +18,7 @@ from .. import runs
 from ..data.cache import Cache
 from ..data.pipeline import Source, joined, ordered_batches
 from ..data.rows import Rows
-from .callbacks import NonFiniteError
+from .guard import NonFiniteError
 
 
 def cut(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:

@@ -147,7 +147,8 @@ def dead_relus(network: keras.Model, blocks: Mapping[str, str]) -> Callable[[tf.
         return output
 
     # `layer.output` would be that in the network from which this one was cut.
-    same = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
+    graph = keras.Model(network.inputs[0], network.outputs[0])  # Keras would compile a copy too
+    same = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
     if not found:
         return lambda images: {}
     peaks = keras.Model(same.inputs[0], found)

@@ -8,27 +8,18 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from .. import disk
 from ..config import Backbone, ConfigError, Head, Stage, Train
-from ..data.pipeline import Mixing, Source, shuffled_batches, shuffled_rows, spread, steps
+from ..data.pipeline import Mixing, Source, of_one_size, shuffled_batches, shuffled_rows, spread, steps
 from ..model.build import boundary, depths, freeze
-from .batch_norm import reestimate
-from .callbacks import (
-    Checkpoint,
-    Guard,
-    KeepBest,
-    Log,
-    NonFiniteError,
-    Plateau,
-    Ramp,
-    State,
-    Validate,
-    read_checkpoint,
-    said,
-)
+from .batch_norm import reestimate, trainable_norms
+from .callbacks import KeepBest, Log, Plateau, Ramp, Validate, said
+from .checkpoint import Checkpoint, State, read_checkpoint
 from .features import Store, divide
 from .gradients import Gradients, block_names
+from .guard import Guard, NonFiniteError, first_bad_batch
 from .losses import training_loss
 from .optimizers import held, optimizer, schedule, slow_down
 from .penalties import penalise
@@ -121,20 +112,23 @@ def _fit_stage(
         state.start, state.wait, state.best_epoch, state.drops = state.epoch, 0, None, []
         start = scores(validate.logits(network), validate.labels)[validate.column]
         state.best = start if math.isfinite(start) else None
-    before = saved.get("before") or network.get_weights()
+    base = _base(model, network, saved)
+    before = base["before"]
     keep = KeepBest(state, validate.column, settings.patience, saved.get("best") or before)
     end = state.start + stage.epochs
     if state.epoch < end and state.wait < settings.patience:
         log = Log(state, folder, title, end, len(train), validate)
-        checkpoint = Checkpoint(state, folder / "checkpoints", model, before, how.store.clock, keep)
+        timed = how.store.clock, keep, settings.checkpoint_seconds
+        checkpoint = Checkpoint(state, folder / "checkpoints", model, base, *timed)
         changes = _by_epoch(network, stage, how, state.start, state.drops, state)
-        after = [_guard(model, inputs, settings), validate, keep, log, *changes]
+        mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
+        guard = _guard(model, inputs, settings, mixing, changes, checkpoint)
+        after = [guard, validate, keep, log, *changes]
         if settings.monitor_gradients:
             some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
             after.append(Gradients(some, blocks, state.stage + 1, folder))
         after.append(checkpoint)
         try:
-            mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
             _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, after)
         except NonFiniteError:
             network.set_weights(keep.weights)
@@ -173,37 +167,57 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
             network, inputs, _ = prepared(model, stage, train, None, how, done["averaged"])
             assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
-            before = saved.get("before") or network.get_weights()
+            base = _base(model, network, saved)
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
             if epochs:
-                checkpoint = Checkpoint(state, folder / "final", model, before, how.store.clock)
+                timed = how.store.clock, None, how.settings.checkpoint_seconds
+                checkpoint = Checkpoint(state, folder / "final", model, base, *timed)
                 again = _by_epoch(network, stage, how, done["start"], done["drops"])
-                after = [_guard(model, inputs, how.settings), *again, checkpoint]
                 mixing = mixing_of(how.settings, stage, done["start"], maps=len(network.input_shape) == 4)
+                guard = _guard(model, inputs, how.settings, mixing, again, checkpoint)
+                after = [guard, *again, checkpoint]
                 _run_epochs(network, inputs, how.settings, epochs, mixing, after)
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
-            network.set_weights(between(before, network.get_weights(), done["share"]))
+            network.set_weights(between(base["before"], network.get_weights(), done["share"]))
             if done["averaged"]:
                 _settle(network, inputs, how.settings, done["start"] + done["epochs"])
             saved = {}
         state.stage = number + 1
 
 
-def _guard(model: keras.Model, inputs: Source, settings: Train) -> Guard:
+def _base(model: keras.Model, network: keras.Model, saved: dict) -> dict[str, list[np.ndarray]]:
+    """What a stage began with, as `Checkpoint` wants it: now, or where the saved one did."""
+    begun = saved.get("begun") or [variable.numpy() for variable in model.variables]
+    return {"begun": begun, "before": saved.get("before") or network.get_weights()}
+
+
+def _guard(
+    model: keras.Model, inputs: Source, settings: Train, mixing: Mixing, changes: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint,
+) -> Guard:  # fmt: skip
+    """What stops a training that is no number, and finds the batch by training once more from the last checkpoint."""
+
+    def find(epoch: int) -> tuple[int, int, Sequence[str]] | None:
+        network, (begun, saved) = checkpoint.model, checkpoint.last
+        assign(model.variables, saved["model"])
+        assign(network.optimizer.variables, saved["optimizer"])
+        epochs, batches = range(begun, epoch + 1), functools.partial(_batches, network, inputs, settings, mixing)
+        found = first_bad_batch(network, epochs, lambda e: batches(range(e, e + 1)), changes)
+        return found and (*found, names(*found))
+
     def names(epoch: int, batch: int) -> list[str]:
         order = shuffled_rows(inputs.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
         _, rows = order[batch]
         return [inputs.names[row] for row in rows] if len(inputs.names) else []
 
-    return Guard(model, names)
+    return Guard(model, find)
 
 
 def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
-    """At most: the weights; twice their gradients and once their average in the optimizer; the best and the first.
-
-    Where gradients are accumulated, those too.
+    """At most: the weights; twice their gradients and once their average in the optimizer; the best; and those of the
+    beginning, of the whole and of what trains. Where gradients are accumulated, those too.
     """
-    return (6 + (settings.accumulate > 1)) * 4 * model.count_params()
+    return (7 + (settings.accumulate > 1)) * 4 * model.count_params()
 
 
 def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> int:
@@ -256,7 +270,7 @@ def compile_for(model: keras.Model, made: keras.optimizers.Optimizer, loss: kera
     model.compile(
         made,
         loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
-        metrics=[
+        weighted_metrics=[  # what only fills up a batch weighs nothing
             keras.metrics.CategoricalAccuracy(name="accuracy"),
             keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
         ],
@@ -311,9 +325,8 @@ def _run_epochs(
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run `fit` over the epochs with these numbers."""
-    classes, how = network.output_shape[-1], (mixing, settings.sampling)
     network.fit(
-        shuffled_batches(train, classes, settings.batch_size, settings.seed, epochs, *how),
+        _batches(network, train, settings, mixing, epochs),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
         steps_per_epoch=steps(train, settings.batch_size),
@@ -321,6 +334,15 @@ def _run_epochs(
         shuffle=False,  # it already is
         verbose=0,
     )
+
+
+def _batches(
+    network: keras.Model, train: Source, settings: Train, mixing: Mixing | None, epochs: range
+) -> tf.data.Dataset:
+    """Training batches of these epochs; all of one size where XLA would compile the network for each."""
+    how = (mixing, settings.sampling)
+    batches = shuffled_batches(train, network.output_shape[-1], settings.batch_size, settings.seed, epochs, *how)
+    return of_one_size(batches, len(train), settings.batch_size) if network.jit_compile else batches
 
 
 def _settle(network: keras.Model, inputs: Source, settings: Train, epochs: int) -> None:
@@ -332,9 +354,10 @@ def _settle(network: keras.Model, inputs: Source, settings: Train, epochs: int) 
         settings: batch size, seed and sampling.
         epochs: that are finished.
     """
-    last, classes = range(epochs - 1, epochs), network.output_shape[-1]
-    batches = shuffled_batches(inputs, classes, settings.batch_size, settings.seed, last, None, settings.sampling)
-    reestimate(network, batches)
+    if not trainable_norms(network):
+        return
+    order = (settings.batch_size, settings.seed, range(epochs - 1, epochs), None, settings.sampling)
+    reestimate(network, shuffled_batches(inputs, network.output_shape[-1], *order))
 
 
 def _choose(

@@ -1,0 +1,202 @@
+"""What is saved so that an interrupted training goes on: of each stage what it began with, and then what changed."""
+
+import dataclasses
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .. import disk, runs
+
+Arrays = dict[str, list[np.ndarray]]
+
+SINCE = {"model": "begun", "best": "before"}
+"""What the arrays of a kind are compared with: only those that differ are written."""
+
+
+@dataclass
+class State:
+    """Where a training stands; together with the weights, all that is needed to go on."""
+
+    stage: int = 0
+    """Stages finished."""
+    epoch: int = 0
+    """Epochs finished, over all stages."""
+    start: int = 0
+    """Epochs that were finished when this stage began."""
+    best: float | None = None
+    """Best validation score so far, over all stages."""
+    best_epoch: int | None = None
+    """Epochs finished when this stage reached it; None if it is from before the stage."""
+    wait: int = 0
+    """Epochs of this stage since its last improvement."""
+    blind: int = 0
+    """Epochs in a row whose validation gave no number."""
+    drops: list[int] = field(default_factory=list)
+    """Epochs finished whenever the step size of this stage fell, where schedule=plateau."""
+    gain: float = 1.0
+    """Part of the validation loss (or error) that the last stage took away."""
+    history: list[dict] = field(default_factory=list)
+    """One row an epoch."""
+    watched: list[list[float]] = field(default_factory=list)
+    """Probability of its own label for each of a few validation pictures; one row an epoch."""
+    plan: list[dict] = field(default_factory=list)
+    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`,
+    which `share` of the way, and after which epochs the step size `drops`."""
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After an epoch, save all that is needed to go on: weights, optimizer, random generators, best weights, state.
+
+    A checkpoint is a folder that appears by one rename when its files are safely on disk, with a manifest of their
+    digests; the last two are kept. Arrays that are as they were when the stage began (all that is frozen) are written
+    once, into a folder named by their digest, `base-...`, that the checkpoints of the stage share. An epoch whose
+    validation gave no number is not saved.
+
+    Args:
+        state: saved as JSON, with the number of this epoch.
+        folder: of the checkpoints.
+        whole: the model of which the one in training may be a part.
+        base: at the beginning of the stage, the variables of the whole model, `begun`, and the weights of the one in
+            training, `before`.
+        clock: which adds up the seconds as `checkpoints`.
+        keep: holds the best weights in its `weights`, if somebody looks for them.
+        seconds: of training between two checkpoints, at least; the end of a stage is always saved.
+    """
+
+    def __init__(
+        self, state: State, folder: Path, whole: keras.Model, base: Arrays, clock: runs.Clock,
+        keep: keras.callbacks.Callback | None = None, seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.state, self.folder, self.whole, self.base = state, folder, whole, base
+        self.clock, self.keep, self.seconds = clock, keep, seconds
+        self.saved, self.name = time.monotonic(), ""
+        self.last: tuple[int, Arrays] | None = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Start the clock, and remember what training begins with, which is what was last saved."""
+        self.saved, self.last = time.monotonic(), (self.state.epoch, self._present())
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write the checkpoint of this epoch, if it is time."""
+        ends = self.model.stop_training or epoch + 1 == (self.params or {}).get("epochs")
+        if self.state.blind or not (ends or time.monotonic() - self.saved >= self.seconds):
+            return
+        self.state.epoch = epoch + 1
+        with self.clock("checkpoints"):
+            self.last = epoch + 1, self._present()
+            self._write(self.last[1] | {"best": self.keep.weights if self.keep else self.base["before"]})
+        self.saved = time.monotonic()
+
+    def _present(self) -> Arrays:
+        holders = {"model": self.whole, "optimizer": self.model.optimizer}
+        return {kind: [variable.numpy() for variable in holder.variables] for kind, holder in holders.items()}
+
+    def _write(self, arrays: Arrays) -> None:
+        self.name = self.name or write_base(self.folder, self.base)
+        with disk.replacing_folder(self.folder / f"{self.state.epoch:05d}") as temporary:
+            _save(temporary, {kind: _changed(group, self.base.get(SINCE.get(kind))) for kind, group in arrays.items()})
+            # Not write_json: the history may hold a NaN, which our own reader takes.
+            state = {"base": self.name, **dataclasses.asdict(self.state)}
+            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            disk.seal(temporary)
+        _prune(self.folder)
+
+
+def write_base(folder: Path, base: Arrays) -> str:
+    """Write what a stage began with, unless it is there, and give the name of its folder, which tells its contents."""
+    digest = hashlib.sha256()
+    for array in (array for group in base.values() for array in group):
+        digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    place = folder / f"base-{digest.hexdigest()[:32]}"
+    if not _is_whole(place):
+        with disk.replacing_folder(place) as temporary:
+            _save(temporary, {kind: dict(enumerate(group)) for kind, group in base.items()})
+            disk.seal(temporary)
+    return place.name
+
+
+def read_checkpoint(folder: Path) -> tuple[State, Arrays]:
+    """Newest whole checkpoint, or a fresh state and no arrays if there never was one.
+
+    Returns:
+        The state, and arrays by kind: "model", "optimizer", "best", and those of the beginning of the stage, "begun"
+        and "before".
+
+    Raises:
+        DamagedError: if there are checkpoints, and none of them is whole.
+    """
+    found = sorted(folder.glob("[0-9]*"), reverse=True)
+    for checkpoint in found:
+        try:
+            disk.verify(checkpoint)
+            values = runs.read_json(checkpoint / "state.json")
+            base = values.pop("base", None)  # an older version wrote everything every time
+            state, changed = State(**values), _load(checkpoint)
+            if base is None:
+                return state, {kind: list(group.values()) for kind, group in changed.items()}
+            disk.verify(folder / base)
+            begun = {kind: list(group.values()) for kind, group in _load(folder / base).items()}
+            arrays = {"optimizer": list(changed.get("optimizer", {}).values()), **begun}
+            for kind, since in SINCE.items():
+                arrays[kind] = [changed.get(kind, {}).get(i, old) for i, old in enumerate(begun[since])]
+            return state, arrays
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.")
+    if found:
+        raise disk.DamagedError(
+            f"No checkpoint in {str(folder)!r} is whole. Start a new run; or move this folder away, and a resumed run "
+            "begins again from its first epoch."
+        )
+    return State(), {}
+
+
+def _changed(group: Sequence[np.ndarray], since: Sequence[np.ndarray] | None) -> dict[int, np.ndarray]:
+    """Arrays by number, without those that are equal to the last bit."""
+    if since is None:
+        return dict(enumerate(group))
+    pairs = enumerate(zip(group, since, strict=True))
+    return {i: new for i, (new, old) in pairs if new is not old and new.tobytes() != old.tobytes()}
+
+
+def _save(temporary: Path, kinds: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+    with (temporary / "arrays.npz").open("wb") as file:
+        np.savez(file, **{f"{kind}_{i}": array for kind, group in kinds.items() for i, array in group.items()})
+
+
+def _load(folder: Path) -> dict[str, dict[int, np.ndarray]]:
+    arrays: dict[str, dict[int, np.ndarray]] = {}
+    with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+        for name in file.files:  # in the order they were written
+            kind, _, number = name.partition("_")
+            arrays.setdefault(kind, {})[int(number)] = file[name]
+    return arrays
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        disk.verify(folder)
+    except (OSError, ValueError):
+        return False
+    return folder.is_dir()
+
+
+def _prune(folder: Path) -> None:
+    """Delete all checkpoints but two, and what only they were based on."""
+    *old, _, _ = [None, None, *sorted(folder.glob("[0-9]*"))]
+    for checkpoint in filter(None, old):
+        disk.remove_folder(checkpoint)
+    try:
+        used = {runs.read_json(state).get("base") for state in folder.glob("[0-9]*/state.json")}
+    except (OSError, ValueError):  # damaged: nobody knows what it was based on
+        return
+    for base in folder.glob("base-*"):
+        if base.name not in used:
+            disk.remove_folder(base)
