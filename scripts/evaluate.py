@@ -8,7 +8,10 @@ python scripts/evaluate.py --run runs/RUN runs/OTHER runs/THIRD    # the mean of
 
 import argparse
 import dataclasses
+import hashlib
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import numpy as np
 from template import runs
 from template.evaluate import metrics, plots
 from template.evaluate.compare import aligned
+from template.evaluate.intervals import proportion
 from template.evaluate.predictions import Predictions, average
 from template.evaluate.report import OTHERS, SHARES, number, percent
 
@@ -27,26 +31,67 @@ def main() -> None:
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of a finished run, or of several")
     parser.add_argument("--path", help="labelled pictures: a folder, CSV file or tfds:NAME, as in training")
     parser.add_argument("--top-k", type=int, help="k of top-k accuracy (default: 5, or one less than classes)")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/evaluation-NAME)")
+    parser.add_argument("--out", type=Path, help="where to write (default: in RUN, a folder for each path)")
     arguments = parser.parse_args()
     first = arguments.run[0]
-    said = [_predict(run, arguments.path) if arguments.path else _saved(run) for run in arguments.run]
-    try:
-        predictions = average(aligned(said))
-    except ValueError as error:
-        sys.exit(str(error))
     if not arguments.path:
         part = "test" if runs.read_json(first / "metrics.json")["test"] else "validation"
+        predictions = _together([_saved(run) for run in arguments.run])
         _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
-    folder = arguments.out or first / f"evaluation-{runs.short(Path(arguments.path.replace(':', '-')).name)}"
+    folder = _folder(arguments.out, first, arguments.path)
+    said, parts = zip(*(_predict(run, arguments.path) for run in arguments.run), strict=True)
+    predictions = _together(said)
     folder.mkdir(parents=True, exist_ok=True)
     scores, counts = _score(predictions, arguments.top_k), metrics.confusion_counts(predictions)
+    scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts)}
     predictions.save(folder / "predictions.npz")
     plots.save(plots.confusion_matrix(counts, predictions.class_names), folder / "confusion_matrix.png")
     runs.write_json(folder / "metrics.json", scores)
     _print(scores, arguments.path)
+    if scores["seen"]["train"] + scores["seen"]["val"]:
+        others = scores["seen"]["accuracy_on_others"]
+        print(f"of the pictures that did not decide about the weights: accuracy {percent(others)}, the honest number"
+              if others else "nothing here is new to it: these numbers say nothing of other pictures")  # fmt: skip
     print(f"written: {folder}")
+
+
+def _together(said: Sequence[Predictions]) -> Predictions:
+    """The mean of what several say of the same pictures."""
+    try:
+        return average(aligned(said))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def _place(path: str) -> str:
+    """A path by the one name that it has on this machine; what is no path stays as it is."""
+    return path if path.startswith("tfds:") or path == "digits" else str(Path(path).expanduser().resolve())
+
+
+def _folder(out: Path | None, run: Path, path: str) -> Path:
+    """Where an evaluation goes: of each path into a folder of its own, which only the same path replaces."""
+    short = hashlib.sha256(os.fsencode(_place(path))).hexdigest()[:8]
+    folder = out or run / f"evaluation-{runs.short(Path(_place(path).replace(':', '-')).name)}-{short}"
+    if (folder / "config.toml").exists():
+        sys.exit(f"{str(folder)!r} is the folder of a run, which holds its own scores. Choose another with --out.")
+    there = runs.read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    if there.get("path", _place(path)) != _place(path):
+        sys.exit(f"{str(folder)!r} holds the evaluation of {there['path']!r}. Choose another folder with --out.")
+    return folder
+
+
+def _seen(said: Predictions, parts: Sequence[dict[str, str]]) -> dict:
+    """How many pictures are in each part of the runs (in any of several), or `new`; and what is right of the others.
+
+    `accuracy_on_others`: those that no run has learned from or chosen by, or null if there are none.
+    """
+    names = ("train", "val", "test", "new")
+    part = np.array([min((known[name] for known in parts), key=names.index) for name in said.ids])
+    others = said.take(np.isin(part, ["test", "new"]))
+    right = int((others.predicted == others.labels).sum())
+    honest = proportion(right, len(others.ids)) if len(others.ids) else None
+    return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": honest}
 
 
 def _saved(run: Path) -> Predictions:
@@ -57,8 +102,12 @@ def _saved(run: Path) -> Predictions:
     return Predictions.load(run / "predictions.npz")
 
 
-def _predict(run: Path, path: str) -> Predictions:
-    """Decode another folder exactly as the training did, and run the model over it."""
+def _predict(run: Path, path: str) -> tuple[Predictions, dict[str, str]]:
+    """Decode another folder exactly as the training did, and run the model over it.
+
+    Returns:
+        Predictions, and by id the part of the run that each picture is in: train, val, test, or `new`.
+    """
     from template.config import ConfigError
     from template.data.examples import DataError, load_examples
 
@@ -66,6 +115,7 @@ def _predict(run: Path, path: str) -> Predictions:
         examples = load_examples(path)
         runs.import_tensorflow()
         from template.data.decode import decode
+        from template.data.seen import parts_in
         from template.deploy.predictor import load_run
         from template.recipe import looks, say
 
@@ -82,7 +132,13 @@ def _predict(run: Path, path: str) -> Predictions:
         sys.exit(f"{path}: none of the pictures could be read.")
     if absent:
         print(f"no pictures of {absent}: these classes are not measured")
-    return say(model, examples, looks(examples, pixels, np.arange(len(examples)), config), config)
+    parts = [part or "new" for part in parts_in(run, examples.digests)]
+    if learned := sum(part in {"train", "val"} for part in parts):
+        print(f"CAREFUL: {run} has learned from {parts.count('train')} of these pictures, and chosen its weights by "
+              f"{parts.count('val')}; {parts.count('test')} are its test pictures, {parts.count('new')} are new. "
+              f"What it says of those {learned} flatters it")  # fmt: skip
+    said = say(model, examples, looks(examples, pixels, np.arange(len(examples)), config), config)
+    return said, dict(zip(examples.ids, parts, strict=True))
 
 
 def _score(predictions: Predictions, k: int | None) -> dict:

@@ -19,6 +19,7 @@ from .data.decode import decode, digested, with_bits
 from .data.examples import PARTS, DataError, Examples, load_examples, some
 from .data.pipeline import Source, inference_batches, magnified, mirrored, plain_source, training_source
 from .data.rows import Rows
+from .data.seen import warm_start
 from .data.split import clusters, differences, split, to_csv
 from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
@@ -104,7 +105,7 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         model = begin(base, config, [plain("train", config.data)], store)
         untouched = [variable.numpy() for variable in model.variables]
     with clock("audit"):
-        _audit(examples, facts, config.data.path, folder)
+        _audit(examples, facts, config, folder)
     with clock("diagnosis"):
         train, val = plain("train", config.data), plain("val", config.data)
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
@@ -225,17 +226,17 @@ def _say_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]
         print(weight_table(class_names, counts, settings.class_weights))
 
 
-def _audit(examples: Examples, facts: Facts, path: str, folder: Path) -> None:
+def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> None:
     """Look for what commonly spoils a number, say what was found, and write audit.json."""
     rows = np.flatnonzero(examples.parts != "")
     used = dataclasses.replace(examples, skipped=()).take(rows)
-    found = audit(used, facts.take(rows))
+    found = audit(used, facts.take(rows)) + warm_start(used, config.backbone.weights)
     runs.write_json(folder / "audit.json", as_json(used, found))
     worth_a_look = [finding for finding in found if finding.severity != "know"]
     for finding in worth_a_look:
-        print(f"{finding.severity}: {finding.message}")
+        print(f"{finding.severity}: {finding.message}{f' {finding.advice}' * (finding.check == 'warm start')}")
     if worth_a_look:
-        print(f"  (python scripts/audit.py {shlex.quote(path)} --out audit shows them)")
+        print(f"  (python scripts/audit.py {shlex.quote(config.data.path)} --out audit shows them)")
 
 
 def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> None:

@@ -539,6 +539,20 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     assert chosen.train == probed.config.train
 
 
+def test_a_warm_start_says_which_held_out_pictures_its_weights_have_learned(home, pictures, run):
+    begun = settings(pictures, stages=(), split_seed=3)
+    old = Backbone(name="tiny", weights=str(run.folder / "model.keras"))
+    done = train(dataclasses.replace(begun, backbone=old, head=Head()), home / "warm")
+    learned = {row["sha256"] for row in run.split if row["part"] in {"train", "val"}}
+    spoiled = {row["id"] for row in done.split if row["part"] in {"val", "test"} and row["sha256"] in learned}
+    assert spoiled
+    (finding,) = (f for f in json.loads((done.folder / "audit.json").read_text()) if f["check"] == "warm start")
+    assert {name for (name,) in finding["pictures"]} == spoiled
+    assert "mend: " in done.printed and "whose weights this run begins with" in done.printed
+    assert "whose weights this run begins with" in (done.folder / "report.html").read_text()
+    assert "whose weights this run begins with" in (done.folder / "report.md").read_text()
+
+
 def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):
     assert configuration.load(probed.folder / "config.toml").stages == ()
     assert "stages from the data: none" in probed.printed

@@ -459,6 +459,48 @@ def test_a_folder_that_lacks_a_class_is_scored_by_names(finished, tmp_path):
     assert f"{100 * right:.1f} %" in said
 
 
+def test_pictures_that_a_run_has_seen_are_counted_and_the_others_scored(finished, tmp_path):
+    """By contents, under any name; its own report of the training pictures would be a hundred percent of nothing."""
+    new = class_folders(tmp_path / "others" / "photos", each=2, seed=77)
+    for row in csv.DictReader((finished.folder / "split.csv").open(newline="", encoding="utf-8")):
+        shutil.copy(finished.pictures / row["id"], new / row["label"] / f"again-{Path(row['id']).name}")
+    code, said = call("evaluate", "--run", finished.folder, "--path", new)
+    assert code == 0
+    assert (
+        "has learned from 18 of these pictures, and chosen its weights by 9; 9 are its test pictures, 6 are new" in said
+    )
+    assert said.index("CAREFUL") < said.index("top-")
+    (folder,) = finished.folder.glob("evaluation-photos-*")
+    scores, answers = json.loads((folder / "metrics.json").read_text()), Predictions.load(folder / "predictions.npz")
+    seen = scores["seen"]
+    assert {name: seen[name] for name in ("train", "val", "test", "new")} == dict(train=18, val=9, test=9, new=6)
+    copies = {str(name).replace("/", "/again-") for name in finished.test.ids}
+    others = [i for i, name in enumerate(answers.ids) if "again-" not in name or name in copies]
+    assert len(others) == 15
+    right = np.mean(answers.predicted[others] == answers.labels[others])
+    assert seen["accuracy_on_others"]["value"] == pytest.approx(right)
+    assert f"accuracy {100 * right:.1f} %" in said.partition("did not decide about the weights")[2]
+    shutil.rmtree(folder)
+
+
+def test_evaluations_of_two_folders_of_one_name_stay_apart_and_of_one_are_replaced(finished, tmp_path):
+    for place, seed in (("a", 5), ("b", 6)):
+        class_folders(tmp_path / place / "photos", each=1 + (place == "b"), seed=seed)
+        for _ in range(2):
+            code, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / place / "photos")
+            assert code == 0 and "CAREFUL" not in said
+    written = sorted(finished.folder.glob("evaluation-photos-*"))
+    scores = [json.loads((folder / "metrics.json").read_text()) for folder in written]
+    assert sorted(each["images"] for each in scores) == [3, 6] and all(each["seen"]["new"] for each in scores)
+    last_words, _ = call("evaluate", "--run", finished.folder, "--path", tmp_path / "a", "--out", written[0])
+    assert f"holds the evaluation of {scores[0]['path']!r}" in last_words
+    before = (finished.folder / "metrics.json").read_bytes()
+    last_words, _ = call("evaluate", "--run", finished.folder, "--path", tmp_path / "a", "--out", finished.folder)
+    assert "is the folder of a run" in last_words and (finished.folder / "metrics.json").read_bytes() == before
+    for folder in written:
+        shutil.rmtree(folder)
+
+
 def test_a_class_that_the_model_does_not_know_is_refused(finished, tmp_path):
     others = shutil.copytree(finished.pictures, tmp_path / "others")
     (others / "disc").rename(others / "ring")
