@@ -240,6 +240,9 @@ def pictures() -> dict[str, bytes]:
         "-dash.png": encode(noise(seed=15), "PNG"),
         "12 bits of 16.png": deep_png(noise(seed=30).astype(np.uint16)[..., :1] * 16),
         "12 bits of 16 in colour.png": deep_png(noise(seed=31).astype(np.uint16) * 16),
+        "white is zero, in the other byte order.tif": tiff(
+            noise(seed=36).astype(np.uint16)[..., :1] * 257, photometric=0, order=">"
+        ),
         "10 bits of 16.tif": tiff(noise(seed=32).astype(np.uint16)[..., :1] * 4),
         "14 bits of 16 in colour.tif": tiff(noise(seed=33).astype(np.uint16) * 64),
         "cut gamma.png": png[:33] + chunk(b"gAMA", b"") + png[33:],

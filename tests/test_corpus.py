@@ -1,5 +1,6 @@
 """All kinds of files and folders that are not what one would wish for: none is a traceback, none is lost."""
 
+import dataclasses
 import importlib.util
 import json
 import time
@@ -10,9 +11,10 @@ import pytest
 
 from template import recipe
 from template.config import Config, Data
+from template.data.audit import glance, look
 from template.data.decode import decode
 from template.data.examples import DataError, Examples, load_examples
-from template.data.images import load_image
+from template.data.images import load, load_image
 from template.data.split import split
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "corpus.py"
@@ -75,6 +77,13 @@ def test_no_label_moves_beside_files_that_are_left_out(written, tmp_path):
     for row, file in enumerate(examples.images):
         assert examples.class_names[examples.labels[row]] == file.parent.name
         np.testing.assert_array_equal(pixels[np.array([row])][0], load_image(file, 16, "crop"))
+    # The audit sees them too, of decoded ones by their headers alone.
+    headers = glance(examples, pixels, np.arange(len(examples)))
+    seen = {str(name): row for row, name in enumerate(examples.ids)}
+    assert headers.width[seen["odd/thumbnail first.tif"]] == 48, "of the image and not of its thumbnail"
+    facts = look(load_examples(str(written / "files")))
+    assert facts.readable.sum() == len(examples)
+    np.testing.assert_array_equal(headers.width, facts.width[facts.readable])
 
 
 @pytest.mark.parametrize("name", corpus.folder_kinds())
@@ -95,6 +104,26 @@ def test_every_kind_of_folder_is_used_or_refused_in_words(written, expected, tmp
         label = examples.class_names[examples.labels[row]]
         folders = {outcome["spelled"].get(part, part) for part in (*file.parts, *file.resolve().parts)}
         assert label in folders, "the label is that of the folder"
+
+
+def test_the_bits_of_a_set_go_into_the_recipe_for_what_is_predicted_later(tmp_path):
+    """And a second run, a resumed one and predict.py scale as the first did."""
+    for number in range(12):
+        file = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = corpus.noise(seed=number).astype(np.uint16)[..., :1] * (16 if number < 4 else 3)
+        file.write_bytes(corpus.deep_png(values))
+    data = Data(path=str(tmp_path / "set"), cache=str(tmp_path / "cache"), image_size=16)
+    config, examples, see = recipe.pictures(Config(data=data))
+    assert config.data.bits == 12 and len(examples) == 12
+    again, _, _ = recipe.pictures(config)
+    assert again == config
+    expected = [load(file, config.data)[0] for file in examples.images]
+    np.testing.assert_array_equal(see(config.data)[np.arange(12)], expected)
+    plain, _, _ = recipe.pictures(
+        Config(data=dataclasses.replace(data, path=str(corpus.fill(tmp_path / "plain", "a", "b"))))
+    )
+    assert plain.data.bits == "auto"
 
 
 def test_classes_that_some_systems_cannot_tell_apart_are_named(written, capsys):

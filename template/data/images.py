@@ -66,7 +66,10 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "squash"]) -> np.ndarray:
     """`load` with the default settings of what may be read, and without the note."""
-    return load(source, Data(image_size=size, resize=resize))[0]
+    return load(source, _default(size, resize))[0]
+
+
+_default = functools.cache(lambda size, resize: Data(image_size=size, resize=resize))
 
 
 def load(source: ImageSource, how: Data) -> tuple[np.ndarray, str]:
@@ -109,8 +112,9 @@ def header(source: ImageSource) -> tuple[str, str, int, int]:
         return "array", str(source.dtype), source.shape[1], source.shape[0]
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            _choose_page(image, b"", [])
             return str(image.format), image.mode, *image.size
-    except (ValueError, Image.DecompressionBombError):  # a PNG with much text, or a large one that the settings allow
+    except Exception:  # what `load` mends before it is opened, and sizes that only the settings allow
         image = _open(lean(read(source) if isinstance(source, Path) else source), megapixels=10_000)
         return str(image.format), image.mode, *image.size
 
