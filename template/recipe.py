@@ -111,7 +111,8 @@ def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
         curve = learning_curve(base, config, train, val, store) if probes(config) else None
     all_said = {"probe": said("val")} if probes(config) else {}
     how = How(config.backbone, config.head, config.stages, config.train, store, untouched, examples.class_names)
-    _say_weights(config.train, train.labels, examples.class_names)
+    if config.stages:
+        _say_weights(config.train, train.labels, examples.class_names)
     state = fit(model, augmented("train"), val, how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
     measured = bare(model).get_weights()
@@ -171,16 +172,21 @@ def _same(examples: Examples, again: Examples, pixels: Rows) -> Rows:
 
 
 def suggested(config: Config, images: int) -> Config:
-    """The configuration with stages, if it names none, chosen from the number of training pictures."""
-    if config.stages:
-        return config
-    pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
-    how = {"pretrained": pretrained, "probed": probes(config)}
-    batch = config.train.batch_size * config.train.accumulate
-    stages = suggest.stages(images, batch, blocks, config.head.levels, **how)
-    said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
-    print(f"stages from the data: {said or f'none; with {images} pictures the probe is the best there is'}")
-    return dataclasses.replace(config, stages=stages)
+    """The configuration with stages, if it names none, chosen from the number of training pictures.
+
+    Says which settings have no effect with them.
+    """
+    if not config.stages:
+        pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
+        how = {"pretrained": pretrained, "probed": probes(config)}
+        batch = config.train.batch_size * config.train.accumulate
+        stages = suggest.stages(images, batch, blocks, config.head.levels, **how)
+        said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
+        print(f"stages from the data: {said or f'none; with {images} pictures the probe is the best there is'}")
+        config = dataclasses.replace(config, stages=stages)
+    for key, why in suggest.idle(config, images).items():
+        print(f"{key} has no effect: {why}")
+    return config
 
 
 def looks(examples: Examples, pixels: Rows, rows: np.ndarray, config: Config) -> list[Source]:

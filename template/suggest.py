@@ -41,6 +41,43 @@ def stages(
     return tuple(plan)
 
 
+OF_STAGES = {
+    "augment": ("policy", "strength", "erase", "blur", "grey", "solarize"),
+    "backbone": ("stochastic_depth",),
+    "head": ("dropout", "noise", "drop_block", "drop_connect", "l1", "l2", "max_norm"),
+    "train": (
+        "accumulate", "monitor", "patience", "loss", "class_weights", "logit_adjustment", "sampling", "label_smoothing",
+        "mixup", "cutmix", "checkpoint_seconds", "monitor_gradients",
+    ),
+}  # fmt: skip
+"""Settings, by section, of gradient steps; the linear probe, which takes none, is as it is whatever they are."""
+
+
+def idle(config: Config, images: int) -> dict[str, str]:
+    """Settings that were given, are other than their defaults, and have no effect: by key, why, and what helps.
+
+    Args:
+        config: without `auto`, and with the stages that will run.
+        images: in the training part.
+    """
+    found = {}
+    if not config.stages:
+        why = f"with {images} training images no stage trains; give one, such as --stages.0.unfreeze=1"
+        found = {f"{section}.{name}": why for section, names in OF_STAGES.items() for name in names}
+        if config.augment.policy == "none":  # nothing is mirrored: the probe sees that
+            del found["augment.policy"]
+    if not config.backbone.name.startswith("mobilenet"):
+        found["backbone.alpha"] = f"{config.backbone.name} has one width; mobilenet and mobilenetv2 have several"
+    if config.data.resize != "crop":
+        found["evaluate.whole"] = f"with data.resize={config.data.resize} the whole image is seen already"
+
+    def value(of: Config, key: str) -> object:
+        section, _, name = key.partition(".")
+        return getattr(getattr(of, section), name)
+
+    return {key: why for key, why in found.items() if value(config, key) != value(Config(), key)}
+
+
 def refits(config: Config, images: int) -> bool:
     """Whether a run ends with a fit on training and validation pictures together; by itself where they are few.
 

@@ -23,7 +23,9 @@ from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import attach
+from template.model.layers import bare
 from template.runs import Clock
+from template.suggest import OF_STAGES, idle
 from template.train import baselines
 from template.train import begin as module
 from template.train import checkpoint as checkpoints
@@ -103,6 +105,28 @@ def test_the_model_says_what_the_probe_says(pretrained, base, store, head, class
     # and the head sees what the probe saw
     bottom, _ = cut(model, model.get_layer("logits").input)
     np.testing.assert_allclose(bottom(pixels, training=False), features[0], atol=5e-3, rtol=2e-3)
+
+
+def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, base, store):
+    plain = config(pretrained)
+    other = {
+        "augment": Augment(policy="heavy", strength=2.0, erase=0.1, blur=0.1, grey=0.1, solarize=0.1),
+        "head": Head(dropout=0.6, noise=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
+        "train": Train(
+            accumulate=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced", label_smoothing=0.1,
+            mixup=0.1, cutmix=0.1, checkpoint_seconds=0, monitor_gradients=True,
+        ),
+    }  # fmt: skip
+    given = config(pretrained, **other)
+    others = [dataclasses.replace(plain, train=Train(**x)) for x in ({"sampling": "balanced"}, {"logit_adjustment": 1})]
+    assert {key for each in (given, *others) for key in idle(each, 14)} == {
+        f"{section}.{name}" for section, names in OF_STAGES.items() for name in names if name != "stochastic_depth"
+    }
+    source = coloured(14, 0)
+    pixels = source.read(0, np.arange(14)).astype("float32")
+    said = [bare(begin(base, how, [source], store)).predict(pixels, verbose=0) for how in (plain, given, *others)]
+    for logits in said[1:]:
+        np.testing.assert_allclose(logits, said[0], atol=1e-5)
 
 
 def test_the_features_are_of_the_pictures_and_their_mirror_images_in_order(pretrained, base, store):

@@ -1,11 +1,15 @@
 """Without [[stages]], what is trained follows from the pictures: the fewer, the less is touched."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from template.config import Backbone, Config, Stage, Train
+from template import config as configuration
+from template import recipe
+from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.model.backbones import BACKBONES
-from template.suggest import refits, stages
+from template.suggest import OF_STAGES, idle, refits, stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
@@ -107,3 +111,73 @@ def test_every_network_has_the_blocks_that_are_to_be_thawed(name):
 def test_few_pictures_are_all_learned_from_in_the_end(final_fit, weights, images, expected):
     config = Config(backbone=Backbone(weights=weights), train=Train(final_fit=final_fit))
     assert refits(config, images) is expected
+
+
+OTHER = {
+    "augment": Augment(policy="heavy", strength=2.0, erase=0.1, blur=0.1, grey=0.1, solarize=0.1),
+    "backbone": Backbone(name="resnet50", stochastic_depth=0.1),
+    "head": Head(dropout=0.1, noise=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
+    "train": Train(
+        accumulate=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced", label_smoothing=0.1,
+        mixup=0.1, cutmix=0.1, checkpoint_seconds=0, monitor_gradients=True,
+    ),
+}  # fmt: skip
+"""Other than the defaults in everything that a stage alone makes use of; but for what must not be given together."""
+
+USED = {
+    "data": set(Data.__pydantic_fields__),
+    "augment": {"flip"},
+    "backbone": {"name", "weights", "alpha"},
+    "head": {"levels", "pooling", "root", "hidden", "activation"},  # hidden: then a stage trains
+    "train": {"batch_size", "precision", "seed", "probe", "final_fit", "deterministic"},
+    "evaluate": set(Evaluate.__pydantic_fields__),
+}
+"""What a run of the probe alone makes use of."""
+
+
+def test_every_setting_is_used_by_a_run_of_the_probe_alone_or_said_to_have_no_effect():
+    for section, kind in {"data": Data, "augment": Augment, "backbone": Backbone, "head": Head, "train": Train,
+                          "evaluate": Evaluate}.items():  # fmt: skip
+        of_stages = set(OF_STAGES.get(section, ()))
+        assert of_stages.isdisjoint(USED[section])
+        assert of_stages | USED[section] == set(kind.__pydantic_fields__), "a new setting: is it used without a stage?"
+    sections = {name for name in Config.__pydantic_fields__ if name != "stages"}
+    assert sections == set(USED)
+
+
+@pytest.mark.parametrize(("section", "name"), [(s, n) for s, names in OF_STAGES.items() for n in names])
+def test_what_has_no_effect_is_said_if_it_was_given_and_only_then(section, name):
+    changes = {"logit_adjustment": 1.0, "sampling": "balanced"}
+    given = configuration.load(overrides=["backbone.name=resnet50", f"{section}.{name}={changes[name]}"]
+                               if name in changes else ["backbone.name=resnet50"])  # fmt: skip
+    if name not in changes:
+        other = dataclasses.replace(getattr(given, section), **{name: getattr(OTHER[section], name)})
+        given = dataclasses.replace(given, **{section: other})
+    assert set(idle(given, 60)) == {f"{section}.{name}"}
+    assert "60 training images" in idle(given, 60)[f"{section}.{name}"]
+    assert not idle(dataclasses.replace(given, stages=(Stage(),)), 60)
+    assert not idle(Config(), 60)
+
+
+def test_no_augmentation_is_seen_by_the_probe_for_nothing_is_mirrored():
+    assert not idle(Config(augment=Augment(policy="none")), 60)
+
+
+def test_what_goes_with_another_setting_is_said_with_stages_too():
+    given = Config(
+        backbone=Backbone(alpha=0.5), data=Data(resize="pad"), evaluate=Evaluate(whole=True), stages=(Stage(),)
+    )
+    assert set(idle(given, 900)) == {"backbone.alpha", "evaluate.whole"}
+    assert not idle(dataclasses.replace(given, backbone=Backbone(name="mobilenet", alpha=0.5), data=Data()), 900)
+
+
+def test_a_run_says_so_before_it_starts(capsys):
+    given = dataclasses.replace(Config(**OTHER), data=Data(resize="squash"))
+    assert recipe.suggested(given, 60).stages == ()
+    said = capsys.readouterr().out
+    assert "train.loss has no effect: with 60 training images no stage trains" in said
+    assert len([line for line in said.splitlines() if "has no effect" in line]) == sum(
+        len(names) for names in OF_STAGES.values()
+    ) - len({"logit_adjustment", "sampling"})
+    recipe.suggested(given, 900)
+    assert "has no effect" not in capsys.readouterr().out
