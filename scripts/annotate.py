@@ -33,6 +33,7 @@ def main() -> None:
         sys.exit(f"{str(run)!r} does not hold a finished run: it has no metrics.json.")
     if arguments.count < 1:
         parser.error(f"--count: expected at least 1. Received: {arguments.count}")
+    runs.check_output(file, "file", "--run (a copy of it)")
     predictions = Predictions.load(run / "predictions.npz")
     try:
         examples = load_examples(configuration.load(run / "config.toml").data.path)

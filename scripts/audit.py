@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from template import config as configuration
-from template import runs
+from template import disk, runs
 from template.data.audit import Finding, alike, as_json, as_page, audit, cleaned, look
 from template.data.examples import DataError, Examples, load_examples
 
@@ -40,6 +40,7 @@ def main() -> None:
     known, rest = parser.parse_known_args()
     try:
         config = configuration.load(RECIPE, [*configuration.pair_up(rest), f"data.path={known.path}"])
+        check_outputs(known, config)
         examples = load_examples(known.path)
     except (configuration.ConfigError, DataError) as error:
         print(error, file=sys.stderr)
@@ -47,17 +48,13 @@ def main() -> None:
     facts = look(examples, config.data)
     findings = audit(examples, facts)
     if known.labels:
-        findings += seen_by_a_network(config)
-    for finding in findings:
-        print(f"{WORDS[finding.severity]}  {finding.check}: {finding.message}")
-        for group in finding.pictures[:3]:
-            print(f"        {', '.join(repr(str(examples.ids[row])) for row in group)}")
-        if len(finding.pictures) > 3:
-            print(f"        and {len(finding.pictures) - 3} more{'' if known.out else ' (--out FOLDER shows all)'}")
-        if finding.advice:
-            print(f"        {finding.advice}")
+        try:
+            findings += seen_by_a_network(config)
+        except disk.DiskError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+    show(findings, examples, "" if known.out else " (--out FOLDER shows all)")
     if known.out:
-        known.out.mkdir(parents=True, exist_ok=True)
         runs.write_json(known.out / "audit.json", as_json(examples, findings))
         title = f"{known.path}: {len(examples)} pictures of {len(examples.class_names)} classes"
         runs.write_text(known.out / "audit.html", as_page(title, examples, facts, findings))
@@ -65,6 +62,28 @@ def main() -> None:
     if known.write_csv:
         write_csv(known.write_csv, examples, cleaned(examples, findings))
     sys.exit(int(any(finding.severity == "mend" for finding in findings)))
+
+
+def show(findings: list[Finding], examples: Examples, where: str) -> None:
+    """Print findings with their first images; `where` the others are."""
+    for finding in findings:
+        print(f"{WORDS[finding.severity]}  {finding.check}: {finding.message}")
+        for group in finding.pictures[:3]:
+            print(f"        {', '.join(repr(str(examples.ids[row])) for row in group)}")
+        if len(finding.pictures) > 3:
+            print(f"        and {len(finding.pictures) - 3} more{where}")
+        if finding.advice:
+            print(f"        {finding.advice}")
+
+
+def check_outputs(known: argparse.Namespace, config: configuration.Config) -> None:
+    """Leave before the work unless its results can be written."""
+    if known.out:
+        runs.check_output(known.out, "folder")
+    if known.write_csv:
+        runs.check_output(known.write_csv, "file", "--write-csv")
+    if known.labels:
+        runs.check_output(Path(config.data.cache).expanduser(), "folder", "--data.cache")
 
 
 def seen_by_a_network(config: configuration.Config) -> list[Finding]:

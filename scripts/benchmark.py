@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="JSON to write or add to")
     known, rest = parser.parse_known_args()
+    runs.check_output(known.out, "file")
+    before = written(known.out)
     try:
         config = configuration.load(RECIPE, list(configuration.pair_up(rest)))
     except configuration.ConfigError as error:
@@ -56,8 +58,18 @@ def main() -> None:
                              "correct": correct, "tested": tested, "seconds": seconds, "spent": spent})  # fmt: skip
                 print(f"seed {seed} {method:<6} accuracy {correct / tested:.4f} in {seconds:.1f} s", flush=True)
     summarise(rows, known.methods)
-    before = json.loads(known.out.read_text()) if known.out.exists() else []
     runs.write_json(known.out, before + rows)
+
+
+def written(out: Path) -> list[dict]:
+    """The rows that an earlier call wrote there."""
+    try:
+        rows = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list):
+        sys.exit(f"{str(out)!r} is there, and is no file of this script to add to. Choose another with --out.")
+    return rows
 
 
 def write_split(path: str, per_class: int, seed: int, folder: Path) -> Path:

@@ -28,6 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(arguments.runs) < 2:
         parser.error("Expected at least two runs. Received: one")
+    if arguments.out:
+        runs.check_output(arguments.out, "file")
     try:
         first, *others = aligned([_load(path) for path in arguments.runs])
     except ValueError as error:

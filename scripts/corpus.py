@@ -551,6 +551,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     if folder.exists():
         raise SystemExit(f"{str(folder)!r} is there already; give a new one.")
+    runs.check_output(folder, "folder", "FOLDER")
     expected = write(folder)
     print(f"{len(expected['files'])} kinds of files and {len(expected['folders'])} kinds of folders in {folder}")
 

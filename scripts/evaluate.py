@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from template import runs
+from template import disk, runs
 from template.evaluate import metrics, plots
 from template.evaluate.compare import aligned
 from template.evaluate.intervals import proportion
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--path", help="labelled pictures: a folder, CSV file or tfds:NAME, as in training")
     parser.add_argument("--top-k", type=int, help="k of top-k accuracy (default: 5, or one less than classes)")
     parser.add_argument("--out", type=Path, help="where to write (default: in RUN, a folder for each path)")
+    words = "folder for decoded images (default: the run's; `cache` where that cannot be written to)"
+    parser.add_argument("--data.cache", dest="cache", help=words)
     arguments = parser.parse_args()
     first = arguments.run[0]
     if not arguments.path:
@@ -40,9 +42,8 @@ def main() -> None:
         _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
     folder = _folder(arguments.out, first, arguments.path)
-    said, parts = zip(*(_predict(run, arguments.path) for run in arguments.run), strict=True)
+    said, parts = zip(*(_predict(run, arguments.path, arguments.cache) for run in arguments.run), strict=True)
     predictions = _together(said)
-    folder.mkdir(parents=True, exist_ok=True)
     scores, counts = _score(predictions, arguments.top_k), metrics.confusion_counts(predictions)
     scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts)}
     predictions.save(folder / "predictions.npz")
@@ -73,6 +74,7 @@ def _folder(out: Path | None, run: Path, path: str) -> Path:
     """Where an evaluation goes: of each path into a folder of its own, which only the same path replaces."""
     short = hashlib.sha256(os.fsencode(_place(path))).hexdigest()[:8]
     folder = out or run / f"evaluation-{runs.short(Path(_place(path).replace(':', '-')).name)}-{short}"
+    runs.check_output(folder, "folder")
     if (folder / "config.toml").exists():
         sys.exit(f"{str(folder)!r} is the folder of a run, which holds its own scores. Choose another with --out.")
     there = runs.read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
@@ -102,7 +104,21 @@ def _saved(run: Path) -> Predictions:
     return Predictions.load(run / "predictions.npz")
 
 
-def _predict(run: Path, path: str) -> tuple[Predictions, dict[str, str]]:
+def _cache(of_run: str, asked: str | None) -> str:
+    """A folder for decoded images that can be written to: a run may come from another machine."""
+    if asked is None:
+        try:
+            disk.require_writable(Path(of_run).expanduser(), "folder", "--data.cache")
+        except disk.DiskError:
+            asked = "cache"
+            print(f"the run's cache folder {of_run!r} cannot be written to here: {asked!r} is used (--data.cache)")
+        else:
+            return of_run
+    disk.require_writable(Path(asked).expanduser(), "folder", "--data.cache")
+    return asked
+
+
+def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict[str, str]]:
     """Decode another folder exactly as the training did, and run the model over it.
 
     Returns:
@@ -121,8 +137,11 @@ def _predict(run: Path, path: str) -> tuple[Predictions, dict[str, str]]:
 
         config, classes, model = load_run(run)
         absent = sorted(set(classes) - set(examples.class_names))
-        examples, pixels = decode(examples.with_classes(classes), dataclasses.replace(config.data, path=path))
-    except (DataError, ConfigError) as error:
+        data = dataclasses.replace(config.data, path=path, cache=_cache(config.data.cache, cache))
+        config = dataclasses.replace(config, data=data)
+        examples, pixels = decode(examples.with_classes(classes), config.data)
+        views = looks(examples, pixels, np.arange(len(examples)), config)
+    except (DataError, ConfigError, disk.DiskError) as error:
         sys.exit(str(error))
     print(f"{path}: {len(examples) + len(examples.skipped)} found = {len(examples)} used "
           f"+ {len(examples.skipped)} skipped")  # fmt: skip
@@ -137,7 +156,7 @@ def _predict(run: Path, path: str) -> tuple[Predictions, dict[str, str]]:
         print(f"CAREFUL: {run} has learned from {parts.count('train')} of these pictures, and chosen its weights by "
               f"{parts.count('val')}; {parts.count('test')} are its test pictures, {parts.count('new')} are new. "
               f"What it says of those {learned} flatters it")  # fmt: skip
-    said = say(model, examples, looks(examples, pixels, np.arange(len(examples)), config), config)
+    said = say(model, examples, views, config)
     return said, dict(zip(examples.ids, parts, strict=True))
 
 

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--occlusion", action="store_true", help="cover squares instead of looking inside")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="PICTURE_OR_FOLDER")
     arguments = parser.parse_args()
+    runs.check_output(arguments.out, "folder")
 
     from template.config import ConfigError
     from template.data.examples import DataError
@@ -40,7 +41,6 @@ def main() -> None:
         config, classes, model = load_run(arguments.run)
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
-    arguments.out.mkdir(parents=True, exist_ok=True)
     done = 0
     for number, file in enumerate(files):
         try:

@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="picture to write (default: find_lr.png)")
     config, known = configuration.parse(parser)
+    runs.check_output(known.out, "file")
     runs.import_tensorflow()
     from template import recipe
     from template.evaluate import plots

@@ -26,14 +26,14 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=3, help="how many classes a picture (default: 3)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
+    if arguments.out:
+        runs.check_output(arguments.out, "file")
 
     from template.config import ConfigError
     from template.data.examples import DataError
     from template.data.folders import gather, nothing_done, said_of
 
     try:
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
         files, left = gather(arguments.inputs)
         runs.import_tensorflow()
         from template.deploy.predictor import classify, load_run

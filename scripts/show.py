@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("show.png"), help="picture to write (default: show.png)")
     config, known = configuration.parse(parser)
+    runs.check_output(known.out, "file")
     runs.import_tensorflow()
     from template import recipe
 

@@ -54,6 +54,8 @@ def main() -> None:
             part.add_argument("--backbone.weights", dest="weights", default="none", help=words)
     given = vars(parser.parse_args())
     name, measure, out = (given.pop(key) for key in ("part", "measure", "out"))
+    if out:
+        runs.check_output(out, "file")
     runs.import_tensorflow()
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(Path(scratch), **given)

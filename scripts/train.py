@@ -91,6 +91,7 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
     except configuration.ConfigError as error:
         parser.exit(2, f"{error}\n(python scripts/train.py --help lists all settings)\n")
     print(f"recipe {recipe}")
+    runs.check_output(Path(config.data.cache), "folder", "--data.cache")
     try:
         return config, runs.new_folder(known.runs, config.backbone.name), known.preflight
     except OSError as error:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import device, disk
 
@@ -64,8 +64,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file through a temporary name: afterwards `path` is the old file or the new one, never a part of it.
 
     Yields:
-        The temporary path (same ending), to be written and closed inside the block.
+        The temporary path (same ending), to be written and closed inside the block. Its folder is there.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = disk.temporary_name(path)
     try:
         yield temporary
@@ -97,6 +98,15 @@ def any_terminal() -> None:
     r"""Print what the terminal's encoding lacks spelled out (`\u732b`); an error in mid-run would end it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def check_output(path: Path, kind: Literal["file", "folder"], option: str = "--out") -> None:
+    """Of a script, before its work: leave with a message and exit code 2 unless this can be written afterwards."""
+    try:
+        disk.require_writable(path, kind, option)
+    except disk.DiskError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -634,3 +634,69 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
     assert (folder / "preflight.png").exists() and not (folder / "history.csv").exists()
     code, said = call("train", "--preflight", "--resume", folder)
     assert code == 2 and "give no other" in said
+
+
+# Places that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "kind", "rest"),
+    [
+        ("predict", "--out", "file", ["--run", "RUN", "x.png"]),
+        ("evaluate", "--out", "folder", ["--run", "RUN", "--path", "pictures"]),
+        ("explain", "--out", "folder", ["--run", "RUN", "x.png"]),
+        ("audit", "--out", "folder", ["pictures"]),
+        ("audit", "--write-csv", "file", ["pictures"]),
+        ("audit", "--data.cache", "folder", ["pictures", "--labels"]),
+        ("compare", "--out", "file", ["RUN", "RUN"]),
+        ("find_lr", "--out", "file", []),
+        ("show", "--out", "file", []),
+        ("preflight", "--out", "folder", []),
+        ("benchmark", "--out", "file", []),
+        ("train", "--data.cache", "folder", []),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, script, option, kind, rest):
+    from template import recipe
+    from template.data import audit, examples
+
+    def work(*_, **__):
+        pytest.fail("the work began")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for module, name in ((runs, "import_tensorflow"), (examples, "load_examples"), (recipe, "run"), (audit, "look")):
+        monkeypatch.setattr(module, name, work)
+    wrong = {"folder": "file", "file": "folder"}[kind]
+    for path, why in ((wrong, f"is a {wrong}"), ("file/below", "is a file"), ("/proc/x/y", "nothing can be made")):
+        code, said = call(script, *rest, f"{option}={path}")
+        assert code == 2 and "cannot be written" in said and why in said and f"with {option}." in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"], "and no run folder is left"
+
+
+def test_missing_folders_on_the_way_are_made(finished, tmp_path):
+    out = tmp_path / "new" / "and newer" / "compared.json"
+    code, _ = call("compare", finished.folder, finished.folder, "--out", out)
+    assert code == 0 and out.is_file()
+
+
+def test_a_run_of_another_machine_is_evaluated_with_a_cache_of_this_one(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "copied"
+    shutil.copytree(finished.folder, run)
+    text = re.sub(r"(?m)^cache = .*", 'cache = "/proc/home/alice/cache"', (run / "config.toml").read_text())
+    (run / "config.toml").write_text(text)
+    code, said = call("evaluate", "--run", run, "--path", finished.pictures)
+    assert code == 0 and "'/proc/home/alice/cache' cannot be written to here: 'cache' is used (--data.cache)" in said
+    code, said = call("evaluate", "--run", run, "--path", finished.pictures, "--data.cache", tmp_path / "mine")
+    assert code == 0 and "is used" not in said
+    assert list((tmp_path / "cache").glob("pixels-*")) and list((tmp_path / "mine").glob("pixels-*"))
+    code, said = call("evaluate", "--run", run, "--path", finished.pictures, "--data.cache=/proc/x")
+    assert "'/proc/x' cannot be written" in str(code)
+
+
+def test_a_file_of_another_kind_is_not_taken_for_a_benchmark_to_add_to(tmp_path):
+    (tmp_path / "mine.json").write_text("no JSON")
+    code, _ = call("benchmark", "--out", tmp_path / "mine.json", "--data.path=digits")
+    assert "no file of this script" in str(code) and (tmp_path / "mine.json").read_text() == "no JSON"

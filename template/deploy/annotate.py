@@ -143,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, "null")
         except (ValueError, KeyError, TypeError) as error:
             self._send(400, json.dumps(str(error)))
+        except OSError as error:  # the disk is full, or the drive has gone
+            self._send(500, json.dumps(f"The answer could not be saved: {error.strerror}"))
 
     def _from_here(self) -> bool:
         """No page of another site may ask or answer: its address, or its kind of request, is another."""
