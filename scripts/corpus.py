@@ -261,7 +261,7 @@ def pictures() -> dict[str, bytes]:
         "long text.png": encode(rgb, "PNG", pnginfo=long_text()),
         "long profile.png": encode(rgb, "PNG", icc_profile=bytes(1_500_000)),
         "odd exif.jpg": encode(rgb, "JPEG", exif=ODD_EXIF),
-        "plain page.tif": encode(Image.new("1", (5000, 7000), 1), "TIFF", compression="group4"),
+        "plain page.tif": encode(Image.new("1", (5000, 5100), 1), "TIFF", compression="group4"),
         "=1+1, \"quoted\" 'names' & <b>%s[*].png": encode(noise(seed=16), "PNG"),
         "写真 🌻.png": encode(noise(seed=17), "PNG"),
         os.fsdecode(b"latin \xe9.png"): encode(noise(seed=18), "PNG"),

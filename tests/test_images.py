@@ -443,11 +443,10 @@ def test_planes_of_16_bits_are_refused_and_not_read_as_noise():
 
 
 def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
-    """A page at 600 dpi has 140 million pixels, and is refused no more."""
-    page = Image.new("1", (5000, 7000), 1)
-    page.paste(0, (0, 0, 2500, 7000))
+    """A page at 600 dpi has 140 million pixels, and is refused no more; the corpus has one."""
+    page = Image.new("1", (1000, 1400), 1)
+    page.paste(0, (0, 0, 500, 1400))
     data = encode(page, "TIFF", compression="group4")
-    assert len(data) < 10_000
     expected = load_image(data, 16, "squash")
     assert expected[:, :7].max() == 0 and expected[:, 9:].min() == 255
     monkeypatch.setattr(images, "LARGE", 10_000)
@@ -459,6 +458,15 @@ def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
         monkeypatch.setattr(images, "LARGE", 10**9)
         assert np.abs(small - load_image(encode(image, "PNG"), 32, "crop")).mean() < 1.5
         monkeypatch.setattr(images, "LARGE", 10_000)
+
+
+def test_a_thumbnail_does_not_hide_a_page_of_too_many_pixels():
+    data = corpus.pages(Image.new("L", (9, 9)), Image.new("L", (99, 88)), thumbnails=1)
+    assert said(data)[0].shape == (24, 24, 3)
+    claim = struct.pack("<HHII", 256, 4, 1, 99)
+    assert data.count(claim) == 1
+    with pytest.raises(BadImageError, match="2000000 x 88 is more than 150 megapixels"):
+        said(data.replace(claim, struct.pack("<HHII", 256, 4, 1, 2_000_000)), max_megapixels=150)
 
 
 def test_a_setting_raises_the_limit():

@@ -205,8 +205,8 @@ def _opened(contents: bytes, how: Data, notes: list[str]) -> tuple[Image.Image, 
         raise BadImageError("the file is empty; copy or download it again")
     contents = lean(contents)
     image = _open(contents, how.max_megapixels)
-    _refuse_traps(image, len(contents), how.max_megapixels)
     _choose_page(image, contents, notes)
+    _refuse_traps(image, len(contents), how.max_megapixels)
     return image, contents
 
 
