@@ -36,9 +36,10 @@ def main() -> None:
     runs.check_output(file, "file", "--run (a copy of it)")
     predictions = Predictions.load(run / "predictions.npz")
     try:
-        examples = load_examples(configuration.load(run / "config.toml").data.path)
+        data = configuration.load(run / "config.toml").data
+        examples = load_examples(data.path)
         examples = examples.with_classes(predictions.class_names)
-        questions = Questions(drawn(examples, predictions, arguments.count), file)
+        questions = Questions(drawn(examples, predictions, arguments.count), file, data)
     except (configuration.ConfigError, DataError, ValueError) as error:
         sys.exit(str(error))
     try:

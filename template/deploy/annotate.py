@@ -1,5 +1,6 @@
 """How well does a person do? A small local page that shows test pictures, and what one said of them."""
 
+import dataclasses
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import runs
+from ..config import Data
 from ..data.examples import DataError, Examples
-from ..data.images import BadImageError, address, load_image
+from ..data.images import BadImageError, address, load
 from ..evaluate import metrics
 from ..evaluate.intervals import proportion
 from ..evaluate.predictions import Predictions
@@ -25,10 +27,12 @@ class Questions:
     Args:
         examples: the pictures to show.
         file: JSON, {id: class name}; written whole after every answer, and read if it is there.
+        data: how the run read them, for what a person sees to be what the classifier saw.
     """
 
-    def __init__(self, examples: Examples, file: Path) -> None:
+    def __init__(self, examples: Examples, file: Path, data: Data | None = None) -> None:
         self.examples, self.file = examples, file
+        self.how = dataclasses.replace(data or Data(), image_size=SIDE, resize="pad")
         self.said: dict[str, str] = runs.read_json(file) if file.exists() else {}
 
     def answers(self) -> list[str | None]:
@@ -50,7 +54,7 @@ class Questions:
 
     def picture(self, row: int) -> str:
         """A picture as an address: the whole of it, and nothing that gives its label or name away."""
-        return address(load_image(self.examples.images[row], SIDE, "pad"))
+        return address(load(self.examples.images[row], self.how)[0])
 
 
 def drawn(examples: Examples, predictions: Predictions, count: int) -> Examples:
