@@ -150,7 +150,7 @@ def journey(tmp_path_factory) -> Journey:
 SETTINGS = (
     "--data.path=photos", "--data.image_size=32", "--backbone.name=mobilenet", "--backbone.alpha=0.25",
     "--backbone.weights=mobilenet.weights.h5", "--train.batch_size=16", "--stages.0.unfreeze=1", "--stages.0.epochs=2",
-    "--data.test_fraction=0.25", "--head.levels=1",
+    "--data.test_fraction=0.25", "--head.levels=1", "--train.checkpoint_seconds=0",
 )  # fmt: skip
 QUICK = (*SETTINGS, "--evaluate.magnify=false")
 """Where what `auto` chooses is not what is looked at."""
@@ -236,13 +236,17 @@ def test_odd_files_are_classified_or_named_with_a_reason(journey, run):
         shutil.copy(good, folder / name)
     (folder / "half.jpg").write_bytes(good.read_bytes()[:300])
     (folder / "notes.jpg").write_text("not a picture")
-    _, said = journey.end("predict", "--run", run, good, folder, folder / ".hidden.jpg")
-    rows = {Path(row["path"]).name: row for row in csv.DictReader(said.splitlines())}
-    assert {"00.jpg", "good.jpg", "half.jpg", "notes.jpg", ".hidden.jpg"} <= set(rows)
+    said = journey.walk("predict", "--run", run, good, folder, "--out", "odd.csv")
+    rows = list(csv.DictReader((journey.home / "odd.csv").read_text(encoding="utf-8").splitlines()))
+    answers = {Path(row["path"]).name: row for row in rows}
+    assert set(answers) == {"00.jpg", "good.jpg", "no ending", "half.jpg", "notes.jpg"} and ".hidden.jpg" in said
     for name in ("half.jpg", "notes.jpg"):
-        assert rows[name]["problem"] and not rows[name]["class_1"]
-    for name in ("good.jpg", ".hidden.jpg"):
-        assert {**rows[name], "path": ""} == {**rows["00.jpg"], "path": ""}
+        assert answers[name]["problem"] and not answers[name]["class_1"]
+    for name in ("good.jpg", "no ending"):
+        assert {**answers[name], "path": ""} == {**answers["00.jpg"], "path": ""}
+    lone = journey.walk("predict", "--run", run, folder / ".hidden.jpg")
+    (row,) = csv.DictReader(lone.splitlines())
+    assert {**row, "path": ""} == {**answers["00.jpg"], "path": ""}, "by name, it is classified"
 
 
 def test_one_picture_of_the_evidence_for_each_photograph(journey, run):
