@@ -105,6 +105,11 @@ class Augment:
     """Chance that the bright half of each channel of a training picture is turned upside down. 0.1 or 0.2 in long
     training from scratch."""
 
+    @property
+    def flips(self) -> bool:
+        """Whether training sees mirror images."""
+        return self.flip and self.policy != "none"
+
     @model_validator(mode="after")
     def _strength_has_something_to_strengthen(self):
         if self.policy == "none" and self.strength != 1:
@@ -341,9 +346,9 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Evaluate:
-    mirror: bool = False
+    mirror: Literal["auto"] | bool = "auto"
     """Average the probabilities of each picture and its mirror image, in validation, test and predict.py: a little
-    more accurate, twice the time. Leave off where left and right differ."""
+    more accurate, twice the time. `auto`: where training sees mirror images too (augment.flip)."""
     whole: bool = False
     """Average also with those of the whole picture, its aspect changed, where data.resize is crop: what the crop cuts
     off is seen too. A little more accurate, twice the time."""

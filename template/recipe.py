@@ -73,6 +73,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
 def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     """`run`, in a folder that is ours alone."""
     _say_device(config.train)
+    _say_mirror(config)
     store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
 
     with clock("decode"):
@@ -202,7 +203,7 @@ def looks(examples: Examples, pixels: Rows, rows: np.ndarray, config: Config) ->
         mine = examples.take(rows)
         squashed = _same(mine, *decode(mine, dataclasses.replace(config.data, resize="squash", memory_gb=0.0)))
         views.append(plain_source(squashed, np.arange(len(mine)), mine.labels))
-    return views + ([mirrored(view) for view in views] if config.evaluate.mirror else [])
+    return views + ([mirrored(view) for view in views] if suggest.mirrors(config) else [])
 
 
 def say(model: keras.Model, examples: Examples, views: Sequence[Source], config: Config) -> Predictions:
@@ -224,6 +225,14 @@ def _say_device(settings: Train) -> None:
     print(f"device: {device.sentence(device.describe(settings.precision))}")
     if warning := device.overlooked():
         print(f"warning: {warning}")
+
+
+def _say_mirror(config: Config) -> None:
+    if suggest.mirrors(config) and not config.augment.flips:
+        print(
+            "warning: evaluate.mirror=true answers by mirror images too, and training sees none (augment.flip=false or "
+            "augment.policy=none). Where left and right differ that costs accuracy; evaluate.mirror=auto follows it"
+        )
 
 
 def _say_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]) -> None:

@@ -87,3 +87,8 @@ def refits(config: Config, images: int) -> bool:
     """
     few = config.backbone.weights != "none" and images < 5000
     return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and few)
+
+
+def mirrors(config: Config) -> bool:
+    """Whether an answer is the mean over an image and its mirror image; by itself where training sees such."""
+    return config.augment.flips if config.evaluate.mirror == "auto" else config.evaluate.mirror

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from template import suggest
 from template.config import (
     Augment,
     Backbone,
@@ -561,3 +562,21 @@ def test_a_path_that_a_recipe_cannot_hold_is_refused_by_name(tmp_path, monkeypat
     with pytest.raises(ConfigError, match="UTF-8"):
         absolute(load(None, ["data.path=photos"]))
     assert load(None, ["data.path=\u732b \U0001f98a"]).data.path == "\u732b \U0001f98a"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mirrors"),
+    [
+        ([], True),
+        (["augment.flip=false"], False),
+        (["augment.policy=none"], False),
+        (["augment.flip=false", "evaluate.mirror=true"], True),  # as some earlier run was trained
+        (["evaluate.mirror=false"], False),
+    ],
+)
+@pytest.mark.parametrize("recipe", [None, "folder.toml", "scratch.toml"])
+def test_answers_are_of_mirror_images_where_training_sees_them(overrides, mirrors, recipe, tmp_path):
+    config = load(Path(__file__).parents[1] / "configs" / recipe if recipe else None, overrides)
+    assert suggest.mirrors(config) == mirrors
+    (tmp_path / "saved.toml").write_text(to_toml(config))
+    assert suggest.mirrors(load(tmp_path / "saved.toml")) == mirrors

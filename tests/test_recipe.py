@@ -65,6 +65,7 @@ def settings(path: Path, stages=SHORT, train: dict | None = None, **data) -> Con
         backbone=Backbone(name="tiny", weights="none", stochastic_depth=0.1),
         head=Head(drop_block=0.1, drop_connect=0.1),  # which a saved model does without
         train=Train(**({"batch_size": 8, "final_fit": "no", "checkpoint_seconds": 0} | (train or {}))),
+        evaluate=Evaluate(mirror=False),
         stages=stages,
     )
 
@@ -551,6 +552,11 @@ def test_a_warm_start_says_which_held_out_pictures_its_weights_have_learned(home
     assert "mend: " in done.printed and "whose weights this run begins with" in done.printed
     assert "whose weights this run begins with" in (done.folder / "report.html").read_text()
     assert "whose weights this run begins with" in (done.folder / "report.md").read_text()
+
+
+def test_mirror_images_that_training_never_sees_are_said(probed, run):
+    assert "evaluate.mirror=true answers by mirror images too" in probed.printed
+    assert "mirror images" not in run.printed
 
 
 def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):

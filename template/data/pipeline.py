@@ -63,7 +63,7 @@ def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings
     policy = strengthen(POLICIES[settings.policy], settings.strength)
     policy = dataclasses.replace(
         policy,
-        flip=settings.flip and settings.policy != "none",
+        flip=settings.flips,
         erasing=settings.erase or policy.erasing,
         grey=settings.grey,
         blur=settings.blur,

@@ -19,6 +19,7 @@ from ..data.augment import magnify
 from ..data.examples import DataError
 from ..data.images import BadImageError, ImageSource, load
 from ..model.layers import bare
+from ..suggest import mirrors
 
 KNOWN = frozenset({
     # of networks
@@ -167,7 +168,7 @@ def classify(
                 views = list(views)
                 if config.evaluate.magnify:
                     views.append(magnify(views[0]))
-                if config.evaluate.mirror:
+                if mirrors(config):
                     views += [view[:, :, ::-1] for view in views]
                 said = [
                     softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1)

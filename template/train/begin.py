@@ -126,11 +126,10 @@ def probe_features(
     most = max(config.head.levels, *_levels(config))
     head = dataclasses.replace(config.head, levels=most, root=False, drop_block=0.0)  # at inference there is none
     network, widths = _probe_network(base, config.backbone, head)
-    flip = config.augment.flip and config.augment.policy != "none"
 
     def views(source: Source) -> list[Source]:
         looks = [source, magnified(source)] if config.evaluate.magnify else [source]
-        return looks + [mirrored(look) for look in looks] if flip else looks
+        return looks + [mirrored(look) for look in looks] if config.augment.flips else looks
 
     outputs = [[store.outputs(network, v, range(1))[np.arange(len(v))] for v in views(source)] for source in sources]
     return np.concatenate(outputs, axis=1), widths
@@ -164,8 +163,7 @@ def looks(config: Config, images: int) -> int:
     close = 2 if config.evaluate.magnify else 1  # which `auto` may turn out to be
     others = sum(len(options) - 1 for section, _, options in _choices(config) if section == "data")
     apart = close if images > VOTERS and _choices(config) else 0  # those who vote are then not those who train
-    mirrored = config.augment.flip and config.augment.policy != "none"
-    return (2 if mirrored else 1) * (images * close + min(images, VOTERS) * (others + apart))
+    return (2 if config.augment.flips else 1) * (images * close + min(images, VOTERS) * (others + apart))
 
 
 def _choices(config: Config) -> list[tuple[str, str, tuple]]:

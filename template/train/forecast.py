@@ -10,7 +10,7 @@ import numpy as np
 from ..config import Config, Stage
 from ..data.pipeline import Source, spread
 from ..model.build import boundary, freeze
-from ..suggest import refits
+from ..suggest import mirrors, refits
 from .begin import looks
 from .features import cut, inference
 from .optimizers import optimizer, schedule
@@ -68,7 +68,7 @@ def forecast(
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
     views = 1 + config.evaluate.whole + bool(config.evaluate.magnify)
-    views *= 2 if config.evaluate.mirror else 1
+    views *= 2 if mirrors(config) else 1
     seconds = {"probe": a_look * looks(config, train)}
     again = a_look * (looks(config, train + val) - looks(config, train))
     for number, (stage, pace) in enumerate(stages, start=1):
