@@ -72,8 +72,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
 
 def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
     """`run`, in a folder that is ours alone."""
-    _say_device(config.train)
-    _say_mirror(config)
+    _say_first(config)
     store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
 
     with clock("decode"):
@@ -221,13 +220,10 @@ def prepare(settings: Train) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _say_device(settings: Train) -> None:
-    print(f"device: {device.sentence(device.describe(settings.precision))}")
+def _say_first(config: Config) -> None:
+    print(f"device: {device.sentence(device.describe(config.train.precision))}")
     if warning := device.overlooked():
         print(f"warning: {warning}")
-
-
-def _say_mirror(config: Config) -> None:
     if suggest.mirrors(config) and not config.augment.flips:
         print(
             "warning: evaluate.mirror=true answers by mirror images too, and training sees none (augment.flip=false or "
