@@ -6,6 +6,7 @@ python scripts/faults.py writers            # a crash and an error at every step
 python scripts/faults.py labels             # generated folders and tables: no label shifts, no picture in two parts
 python scripts/faults.py near --data FOLDER # recoded and resized copies of photographs: found, and nothing else
 python scripts/faults.py fuzz --seconds 600 # mutated files through the loader
+python scripts/faults.py cache              # processes that share a cache too small for them, killed at random
 python scripts/faults.py cost --run RUN     # part of a run's seconds that went into checkpoints
 
 Every part prints its figures as JSON, and ends with exit code 1 if something was lost. docs/reliability.md has those of
@@ -18,6 +19,7 @@ import csv
 import errno
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -42,6 +44,7 @@ from PIL import Image
 from template import runs
 from template.config import Data
 from template.data.audit import SIDE, near_pairs
+from template.data.cache import Cache
 from template.data.decode import decode
 from template.data.examples import DataError, load_examples
 from template.data.images import BadImageError, load_image
@@ -721,6 +724,89 @@ def _mutated(generator: random.Random, originals: Sequence[bytes]) -> bytes:
     return bytes(data)
 
 
+# cache
+
+
+def cache(folder: Path, workers: int = 8, seconds: float = 120, seed: int = 0) -> dict:
+    """Processes that decode and compute activations over one cache that is too small for them, and are killed.
+
+    Args:
+        folder: for images and cache.
+        workers: processes at any time; one that was killed is followed by another.
+        seconds: how long.
+        seed: of the moments.
+    """
+    _write_digits(folder / "images", each=6)
+    generator, end = random.Random(seed), time.monotonic() + seconds
+    fork = multiprocessing.get_context("fork")  # born with all imports, so that they work for most of their lives
+    running: list[multiprocessing.Process] = []
+    born = 0
+    while time.monotonic() < end:
+        while len(running) < workers:
+            running.append(fork.Process(target=cache_worker, args=(folder, end - time.monotonic(), born)))
+            running[-1].start()
+            born += 1
+        time.sleep(generator.uniform(0, 4 / workers))
+        victim = running.pop(generator.randrange(len(running)))
+        victim.kill()
+        victim.join()
+    for process in running:
+        process.join()
+    said = [(folder / f"said-{number}").read_text() for number in range(born) if (folder / f"said-{number}").exists()]
+    counts = [json.loads(line) for text in said for line in text.splitlines() if line.endswith("}")]
+    sums = {key: sum(count[key] for count in counts) for key in ("pixels", "activations")}
+    wrong = [problem for count in counts for problem in count["wrong"]]
+    wrong += [text[-800:] for text in said if "Traceback" in text] + ["nothing was read"] * (not counts)
+    left = [path.stat().st_size for path in (folder / "cache").glob("*.rows")]
+    return {
+        "processes": born, "kills": born - len(running), "arrays compared": sums,
+        "half written files left": len(list((folder / "cache").glob(".tmp-*"))),
+        "files left": len(left), "bytes left": sum(left), "limit": CACHE_LIMIT, "wrong": wrong,
+    }  # fmt: skip
+
+
+CACHE_LIMIT = 300_000
+"""Bytes: about a third of what the processes of `cache` ask for together."""
+
+
+def cache_worker(folder: Path, seconds: float, seed: int) -> None:
+    """One process of `cache`: writes a line for every few arrays that it has compared with what they must be."""
+    out = (folder / f"said-{seed}").open("w")
+    os.dup2(out.fileno(), 1)
+    os.dup2(out.fileno(), 2)
+    generator, end = random.Random(seed), time.monotonic() + seconds
+    examples = load_examples(str(folder / "images"))
+    while time.monotonic() < end:
+        counts: dict[str, Any] = {"pixels": 0, "activations": 0, "wrong": []}
+        data = Data(
+            image_size=generator.choice((16, 20, 24)), resize=generator.choice(("crop", "squash")),
+            cache=str(folder / "cache"), cache_gb=CACHE_LIMIT / 2**30, memory_gb=generator.choice((0.0, 1.0)),
+        )  # fmt: skip
+        used, pixels = decode(examples, data)
+        held = [
+            (
+                f"{data.image_size} {data.resize}",
+                pixels,
+                [load_image(image, data.image_size, data.resize) for image in used.images],
+            )
+        ]
+        for _ in range(4):
+            number = generator.randrange(8)
+            values = np.random.default_rng(number).normal(size=(200, 6, 20)).astype(np.float16)
+            memory = generator.choice((0.0, 1e9))
+            name = f"features-{number:016x}"
+            batches = lambda _, values=values: (values[i : i + 20] for i in range(0, 200, 20))  # noqa: E731
+            rows = Cache(folder / "cache", CACHE_LIMIT).rows(
+                name, batches, values.shape, np.float16, memory_bytes=memory
+            )
+            held.append((name, rows, values))
+        for name, rows, expected in held:  # by now others have deleted much of it
+            if rows[np.arange(len(expected))].tobytes() != np.array(expected).tobytes():
+                counts["wrong"].append(f"{name}: wrong bytes")
+            counts["activations" if name.startswith("features") else "pixels"] += 1
+        os.write(1, f"{json.dumps(counts)}\n".encode())
+
+
 # cost
 
 
@@ -743,12 +829,12 @@ def main() -> None:
     """Parse, measure one part, print."""
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["kills", "damage", "writers", "labels", "near", "fuzz", "cost", "fuzz-worker"]
+    parts = ["kills", "damage", "writers", "labels", "near", "fuzz", "cache", "cost", "fuzz-worker"]
     parser.add_argument("part", choices=parts, metavar="PART", help=" ".join(parts[:-1]))
     parser.add_argument("--number", type=int, help="kills, flips, cases, photographs or files")
     parser.add_argument("--runs", type=int, default=10, help="kills: runs, at least")
-    parser.add_argument("--workers", type=int, default=2, help="kills, fuzz: processes")
-    parser.add_argument("--seconds", type=float, default=600, help="fuzz: at most")
+    parser.add_argument("--workers", type=int, default=2, help="kills, fuzz, cache: processes")
+    parser.add_argument("--seconds", type=float, default=600, help="fuzz, cache: at most")
     parser.add_argument("--data", type=Path, help="near: a folder of photographs")
     parser.add_argument("--run", type=Path, help="cost: a finished run of a minute or more")
     parser.add_argument("--seed", type=int, default=0)
@@ -769,6 +855,7 @@ def main() -> None:
             "labels": lambda: labels(folder, known.number or 100, known.seed),
             "near": lambda: near(folder, known.data, known.number or 150),
             "fuzz": lambda: fuzz(folder, **number, seconds=known.seconds, workers=known.workers),
+            "cache": lambda: cache(folder, known.workers, known.seconds, known.seed),
             "cost": lambda: cost(known.run),
         }[known.part]()
     print(json.dumps(result | {"seconds": round(time.perf_counter() - start, 1)}, indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_an_exception_of_another_kind_is_reported(tmp_path, monkeypatch):
 
     monkeypatch.setattr(faults, "load_image", broken)
     assert "SyntaxError" in faults.fuzz_worker(tmp_path, 3, 10, 0)["wrong"][0]
+
+
+def test_processes_that_share_a_small_cache_and_are_killed_read_no_wrong_byte():
+    script = Path(__file__).parents[1] / "scripts" / "faults.py"  # a process without TensorFlow, which can be forked
+    line = [sys.executable, str(script), "cache", "--workers", "3", "--seconds", "3"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    result = json.loads(done.stdout)
+    assert done.returncode == 0 and result["wrong"] == [] and done.stderr == ""
+    assert result["kills"] >= 2 and min(result["arrays compared"].values()) >= 3
 
 
 def test_the_cost_is_the_part_of_checkpoints(tmp_path):
