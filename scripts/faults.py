@@ -757,7 +757,7 @@ def cache(folder: Path, workers: int = 8, seconds: float = 120, seed: int = 0) -
     sums = {key: sum(count[key] for count in counts) for key in ("pixels", "activations")}
     wrong = [problem for count in counts for problem in count["wrong"]]
     wrong += [text[-800:] for text in said if "Traceback" in text] + ["nothing was read"] * (not counts)
-    left = [path.stat().st_size for path in (folder / "cache").glob("*.rows")]
+    left = [path.stat().st_size for path in (folder / "cache").glob("[!.]*.rows")]
     return {
         "processes": born, "kills": born - len(running), "arrays compared": sums,
         "half written files left": len(list((folder / "cache").glob(".tmp-*"))),
