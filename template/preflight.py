@@ -117,7 +117,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         rows = part["train"][evenly(len(train), MOST)], part["val"][evenly(len(val), MOST)]
         lots = [checks.by_lot(examples.digests[mine], len(names), config.train.seed) for mine in rows]
         found += [
-            checks.sees_the_pictures(probed, val),
+            checks.sees_the_pictures(probed, few),
             checks.labels_by_lot(looks[0][0], lots[0], looks[1][0], lots[1]),
         ]
         kernel, bias = probed.get_layer("logits").get_weights()

@@ -155,9 +155,12 @@ def loss_at_init(model: keras.Model, train: Source) -> Check:
     )
 
 
-def sees_the_pictures(model: keras.Model, val: Source) -> Check:
-    """Black pictures must be worse than real ones."""
-    images, labels = _read(spread(val, FEW))
+def sees_the_pictures(model: keras.Model, train: Source) -> Check:
+    """Black pictures must be worse than real ones, of those that the model was fitted to.
+
+    Of others, a handful may well be worse than black ones: a weak network that is sure of itself.
+    """
+    images, labels = _read(spread(train, FEW))
     both = (model.predict(pixels.astype(np.float32), verbose=0) for pixels in (images, np.zeros_like(images)))
     real, black = (_cross_entropy(logits, labels) for logits in both)
     return Check(
