@@ -60,7 +60,7 @@ def main() -> None:
 def report(found: dict) -> None:
     """Say who agrees with whom."""
     print(f"\n{found['images']} pictures named")
-    print(f"  you          {percent(found['person'])} as labelled; kappa {number(found['kappa'])}")
+    print(f"  you          {percent(found['person'])} as labelled; kappa {number(found['cohen_kappa'])}")
     print(f"  classifier   {percent(found['classifier'])} as labelled")
     print(f"  the same     {percent(found['same'])}")
     for name, label, said in found["differs"][:10]:

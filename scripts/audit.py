@@ -20,7 +20,7 @@ import numpy as np
 
 from template import config as configuration
 from template import disk, runs
-from template.data.audit import Finding, alike, as_json, as_page, audit, cleaned, look
+from template.data.audit import Finding, as_json, as_page, audit, clean_rows, feature_duplicates, read_facts
 from template.data.examples import DataError, Examples, load_examples
 
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
@@ -45,7 +45,7 @@ def main() -> None:
     except (configuration.ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    facts = look(examples, config.data)
+    facts = read_facts(examples, config.data)
     findings = audit(examples, facts)
     if known.labels:
         try:
@@ -60,7 +60,7 @@ def main() -> None:
         runs.write_text(known.out / "audit.html", as_page(title, examples, facts, findings))
         print(f"written: {known.out / 'audit.html'}")
     if known.write_csv:
-        write_csv(known.write_csv, examples, cleaned(examples, findings))
+        write_csv(known.write_csv, examples, clean_rows(examples, findings))
     sys.exit(int(any(finding.severity == "mend" for finding in findings)))
 
 
@@ -94,25 +94,25 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     """
     runs.import_tensorflow()
     from template.data.decode import decode
-    from template.data.pipeline import plain_source
+    from template.data.pipeline import eval_dataset
     from template.data.split import clusters
     from template.model.backbones import WeightsError, build_backbone
-    from template.train.begin import probe_features, selected, settled
-    from template.train.features import Store
+    from template.train.begin import probe_features, select_levels, without_auto
+    from template.train.features import FeatureCache
     from template.train.probe import fit_probe
 
-    config = settled(config)
+    config = without_auto(config)
     loaded = load_examples(config.data.path)
     examples, pixels = decode(loaded, config.data)
     folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
-    store = Store(folder, limit, config.train.batch_size, runs.Clock())
+    store = FeatureCache(folder, limit, config.train.batch_size, runs.Timer())
     try:
         base = build_backbone(config.backbone, config.data.image_size)
     except WeightsError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    source = plain_source(pixels, np.arange(len(examples)), examples.labels)
-    features, widths = selected(probe_features(base, config, [source], store), config.head)
+    source = eval_dataset(pixels, np.arange(len(examples)), examples.labels)
+    features, widths = select_levels(probe_features(base, config, [source], store), config.head)
     how = {"seed": config.train.seed, "widths": widths, "groups": clusters(examples)}
     losses = fit_probe(features, examples.labels, len(examples.class_names), **how).losses
     if np.isnan(losses).any():
@@ -129,7 +129,7 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
             [(i,) for i in wrong],
         )
     ] * bool(wrong)
-    found += alike(examples, features[0])
+    found += feature_duplicates(examples, features[0])
     rows = [row_of[name] for name in examples.ids]
     return [dataclasses.replace(f, pictures=[tuple(rows[i] for i in group) for group in f.pictures]) for f in found]
 

@@ -136,16 +136,16 @@ def guide(config: configuration.Config, _: Path) -> tuple[int, int, float]:
 
 def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     """Logistic regression on frozen features of all training pictures and their mirror images; one test view."""
-    from template.data.pipeline import plain_source
+    from template.data.pipeline import eval_dataset
     from template.model.backbones import build_backbone
-    from template.train.begin import begin
-    from template.train.features import Store
+    from template.train.begin import init_model
+    from template.train.features import FeatureCache
 
     config, pixels, labels, train, test = _decoded(config)
     start = time.perf_counter()
-    store = Store(Path(config.data.cache), 2**33, config.train.batch_size, runs.Clock())
+    store = FeatureCache(Path(config.data.cache), 2**33, config.train.batch_size, runs.Timer())
     base = build_backbone(config.backbone, config.data.image_size)
-    model = begin(base, config, [plain_source(pixels, train, labels)], store)
+    model = init_model(base, config, [eval_dataset(pixels, train, labels)], store)
     seconds = time.perf_counter() - start
     predicted = model.predict(pixels[test].astype(np.float32), verbose=0).argmax(axis=1)
     return int((predicted == labels[test]).sum()), len(test), seconds
@@ -168,13 +168,13 @@ METHODS = {"guide": guide, "probe": probe, "ours": ours}
 
 def summarise(rows: list[dict], methods: list[str]) -> None:
     """Print mean accuracy with the 95 % interval of one run's test pictures, and mean seconds."""
-    from template.evaluate.metrics import proportion
+    from template.evaluate.metrics import wilson_interval
 
     print(f"\n{'method':<8}{'accuracy':<28}seconds")
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
         accuracy = np.mean([row["correct"] / row["tested"] for row in mine])
-        interval = proportion(round(accuracy * mine[0]["tested"]), mine[0]["tested"])
+        interval = wilson_interval(round(accuracy * mine[0]["tested"]), mine[0]["tested"])
         seconds = np.mean([row["seconds"] for row in mine])
         print(f"{method:<8}{accuracy:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]   {seconds:.1f}")
 
@@ -183,9 +183,9 @@ def _decoded(config: configuration.Config) -> tuple:
     """The configuration without `auto`, pixels, labels, and the rows of the training and test part."""
     from template.data.decode import decode
     from template.data.examples import load_examples
-    from template.train.begin import settled
+    from template.train.begin import without_auto
 
-    config = settled(config)
+    config = without_auto(config)
     examples, pixels = decode(load_examples(config.data.path), config.data)
     everything = pixels[np.arange(len(pixels))]
     return config, everything, examples.labels, *(np.flatnonzero(examples.parts == part) for part in ("train", "test"))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from template import runs
-from template.evaluate.compare import NAMES, aligned, compare, holm
+from template.evaluate.compare import NAMES, align, compare, holm
 from template.evaluate.predictions import Predictions
 
 SURE = 0.05
@@ -31,7 +31,7 @@ def main() -> None:
     if arguments.out:
         runs.check_output(arguments.out, "file")
     try:
-        first, *others = aligned([_load(path) for path in arguments.runs])
+        first, *others = align([_load(path) for path in arguments.runs])
     except ValueError as error:
         sys.exit(str(error))
     results = [compare(first, other) for other in others]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from template import runs
-from template.evaluate.compare import aligned
+from template.evaluate.compare import align
 from template.evaluate.diagnosis import disagreement
 from template.evaluate.predictions import Predictions
 from template.evaluate.report import percent
@@ -36,7 +36,7 @@ def main() -> None:
         print(f"twice the pictures, by the power law through these: {100 * curve['twice']:+.1f} points of accuracy")
     if len(folders) > 1:
         try:
-            said = aligned([Predictions.load(folder / "predictions.npz") for folder in folders])
+            said = align([Predictions.load(folder / "predictions.npz") for folder in folders])
         except ValueError as error:
             sys.exit(str(error))
         shares = disagreement(said)

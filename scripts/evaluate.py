@@ -18,8 +18,8 @@ import numpy as np
 
 from template import disk, runs
 from template.evaluate import metrics, plots
-from template.evaluate.compare import aligned
-from template.evaluate.intervals import proportion
+from template.evaluate.compare import align
+from template.evaluate.intervals import wilson_interval
 from template.evaluate.predictions import Predictions, average
 from template.evaluate.report import OTHERS, SHARES, number, percent
 
@@ -60,7 +60,7 @@ def main() -> None:
 def _together(said: Sequence[Predictions]) -> Predictions:
     """The mean of what several say of the same pictures."""
     try:
-        return average(aligned(said))
+        return average(align(said))
     except ValueError as error:
         sys.exit(str(error))
 
@@ -92,7 +92,7 @@ def _seen(said: Predictions, parts: Sequence[dict[str, str]]) -> dict:
     part = np.array([min((known[name] for known in parts), key=names.index) for name in said.ids])
     others = said.take(np.isin(part, ["test", "new"]))
     right = int((others.predicted == others.labels).sum())
-    honest = proportion(right, len(others.ids)) if len(others.ids) else None
+    honest = wilson_interval(right, len(others.ids)) if len(others.ids) else None
     return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": honest}
 
 
@@ -133,14 +133,14 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         from template.data.decode import decode
         from template.data.seen import parts_in
         from template.deploy.predictor import load_run
-        from template.recipe import looks, say
+        from template.recipe import build_views, predict_tta
 
         config, classes, model = load_run(run)
         absent = sorted(set(classes) - set(examples.class_names))
         data = dataclasses.replace(config.data, path=path, cache=_cache(config.data.cache, cache))
         config = dataclasses.replace(config, data=data)
         examples, pixels = decode(examples.with_classes(classes), config.data)
-        views = looks(examples, pixels, np.arange(len(examples)), config)
+        views = build_views(examples, pixels, np.arange(len(examples)), config)
     except (DataError, ConfigError, disk.DiskError) as error:
         sys.exit(str(error))
     print(f"{path}: {len(examples) + len(examples.skipped)} found = {len(examples)} used "
@@ -156,7 +156,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         print(f"CAREFUL: {run} has learned from {parts.count('train')} of these pictures, and chosen its weights by "
               f"{parts.count('val')}; {parts.count('test')} are its test pictures, {parts.count('new')} are new. "
               f"What it says of those {learned} flatters it")  # fmt: skip
-    said = say(model, examples, views, config)
+    said = predict_tta(model, examples, views, config)
     return said, dict(zip(examples.ids, parts, strict=True))
 
 
@@ -169,7 +169,7 @@ def _score(predictions: Predictions, k: int | None) -> dict:
 
 def _print(scores: dict, title: str) -> None:
     """Every score with its interval."""
-    print(f"{title}: {scores['images']} pictures, majority class {100 * scores['majority']:.1f} %")
+    print(f"{title}: {scores['images']} pictures, majority class {100 * scores['majority_baseline']:.1f} %")
     for name, key in {**SHARES, **OTHERS}.items():
         cell = percent if key in SHARES.values() else number
         print(f"  {name.format(k=scores['top_k']['k']):<38}{cell(scores[key])}")

@@ -29,7 +29,7 @@ def main() -> None:
 
     from template.config import ConfigError
     from template.data.examples import DataError
-    from template.data.folders import gather, nothing_done, said_of
+    from template.data.folders import describe_skipped, gather, nothing_done
     from template.data.images import BadImageError, load
 
     try:
@@ -55,7 +55,7 @@ def main() -> None:
             side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
         print(f"{str(file)!r}: {' '.join(classes[answer[0]].split())}, {target}")
         done += 1
-    for line in said_of(left):
+    for line in describe_skipped(left):
         print(line)
     if problem := nothing_done(arguments.inputs, left, done):
         sys.exit(problem)

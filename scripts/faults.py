@@ -296,13 +296,13 @@ def _write_run(folder: Path) -> None:
 
 
 def _save_checkpoint(folder: Path, model: Any, epoch: int) -> None:
-    from template.train.checkpoint import Checkpoint, State
+    from template.train.checkpoint import Checkpoint, TrainState
 
     if not getattr(model, "optimizer", None):
         model.compile("adam", "categorical_crossentropy")
         model.optimizer.build(model.trainable_variables)
     base = {"begun": [variable.numpy() for variable in model.variables], "before": model.get_weights()}
-    checkpoint = Checkpoint(State(), folder, model, base, runs.Clock())
+    checkpoint = Checkpoint(TrainState(), folder, model, base, runs.Timer())
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(epoch - 1)
 
@@ -445,11 +445,11 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
     from template.config import Data
     from template.data.decode import decode
     from template.data.examples import Examples
-    from template.data.pipeline import Source
+    from template.data.pipeline import ArrayDataset
     from template.evaluate import plots
     from template.evaluate.predictions import Predictions
     from template.train.checkpoint import read_checkpoint
-    from template.train.features import Store
+    from template.train.features import FeatureCache
 
     def predictions(version: int) -> Predictions:
         return Predictions(np.array(["a"]), np.zeros(1, np.int64), np.full((1, 2), version, np.float32), ("a", "b"))
@@ -490,10 +490,12 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
         used, pixels = decode(examples, Data(cache=str(folder), image_size=16))
         return 1 if (pixels[np.arange(30)][:, 0, 0, 0] == np.arange(30)).all() and len(used) == 30 else -1
 
-    source = Source(lambda _, rows: np.tile(rows[:, None], 4).astype(np.float32), np.zeros(30, np.int64), "thirty")
+    source = ArrayDataset(
+        lambda _, rows: np.tile(rows[:, None], 4).astype(np.float32), np.zeros(30, np.int64), "thirty"
+    )
 
     def read_features(folder: Path) -> int:
-        rows = Store(folder, 1e9, 8, runs.Clock()).outputs(model, source, range(1))
+        rows = FeatureCache(folder, 1e9, 8, runs.Timer()).outputs(model, source, range(1))
         return 1 if (rows[np.arange(30)] == 4 * np.arange(30)[:, None]).all() else -1
 
     model = network(1)

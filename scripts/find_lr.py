@@ -45,33 +45,33 @@ def main() -> None:
 def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray, np.ndarray]:
     """First stage of a recipe, and what `sweep` says of it."""
     from template import recipe
-    from template.data.pipeline import plain_source, training_source
+    from template.data.pipeline import eval_dataset, train_dataset
     from template.data.split import clusters
     from template.model.backbones import build_backbone
     from template.model.build import depths, freeze
-    from template.train.begin import begin, settled
-    from template.train.features import Store
+    from template.train.begin import init_model, without_auto
+    from template.train.features import FeatureCache
     from template.train.range_test import sweep
-    from template.train.stages import How, prepared
+    from template.train.stages import TrainContext, compile_stage
 
-    config = settled(config)
-    recipe.prepare(config.train)
-    config, examples, see = recipe.pictures(config)
+    config = without_auto(config)
+    recipe.set_seed_and_precision(config.train)
+    config, examples, see = recipe.load_data(config)
     rows = np.flatnonzero(examples.parts == "train")
-    config = recipe.suggested(config, len(rows))
+    config = recipe.with_stages(config, len(rows))
     if not config.stages:
         raise configuration.ConfigError("This recipe has no stage to find a rate for; add --stages.0.unfreeze=1.")
     cache, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
-    store = Store(cache, limit, config.train.batch_size, runs.Clock())
-    train = training_source(see(config.data), rows, examples.labels, config.augment, config.train.seed)
+    store = FeatureCache(cache, limit, config.train.batch_size, runs.Timer())
+    train = train_dataset(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     base = build_backbone(config.backbone, config.data.image_size)
-    plain = plain_source(see(config.data), rows, examples.labels, clusters(examples))
-    model = begin(base, config, [plain], store)
+    plain = eval_dataset(see(config.data), rows, examples.labels, clusters(examples))
+    model = init_model(base, config, [plain], store)
     start = [variable.numpy() for variable in model.variables]
-    how = How(config.backbone, config.head, config.stages, config.train, store, start, examples.class_names)
+    how = TrainContext(config.backbone, config.head, config.stages, config.train, store, start, examples.class_names)
     stage = config.stages[0]
     freeze(model, config.backbone, stage.unfreeze)
-    network, inputs, _ = prepared(model, stage, [train], None, how)
+    network, inputs, _ = compile_stage(model, stage, [train], None, how)
     return stage, *sweep(network, inputs, stage, config.train, depths(model, config.backbone))
 
 

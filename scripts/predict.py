@@ -31,7 +31,7 @@ def main() -> None:
 
     from template.config import ConfigError
     from template.data.examples import DataError
-    from template.data.folders import gather, nothing_done, said_of
+    from template.data.folders import describe_skipped, gather, nothing_done
 
     try:
         files, left = gather(arguments.inputs)
@@ -61,7 +61,7 @@ def main() -> None:
     else:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()  # before what is said below
-    for line in said_of(left):
+    for line in describe_skipped(left):
         print(line, file=sys.stdout if arguments.out else sys.stderr)
     if problem := nothing_done(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)

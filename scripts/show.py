@@ -42,20 +42,20 @@ def main() -> None:
 def drawn(config: configuration.Config) -> Image.Image:
     """The grid for a recipe, and words on what it cannot show."""
     from template import recipe
-    from template.data.pipeline import plain_source, training_source
-    from template.train.begin import settled
-    from template.train.checks import through_epochs
+    from template.data.pipeline import eval_dataset, train_dataset
+    from template.train.begin import without_auto
+    from template.train.checks import epochs_grid
     from template.train.stages import mixing_of
 
-    config = settled(config)
-    config, examples, see = recipe.pictures(config)
+    config = without_auto(config)
+    config, examples, see = recipe.load_data(config)
     rows = np.flatnonzero(examples.parts == "train")
-    config = recipe.suggested(config, len(rows))
+    config = recipe.with_stages(config, len(rows))
     if not config.stages:
         print("This recipe has no stage; shown is what one would see (--stages.0.unfreeze=1).")
     stage = config.stages[0] if config.stages else configuration.Stage(unfreeze=1)
-    plain = plain_source(see(config.data), rows, examples.labels)
-    augmented = training_source(see(config.data), rows, examples.labels, config.augment, config.train.seed)
+    plain = eval_dataset(see(config.data), rows, examples.labels)
+    augmented = train_dataset(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     if stage.unfreeze != "all":  # activations of frozen blocks are stored, for a few views
         views = min(stage.views or stage.epochs, stage.epochs)
         read = augmented.read
@@ -64,7 +64,7 @@ def drawn(config: configuration.Config) -> Image.Image:
             print("Mixed are activations of the frozen blocks; shown are the pixels, mixed by the same shares.")
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
     epochs = min(EPOCHS, stage.epochs)
-    return through_epochs(plain, augmented, examples.class_names, config.train, mixing, epochs)
+    return epochs_grid(plain, augmented, examples.class_names, config.train, mixing, epochs)
 
 
 if __name__ == "__main__":

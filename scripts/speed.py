@@ -72,10 +72,10 @@ def augmentation(_: Path, images: int, rounds: int, size: int = 224) -> dict:
     import keras
     import tensorflow as tf
 
-    from template.data.pipeline import shuffled_batches, training_source
+    from template.data.pipeline import shuffled_batches, train_dataset
 
     pixels, labels = pictures(256, size)
-    source = training_source(pixels, np.arange(len(pixels)), labels, Augment(policy="heavy"), SEED)
+    source = train_dataset(pixels, np.arange(len(pixels)), labels, Augment(policy="heavy"), SEED)
     ours = shuffled_batches(source, CLASSES, BATCH, SEED, range(10**6))
     layer = keras.layers.RandAugment(value_range=(0, 255), num_ops=2, seed=SEED)
     other = tf.data.Dataset.from_tensor_slices((pixels, labels)).repeat().batch(BATCH)
@@ -104,7 +104,7 @@ def tail(
     scratch: Path, images: int, rounds: int, weights: str = "none", name: str = "mobilenet", size: int = 224
 ) -> dict:
     """Seconds of an epoch of the top blocks on stored activations, and on pictures. At least 5 times; equal losses."""
-    from template.data.pipeline import training_source
+    from template.data.pipeline import train_dataset
     from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
@@ -112,7 +112,7 @@ def tail(
     if weights == "none":
         backbone = random_weights(backbone, size, scratch)
     pixels, labels = pictures(images, size)
-    source = training_source(pixels, np.arange(images), labels, Augment(), SEED)
+    source = train_dataset(pixels, np.arange(images), labels, Augment(), SEED)
     model, store = thawed(backbone, Head(), size, scratch)
     start = now()
     top, stored = store(source)
@@ -152,14 +152,14 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     Without augmentation and dropout, so that only the rounding of what is stored may differ. (A step so large that it
     raises the loss would raise the difference with it.)
     """
-    from template.data.pipeline import plain_source
+    from template.data.pipeline import eval_dataset
     from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
     pixels, labels = pictures(BATCH, size)
     rows, one_hot, losses = np.arange(BATCH), np.eye(CLASSES)[labels], {}
     stage = Stage(learning_rate=5e-5, warmup=0)
-    source = plain_source(pixels, rows, labels)
+    source = eval_dataset(pixels, rows, labels)
     model, store = thawed(backbone, Head(dropout=0), size, scratch)
     weights = model.get_weights()
     for key, (network, inputs) in (("ours", store(source)), ("other", (model, source))):
@@ -177,13 +177,13 @@ def thawed(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
     import keras
 
     from template.model.build import boundary, build, freeze
-    from template.train.features import Store, divide
+    from template.train.features import FeatureCache, cache_frozen
 
     keras.utils.set_random_seed(SEED)
-    model, store = build(backbone, head, size, np.ones(CLASSES)), Store(scratch, 2**33, BATCH, runs.Clock())
+    model, store = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, runs.Timer())
     freeze(model, backbone, THAWED)
     bottom = boundary(model, backbone, head, THAWED)
-    return model, lambda source: divide(model, bottom, [source], None, views=1, refresh=0, store=store)[:2]
+    return model, lambda source: cache_frozen(model, bottom, [source], None, views=1, refresh=0, store=store)[:2]
 
 
 def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size: int = 96) -> dict:
@@ -193,19 +193,19 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     """
     import keras
 
-    from template.data.pipeline import training_source
+    from template.data.pipeline import train_dataset
     from template.model.build import build, freeze
-    from template.train.features import Store
-    from template.train.stages import How, prepared
+    from template.train.features import FeatureCache
+    from template.train.stages import TrainContext, compile_stage
 
     backbone, head = Backbone(name=name, alpha=0.75, weights="none"), Head(dropout=0, l2=0)
     pixels, labels = pictures(images, size)
-    source = training_source(pixels, np.arange(images), labels, Augment(policy="none"), SEED)
+    source = train_dataset(pixels, np.arange(images), labels, Augment(policy="none"), SEED)
     stage, settings = Stage(unfreeze="all", epochs=3 * rounds), Train(batch_size=BATCH)
     ours, plain = (build(backbone, head, size, np.ones(CLASSES)) for _ in range(2))
     freeze(ours, backbone, "all")
-    how = How(backbone, head, (stage,), settings, Store(scratch, 2**33, BATCH, runs.Clock()))
-    prepared(ours, stage, [source], None, how)
+    how = TrainContext(backbone, head, (stage,), settings, FeatureCache(scratch, 2**33, BATCH, runs.Timer()))
+    compile_stage(ours, stage, [source], None, how)
     rate = keras.optimizers.schedules.CosineDecay(stage.learning_rate, 3 * rounds * images // BATCH)
     scores = [keras.metrics.CategoricalAccuracy(), keras.metrics.CategoricalCrossentropy(from_logits=True),
               keras.metrics.F1Score(average="macro")]  # fmt: skip

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     runs.any_terminal()
-    clock = runs.Clock()
+    clock = runs.Timer()
     config, folder, check_first = parse(sys.argv[1:])
     new = not (folder / "config.toml").exists()
     if new:
@@ -33,7 +33,7 @@ def main() -> None:
                 f"{str(folder)!r} cannot be written to: {error.strerror}. Make room, or choose another with --runs."
             )
     resume = f"python scripts/train.py --resume {shlex.quote(str(folder))}"
-    with runs.stopping(f"Stopped. What was saved is whole; at most one epoch is repeated. Go on with: {resume}"):
+    with runs.graceful_stop(f"Stopped. What was saved is whole; at most one epoch is repeated. Go on with: {resume}"):
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe

@@ -92,7 +92,7 @@ def describe(precision: str) -> dict[str, Any]:
     }
 
 
-def sentence(device: dict[str, Any]) -> str:
+def summary(device: dict[str, Any]) -> str:
     """`describe` in one line: `CPU, 2 cores, 23.5 GiB, float32, no XLA`."""
     gpus = [f"{gpu['name']} ({gpu['memory_gb']} GiB)" if "memory_gb" in gpu else gpu["name"] for gpu in device["gpus"]]
     many, gib = device["cores"], device["memory_gb"]
@@ -100,7 +100,7 @@ def sentence(device: dict[str, Any]) -> str:
     return ", ".join([*parts, device["precision"], "XLA" if device["xla"] else "no XLA"])
 
 
-def overlooked() -> str | None:
+def unused_gpu() -> str | None:
     """A warning if there is an NVIDIA GPU that TensorFlow does not see; None if all is well, or somebody hid it."""
     import tensorflow as tf
 

@@ -190,7 +190,7 @@ def _lowest_there(path: Path) -> Path:
     return path
 
 
-def require(needs: Mapping[Path, float]) -> None:
+def require_space(needs: Mapping[Path, float]) -> None:
     """See whether there is room for so many bytes in each folder; those on one disk are added up.
 
     Raises:
@@ -205,8 +205,8 @@ def require(needs: Mapping[Path, float]) -> None:
         if needed > free:
             raise DiskError(
                 f"Too little room on the disk of {', '.join(repr(str(place)) for place, _ in places)}: expected "
-                f"{amount(needed)} for what is to come, received {amount(free)}. Delete old runs, or the cache folder "
-                "(it is made again); or choose another disk with --runs and data.cache."
+                f"{format_bytes(needed)} for what is to come, received {format_bytes(free)}. Delete old runs, or the "
+                "cache folder (it is made again); or choose another disk with --runs and data.cache."
             )
 
 
@@ -216,7 +216,7 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
 
 
-def amount(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 

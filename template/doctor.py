@@ -75,8 +75,8 @@ def computing() -> Iterator[Line]:
         yield Line("FAIL", "TensorFlow", f"cannot be imported ({error}). {INSTALL}")
         return
     drivers = {gpu["driver"] for gpu in found["gpus"] if "driver" in gpu}
-    yield Line("ok", "device", device.sentence(found) + "".join(f", driver {driver}" for driver in drivers))
-    if warning := device.overlooked():
+    yield Line("ok", "device", device.summary(found) + "".join(f", driver {driver}" for driver in drivers))
+    if warning := device.unused_gpu():
         yield Line("warn", "device", warning)
 
 
@@ -84,7 +84,7 @@ def memory() -> Line:
     """Whether there is enough of it. A run of a few thousand images takes two or three GiB."""
     free, total = device.available_memory(), device.memory()
     level = "FAIL" if free < GIB else "warn" if free < 4 * GIB else "ok"
-    return Line(level, "memory", f"{disk.amount(free)} free of {disk.amount(total)}")
+    return Line(level, "memory", f"{disk.format_bytes(free)} free of {disk.format_bytes(total)}")
 
 
 def room(name: str, folder: Path) -> Line:
@@ -96,7 +96,7 @@ def room(name: str, folder: Path) -> Line:
     free = shutil.disk_usage(here).free
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     level = "FAIL" if free < GIB else "warn" if free < 10 * GIB else "ok"
-    return Line(level, name, f"{disk.amount(free)} free, {disk.amount(held)} in {str(folder)!r}")
+    return Line(level, name, f"{disk.format_bytes(free)} free, {disk.format_bytes(held)} in {str(folder)!r}")
 
 
 def weights(folder: Path) -> Iterator[Line]:

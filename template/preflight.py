@@ -16,13 +16,13 @@ from . import recipe, runs
 from .config import Config, Stage
 from .data.examples import PARTS, DataError, Examples
 from .data.images import BadImageError, load
-from .data.pipeline import Source, evenly, plain_source, spread, training_source
+from .data.pipeline import ArrayDataset, eval_dataset, evenly_spaced, subsample, train_dataset
 from .data.split import clusters
 from .model.backbones import build_backbone
 from .model.build import attach, boundary, freeze
 from .train import baselines, checks, forecast
-from .train.begin import begin, probe_features, probes, selected, settled, standardise_input
-from .train.features import Store
+from .train.begin import init_model, probe_features, select_levels, standardise_input, starts_from_probe, without_auto
+from .train.features import FeatureCache
 from .train.stages import mixing_of
 
 MOST = 500
@@ -62,17 +62,19 @@ def preflight(config: Config, folder: Path) -> bool:
 
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
     """All checks; what a run has to beat, and how long it will take; pictures by file name."""
-    open_config, config, clock = config, settled(config), runs.Clock()
-    recipe.prepare(config.train)
-    config, examples, see = recipe.pictures(config)
+    open_config, config, clock = config, without_auto(config), runs.Timer()
+    recipe.set_seed_and_precision(config.train)
+    config, examples, see = recipe.load_data(config)
     pixels = see(config.data)
     part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
     together = clusters(examples)
-    train, val = (plain_source(pixels, part[name], examples.labels, together) for name in ("train", "val"))
-    augmented = training_source(pixels, part["train"], examples.labels, config.augment, config.train.seed)
-    config = recipe.suggested(config, len(train))
+    train, val = (eval_dataset(pixels, part[name], examples.labels, together) for name in ("train", "val"))
+    augmented = train_dataset(pixels, part["train"], examples.labels, config.augment, config.train.seed)
+    config = recipe.with_stages(config, len(train))
     names, pretrained = examples.class_names, config.backbone.weights != "none"
-    store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
+    store = FeatureCache(
+        Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock
+    )
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
     stage = config.stages[0] if config.stages else Stage(unfreeze=1)
@@ -85,40 +87,42 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         return model
 
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
-    entering, entered = checks.entering(augmented, names, config.train, mixing)
+    entering, entered = checks.input_grid(augmented, names, config.train, mixing)
     off = ("dropout", "noise", "drop_block", "drop_connect", "l1", "l2", "max_norm")
     loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
     at_init = checks.loss_at_init(loose, train)
     bottom = boundary(loose, config.backbone, config.head, thawed)
-    by_heart, learned = checks.learned_by_heart(loose, bottom, train, names)
+    by_heart, learned = checks.overfit_small_batch(loose, bottom, train, names)
     served = [_served(examples, row, config) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
         entering,
-        checks.same_pixels(val.read(0, np.arange(len(served))), np.stack(served)),
-        checks.float32_out(model),
+        checks.train_serve_parity(val.read(0, np.arange(len(served))), np.stack(served)),
+        checks.float32_logits(model),
         at_init,
-        checks.independent(model, train),
+        checks.no_batch_leakage(model, train),
         by_heart,
-        checks.frozen_stays(model, train, len(names), pretrained),
-        checks.room(store.folder, 3 * 6 * weights + max(store.limit_bytes, decoded)),
+        checks.frozen_unchanged(model, train, len(names), pretrained),
+        checks.disk_space(store.folder, 3 * 6 * weights + max(store.limit_bytes, decoded)),
         checks.memory(min(config.data.memory_gb * 2**30, decoded) + store.limit_bytes / 8 + 6 * weights + 2**30),
     ]
     numbers = {
         "validation accuracy, always the commonest class": (val.labels == np.bincount(train.labels).argmax()).mean(),
-        "validation accuracy, colours alone": baselines.by_colours(train, val) / len(val),
+        "validation accuracy, colours alone": baselines.color_baseline(train, val) / len(val),
     }
-    few, held_out = spread(train, MOST), spread(val, MOST)
-    right = baselines.from_scratch(few, held_out, config)
+    few, held_out = subsample(train, MOST), subsample(val, MOST)
+    right = baselines.scratch_baseline(few, held_out, config)
     numbers["validation accuracy, a small network from scratch"] = right / len(held_out)
-    if probes(config):
-        probed = begin(base, config, [few], store)
-        looks = [selected(probe_features(base, config, [source], store), config.head)[0] for source in (few, held_out)]
-        rows = part["train"][evenly(len(train), MOST)], part["val"][evenly(len(val), MOST)]
-        lots = [checks.by_lot(examples.digests[mine], len(names), config.train.seed) for mine in rows]
+    if starts_from_probe(config):
+        probed = init_model(base, config, [few], store)
+        looks = [
+            select_levels(probe_features(base, config, [source], store), config.head)[0] for source in (few, held_out)
+        ]
+        rows = part["train"][evenly_spaced(len(train), MOST)], part["val"][evenly_spaced(len(val), MOST)]
+        lots = [checks.random_labels(examples.digests[mine], len(names), config.train.seed) for mine in rows]
         found += [
-            checks.sees_the_pictures(probed, few),
-            checks.labels_by_lot(looks[0][0], lots[0], looks[1][0], lots[1]),
+            checks.depends_on_input(probed, few),
+            checks.random_label_accuracy(looks[0][0], lots[0], looks[1][0], lots[1]),
         ]
         kernel, bias = probed.get_layer("logits").get_weights()
         right = ((looks[1][0] @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
@@ -138,7 +142,7 @@ def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
 
 
 def _seconds(
-    open_config: Config, config: Config, fresh: Callable[[], keras.Model], train: Source, counts: dict[str, int]
+    open_config: Config, config: Config, fresh: Callable[[], keras.Model], train: ArrayDataset, counts: dict[str, int]
 ) -> dict[str, float]:
     """How long an epoch, each phase and the whole run will take.
 
@@ -149,8 +153,8 @@ def _seconds(
         train: training pictures as they are.
         counts: pictures of each part.
     """
-    a_look = forecast.look(fresh(), train, config.train.batch_size)
-    paces = [(stage, forecast.pace(fresh(), config, stage, train)) for stage in config.stages]
+    a_look = forecast.seconds_per_image(fresh(), train, config.train.batch_size)
+    paces = [(stage, forecast.measure_stage(fresh(), config, stage, train)) for stage in config.stages]
     seconds = forecast.forecast(open_config, counts, a_look, paces)
     numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
     if paces:

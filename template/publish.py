@@ -14,17 +14,17 @@ from . import runs
 from .config import Config
 from .data.audit import Facts
 from .data.examples import Examples
-from .data.pipeline import evenly
-from .data.rows import Rows
+from .data.pipeline import evenly_spaced
+from .data.rows import ArrayFile
 from .deploy.explain import figures
 from .evaluate import failures, fonts, metrics, plots, report
 from .evaluate.calibration import calibrate
-from .evaluate.diagnosis import diagnose, promise
-from .evaluate.intervals import proportion
+from .evaluate.diagnosis import diagnose, extrapolate
+from .evaluate.intervals import wilson_interval
 from .evaluate.predictions import Predictions
 from .suggest import refits
-from .train.callbacks import WATCHED
-from .train.checkpoint import State
+from .train.callbacks import DYNAMICS_IMAGES
+from .train.checkpoint import TrainState
 from .train.select import MONITORED
 
 SHOWN = 12
@@ -32,7 +32,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """What is there when training is over.
 
     Args:
@@ -50,16 +50,16 @@ class Trained:
 
     config: Config
     examples: Examples
-    pixels: Rows
+    pixels: ArrayFile
     facts: Facts
     model: keras.Model
-    state: State
+    state: TrainState
     learning_curve: tuple[list[int], list[float]] | None
     known: tuple[int, int]
     by_colours: int
 
 
-def publish(trained: Trained, said: dict[str, Predictions], clock: runs.Clock, folder: Path) -> dict:
+def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer, folder: Path) -> dict:
     """Score the predictions, and write predictions, metrics, calibration, plots and the report into a run's folder.
 
     Args:
@@ -88,8 +88,8 @@ def publish(trained: Trained, said: dict[str, Predictions], clock: runs.Clock, f
         galleries = {
             title: figures(trained.model, trained.pixels, rows[some], sure.take(some))
             for title, some in (
-                ("Wrong and sure of it", failures.worst(best, SHOWN)),
-                ("Least sure", failures.unsure(best, SHOWN)),
+                ("Wrong and sure of it", failures.most_confident_errors(best, SHOWN)),
+                ("Least sure", failures.least_confident(best, SHOWN)),
             )
         }
         confusions = plots.confusion_matrix(metrics.confusion_counts(best), best.class_names)
@@ -106,7 +106,7 @@ def publish(trained: Trained, said: dict[str, Predictions], clock: runs.Clock, f
     return result
 
 
-def _compared(trained: Trained, best: Predictions, folder: Path) -> dict[str, Any]:
+def _compared(trained: TrainedRun, best: Predictions, folder: Path) -> dict[str, Any]:
     """What the scores mean: choices, baselines, what holds the classifier back, what is odd about the pictures."""
     found = {
         name: runs.read_json(folder / f"{name}.json")
@@ -117,20 +117,20 @@ def _compared(trained: Trained, best: Predictions, folder: Path) -> dict[str, An
     right = int((best.predicted == best.labels).sum())
     return {
         "choices": found.get("choices", {}),
-        "colours": proportion(trained.by_colours, len(best.ids)),
+        "colours": wilson_interval(trained.by_colours, len(best.ids)),
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
         "diagnosis": dataclasses.asdict(diagnose(trained.known, (right, len(best.ids)))),
-        "learning_curve": promise(*trained.learning_curve) if trained.learning_curve else None,
+        "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
         "audit": [finding for finding in found["audit"] if finding["severity"] != "know"],
     }
 
 
-def _drawn(state: State, curve: dict[str, Any] | None, val: Predictions, folder: Path) -> dict[str, Figure]:
+def _drawn(state: TrainState, curve: dict[str, Any] | None, val: Predictions, folder: Path) -> dict[str, Figure]:
     """Figures of the training, by name; and what was watched, as JSON."""
     drawn = {}
     if state.history:
         drawn["learning_curves"] = plots.learning_curves(state.history)
-        watched = val.take(evenly(len(val.ids), WATCHED))
+        watched = val.take(evenly_spaced(len(val.ids), DYNAMICS_IMAGES))
         labels = [watched.class_names[label] for label in watched.labels]
         shown = [fonts.drawable(watched.class_names)[label] for label in watched.labels]
         drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.watched), shown)
@@ -160,7 +160,7 @@ def _what(config: Config, examples: Examples) -> str:
     )
 
 
-def _facts(trained: Trained, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _facts(trained: TrainedRun, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What pictures may have in common, by name, for `failures.slices`; a fact that all share is left out."""
     width, height = (np.maximum(size[rows], 1) for size in (trained.facts.width, trained.facts.height))
     brightness = [trained.pixels[rows[i : i + 64]].mean(axis=(1, 2, 3)) for i in range(0, len(rows), 64)]

@@ -14,30 +14,30 @@ import tensorflow as tf
 from . import config as configuration
 from . import device, disk, runs, suggest
 from .config import Config, Data, Train
-from .data.audit import Facts, as_json, audit, glance
-from .data.decode import decode, digested, with_bits
-from .data.examples import PARTS, DataError, Examples, load_examples, some
-from .data.pipeline import Source, inference_batches, magnified, mirrored, plain_source, training_source
-from .data.rows import Rows
+from .data.audit import Facts, as_json, audit, facts_from_pixels
+from .data.decode import decode, with_bits, with_digests
+from .data.examples import PARTS, DataError, Examples, first_lines, load_examples
+from .data.pipeline import ArrayDataset, center_zoom, eval_dataset, hflip, inference_batches, train_dataset
+from .data.rows import ArrayFile
 from .data.seen import warm_start
 from .data.split import clusters, differences, split, to_csv
 from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
-from .model.layers import bare
-from .publish import Trained, publish
-from .train.baselines import by_colours, known, learning_curve
-from .train.begin import begin, choose, fit_head, probes, settled
-from .train.features import Store
+from .model.layers import strip_training_layers
+from .publish import TrainedRun, publish
+from .train.baselines import color_baseline, learning_curve, train_accuracy
+from .train.begin import init_head_from_probe, init_model, resolve_auto, starts_from_probe, without_auto
+from .train.features import FeatureCache
 from .train.guard import NonFiniteError
 from .train.losses import refuse_unknown, weight_table
-from .train.stages import How, assign, fit, repeat
+from .train.stages import TrainContext, assign, fit, refit
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
 """What a user can mend; the message says how."""
 
 
-def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
+def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
     """Train and evaluate a classifier, and write everything about it into a folder.
 
     Args:
@@ -60,7 +60,7 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
     with disk.locked(folder):
         disk.sweep(cache)
         try:
-            return _story(config, folder, clock or runs.Clock())
+            return _run(config, folder, clock or runs.Timer())
         except (OSError, tf.errors.OpError) as error:
             if not disk.is_full(error):
                 raise
@@ -70,71 +70,77 @@ def run(config: Config, folder: Path, clock: runs.Clock | None = None) -> dict:
             ) from error
 
 
-def _story(config: Config, folder: Path, clock: runs.Clock) -> dict:
+def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     """`run`, in a folder that is ours alone."""
-    _say_first(config)
-    store = Store(Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock)
+    _print_device(config)
+    store = FeatureCache(
+        Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock
+    )
 
     with clock("decode"):
-        config, examples, see = pictures(config)
+        config, examples, see = load_data(config)
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
-        facts = glance(examples, see(settled(config).data), np.arange(len(examples)))
+        facts = facts_from_pixels(examples, see(without_auto(config).data), np.arange(len(examples)))
     part, together = {name: np.flatnonzero(examples.parts == name) for name in PARTS}, clusters(examples)
 
-    def plain(name: str, data: Data) -> Source:
-        return plain_source(see(data), part[name], examples.labels, together)
+    def plain(name: str, data: Data) -> ArrayDataset:
+        return eval_dataset(see(data), part[name], examples.labels, together)
 
-    def augmented(name: str) -> Source:
+    def augmented(name: str) -> ArrayDataset:
         rows, how = part[name], (config.augment, config.train.seed)
         return dataclasses.replace(
-            training_source(see(config.data), rows, examples.labels, *how), names=examples.ids[rows]
+            train_dataset(see(config.data), rows, examples.labels, *how), names=examples.ids[rows]
         )
 
     def said(name: str) -> Predictions:
         with clock("evaluation"):
-            return say(bare(model), examples.take(part[name]), views[name], config)
+            return predict_tta(strip_training_layers(model), examples.take(part[name]), views[name], config)
 
     with clock("probe"):
-        prepare(config.train)
-        config, base, votes = choose(config, lambda data: plain("train", data), store)
-        config = suggested(config, len(part["train"]))
+        set_seed_and_precision(config.train)
+        config, base, votes = resolve_auto(config, lambda data: plain("train", data), store)
+        config = with_stages(config, len(part["train"]))
         _record(config, votes, examples, folder)
         with clock("decode"):
-            views = {name: looks(examples, see(config.data), part[name], config) for name in ("val", "test")}
-        prepare(config.train)  # a resumed run has nothing to choose, and must draw the same numbers from here on
-        model = begin(base, config, [plain("train", config.data)], store)
+            views = {name: build_views(examples, see(config.data), part[name], config) for name in ("val", "test")}
+        set_seed_and_precision(
+            config.train
+        )  # a resumed run has nothing to choose, and must draw the same numbers from here on
+        model = init_model(base, config, [plain("train", config.data)], store)
         untouched = [variable.numpy() for variable in model.variables]
     with clock("audit"):
         _audit(examples, facts, config, folder)
     with clock("diagnosis"):
         train, val = plain("train", config.data), plain("val", config.data)
-        curve = learning_curve(base, config, train, val, store) if probes(config) else None
-    all_said = {"probe": said("val")} if probes(config) else {}
-    how = How(config.backbone, config.head, config.stages, config.train, store, untouched, examples.class_names)
+        curve = learning_curve(base, config, train, val, store) if starts_from_probe(config) else None
+    all_said = {"probe": said("val")} if starts_from_probe(config) else {}
+    how = TrainContext(
+        config.backbone, config.head, config.stages, config.train, store, untouched, examples.class_names
+    )
     if config.stages:
-        _say_weights(config.train, train.labels, examples.class_names)
+        _print_class_weights(config.train, train.labels, examples.class_names)
     state = fit(model, augmented("train"), val, how, folder)
     all_said["val"] = said("val") if config.stages else all_said["probe"]
-    measured = bare(model).get_weights()
+    measured = strip_training_layers(model).get_weights()
     if suggest.refits(config, int((examples.parts != "").sum())):
         with clock("final fit"):
             print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
             assign(model.variables, untouched)
-            if probes(config):
-                fit_head(model, base, config, [train, val], store)
-            repeat(model, [augmented("train"), augmented("val")], state.plan, how, folder)
+            if starts_from_probe(config):
+                init_head_from_probe(model, base, config, [train, val], store)
+            refit(model, [augmented("train"), augmented("val")], state.plan, how, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
     all_said["test"] = said("test")
     if not len(part["test"]):  # what the report shows beside the answers to validation is of the network that gave them
         model.set_weights(measured)
     with clock("diagnosis"):
-        learned = known(model, train, config.train.batch_size)
-        coloured = by_colours(train, plain("test", config.data) if len(part["test"]) else val)
-    trained = Trained(config, examples, see(config.data), facts, model, state, curve, learned, coloured)
+        learned = train_accuracy(model, train, config.train.batch_size)
+        coloured = color_baseline(train, plain("test", config.data) if len(part["test"]) else val)
+    trained = TrainedRun(config, examples, see(config.data), facts, model, state, curve, learned, coloured)
     return publish(trained, all_said, clock, folder)
 
 
-def pictures(config: Config) -> tuple[Config, Examples, Callable[[Data], Rows]]:
+def load_data(config: Config) -> tuple[Config, Examples, Callable[[Data], ArrayFile]]:
     """The pictures of a recipe, decoded and divided into parts.
 
     Args:
@@ -152,67 +158,67 @@ def pictures(config: Config) -> tuple[Config, Examples, Callable[[Data], Rows]]:
     """
     found = load_examples(config.data.path)
     refuse_unknown(config.train.class_weights, found.class_names)
-    config, found = dataclasses.replace(config, data=with_bits(config.data, found.images)), digested(found)
+    config, found = dataclasses.replace(config, data=with_bits(config.data, found.images)), with_digests(found)
     see = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
-    examples, _ = see(settled(config).data)
+    examples, _ = see(without_auto(config).data)
     fractions = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     examples = split(examples, **fractions, seed=config.data.split_seed)
     return config, examples, lambda data: _same(examples, *see(data))
 
 
-def _same(examples: Examples, again: Examples, pixels: Rows) -> Rows:
+def _same(examples: Examples, again: Examples, pixels: ArrayFile) -> ArrayFile:
     """The pixels, if they are those of the examples, row by row."""
     if again.ids.tolist() != examples.ids.tolist():
         reasons = [f"{name!r}: {reason}" for name, reason in again.skipped if (name, reason) not in examples.skipped]
         raise DataError(
-            f"Images that are needed in another size or shape cannot be used in it:\n  {some(reasons)}\nPut them back, "
-            "or remove them, and start again."
+            f"Images that are needed in another size or shape cannot be used in it:\n  {first_lines(reasons)}\nPut "
+            "them back, or remove them, and start again."
         )
     return pixels
 
 
-def suggested(config: Config, images: int) -> Config:
+def with_stages(config: Config, images: int) -> Config:
     """The configuration with stages, if it names none, chosen from the number of training pictures.
 
     Says which settings have no effect with them.
     """
     if not config.stages:
         pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
-        how = {"pretrained": pretrained, "probed": probes(config)}
+        how = {"pretrained": pretrained, "probed": starts_from_probe(config)}
         batch = config.train.batch_size * config.train.accumulate
         stages = suggest.stages(images, batch, blocks, config.head.levels, **how)
         said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
         print(f"stages from the data: {said or f'none; with {images} pictures the probe is the best there is'}")
         config = dataclasses.replace(config, stages=stages)
-    for key, why in suggest.idle(config, images).items():
+    for key, why in suggest.settings_without_effect(config, images).items():
         print(f"{key} has no effect: {why}")
     return config
 
 
-def looks(examples: Examples, pixels: Rows, rows: np.ndarray, config: Config) -> list[Source]:
+def build_views(examples: Examples, pixels: ArrayFile, rows: np.ndarray, config: Config) -> list[ArrayDataset]:
     """What to look at to predict these rows of the examples and their pixels, as the settings ask for.
 
     Raises:
         DataError: if images that must be decoded once more cannot be read any more.
     """
-    views = [plain_source(pixels, rows, examples.labels)]
+    views = [eval_dataset(pixels, rows, examples.labels)]
     if config.evaluate.magnify:
-        views.append(magnified(views[0]))
+        views.append(center_zoom(views[0]))
     if config.evaluate.whole and config.data.resize == "crop":
         mine = examples.take(rows)
         squashed = _same(mine, *decode(mine, dataclasses.replace(config.data, resize="squash", memory_gb=0.0)))
-        views.append(plain_source(squashed, np.arange(len(mine)), mine.labels))
-    return views + ([mirrored(view) for view in views] if suggest.mirrors(config) else [])
+        views.append(eval_dataset(squashed, np.arange(len(mine)), mine.labels))
+    return views + ([hflip(view) for view in views] if suggest.uses_hflip(config) else [])
 
 
-def say(model: keras.Model, examples: Examples, views: Sequence[Source], config: Config) -> Predictions:
-    """Predictions of these examples, averaged over `looks` at them."""
+def predict_tta(model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config) -> Predictions:
+    """Predictions of these examples, averaged over `count_forward_passes` at them."""
     batches = [inference_batches(view, config.train.batch_size) for view in views]
     said = average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
     return dataclasses.replace(said, groups=None if examples.groups is None else examples.groups.astype(str))
 
 
-def prepare(settings: Train) -> None:
+def set_seed_and_precision(settings: Train) -> None:
     """Seed Python, NumPy and TensorFlow, and set the arithmetic."""
     keras.utils.set_random_seed(settings.seed)
     keras.config.set_dtype_policy(settings.precision)
@@ -220,18 +226,18 @@ def prepare(settings: Train) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _say_first(config: Config) -> None:
-    print(f"device: {device.sentence(device.describe(config.train.precision))}")
-    if warning := device.overlooked():
+def _print_device(config: Config) -> None:
+    print(f"device: {device.summary(device.describe(config.train.precision))}")
+    if warning := device.unused_gpu():
         print(f"warning: {warning}")
-    if suggest.mirrors(config) and not config.augment.flips:
+    if suggest.uses_hflip(config) and not config.augment.flips:
         print(
             "warning: evaluate.mirror=true answers by mirror images too, and training sees none (augment.flip=false or "
             "augment.policy=none). Where left and right differ that costs accuracy; evaluate.mirror=auto follows it"
         )
 
 
-def _say_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]) -> None:
+def _print_class_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]) -> None:
     if settings.class_weights != "none":
         counts = np.bincount(labels, minlength=len(class_names))
         print(weight_table(class_names, counts, settings.class_weights))
@@ -258,7 +264,7 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     if before != table:
         raise DataError(
             f"The pictures or their split have changed since {str(folder)!r} began:\n  "
-            f"{some(differences(before, table))}\nPut them back as they were and resume, or start a new run."
+            f"{first_lines(differences(before, table))}\nPut them back as they were and resume, or start a new run."
         )
     begun = folder / "begun.toml"
     for line in configuration.changed(configuration.load(begun), config) if begun.exists() else ():

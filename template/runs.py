@@ -126,7 +126,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def stopping(message: str, seconds: float = 8.0) -> Iterator[None]:
+def graceful_stop(message: str, seconds: float = 8.0) -> Iterator[None]:
     """Within the block, Ctrl-C and SIGTERM print a message and end the process with 130 or 143, in so many seconds.
 
     The first signal unwinds what is being done, so that half-written files are removed. If that takes too long, or at
@@ -234,7 +234,7 @@ def peak_memory_gb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class Clock:
+class Timer:
     """Where the time went: `with clock("decode"): ...` adds up seconds under a name.
 
     Inside a block another may be opened; its seconds are its own and not those of the block around it. Blocks of other

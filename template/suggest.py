@@ -53,7 +53,7 @@ OF_STAGES = {
 """Settings, by section, of gradient steps; the linear probe, which takes none, is as it is whatever they are."""
 
 
-def idle(config: Config, images: int) -> dict[str, str]:
+def settings_without_effect(config: Config, images: int) -> dict[str, str]:
     """Settings that were given, are other than their defaults, and have no effect: by key, why, and what helps.
 
     Args:
@@ -89,6 +89,6 @@ def refits(config: Config, images: int) -> bool:
     return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and few)
 
 
-def mirrors(config: Config) -> bool:
+def uses_hflip(config: Config) -> bool:
     """Whether an answer is the mean over an image and its mirror image; by itself where training sees such."""
     return config.augment.flips if config.evaluate.mirror == "auto" else config.evaluate.mirror

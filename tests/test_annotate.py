@@ -133,6 +133,6 @@ def test_person_classifier_and_labels_are_compared_on_what_the_person_named(exam
     assert found["images"] == 10
     assert found["person"]["value"] == 0.9 and found["classifier"]["value"] == 0.7 and found["same"]["value"] == 0.6
     assert found["differs"] == [(names[9], true[9], other)]
-    assert 0 < found["kappa"]["value"] < 1
+    assert 0 < found["cohen_kappa"]["value"] < 1
     with pytest.raises(ValueError, match="at least one"):
         compared({"another.png": "disc"}, said)

@@ -18,7 +18,16 @@ import pytest
 from PIL import Image
 
 from template.config import Backbone, Data
-from template.data.audit import Finding, alike, audit, cleaned, glance, look, near_pairs, perceptual_hashes
+from template.data.audit import (
+    Finding,
+    audit,
+    clean_rows,
+    facts_from_pixels,
+    feature_duplicates,
+    near_pairs,
+    perceptual_hashes,
+    read_facts,
+)
 from template.data.decode import decode
 from template.data.examples import load_examples
 from template.model.backbones import build_backbone
@@ -67,7 +76,7 @@ def parted(tmp_path, tidy) -> Path:
 
 def findings(root: Path) -> list[Finding]:
     examples = load_examples(str(root))
-    return audit(examples, look(examples))
+    return audit(examples, read_facts(examples))
 
 
 def test_what_is_in_order_is_not_complained_of(tidy):
@@ -229,14 +238,14 @@ def test_the_script_writes_a_page_a_list_and_a_clean_table_and_touches_nothing(p
     lost = {"train/ant/000.jpg", "train/bee/001.jpg", "train/fly/x.jpg", "train/ant/again.jpg"}
     assert gone == lost | {"train/ant/<b>broken.jpg"}
     again = load_examples(str(tmp_path / "clean.csv"))
-    assert {f.severity for f in audit(again, look(again))} == {"know"}
+    assert {f.severity for f in audit(again, read_facts(again))} == {"know"}
     assert sorted(set(again.parts)) == ["test", "train"]
 
 
 def test_what_is_held_out_stays_in_the_clean_table(parted):
     shutil.copy(parted / "test/ant/033.jpg", parted / "train/ant/aaa.jpg")
     examples = load_examples(str(parted))
-    kept = set(examples.ids[cleaned(examples, audit(examples, look(examples)))])
+    kept = set(examples.ids[clean_rows(examples, audit(examples, read_facts(examples)))])
     assert "test/ant/033.jpg" in kept and "train/ant/aaa.jpg" not in kept
 
 
@@ -250,7 +259,7 @@ def test_a_glance_at_decoded_pictures_finds_the_same(tidy, tmp_path, fault):
     plant(tidy)
     data = Data(image_size=96, resize="crop", cache=str(tmp_path / "cache"))
     examples, pixels = decode(load_examples(str(tidy)), data)
-    found = audit(examples, glance(examples, pixels, np.arange(len(examples))))
+    found = audit(examples, facts_from_pixels(examples, pixels, np.arange(len(examples))))
     assert severity in {f.severity for f in found if f.check == check}
 
 
@@ -263,7 +272,10 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
         deep = deep.T.copy()
     examples = load_examples(str(tidy))
     found, pixels = decode(examples, Data(cache=str(tmp_path / "cache"), image_size=64))
-    for used, facts in ((examples, look(examples)), (found, glance(found, pixels, np.arange(len(found))))):
+    for used, facts in (
+        (examples, read_facts(examples)),
+        (found, facts_from_pixels(found, pixels, np.arange(len(found)))),
+    ):
         said = {f.message: [used.ids[row] for (row,) in f.pictures] for f in audit(used, facts) if f.check == "assumed"}
         assert said == {
             "1: more than one page, of which the first is used": ["ant/pages.tif"],
@@ -274,7 +286,7 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
 def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
     examples, pixels = decode(load_examples(str(tidy)), Data(image_size=64, resize="squash", cache=str(tmp_path / "c")))
     rows = np.array([7, 3, 30])
-    facts, whole = glance(examples.take(rows), pixels, rows), look(examples)
+    facts, whole = facts_from_pixels(examples.take(rows), pixels, rows), read_facts(examples)
     assert np.array_equal(facts.small, pixels[rows]) and facts.readable.all()
     for name in ("digest", "format", "mode", "width", "height", "size"):
         assert list(getattr(facts, name)) == list(getattr(whole, name)[rows]), name
@@ -290,14 +302,14 @@ def test_what_has_few_pixels_is_no_copy_of_what_looks_like_it(tmp_path):
 def test_pictures_that_a_network_finds_alike(tidy):
     examples = load_examples(str(tidy))
     features = np.random.default_rng(0).normal(size=(45, 64)).astype(np.float32)
-    assert list(alike(examples, features)) == []
+    assert list(feature_duplicates(examples, features)) == []
     features[12] = 3 * features[4] + 0.3 * features[5]
     features[40] = features[20] + 0.3 * features[21]
-    (found,) = alike(examples, features)
+    (found,) = feature_duplicates(examples, features)
     assert (found.check, found.severity) == ("alike", "look") and found.pictures == [(4, 12), (20, 40)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("template.data.audit.ALIKE", 0.0)
-        assert list(alike(examples, features)) == []
+        assert list(feature_duplicates(examples, features)) == []
 
 
 def test_exit_codes(tidy, tmp_path):

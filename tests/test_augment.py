@@ -14,9 +14,9 @@ from template.data.augment import (
     choose,
     colour_matrix,
     draws,
-    magnify,
     strengthen,
     warp_matrix,
+    zoom_center,
 )
 
 SIZE = 32
@@ -203,7 +203,7 @@ def test_a_closer_look_shows_the_middle_two_thirds(size, dtype):
     """In a picture whose colours are its coordinates, every pixel tells where it came from."""
     y, x = np.mgrid[:size, :size]
     picture = np.stack([x, y, np.full_like(x, 77)], axis=2).astype(dtype)
-    out = magnify(picture[None])[0]
+    out = zoom_center(picture[None])[0]
     assert out.shape == picture.shape and out.dtype == dtype
     # From edge to edge: a sixth of the side is left out at each. A pixel's place is its middle.
     place = ((np.arange(size) + 0.5) / size * 2 / 3 + 1 / 6) * size - 0.5
@@ -216,11 +216,11 @@ def test_a_closer_look_shows_the_middle_two_thirds(size, dtype):
 def test_a_closer_look_at_floats_is_that_at_whole_numbers_before_rounding():
     images = noise(5)
     floats = images.astype(np.float32)
-    np.testing.assert_allclose(magnify(floats), magnify(images), atol=0.51)
+    np.testing.assert_allclose(zoom_center(floats), zoom_center(images), atol=0.51)
     np.testing.assert_array_equal(images, noise(5))
     np.testing.assert_array_equal(floats, noise(5).astype(np.float32))
-    np.testing.assert_array_equal(magnify(images)[3], magnify(images[3:4])[0])
-    assert magnify(images[:0]).shape == (0, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(zoom_center(images)[3], zoom_center(images[3:4])[0])
+    assert zoom_center(images[:0]).shape == (0, SIZE, SIZE, 3)
 
 
 # Geometry --------------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from keras.src.utils import file_utils
 from template.config import Backbone, Head
 from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
 from template.model.build import attach, boundary, build, freeze, levels, lowest_block
-from template.model.layers import StochasticDepth, bare, renormalise
-from template.train.features import cut
+from template.model.layers import StochasticDepth, renormalise, strip_training_layers
+from template.train.features import split_model
 
 SIZE = 64
 # Keras has MobileNet's ImageNet weights for other sizes, and says so.
@@ -140,7 +140,7 @@ def built(request, pixels) -> Built:
 def saved(built, tmp_path_factory):
     """The model in a file, as a run saves it; removed afterwards, because they are large."""
     path = tmp_path_factory.mktemp("saved") / "model.keras"
-    bare(built.model).save(path)
+    strip_training_layers(built.model).save(path)
     yield path
     path.unlink()
 
@@ -167,7 +167,7 @@ def test_is_flat_and_has_no_code_of_its_own_to_load(built):
     nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     # ConvNeXt's stem and reductions are pairs of layers inside Keras; no block boundary lies within one.
     assert all(built.settings.name == "convnexttiny" and isinstance(layer, keras.Sequential) for layer in nested)
-    for layer in bare(model)._flatten_layers():  # which is what is saved
+    for layer in strip_training_layers(model)._flatten_layers():  # which is what is saved
         assert not isinstance(layer, keras.layers.Lambda)
         assert type(layer).__module__.startswith("keras."), f"{layer.name} would have to be registered to be loaded"
 
@@ -287,7 +287,7 @@ def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built,
     before = [np.asarray(weight) for weight in model.weights]
     for unfreeze in (0, 1, BACKBONES[settings.name].blocks // 2, BACKBONES[settings.name].blocks):
         freeze(model, settings, unfreeze)
-        bottom, _ = cut(model, boundary(model, settings, Head(), unfreeze))
+        bottom, _ = split_model(model, boundary(model, settings, Head(), unfreeze))
         stored, passed = (np.asarray(bottom(built.pixels, training=training)) for training in (False, True))
         np.testing.assert_array_equal(passed, stored, err_msg=f"{settings.name}, {unfreeze} unfrozen")
     for weight, value in zip(model.weights, before, strict=True):
@@ -319,7 +319,7 @@ def test_in_mixed_precision_images_are_prepared_in_float32(name):
     assert backbone.inputs[0].dtype == "float32"
     assert {layer.compute_dtype for layer in backbone.layers[1:stem]} <= {"float32"}  # the first computes nothing
     assert backbone.layers[stem].compute_dtype == "bfloat16" == backbone.outputs[0].dtype
-    served = bare(backbone)
+    served = strip_training_layers(backbone)
     assert {layer.compute_dtype for layer in served._flatten_layers()} == {"float32"}
     assert served.outputs[0].dtype == "float32"
     images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
@@ -361,7 +361,7 @@ def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built)
     logits = run(model, built.pixels)
     for unfreeze in (1, blocks):
         freeze(model, built.settings, unfreeze)
-        bottom, tail = cut(model, boundary(model, built.settings, head, unfreeze))
+        bottom, tail = split_model(model, boundary(model, built.settings, head, unfreeze))
         np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), logits, atol=1e-5, rtol=1e-5)
         assert bottom.trainable_weights == []
         assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights}

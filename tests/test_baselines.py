@@ -7,36 +7,36 @@ import pytest
 from conftest import picture
 
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
-from template.data.pipeline import Source, plain_source
+from template.data.pipeline import ArrayDataset, eval_dataset
 from template.model.backbones import build_backbone
 from template.model.build import build
-from template.runs import Clock
+from template.runs import Timer
 from template.train import baselines, forecast
-from template.train.begin import looks, probe_features
-from template.train.features import Store
-from template.train.forecast import Pace
+from template.train.begin import count_forward_passes, probe_features
+from template.train.features import FeatureCache
+from template.train.forecast import StageTiming
 
 SIZE, CLASSES = 32, 3
 
 
-def coloured(n: int, seed: int, labels: np.ndarray | None = None) -> Source:
+def coloured(n: int, seed: int, labels: np.ndarray | None = None) -> ArrayDataset:
     """Noise whose mean colour tells the class."""
     generator, labels = np.random.default_rng(seed), np.arange(n) % CLASSES if labels is None else labels
     pixels = generator.integers(0, 150, (n, SIZE, SIZE, 3)).astype(np.uint8)
     pixels[np.arange(n), :, :, labels] += 80
-    return plain_source(pixels, np.arange(n), labels)
+    return eval_dataset(pixels, np.arange(n), labels)
 
 
-def shapes(n: int, seed: int) -> Source:
+def shapes(n: int, seed: int) -> ArrayDataset:
     """Stripes and discs of any colour."""
     rng, kinds = np.random.default_rng(seed), ("across", "disc", "upright")
     pixels = np.stack([picture(kinds[i % 3], rng, SIZE) for i in range(n)])
-    return plain_source(pixels, np.arange(n), np.arange(n) % 3)
+    return eval_dataset(pixels, np.arange(n), np.arange(n) % 3)
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path, 2**30, 16, Clock())
+def store(tmp_path) -> FeatureCache:
+    return FeatureCache(tmp_path, 2**30, 16, Timer())
 
 
 PRETRAINED = Config(
@@ -46,20 +46,20 @@ PRETRAINED = Config(
 
 
 def test_colours_alone_tell_colours_and_not_shapes():
-    assert baselines.by_colours(coloured(60, 0), coloured(30, 1)) == 30
-    assert baselines.by_colours(shapes(60, 0), shapes(60, 1)) < 35
+    assert baselines.color_baseline(coloured(60, 0), coloured(30, 1)) == 30
+    assert baselines.color_baseline(shapes(60, 0), shapes(60, 1)) < 35
 
 
 def test_a_small_network_tells_shapes(monkeypatch):
     monkeypatch.setattr(baselines, "STEPS", 30)
-    assert baselines.from_scratch(shapes(60, 0), shapes(60, 1), Config(train=Train(batch_size=12))) > 45
+    assert baselines.scratch_baseline(shapes(60, 0), shapes(60, 1), Config(train=Train(batch_size=12))) > 45
 
 
 def test_what_is_known_is_counted():
     model, train = build(Backbone(name="tiny", weights="none"), Head(), SIZE, [1] * CLASSES), coloured(500, 0)
     model.get_layer("logits").kernel.assign(np.zeros((96, CLASSES)))
     model.get_layer("logits").bias.assign([0.0, 5.0, 0.0])  # always says 1
-    right, asked = baselines.known(model, train, 16)
+    right, asked = baselines.train_accuracy(model, train, 16)
     rows = np.linspace(0, 499, baselines.FEW).astype(int)
     assert (right, asked) == (int((train.labels[rows] == 1).sum()), baselines.FEW)
 
@@ -68,8 +68,8 @@ def test_the_learning_curve_falls_where_there_is_something_to_learn_and_takes_wh
     base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
     noisy = np.arange(120) % CLASSES
     train, val = coloured(120, 0, noisy), coloured(60, 1)
-    train = Source(train.read, train.labels, "train")
-    val = Source(val.read, val.labels, "val")
+    train = ArrayDataset(train.read, train.labels, "train")
+    val = ArrayDataset(val.read, val.labels, "val")
     sizes, errors = baselines.learning_curve(base, PRETRAINED, train, val, store)
     assert sizes == [12, 24, 48, 96, 120]
     assert errors[-1] <= errors[0] and errors[-1] < 0.1
@@ -103,17 +103,21 @@ def test_a_rare_class_is_in_every_draw(store):
 
 
 def test_looks_counts_what_choose_and_begin_send_through_the_network():
-    assert looks(PRETRAINED, 300) == 600, "as they are and mirrored"
+    assert count_forward_passes(PRETRAINED, 300) == 600, "as they are and mirrored"
     still = Config(backbone=PRETRAINED.backbone, augment=Augment(flip=False))
-    assert looks(still, 300) == 300
-    assert looks(Config(backbone=PRETRAINED.backbone, evaluate=Evaluate(magnify=True)), 300) == 1200
+    assert count_forward_passes(still, 300) == 300
+    assert count_forward_passes(Config(backbone=PRETRAINED.backbone, evaluate=Evaluate(magnify=True)), 300) == 1200
     voting = Config(
         backbone=PRETRAINED.backbone, augment=Augment(flip=False), head=Head(levels="auto", root="auto"),
         data=Data(image_size="auto", resize="auto"), evaluate=Evaluate(magnify="auto"),
     )  # fmt: skip
-    assert looks(voting, 300) == 2 * 300 + 3 * 300, "closer too, another size, two other ways to a square"
-    assert looks(voting, 3000) == 2 * 3000 + 5 * 1000, "a thousand vote, and are no part that training looks at"
-    assert looks(Config(backbone=Backbone(name="tiny", weights="none")), 300) == 0
+    assert count_forward_passes(voting, 300) == 2 * 300 + 3 * 300, (
+        "closer too, another size, two other ways to a square"
+    )
+    assert count_forward_passes(voting, 3000) == 2 * 3000 + 5 * 1000, (
+        "a thousand vote, and are no part that training looks at"
+    )
+    assert count_forward_passes(Config(backbone=Backbone(name="tiny", weights="none")), 300) == 0
 
 
 def test_a_forecast_adds_up():
@@ -121,7 +125,7 @@ def test_a_forecast_adds_up():
     config = Config(
         backbone=PRETRAINED.backbone, augment=Augment(flip=False), stages=(stage,), evaluate=Evaluate(mirror=True)
     )
-    pace = Pace(start=5.0, below=0.1, training=0.02, validation=0.01)
+    pace = StageTiming(start=5.0, below=0.1, training=0.02, validation=0.01)
     counts = {"train": 100, "val": 50, "test": 30}
     seconds = forecast.forecast(config, counts, 0.2, [(stage, pace)])
     assert seconds == {
@@ -138,9 +142,9 @@ def test_the_pace_is_of_what_the_stage_does():
     train = coloured(40, 0)
     config = Config(data=Data(image_size=SIZE), backbone=PRETRAINED.backbone, train=Train(batch_size=16))
 
-    def pace(unfreeze) -> Pace:
+    def pace(unfreeze) -> StageTiming:
         model = build(Backbone(name="tiny", weights="none"), Head(), SIZE, [1] * CLASSES)
-        return forecast.pace(model, config, Stage(unfreeze=unfreeze, epochs=5), train)
+        return forecast.measure_stage(model, config, Stage(unfreeze=unfreeze, epochs=5), train)
 
     top, everything = pace(1), pace("all")
     assert top.below > 0 and everything.below == 0 and min(top.start, top.training, top.validation) > 0

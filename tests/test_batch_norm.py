@@ -8,8 +8,8 @@ from keras import layers
 
 from template.config import Backbone, Head
 from template.model.build import build, freeze
-from template.train.batch_norm import BATCHES, reestimate
-from template.train.features import cut
+from template.train.batch_norm import BATCHES, update_bn
+from template.train.features import split_model
 
 TINY, SIZE, CLASSES = Backbone(name="tiny", weights="none"), 32, 3
 HEAD = Head(dropout=0.5, drop_block=0.3, noise=1.0)
@@ -47,7 +47,7 @@ def entering(network: keras.Model, images: np.ndarray) -> dict[str, tuple[np.nda
 def test_they_become_those_of_the_activations_under_the_present_weights():
     model = moved()
     stale = statistics(model)
-    reestimate(model, batches(IMAGES, 64))
+    update_bn(model, batches(IMAGES, 64))
     found, expected = statistics(model), entering(model, IMAGES)
     assert len(found) > 5
     for name, (mean, variance) in found.items():
@@ -60,7 +60,7 @@ def test_of_several_batches_of_unlike_size_they_are_those_of_all_images():
     """To the digit in the lowest layer; further up each batch was normalised by itself, as in training."""
     model = moved()
     images = IMAGES // np.linspace(1, 4, 64).astype(np.uint8)[:, None, None, None]
-    reestimate(model, batches(images[np.random.default_rng(0).permutation(64)], 24))
+    update_bn(model, batches(images[np.random.default_rng(0).permutation(64)], 24))
     found, expected = statistics(model), entering(model, images)
     first = next(iter(found))
     np.testing.assert_allclose(found[first][0], expected[first][0], rtol=1e-4, atol=1e-4)
@@ -74,7 +74,7 @@ def test_nothing_else_moves_and_it_is_the_same_every_time():
     others = [variable for variable in model.variables if id(variable) not in norms]
     before = [variable.numpy() for variable in others]
     for _ in range(2):
-        reestimate(model, batches(IMAGES, 16))
+        update_bn(model, batches(IMAGES, 16))
         ended.append([array.tobytes() for pair in statistics(model).values() for array in pair])
     assert ended[0] == ended[1]
     for variable, old in zip(others, before, strict=True):
@@ -88,21 +88,21 @@ def test_frozen_statistics_stay_and_nothing_is_computed(tmp_path):
     pretrained = Backbone(name="tiny", weights=file)
     freeze(model, pretrained, "all")
     before = model.get_weights()
-    reestimate(model, None)
+    update_bn(model, None)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
 def test_only_so_many_batches_are_looked_at_and_of_a_tail_only_its_own_layers():
     model, read = moved(), []
     boundary = next(x for x in model.layers if x.name.startswith("block2")).input
-    _, tail = cut(model, boundary)
+    _, tail = split_model(model, boundary)
     inputs = np.random.default_rng(0).normal(size=(BATCHES + 5, 4, *tail.input_shape[1:])).astype(np.float32)
     endless = tf.data.Dataset.from_generator(
         lambda: ((read.append(1) or x, x) for x in inputs), output_types=(tf.float32, tf.float32)
     )
     below = set(statistics(model)) - set(statistics(tail))
     before = statistics(model)
-    reestimate(tail, endless)
+    update_bn(tail, endless)
     assert BATCHES <= len(read) <= BATCHES + 2 and below
     for name, (mean, _) in statistics(model).items():
         assert np.array_equal(mean, before[name][0]) == (name in below)
@@ -113,7 +113,7 @@ def test_in_mixed_precision_they_are_worked_out_in_float32(precision):
     keras.config.set_dtype_policy(precision)
     try:
         model = moved()
-        reestimate(model, batches(IMAGES, 32))
+        update_bn(model, batches(IMAGES, 32))
     finally:
         keras.config.set_dtype_policy("float32")
     assert all(np.isfinite(array).all() and array.std() > 0 for pair in statistics(model).values() for array in pair)

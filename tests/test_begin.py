@@ -14,23 +14,31 @@ from scipy.special import softmax
 from template import config as configuration
 from template import recipe
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
-from template.data.augment import magnify
+from template.data.augment import zoom_center
 from template.data.decode import decode
 from template.data.examples import load_examples
-from template.data.pipeline import Source, plain_source
-from template.data.rows import Rows
+from template.data.pipeline import ArrayDataset, eval_dataset
+from template.data.rows import ArrayFile
 from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import attach
-from template.model.layers import bare
-from template.runs import Clock
-from template.suggest import OF_STAGES, idle
+from template.model.layers import strip_training_layers
+from template.runs import Timer
+from template.suggest import OF_STAGES, settings_without_effect
 from template.train import baselines
 from template.train import begin as module
 from template.train import checkpoint as checkpoints
-from template.train.begin import begin, choose, fit_head, probe_features, probes, selected, settled
-from template.train.features import Store, cut
+from template.train.begin import (
+    init_head_from_probe,
+    init_model,
+    probe_features,
+    resolve_auto,
+    select_levels,
+    starts_from_probe,
+    without_auto,
+)
+from template.train.features import FeatureCache, split_model
 
 SIZE, CLASSES = 32, 3
 TINY = Backbone(name="tiny", weights="none")
@@ -57,17 +65,17 @@ def base(pretrained) -> keras.Model:
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "cache", 1e9, batch_size=8, clock=Clock())
+def store(tmp_path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache", 1e9, batch_size=8, clock=Timer())
 
 
-def coloured(n: int, seed: int, strength: int = 60, classes: int = CLASSES) -> Source:
+def coloured(n: int, seed: int, strength: int = 60, classes: int = CLASSES) -> ArrayDataset:
     """Noise whose mean colour tells the class; with strength 0 it does not."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % classes
     pixels = generator.integers(0, 150, (n, SIZE, SIZE, 3)).astype(np.uint8)
     pixels[np.arange(n), :, :, labels] += np.uint8(strength)
-    return Source(lambda _, rows: pixels[rows], labels, f"coloured {n} {seed} {strength}")
+    return ArrayDataset(lambda _, rows: pixels[rows], labels, f"coloured {n} {seed} {strength}")
 
 
 def config(backbone: Backbone, **sections) -> Config:
@@ -80,10 +88,10 @@ def never(_):
 
 
 def test_a_probe_begins_what_is_pretrained_and_has_no_hidden_layer(pretrained):
-    assert probes(config(pretrained))
-    assert not probes(config(pretrained, head=Head(hidden=4)))
-    assert not probes(config(pretrained, train=Train(probe=False)))
-    assert not probes(config(Backbone(name="tiny", weights="none")))
+    assert starts_from_probe(config(pretrained))
+    assert not starts_from_probe(config(pretrained, head=Head(hidden=4)))
+    assert not starts_from_probe(config(pretrained, train=Train(probe=False)))
+    assert not starts_from_probe(config(Backbone(name="tiny", weights="none")))
 
 
 HEADS = [Head(), Head(levels=2, root=True), Head(levels=2, pooling="both"), Head(root=True, pooling="max")]
@@ -93,17 +101,17 @@ HEADS = [Head(), Head(levels=2, root=True), Head(levels=2, pooling="both"), Head
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_model_says_what_the_probe_says(pretrained, base, store, head, classes):
     parts, how = [coloured(9, 0, classes=classes), coloured(5, 1, classes=classes)], config(pretrained, head=head)
-    model = begin(base, how, parts, store)
+    model = init_model(base, how, parts, store)
     pixels = np.concatenate([part.read(0, np.arange(len(part))) for part in parts]).astype("float32")
     said = softmax(np.asarray(model(pixels, training=False)), axis=1)
-    features, widths = selected(probe_features(base, how, parts, store), head)
-    probe = fit_head(model, base, how, parts, store)
+    features, widths = select_levels(probe_features(base, how, parts, store), head)
+    probe = init_head_from_probe(model, base, how, parts, store)
     assert features.shape == (2, 14, model.get_layer("logits").kernel.shape[0]) and sum(widths) == features.shape[2]
     np.testing.assert_allclose(said, softmax(features[0] @ probe.kernel + probe.bias, axis=1), atol=2e-3)
     np.testing.assert_array_equal(model.get_layer("logits").kernel, probe.kernel)
     assert (said.argmax(axis=1) == np.concatenate([part.labels for part in parts])).mean() > 0.9
     # and the head sees what the probe saw
-    bottom, _ = cut(model, model.get_layer("logits").input)
+    bottom, _ = split_model(model, model.get_layer("logits").input)
     np.testing.assert_allclose(bottom(pixels, training=False), features[0], atol=5e-3, rtol=2e-3)
 
 
@@ -119,12 +127,15 @@ def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, bas
     }  # fmt: skip
     given = config(pretrained, **other)
     others = [dataclasses.replace(plain, train=Train(**x)) for x in ({"sampling": "balanced"}, {"logit_adjustment": 1})]
-    assert {key for each in (given, *others) for key in idle(each, 14)} == {
+    assert {key for each in (given, *others) for key in settings_without_effect(each, 14)} == {
         f"{section}.{name}" for section, names in OF_STAGES.items() for name in names if name != "stochastic_depth"
     }
     source = coloured(14, 0)
     pixels = source.read(0, np.arange(14)).astype("float32")
-    said = [bare(begin(base, how, [source], store)).predict(pixels, verbose=0) for how in (plain, given, *others)]
+    said = [
+        strip_training_layers(init_model(base, how, [source], store)).predict(pixels, verbose=0)
+        for how in (plain, given, *others)
+    ]
     for logits in said[1:]:
         np.testing.assert_allclose(logits, said[0], atol=1e-5)
 
@@ -135,14 +146,14 @@ def test_the_features_are_of_the_pictures_and_their_mirror_images_in_order(pretr
     assert features.dtype == np.float16 and widths == [64, 96], "of the top half, whatever the head"
     pixels = np.concatenate([part.read(0, np.arange(len(part))) for part in parts]).astype("float32")
     both = attach(base, pretrained, Head(levels=2), np.ones(CLASSES))
-    bottom, _ = cut(both, both.get_layer("logits").input)
+    bottom, _ = split_model(both, both.get_layer("logits").input)
     for view, seen in enumerate((pixels, pixels[:, :, ::-1])):
         np.testing.assert_allclose(features[view], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
     assert not np.array_equal(features[0], features[1])
     alone, _ = probe_features(base, config(pretrained, augment=Augment(flip=False)), parts, store)
     np.testing.assert_array_equal(alone, features[:1])
-    closer, _ = probe_features(base, config(pretrained, evaluate=Evaluate(magnify=True)), parts, store)
-    seen = magnify(pixels.astype(np.uint8)).astype("float32")
+    closer, _ = probe_features(base, config(pretrained, evaluate=Evaluate(zoom_center=True)), parts, store)
+    seen = zoom_center(pixels.astype(np.uint8)).astype("float32")
     np.testing.assert_array_equal(closer[[0, 2]], features)
     np.testing.assert_allclose(closer[1], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
     np.testing.assert_allclose(closer[3], bottom(seen[:, :, ::-1], training=False), atol=2e-3, rtol=2e-3)
@@ -151,10 +162,10 @@ def test_the_features_are_of_the_pictures_and_their_mirror_images_in_order(pretr
 def test_a_head_sees_the_top_of_the_features():
     values = np.arange(-6, 6).reshape(1, 2, 6).astype(np.float16)
     for head, expected in ((Head(), values[..., 3:]), (Head(levels=2), values[..., 1:]), (Head(levels=3), values)):
-        seen, widths = selected((values, [1, 2, 3]), head)
+        seen, widths = select_levels((values, [1, 2, 3]), head)
         np.testing.assert_array_equal(seen, expected)
         assert seen.dtype == np.float32 and widths == [1, 2, 3][-head.levels :]
-        rooted, _ = selected((values, [1, 2, 3]), dataclasses.replace(head, root=True))
+        rooted, _ = select_levels((values, [1, 2, 3]), dataclasses.replace(head, root=True))
         np.testing.assert_allclose(rooted, np.sign(expected) * np.sqrt(np.abs(expected)), atol=0.01)
         assert rooted.dtype == np.float32 and isinstance(rooted, np.ndarray)
 
@@ -171,17 +182,17 @@ def test_a_head_sees_the_top_of_the_features():
 def test_without_a_probe_auto_is_the_first_option(pretrained, store, how, monkeypatch):
     monkeypatch.setattr(module, "build_backbone", lambda settings, size: (settings, size))
     how = config(**({"backbone": pretrained} | how))
-    chosen, (_, size), votes = choose(how, never, store)
-    assert chosen == settled(how)
+    chosen, (_, size), votes = resolve_auto(how, never, store)
+    assert chosen == without_auto(how)
     assert votes == {} and not store.folder.exists()
-    assert not module._choices(chosen)
+    assert not module._auto_settings(chosen)
     assert chosen.data.resize == "crop"
     assert size == chosen.data.image_size == (288 if how.data.image_size == "auto" else SIZE)
 
 
 def test_without_auto_nothing_is_computed(pretrained, store):
     how = config(pretrained, head=Head(levels=2, root=True))
-    chosen, base, votes = choose(how, never, store)
+    chosen, base, votes = resolve_auto(how, never, store)
     assert chosen == how and votes == {} and base.input_shape == (None, SIZE, SIZE, 3)
     assert not store.folder.exists()
 
@@ -195,7 +206,7 @@ def shown(how: dict[str, int]):
 def test_what_alone_shows_the_class_is_taken(pretrained, store):
     for option in OPTIONS:
         look = shown({other: 60 * (other == option) for other in OPTIONS})
-        chosen, _, votes = choose(config(pretrained, data={"resize": "auto"}), look, store)
+        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, store)
         assert chosen == config(pretrained, data={"resize": option})
         assert {o for o, loss in votes["data.resize"].items() if loss < 0.5} == {option}
 
@@ -203,7 +214,7 @@ def test_what_alone_shows_the_class_is_taken(pretrained, store):
 def test_where_nothing_differs_the_first_option_stays(pretrained, store):
     for strength in (0, 60):
         look = shown(dict.fromkeys(OPTIONS, strength))
-        chosen, _, votes = choose(config(pretrained, data={"resize": "auto"}), look, store)
+        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, store)
         assert chosen.data.resize == "crop"
         assert len(set(votes["data.resize"].values())) == 1
 
@@ -226,7 +237,9 @@ def test_an_option_has_to_be_better_by_a_standard_error_than_the_best_before_it(
     noise = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) * 0.2 / np.sqrt(2)
     planned = iter(np.array(losses)[:, None] + noise)
     monkeypatch.setattr(module, "_vote", lambda *_: next(planned))
-    chosen, _, votes = choose(config(pretrained, data={"resize": "auto"}), shown(dict.fromkeys(OPTIONS, 0)), store)
+    chosen, _, votes = resolve_auto(
+        config(pretrained, data={"resize": "auto"}), shown(dict.fromkeys(OPTIONS, 0)), store
+    )
     assert chosen.data.resize == expected
     assert votes == ({} if np.isnan(losses[0]) else {"data.resize": dict(zip(OPTIONS, losses, strict=True))})
 
@@ -234,7 +247,7 @@ def test_an_option_has_to_be_better_by_a_standard_error_than_the_best_before_it(
 def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, store, monkeypatch):
     seen = []
     better = {"levels": 2, "root": False, "image_size": 48, "resize": "pad", "magnify": True}
-    options = module._choices
+    options = module._auto_settings
 
     def small(how):
         return [(section, name, (64, 48) if name == "image_size" else all_) for section, name, all_ in options(how)]
@@ -247,14 +260,14 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
 
     monkeypatch.setattr(module, "_choices", small)
     monkeypatch.setattr(module, "_vote", vote)
-    open_data, left_open = {"image_size": "auto", "resize": "auto"}, Evaluate(magnify="auto")
+    open_data, left_open = {"image_size": "auto", "resize": "auto"}, Evaluate(zoom_center="auto")
     how = config(pretrained, head=Head(levels="auto", root="auto"), data=open_data, evaluate=left_open)
 
     def look(data):
         pixels = np.zeros((6, data.image_size, data.image_size, 3), np.uint8)
-        return Source(lambda _, rows: pixels[rows], np.arange(6) % 3)
+        return ArrayDataset(lambda _, rows: pixels[rows], np.arange(6) % 3)
 
-    chosen, base, votes = choose(how, look, store)
+    chosen, base, votes = resolve_auto(how, look, store)
     assert (chosen.head.levels, chosen.head.root, chosen.data.image_size, chosen.data.resize) == (2, False, 48, "pad")
     assert base.input_shape[1] == 48 and chosen.evaluate.magnify is True
     assert seen == [
@@ -281,8 +294,8 @@ def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base,
         middle = pixels[:, 6:-6, 6:-6].copy()
         pixels[labels == 1] = pixels[labels == 1] // 2
         pixels[:, 6:-6, 6:-6] = middle
-    source = Source(lambda _, rows: pixels[rows], labels, f"dots {small}")
-    chosen, _, votes = choose(config(pretrained, evaluate=Evaluate(magnify="auto")), lambda _: source, store)
+    source = ArrayDataset(lambda _, rows: pixels[rows], labels, f"dots {small}")
+    chosen, _, votes = resolve_auto(config(pretrained, evaluate=Evaluate(zoom_center="auto")), lambda _: source, store)
     assert chosen.evaluate.magnify is small, votes
 
 
@@ -291,7 +304,7 @@ def test_the_votes_are_a_function_of_the_seed(pretrained, store):
     def votes(seed: int, before: int) -> dict:
         keras.utils.set_random_seed(before)  # whatever was drawn before
         how = config(pretrained, head=Head(levels="auto"), train=Train(seed=seed))
-        return choose(how, lambda _: coloured(30, 3, 10), store)[2]
+        return resolve_auto(how, lambda _: coloured(30, 3, 10), store)[2]
 
     assert votes(0, before=1) == votes(0, before=2)
     assert votes(1, before=1) != votes(0, before=1)
@@ -309,16 +322,16 @@ def test_of_many_pictures_as_many_of_each_class_vote(pretrained, store, monkeypa
     monkeypatch.setattr(module, "VOTERS", 24)
     labels, how = np.array([0] * 80 + [1] * 6 + [2] * 14), config(pretrained)
     pixels = coloured(100, 5).read(0, np.arange(100))
-    source, network = Source(lambda _, rows: pixels[rows], labels, "a hundred"), build_backbone(pretrained, SIZE)
-    losses = module._vote(network, how, source, store)
-    all_features = selected(probe_features(network, how, [source], store), how.head)[0][0]
+    source, network = ArrayDataset(lambda _, rows: pixels[rows], labels, "a hundred"), build_backbone(pretrained, SIZE)
+    losses = module._cv_loss(network, how, source, store)
+    all_features = select_levels(probe_features(network, how, [source], store), how.head)[0][0]
     (features, seen), *_ = voted
     numbers = np.abs(features[:, None] - all_features).max(axis=2).argmin(axis=1)
     assert np.bincount(seen).tolist() == [8, 6, 8] and losses.shape == (22,)
     assert len(set(numbers)) == 22 and (labels[numbers] == seen).all()
     np.testing.assert_allclose(features, all_features[numbers], atol=2e-3, rtol=2e-3)
     monkeypatch.setattr(module, "VOTERS", 3)
-    module._vote(network, how, source, store)
+    module._cv_loss(network, how, source, store)
     assert np.bincount(voted[1][1]).tolist() == [5, 5, 5], "a fold each at least"
 
 
@@ -344,11 +357,11 @@ def settings(pretrained, path: Path, cache: Path, **sections) -> Config:
 def test_a_crop_that_cuts_off_what_matters_is_not_taken(pretrained, wide_pictures, store):
     loaded = load_examples(str(wide_pictures))
 
-    def look(data: Data) -> Source:
+    def look(data: Data) -> ArrayDataset:
         examples, pixels = decode(loaded, data)
-        return plain_source(pixels, np.arange(len(examples)), examples.labels)
+        return eval_dataset(pixels, np.arange(len(examples)), examples.labels)
 
-    chosen, _, votes = choose(settings(pretrained, wide_pictures, store.folder), look, store)
+    chosen, _, votes = resolve_auto(settings(pretrained, wide_pictures, store.folder), look, store)
     assert chosen.data.resize in {"pad", "squash"}
     assert votes["data.resize"]["crop"] > 1 > votes["data.resize"][chosen.data.resize]
 
@@ -361,7 +374,7 @@ def test_no_picture_of_validation_or_test_is_read_to_choose_or_to_begin(
     pretrained, wide_pictures, tmp_path, monkeypatch
 ):
     read, parts = set(), []
-    of, divide, start = Rows.__getitem__, recipe.split, recipe.begin
+    of, divide, start = ArrayFile.__getitem__, recipe.split, recipe.init_model
 
     def spy(self, rows):
         if self.key.startswith("pixels"):
@@ -376,10 +389,12 @@ def test_no_picture_of_validation_or_test_is_read_to_choose_or_to_begin(
         start(*args)
         raise Enough
 
-    monkeypatch.setattr(Rows, "__getitem__", spy)
-    monkeypatch.setattr(recipe, "glance", lambda *_: None)  # the audit, which looks at all and chooses nothing
+    monkeypatch.setattr(ArrayFile, "__getitem__", spy)
+    monkeypatch.setattr(
+        recipe, "facts_from_pixels", lambda *_: None
+    )  # the audit, which looks at all and chooses nothing
     monkeypatch.setattr(recipe, "split", divided)
-    monkeypatch.setattr(recipe, "begin", begun)
+    monkeypatch.setattr(recipe, "init_model", begun)
     with pytest.raises(Enough):
         recipe.run(settings(pretrained, wide_pictures, tmp_path / "cache"), tmp_path)
     assert read == set(np.flatnonzero(parts[0].parts == "train")) != set()
@@ -441,7 +456,7 @@ def test_a_class_of_one_training_picture_cannot_vote_and_stops_nothing(pretraine
 @pytest.fixture
 def small_sizes(monkeypatch):
     """In place of 288 and 224 pixels."""
-    options = module._choices
+    options = module._auto_settings
     monkeypatch.setattr(
         module, "_choices", lambda how: [(s, n, (48, 32) if n == "image_size" else all_) for s, n, all_ in options(how)]
     )
@@ -453,7 +468,7 @@ def wins(monkeypatch):
 
     def let(size: int) -> None:
         monkeypatch.setattr(module, "_vote", lambda base, how, *_: np.full(9, float(how.data.image_size != size)))
-        monkeypatch.setattr(module, "lead", lambda one, other, *_: 2 if one.mean() < other.mean() else 0)
+        monkeypatch.setattr(module, "paired_z", lambda one, other, *_: 2 if one.mean() < other.mean() else 0)
 
     return let
 
@@ -468,8 +483,8 @@ def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_
     given = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size=size))
     networks = []
     for one in (how, given):
-        recipe.prepare(one.train)
-        networks.append(choose(one, lambda _: coloured(9, 1), store)[1])
+        recipe.set_seed_and_precision(one.train)
+        networks.append(resolve_auto(one, lambda _: coloured(9, 1), store)[1])
     assert networks[0].input_shape[1] == size
     chosen, alone = ([variable.numpy() for variable in network.variables] for network in networks)
     assert len(chosen) > len(networks[0].weights), "random generators are among them"
@@ -519,7 +534,7 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     assert names == one.class_names
 
 
-def fed(model: keras.Model, source: Source) -> np.ndarray:
+def fed(model: keras.Model, source: ArrayDataset) -> np.ndarray:
     """What the first convolution receives of each picture."""
     network = keras.Model(model.inputs[0], model.get_layer("preprocess").output)
     return np.asarray(network(source.read(0, np.arange(len(source))).astype("float32"), training=False))
@@ -529,7 +544,7 @@ def fed(model: keras.Model, source: Source) -> np.ndarray:
 def test_from_scratch_training_pictures_enter_with_mean_0_and_deviation_1(name, store):
     how = config(Backbone(name=name, alpha=0.25, weights="none"))
     train, other = coloured(13, 1), coloured(9, 2, strength=0)
-    model = begin(build_backbone(how.backbone, SIZE), how, [train], store)
+    model = init_model(build_backbone(how.backbone, SIZE), how, [train], store)
     seen = fed(model, train)
     np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(seen.std(axis=(0, 1, 2)), 1, atol=1e-5)
@@ -540,11 +555,11 @@ def test_from_scratch_training_pictures_enter_with_mean_0_and_deviation_1(name, 
 
 def test_the_numbers_of_the_input_are_saved_with_the_model_and_with_its_weights(store, tmp_path):
     train = coloured(13, 1)
-    model = begin(build_backbone(TINY, SIZE), config(TINY), [train], store)
+    model = init_model(build_backbone(TINY, SIZE), config(TINY), [train], store)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(fed(keras.models.load_model(tmp_path / "model.keras"), train), fed(model, train))
     backbone = Backbone(name="tiny", weights=str(tmp_path / "model.keras"))
-    again = begin(build_backbone(backbone, SIZE), config(backbone), [coloured(30, 3, strength=100)], store)
+    again = init_model(build_backbone(backbone, SIZE), config(backbone), [coloured(30, 3, strength=100)], store)
     np.testing.assert_array_equal(fed(again, train), fed(model, train))  # as the weights know it
 
 
@@ -553,11 +568,11 @@ def test_pretrained_weights_keep_the_preprocessing_that_they_were_trained_with(s
     network.save_weights(tmp_path / "theirs.weights.h5")
     backbone = Backbone(name="mobilenet", alpha=0.25, weights=str(tmp_path / "theirs.weights.h5"))
     train = coloured(12, 1)
-    model = begin(build_backbone(backbone, SIZE), config(backbone), [train], store)
+    model = init_model(build_backbone(backbone, SIZE), config(backbone), [train], store)
     np.testing.assert_allclose(fed(model, train), train.read(0, np.arange(12)) / 127.5 - 1, atol=1e-6)
 
 
 def test_a_picture_all_of_one_colour_can_be_standardised(store):
-    flat = Source(lambda _, rows: np.full((len(rows), SIZE, SIZE, 3), 7, np.uint8), np.arange(4) % 2)
-    model = begin(build_backbone(TINY, SIZE), config(TINY), [flat], store)
+    flat = ArrayDataset(lambda _, rows: np.full((len(rows), SIZE, SIZE, 3), 7, np.uint8), np.arange(4) % 2)
+    model = init_model(build_backbone(TINY, SIZE), config(TINY), [flat], store)
     assert np.abs(fed(model, flat)).max() == 0

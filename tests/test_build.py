@@ -11,8 +11,8 @@ from scipy.special import expit, ndtr, softmax
 
 from template.config import Backbone, ConfigError, Head
 from template.model.backbones import block_numbers, build_backbone
-from template.model.build import GAINS, attach, boundary, build, freeze, levels, pooled, root
-from template.train.features import cut
+from template.model.build import GAINS, attach, boundary, build, freeze, levels, pool_features, root
+from template.train.features import split_model
 
 TINY = Backbone(name="tiny", weights="none")
 PLAIN = Head(dropout=0.0, l2=0.0)
@@ -170,7 +170,7 @@ def test_gradients_are_those_of_finite_differences(policy, rooted):
     """What is our own in the network is its root and how levels are pooled: in float64, to seven digits."""
     policy("float64")
     base = build_backbone(TINY, SIZE)
-    features = keras.Model(base.inputs[0], pooled(base, TINY, Head(levels=3, root=rooted, pooling="both")))
+    features = keras.Model(base.inputs[0], pool_features(base, TINY, Head(levels=3, root=rooted, pooling="both")))
     rng = np.random.default_rng(0)
     images, weights = rng.uniform(0, 255, (2, SIZE, SIZE, 3)), rng.normal(size=features.output_shape[1:])
 
@@ -201,7 +201,7 @@ def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest
     if unfreeze == "all":
         assert tensor is None
         return
-    bottom, tail = cut(model, tensor)
+    bottom, tail = split_model(model, tensor)
     np.testing.assert_allclose(run(tail, run(bottom, pixels)), logits, atol=1e-5, rtol=0)
     assert bottom.trainable_weights == []
     assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights} != set()
@@ -216,7 +216,7 @@ def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixel
     head = Head(levels=3, root=True, dropout=0.0)
     model = build(TINY, head, SIZE, [1, 1])
     freeze(model, TINY, unfreeze)
-    bottom, tail = cut(model, boundary(model, TINY, head, unfreeze))
+    bottom, tail = split_model(model, boundary(model, TINY, head, unfreeze))
     before, stored = values(model), run(bottom, pixels)
     train(tail, stored)
     np.testing.assert_allclose(run(model, pixels), run(tail, stored), atol=1e-5)
@@ -365,7 +365,7 @@ def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_save
 def test_noise_is_above_the_boundary(unfreeze, levels):
     head = Head(noise=0.5, levels=levels)
     model = build(TINY, head, SIZE, [1, 1])
-    bottom, tail = cut(model, boundary(model, TINY, head, unfreeze))
+    bottom, tail = split_model(model, boundary(model, TINY, head, unfreeze))
     assert "head_noise" in {layer.name for layer in tail.layers} - {layer.name for layer in bottom.layers}
 
 
@@ -499,6 +499,6 @@ def test_xla_is_for_the_gpu_whatever_is_cut_from_the_network(kinds, monkeypatch)
     found = lambda kind=None: [device for device in devices if kind in {None, device.device_type}]  # noqa: E731
     monkeypatch.setattr(tf.config, "list_physical_devices", found)
     model = build(TINY, PLAIN, SIZE, [1, 1])
-    _, tail = cut(model, boundary(model, TINY, PLAIN, 1))
+    _, tail = split_model(model, boundary(model, TINY, PLAIN, 1))
     tail.compile("adam", "mse")
     assert model.jit_compile == tail.jit_compile == ("GPU" in kinds)

@@ -12,7 +12,7 @@ import pytest
 from template import disk
 from template.data import rows as rows_module
 from template.data.cache import Cache
-from template.data.rows import Rows
+from template.data.rows import ArrayFile
 
 N, SHAPE = 40, (3, 5)
 SIZE = N * 15 * 2 + N * 4
@@ -27,7 +27,9 @@ def values(number: int) -> np.ndarray:
     return (np.arange(N * 15).reshape(N, *SHAPE) + number + 1).astype(np.float16)
 
 
-def ask(cache: Cache, number: int, *, memory: float = 0, kind: str = "features", pause: float = 0, seen=None) -> Rows:
+def ask(
+    cache: Cache, number: int, *, memory: float = 0, kind: str = "features", pause: float = 0, seen=None
+) -> ArrayFile:
     """The array of a number, made a few rows at a time if it is not there; `seen` grows whenever it is made."""
 
     def batches(notes: dict):
@@ -40,7 +42,7 @@ def ask(cache: Cache, number: int, *, memory: float = 0, kind: str = "features",
     return cache.rows(name(number, kind), batches, (N, *SHAPE), np.float16, memory_bytes=memory)
 
 
-def right(rows: Rows, number: int) -> bool:
+def right(rows: ArrayFile, number: int) -> bool:
     return rows.notes == {"number": number} and rows[np.arange(N)].tobytes() == values(number).tobytes()
 
 

@@ -6,12 +6,12 @@ from scipy.special import log_softmax
 
 from template import runs
 from template.evaluate.calibration import (
-    answered,
-    at_least,
     calibrate,
     confidence_for,
-    coverage,
+    lower_bound,
     reliability,
+    risk_coverage,
+    selective_accuracy,
     temperature,
     threshold,
 )
@@ -138,7 +138,7 @@ def test_equal_evidence_is_answered_alike():
 def test_coverage_worked_by_hand():
     logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.3, 0.7]]).astype(np.float32)
     given = Predictions(np.arange(4).astype(str), np.array([0, 1, 1, 1]), logits, ("a", "b"))
-    confidences, shares, accuracies = coverage(given)
+    confidences, shares, accuracies = risk_coverage(given)
     assert confidences == pytest.approx([0.9, 0.8, 0.7])  # the last two are equally sure, and answered together
     assert shares.tolist() == [0.25, 0.5, 1.0]
     assert accuracies == pytest.approx([1, 1, 0.75])
@@ -149,9 +149,12 @@ def test_coverage_worked_by_hand():
     assert confidence_for(often, 0.95) == pytest.approx(0.8)  # 30 of 30
     assert confidence_for(often, 0.65) == pytest.approx(0.7)  # 45 of 60
     assert confidence_for(often, 1.0) is None, "nobody can promise that"
-    found = answered(given, 0.75)
+    found = selective_accuracy(given, 0.75)
     assert (found["coverage"]["value"], found["accuracy"]["value"]) == (0.5, 1.0)
-    assert answered(given, 0.99)["accuracy"] is None and answered(given, 0.99)["coverage"]["value"] == 0
+    assert (
+        selective_accuracy(given, 0.99)["accuracy"] is None
+        and selective_accuracy(given, 0.99)["coverage"]["value"] == 0
+    )
     wrong = Predictions(given.ids, 1 - given.labels, logits, ("a", "b"))
     assert confidence_for(wrong, 0.9) is None
 
@@ -159,7 +162,7 @@ def test_coverage_worked_by_hand():
 @pytest.mark.parametrize(("n", "all_right"), [(2, 0.5519), (10, 0.8764), (27, 0.9516), (80, 0.9833)])
 def test_so_many_right_answers_promise_so_much(n, all_right):
     """By quantiles of the beta distribution worked out elsewhere; and a threshold is there only if it is promised."""
-    assert at_least(n, n) == pytest.approx(all_right, abs=1e-4)
+    assert lower_bound(n, n) == pytest.approx(all_right, abs=1e-4)
     said = Predictions(np.arange(n).astype(str), np.zeros(n, int), np.tile(np.float32([2, 1]), (n, 1)), ("a", "b"))
     assert confidence_for(said, all_right - 0.001) == pytest.approx(0.731, abs=1e-3)
     assert confidence_for(said, all_right + 0.001) is None
@@ -176,7 +179,7 @@ def test_the_accuracy_that_is_promised_is_kept(n):
             few, true = judged(n, draw, distance, 1.0, 0.0)
             given = Predictions(np.arange(n).astype(str), true, few.astype(np.float32), ("a", "b", "c"))
             at = confidence_for(given, 0.95)
-            kept += [] if at is None else [answered(test, at)["accuracy"]["value"]]
+            kept += [] if at is None else [selective_accuracy(test, at)["accuracy"]["value"]]
     assert len(kept) > 25 if n > 30 else not kept
     assert not kept or (np.mean(kept) > 0.95 and np.mean(np.array(kept) < 0.93) < 0.1)
 
@@ -185,7 +188,7 @@ def test_what_was_chosen_on_validation_holds_on_test_pictures():
     val, test = honest(4000, 4, boast=2.0), honest(4000, 5, boast=2.0)
     found = calibrate(val, test)
     assert found["temperature"] == pytest.approx(2, rel=0.1)
-    assert found["after"]["calibration_error"]["high"] < found["before"]["calibration_error"]["low"]
+    assert found["after"]["ece"]["high"] < found["before"]["ece"]["low"]
     assert found["after"]["cross_entropy"]["value"] < found["before"]["cross_entropy"]["value"]
     assert found["reject"]["accuracy"]["value"] == pytest.approx(0.95, abs=0.02)
     assert 0.2 < found["reject"]["coverage"]["value"] < 0.9

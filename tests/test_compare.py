@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from template.evaluate.compare import NAMES, aligned, compare, holm
+from template.evaluate.compare import NAMES, align, compare, holm
 from template.evaluate.predictions import Predictions
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "compare.py"
@@ -107,7 +107,7 @@ def test_groups_that_one_run_knows_of_hold_for_both(has):
     )
     both = [dataclasses.replace(right_on(m), groups=groups) for m in (mask, other)]
     assert compare(first, second)["accuracy"] == compare(*both)["accuracy"]
-    assert compare(*aligned([first, second]))["accuracy"]["difference"] == compare(*both)["accuracy"]["difference"]
+    assert compare(*align([first, second]))["accuracy"]["difference"] == compare(*both)["accuracy"]["difference"]
     spread = compare(first, second)["accuracy"]["difference"]
     assert spread["high"] - spread["low"] < 0.1, "paired"
 
@@ -128,7 +128,7 @@ def test_two_lucky_patients_are_no_evidence():
 def test_pictures_are_matched_by_their_ids():
     one = right_on(np.random.default_rng(3).random(50) < 0.7)
     shuffled = one.take(np.random.default_rng(4).permutation(50))
-    again = aligned([one, shuffled])[1]
+    again = align([one, shuffled])[1]
     for field in ("ids", "labels", "logits"):
         np.testing.assert_array_equal(getattr(again, field), getattr(one, field))
 
@@ -145,7 +145,7 @@ def test_pictures_are_matched_by_their_ids():
 def test_what_cannot_be_compared_is_refused(change, message):
     one = right_on(np.ones(50, bool))
     with pytest.raises(ValueError, match=message):
-        aligned([one, change(one)])
+        align([one, change(one)])
 
 
 def test_several_comparisons_need_stronger_evidence():

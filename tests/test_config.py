@@ -577,6 +577,6 @@ def test_a_path_that_a_recipe_cannot_hold_is_refused_by_name(tmp_path, monkeypat
 @pytest.mark.parametrize("recipe", [None, "folder.toml", "scratch.toml"])
 def test_answers_are_of_mirror_images_where_training_sees_them(overrides, mirrors, recipe, tmp_path):
     config = load(Path(__file__).parents[1] / "configs" / recipe if recipe else None, overrides)
-    assert suggest.mirrors(config) == mirrors
+    assert suggest.uses_hflip(config) == mirrors
     (tmp_path / "saved.toml").write_text(to_toml(config))
-    assert suggest.mirrors(load(tmp_path / "saved.toml")) == mirrors
+    assert suggest.uses_hflip(load(tmp_path / "saved.toml")) == mirrors

@@ -11,7 +11,7 @@ import pytest
 
 from template import recipe
 from template.config import Config, Data
-from template.data.audit import glance, look
+from template.data.audit import facts_from_pixels, read_facts
 from template.data.decode import decode
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images import load, load_image
@@ -78,10 +78,10 @@ def test_no_label_moves_beside_files_that_are_left_out(written, tmp_path):
         assert examples.class_names[examples.labels[row]] == file.parent.name
         np.testing.assert_array_equal(pixels[np.array([row])][0], load_image(file, 16, "crop"))
     # The audit sees them too, of decoded ones by their headers alone.
-    headers = glance(examples, pixels, np.arange(len(examples)))
+    headers = facts_from_pixels(examples, pixels, np.arange(len(examples)))
     seen = {str(name): row for row, name in enumerate(examples.ids)}
     assert headers.width[seen["odd/thumbnail first.tif"]] == 48, "of the image and not of its thumbnail"
-    facts = look(load_examples(str(written / "files")))
+    facts = read_facts(load_examples(str(written / "files")))
     assert facts.readable.sum() == len(examples)
     np.testing.assert_array_equal(headers.width, facts.width[facts.readable])
 
@@ -114,13 +114,13 @@ def test_the_bits_of_a_set_go_into_the_recipe_for_what_is_predicted_later(tmp_pa
         values = corpus.noise(seed=number).astype(np.uint16)[..., :1] * (16 if number < 4 else 3)
         file.write_bytes(corpus.deep_png(values))
     data = Data(path=str(tmp_path / "set"), cache=str(tmp_path / "cache"), image_size=16)
-    config, examples, see = recipe.pictures(Config(data=data))
+    config, examples, see = recipe.load_data(Config(data=data))
     assert config.data.bits == 12 and len(examples) == 12
-    again, _, _ = recipe.pictures(config)
+    again, _, _ = recipe.load_data(config)
     assert again == config
     expected = [load(file, config.data)[0] for file in examples.images]
     np.testing.assert_array_equal(see(config.data)[np.arange(12)], expected)
-    plain, _, _ = recipe.pictures(
+    plain, _, _ = recipe.load_data(
         Config(data=dataclasses.replace(data, path=str(corpus.fill(tmp_path / "plain", "a", "b"))))
     )
     assert plain.data.bits == "auto"

@@ -386,7 +386,7 @@ def test_without_room_for_the_pixels_nothing_is_decoded(class_folder, tmp_path, 
         asked.append(needs)
         raise disk.DiskError("no room")
 
-    monkeypatch.setattr(module.disk, "require", full)
+    monkeypatch.setattr(module.disk, "require_space", full)
     with pytest.raises(disk.DiskError):
         decode(load_examples(str(class_folder)), settings(tmp_path))
     ((folder, needed),) = asked[0].items()

@@ -137,16 +137,16 @@ def test_a_gpu_that_tensorflow_does_not_see_is_warned_of_with_what_to_install(sy
     system({})
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     Gpu(monkeypatch, seen=False)
-    assert device.overlooked() is None, "there is none"
+    assert device.unused_gpu() is None, "there is none"
     write(tmp_path, {sign: ""})
     (tmp_path / sign).chmod(0o755)
-    said = device.overlooked()
+    said = device.unused_gpu()
     assert 'pip install -c constraints.txt -e ".[gpu]"' in said and "does not see it" in said
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert device.overlooked() is None, "somebody wants it so"
+        assert device.unused_gpu() is None, "somebody wants it so"
     Gpu(monkeypatch, seen=True)
-    assert device.overlooked() is None
+    assert device.unused_gpu() is None
 
 
 def test_a_gpu_is_named_with_its_memory(system, monkeypatch, tmp_path):
@@ -157,16 +157,16 @@ def test_a_gpu_is_named_with_its_memory(system, monkeypatch, tmp_path):
     said = device.describe("mixed_bfloat16")
     assert said["gpus"] == [{"name": "NVIDIA T4", "memory_gb": 15.0, "driver": "550.54"}]
     assert said["xla"] is True
-    assert device.sentence(said) == "NVIDIA T4 (15.0 GiB), 8 cores, 64.0 GiB, mixed_bfloat16, XLA"
+    assert device.summary(said) == "NVIDIA T4 (15.0 GiB), 8 cores, 64.0 GiB, mixed_bfloat16, XLA"
     nvidia_smi(tmp_path / "bin", "NVIDIA-SMI has failed because it could not talk to the driver", 9)
-    assert device.sentence(device.describe("float32")) == "NVIDIA T4, 8 cores, 64.0 GiB, float32, XLA"
+    assert device.summary(device.describe("float32")) == "NVIDIA T4, 8 cores, 64.0 GiB, float32, XLA"
 
 
 def test_a_cpu_is_said_to_be_one(system, monkeypatch, tmp_path):
     system({"cgroup/cpu.max": "100000 100000"})
     monkeypatch.setenv("PATH", str(tmp_path))
     Gpu(monkeypatch, seen=False)
-    assert device.sentence(device.describe("float32")) == "CPU, 1 core, 64.0 GiB, float32, no XLA"
+    assert device.summary(device.describe("float32")) == "CPU, 1 core, 64.0 GiB, float32, no XLA"
 
 
 def test_at_the_door_gpus_are_shared_and_threads_are_as_many_as_cores(system, monkeypatch):

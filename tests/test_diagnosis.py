@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from template.evaluate.diagnosis import diagnose, disagreement, power_law, promise
+from template.evaluate.diagnosis import diagnose, disagreement, extrapolate, power_law
 from template.evaluate.predictions import Predictions
 
 
@@ -52,10 +52,10 @@ def test_no_law_promises_that_more_pictures_do_harm_or_that_no_errors_are_left()
 
 def test_a_promise_is_what_the_law_says_of_twice_as_many():
     sizes = [25, 50, 100, 200, 400]
-    found = promise(sizes, [2.0 * n**-0.5 for n in sizes])
+    found = extrapolate(sizes, [2.0 * n**-0.5 for n in sizes])
     assert (found["scale"], found["exponent"]) == pytest.approx((2.0, 0.5))
     assert found["twice"] == pytest.approx(2 / 400**0.5 - 2 / 800**0.5)
-    assert promise([10, 20], [0.2, 0.3])["twice"] == 0, "never that more pictures do harm"
+    assert extrapolate([10, 20], [0.2, 0.3])["twice"] == 0, "never that more pictures do harm"
 
 
 def saying(*answers: int) -> Predictions:

@@ -239,9 +239,9 @@ def test_without_permission_the_reason_is_said(tmp_path, monkeypatch):
 def test_room_is_asked_for_once_for_folders_on_one_disk(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10 * 2**20))
-    disk.require({tmp_path / "new" / "run": 6 * 2**20, tmp_path / "cache": 4 * 2**20})
+    disk.require_space({tmp_path / "new" / "run": 6 * 2**20, tmp_path / "cache": 4 * 2**20})
     with pytest.raises(disk.DiskError, match=r"expected 11\.0 MiB .* received 10\.0 MiB. Delete old runs"):
-        disk.require({tmp_path / "new" / "run": 6 * 2**20, tmp_path / "cache": 5 * 2**20})
+        disk.require_space({tmp_path / "new" / "run": 6 * 2**20, tmp_path / "cache": 5 * 2**20})
 
 
 @pytest.mark.parametrize(

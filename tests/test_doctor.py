@@ -42,9 +42,7 @@ def test_this_machine_is_ready_and_the_page_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, said = call("doctor")
     assert code == 0 and "FAIL" not in said
-    assert (
-        said.startswith("ok    Python: 3.") and f"ok    device: {device.sentence(device.describe('float32'))}" in said
-    )
+    assert said.startswith("ok    Python: 3.") and f"ok    device: {device.summary(device.describe('float32'))}" in said
     assert {path.name for path in tmp_path.iterdir()} <= {"keras"}, "it changes nothing"
 
 
@@ -78,7 +76,7 @@ def test_another_python_is_refused(monkeypatch):
 
 
 def test_tensorflow_that_cannot_be_imported_and_a_gpu_that_it_overlooks(monkeypatch):
-    monkeypatch.setattr(device, "overlooked", lambda: "there is a GPU")
+    monkeypatch.setattr(device, "unused_gpu", lambda: "there is a GPU")
     assert [line.level for line in doctor.computing()] == ["ok", "warn"]
     monkeypatch.setattr(runs, "import_tensorflow", lambda: 1 / 0)
     (line,) = doctor.computing()

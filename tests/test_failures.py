@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from template.evaluate.failures import folders, slices, unsure, worst
+from template.evaluate.failures import folders, least_confident, most_confident_errors, slices
 from template.evaluate.predictions import Predictions
 
 
@@ -17,14 +17,14 @@ FOUR = given([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], [1, 1, 1, 0])
 
 
 def test_the_surest_errors_come_first_and_no_right_answer_is_among_them():
-    assert worst(FOUR, 9).tolist() == [0, 1]
-    assert worst(FOUR, 1).tolist() == [0]
-    assert worst(given([[0.9, 0.1]], [0]), 9).tolist() == []
+    assert most_confident_errors(FOUR, 9).tolist() == [0, 1]
+    assert most_confident_errors(FOUR, 1).tolist() == [0]
+    assert most_confident_errors(given([[0.9, 0.1]], [0]), 9).tolist() == []
 
 
 def test_the_least_sure_come_first_right_or_wrong():
-    assert unsure(FOUR, 3).tolist() == [3, 1, 2]
-    assert unsure(given([[1.0], [1.0]], [0, 0]), 3).tolist() == []
+    assert least_confident(FOUR, 3).tolist() == [3, 1, 2]
+    assert least_confident(given([[1.0], [1.0]], [0, 0]), 3).tolist() == []
 
 
 def test_a_slice_that_fails_is_found_and_others_are_not():

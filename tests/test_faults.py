@@ -56,8 +56,8 @@ def test_no_label_shifts_and_no_picture_is_in_two_parts(tmp_path):
 
 
 def test_a_label_that_shifts_is_counted(tmp_path, monkeypatch):
-    real = decoding.Rows.__getitem__
-    monkeypatch.setattr(decoding.Rows, "__getitem__", lambda self, rows: real(self, (rows + 1) % len(self)))
+    real = decoding.ArrayFile.__getitem__
+    monkeypatch.setattr(decoding.ArrayFile, "__getitem__", lambda self, rows: real(self, (rows + 1) % len(self)))
     assert faults.labels(tmp_path, cases=3)["labels shifted"] > 0
 
 

@@ -10,12 +10,12 @@ import pytest
 from keras import layers, ops
 
 from template.config import Augment, Backbone, Head, Stage
-from template.data.pipeline import Source, joined, magnified, mirrored, plain_source, training_source
-from template.data.rows import Rows, opened, write
+from template.data.pipeline import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
+from template.data.rows import ArrayFile, opened, write
 from template.model.build import boundary, build, freeze, root
-from template.runs import Clock
+from template.runs import Timer
 from template.train import features
-from template.train.features import Store, activations, cached, cut, divide, fingerprint, inference
+from template.train.features import FeatureCache, activations, cache_frozen, cached, fingerprint, inference, split_model
 from template.train.optimizers import optimizer, schedule
 from template.train.stages import compile_for
 
@@ -30,27 +30,27 @@ def model():
 
 @pytest.fixture(scope="module")
 def bottom(model):
-    return cut(model, boundary(model, BACKBONE, HEAD, 1))[0]
+    return split_model(model, boundary(model, BACKBONE, HEAD, 1))[0]
 
 
 @pytest.fixture(scope="module")
 def source():
     """Six pictures that are brighter in every epoch; what they are called, nobody knows."""
     pixels = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3)).astype(np.uint8)
-    return Source(lambda epoch, rows: pixels[rows] + np.uint8(5 * epoch), np.arange(6) % 3)
+    return ArrayDataset(lambda epoch, rows: pixels[rows] + np.uint8(5 * epoch), np.arange(6) % 3)
 
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "cache", 1e9, batch_size=4, clock=Clock())
+    return FeatureCache(tmp_path / "cache", 1e9, batch_size=4, clock=Timer())
 
 
-def through(network: keras.Model, source: Source, epoch: int, rows: np.ndarray) -> np.ndarray:
+def through(network: keras.Model, source: ArrayDataset, epoch: int, rows: np.ndarray) -> np.ndarray:
     """What the network makes of these rows, without a store."""
     return np.asarray(network(source.read(epoch, rows).astype("float32"), training=False))
 
 
-def watched(source: Source) -> tuple[Source, list[int]]:
+def watched(source: ArrayDataset) -> tuple[ArrayDataset, list[int]]:
     """The same source, and a list that gets an epoch for every batch that is read."""
     seen = []
 
@@ -61,7 +61,7 @@ def watched(source: Source) -> tuple[Source, list[int]]:
     return dataclasses.replace(source, read=read), seen
 
 
-def files(store: Store) -> list:
+def files(store: FeatureCache) -> list:
     return sorted(store.folder.iterdir()) if store.folder.exists() else []
 
 
@@ -113,14 +113,14 @@ def test_an_activation_too_large_for_float16_stays_finite(store):
     pixel = keras.Input((1,))
     for factor, expected in ((1e6, 65504), (-1e6, -65504), (-2, -2)):
         network = keras.Model(pixel, layers.Rescaling(factor)(pixel))
-        source = Source(lambda _, rows: np.ones((len(rows), 1), np.uint8), np.zeros(3, int))
+        source = ArrayDataset(lambda _, rows: np.ones((len(rows), 1), np.uint8), np.zeros(3, int))
         assert (cached(network, source, 1, 0, store).read(0, np.arange(3)) == expected).all()
 
 
 def test_activations_that_are_clipped_are_counted_and_said_also_when_they_are_found_again(store, capsys):
     pixel, values = keras.Input((2,)), np.array([[1, 1], [1, 100], [100, 100]], np.uint8)
     network = keras.Model(pixel, layers.Rescaling(1000.0)(pixel))
-    source = Source(lambda _, rows: values[rows], np.zeros(3, int), key="three")
+    source = ArrayDataset(lambda _, rows: values[rows], np.zeros(3, int), key="three")
     for said in ("computed", "found"):
         store.outputs(network, source, range(2))
         printed = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_activations_that_are_clipped_are_counted_and_said_also_when_they_are_fo
 
 
 def test_activations_are_in_order_with_the_smaller_last_batch(model, source):
-    bottom, _ = cut(model, boundary(model, BACKBONE, HEAD, 0))
+    bottom, _ = split_model(model, boundary(model, BACKBONE, HEAD, 0))
     batches = list(activations(inference(bottom), source, 0, 4))
     assert [len(batch) for batch in batches] == [4, 2]
     np.testing.assert_allclose(np.concatenate(batches), through(bottom, source, 0, np.arange(6)), atol=1e-5)
@@ -147,7 +147,7 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
         kernel.assign(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
         freeze(model, BACKBONE, 1)
         tensor = boundary(model, BACKBONE, HEAD, 1) if stored else None
-        network, inputs, _ = divide(model, tensor, [source], None, views=1, refresh=0, store=store)
+        network, inputs, _ = cache_frozen(model, tensor, [source], None, views=1, refresh=0, store=store)
         stage = Stage(learning_rate=1e-3, warmup=0)
         compile_for(network, optimizer(stage, schedule(stage, 10), averaged=False))
         batch = inputs.read(0, np.arange(6)).astype("float32")
@@ -164,21 +164,21 @@ def test_what_does_not_fit_is_trained_on_pictures_and_says_so(model, source, sto
     needed = 2 * (2 * 6 * 4 + 6) * int(np.prod(tensor.shape[1:]))  # float16, two parts of six in four views, and val
     for boundary_, limit, said in ((tensor, needed - 1, "would take"), (None, 1e9, "nothing is frozen")):
         limited = dataclasses.replace(store, limit_bytes=limit)
-        network, inputs, val = divide(model, boundary_, [source, source], source, **how, store=limited)
+        network, inputs, val = cache_frozen(model, boundary_, [source, source], source, **how, store=limited)
         assert network is model and val is source
-        np.testing.assert_array_equal(inputs.read(1, rows), joined([source, source]).read(1, rows))
+        np.testing.assert_array_equal(inputs.read(1, rows), concatenate([source, source]).read(1, rows))
         assert said in capsys.readouterr().out
     enough = dataclasses.replace(store, limit_bytes=needed)
-    network, inputs, val = divide(model, tensor, [source, source], source, **how, store=enough)
+    network, inputs, val = cache_frozen(model, tensor, [source, source], source, **how, store=enough)
     assert network is not model and network.input_shape == tensor.shape
     for stored, n in ((inputs, 12), (val, 6)):
         assert len(stored) == n and stored.read(0, np.arange(n)).shape == (n, *tensor.shape[1:])
 
 
 def test_the_activations_of_several_parts_stand_one_after_the_other(model, bottom, source, store):
-    darker = Source(lambda epoch, rows: source.read(epoch, rows) // 2, source.labels[::-1].copy())
+    darker = ArrayDataset(lambda epoch, rows: source.read(epoch, rows) // 2, source.labels[::-1].copy())
     tensor, rows = boundary(model, BACKBONE, HEAD, 1), np.array([7, 2, 6, 5])
-    _, inputs, val = divide(model, tensor, [source, darker], darker, views=2, refresh=0, store=store)
+    _, inputs, val = cache_frozen(model, tensor, [source, darker], darker, views=2, refresh=0, store=store)
     for epoch in (0, 1, 2):
         read = inputs.read(epoch, rows)
         np.testing.assert_allclose(read[[1, 3]], through(bottom, source, epoch % 2, rows[[1, 3]]), atol=2e-3)
@@ -192,15 +192,15 @@ def pixels(tmp_path_factory):
     """Ten pictures with a name, as `decode` gives them."""
     file = tmp_path_factory.mktemp("decoded") / "pixels"
     array = np.random.default_rng(1).integers(0, 255, (10, 32, 32, 3)).astype(np.uint8)
-    return Rows(write(file.open("w+b"), [array], array.shape[1:], np.uint8, {}), 1e9, key="pixels-0123")
+    return ArrayFile(write(file.open("w+b"), [array], array.shape[1:], np.uint8, {}), 1e9, key="pixels-0123")
 
 
-def augmented(pixels, rows=(0, 1, 2, 3, 4, 5), seed=0, **settings) -> Source:
-    return training_source(pixels, np.array(rows, int), np.arange(10) % 3, Augment(**settings), seed)
+def augmented(pixels, rows=(0, 1, 2, 3, 4, 5), seed=0, **settings) -> ArrayDataset:
+    return train_dataset(pixels, np.array(rows, int), np.arange(10) % 3, Augment(**settings), seed)
 
 
 def test_the_second_time_nothing_is_computed_and_every_bit_is_the_same(bottom, pixels, store):
-    again = dataclasses.replace(store, clock=Clock())  # as tomorrow's run
+    again = dataclasses.replace(store, clock=Timer())  # as tomorrow's run
     first, second = watched(augmented(pixels)), watched(augmented(pixels))
     values = store.outputs(bottom, first[0], range(2, 4))[np.arange(12)]
     assert values.dtype == np.float16 and first[1]
@@ -221,8 +221,8 @@ def test_whatever_changes_is_computed_anew(bottom, pixels, store):
         np.testing.assert_allclose(rows[np.arange(2)], expected, atol=2e-3)
         return len(seen) > 1  # one was for the expectation
 
-    renamed = Rows(opened(pixels.path.open("rb")), 1e9, key="pixels-4567")
-    plain = plain_source(pixels, np.arange(6), np.arange(10) % 3)
+    renamed = ArrayFile(opened(pixels.path.open("rb")), 1e9, key="pixels-4567")
+    plain = eval_dataset(pixels, np.arange(6), np.arange(10) % 3)
     assert computes() and not computes()
     for change in (
         {"epochs": range(3)},
@@ -235,9 +235,9 @@ def test_whatever_changes_is_computed_anew(bottom, pixels, store):
         {"source": augmented(pixels, flip=False)},
         {"source": augmented(renamed)},
         {"source": plain},
-        {"source": mirrored(plain)},
-        {"source": magnified(plain)},
-        {"source": joined([plain, plain])},
+        {"source": hflip(plain)},
+        {"source": center_zoom(plain)},
+        {"source": concatenate([plain, plain])},
     ):
         assert computes(**change), f"{change} must not be taken for another"
         assert not computes(**change)
@@ -278,7 +278,7 @@ def test_another_arithmetic_makes_another_network(model, precision):
         keras.config.set_dtype_policy(before)
     mixed.set_weights(model.get_weights())
     for unfreeze in (0, 1):
-        bottoms = [cut(network, boundary(network, BACKBONE, HEAD, unfreeze))[0] for network in (model, mixed)]
+        bottoms = [split_model(network, boundary(network, BACKBONE, HEAD, unfreeze))[0] for network in (model, mixed)]
         assert fingerprint(bottoms[0]) != fingerprint(bottoms[1])
 
 
@@ -379,7 +379,7 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_to_be_found(bottom, pixels
         return pixels[rows]
 
     with pytest.raises(Exception, match="the cable is out"):
-        store.outputs(bottom, Source(read, np.zeros(6, int), "named"), range(1))
+        store.outputs(bottom, ArrayDataset(read, np.zeros(6, int), "named"), range(1))
     assert files(store) == []
 
 

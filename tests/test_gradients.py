@@ -9,14 +9,14 @@ from keras import layers
 from scipy.special import softmax
 
 from template.config import Backbone, Head
-from template.data.pipeline import Source
+from template.data.pipeline import ArrayDataset
 from template.model.build import boundary, build
-from template.train.features import cut
+from template.train.features import split_model
 from template.train.gradients import HEADER, Gradients, block_names, dead_relus, gradients, worries
 
 RNG = np.random.default_rng(0)
 INPUTS, LABELS = RNG.normal(size=(16, 6)).astype(np.float32), np.arange(16) % 3
-SOURCE = Source(lambda epoch, rows: INPUTS[rows], LABELS)
+SOURCE = ArrayDataset(lambda epoch, rows: INPUTS[rows], LABELS)
 TARGETS = np.eye(3, dtype=np.float32)[LABELS]
 
 
@@ -162,7 +162,7 @@ def test_of_a_network_cut_in_two_the_upper_part_is_looked_at():
     model.get_layer("block3_bn1").beta.assign([-1e4] * 32 + [1.0] * 32)
     relus = [model.get_layer(name).output for name in ("block3_relu1", "block3_relu2", "top_relu")]
     maps = keras.Model(model.inputs[0], relus)
-    bottom, tail = cut(model, boundary(model, tiny, head, 1))
+    bottom, tail = split_model(model, boundary(model, tiny, head, 1))
     pixels = RNG.uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
     blocks = block_names(model, tiny)
     whole, above = dead_relus(model, blocks)(pixels), dead_relus(tail, blocks)(bottom(pixels, training=False))

@@ -13,11 +13,11 @@ from scipy.ndimage import binary_opening
 from template import runs
 from template.config import RESIDUAL, Backbone, Config, Data, Head, to_toml
 from template.deploy.predictor import load_run, save_model
-from template.model.backbones import BACKBONES, block_numbers, build_backbone, finished
+from template.model.backbones import BACKBONES, block_numbers, build_backbone, with_stochastic_depth
 from template.model.build import boundary, build, freeze
-from template.model.layers import DropBlock, DropConnect, StochasticDepth, bare, renormalise
-from template.train.callbacks import Ramp
-from template.train.features import cut
+from template.model.layers import DropBlock, DropConnect, StochasticDepth, renormalise, strip_training_layers
+from template.train.callbacks import DropBlockSchedule
+from template.train.features import split_model
 
 TINY, SIZE = Backbone(name="tiny", weights="none"), 32
 DEEP = Backbone(name="tiny", weights="none", stochastic_depth=0.5)
@@ -59,7 +59,7 @@ def test_blocks_are_squares_of_7_or_half_the_map_in_each_channel_anew_and_the_me
 def test_the_rate_of_dropped_blocks_rises_over_a_stage_and_is_nothing_at_inference():
     head = Head(drop_block=0.2, levels=2, dropout=0.0)
     model, maps = build(TINY, head, SIZE, [1, 1]), np.ones((8, 8, 8, 96), np.float32)
-    ramp = Ramp(start=5, epochs=4)
+    ramp = DropBlockSchedule(start=5, epochs=4)
     ramp.set_model(model)
     parts = []
     for epoch in (8, 5, 6, 7, 8):  # a function of the epoch, not of what was before
@@ -73,7 +73,7 @@ def test_the_rate_of_dropped_blocks_rises_over_a_stage_and_is_nothing_at_inferen
 def test_where_the_head_alone_trains_blocks_are_below_the_boundary_and_else_above():
     model = build(TINY, ALL, SIZE, [1, 1])
     for unfreeze, droppers in ((0, 0), (1, 2)):
-        _, tail = cut(model, boundary(model, TINY, ALL, unfreeze))
+        _, tail = split_model(model, boundary(model, TINY, ALL, unfreeze))
         assert sum(isinstance(layer, DropBlock) for layer in tail.layers) == droppers
 
 
@@ -143,7 +143,7 @@ def pair(request) -> tuple[str, keras.Model, keras.Model]:
     for weight in plain.weights:  # those of a layer that took another's would show
         weight.assign(np.asarray(weight) + rng.uniform(0, 0.1, weight.shape))
     renormalise(plain)
-    return request.param, plain, finished(plain, 0.9)
+    return request.param, plain, with_stochastic_depth(plain, 0.9)
 
 
 def test_the_branch_is_dropped_and_never_the_shortcut_the_deepest_most(pair):
@@ -178,7 +178,7 @@ def test_weights_blocks_and_answers_are_those_of_the_network_without(pair):
     for layer in deep.layers:
         if isinstance(layer, StochasticDepth):
             assert numbers[layer.name] == numbers[layer.name.removesuffix("_drop")]
-    again = bare(deep)
+    again = strip_training_layers(deep)
     assert [layer.name for layer in again.layers] == [layer.name for layer in plain.layers], "as files are ordered"
     assert all(np.array_equal(a, b) for a, b in zip(again.get_weights(), plain.get_weights(), strict=True))
 
@@ -241,7 +241,7 @@ def test_frozen_blocks_drop_nothing_though_training_passes_through_them(pixels):
 
 def test_off_there_is_no_layer_of_ours_and_nothing_to_take_off():
     model = build(TINY, Head(), SIZE, [1, 1])
-    assert all(one is other for one, other in zip(bare(model).layers, model.layers, strict=True))
+    assert all(one is other for one, other in zip(strip_training_layers(model).layers, model.layers, strict=True))
     assert not any(type(layer).__module__.startswith("template") for layer in model.layers)
     others = [layer.name for layer in build(DEEP, ALL, SIZE, [1, 1]).layers]
     assert sum(name.startswith("pool_drop") or name.endswith("add_drop") for name in others) == 2 + 3

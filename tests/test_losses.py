@@ -10,12 +10,12 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
-from template.data.pipeline import Source, ordered_batches
+from template.data.pipeline import ArrayDataset, ordered_batches
 from template.model.build import build
-from template.runs import Clock
-from template.train.features import Store
+from template.runs import Timer
+from template.train.features import FeatureCache
 from template.train.losses import OVERLAP, WeightedLoss, class_weights, refuse_unknown, training_loss, weight_table
-from template.train.stages import How, prepared
+from template.train.stages import TrainContext, compile_stage
 
 COUNTS = np.array([100, 20, 5])
 ONES, ZEROS = np.ones(3), np.zeros(3)
@@ -177,13 +177,13 @@ def test_with_everything_off_the_loss_is_that_of_keras():
 def test_weights_come_from_the_pictures_that_are_trained_on_and_never_reach_validation(tmp_path):
     keras.utils.set_random_seed(0)
     pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 16, 3)).astype(np.uint8)
-    train, val = (Source(lambda _, rows: pixels[rows], np.repeat(range(3), n)) for n in ([8, 3, 1], [4, 1, 1]))
+    train, val = (ArrayDataset(lambda _, rows: pixels[rows], np.repeat(range(3), n)) for n in ([8, 3, 1], [4, 1, 1]))
     backbone, head, stage = Backbone(name="tiny", weights="none"), Head(), Stage(unfreeze="all")
     settings = Train(batch_size=8, class_weights="balanced", loss="focal", label_smoothing=0.1)
-    how = How(backbone, head, (stage,), settings, Store(tmp_path / "cache", 1e9, 8, Clock()))
+    how = TrainContext(backbone, head, (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer()))
     model = build(backbone, head, 16, [8, 3, 1])
     for parts, counts in (([train], [8, 3, 1]), ([train, val], [12, 4, 2])):  # the second is the final fit
-        network, _, _ = prepared(model, stage, parts, None, how)
+        network, _, _ = compile_stage(model, stage, parts, None, how)
         np.testing.assert_allclose(network.loss.weights, class_weights(counts, "balanced"), rtol=1e-6)
     said = log_softmax(np.asarray(model(pixels[:6].astype(np.float32), training=False)), axis=1)
     scores = network.evaluate(ordered_batches(val, 3, 8), verbose=0, return_dict=True)
@@ -191,7 +191,7 @@ def test_weights_come_from_the_pictures_that_are_trained_on_and_never_reach_vali
     assert scores["loss"] != pytest.approx(scores["cross_entropy"], rel=0.1)
     names, table = ("ant", "bee", "cat"), {"bee": 3.0}
     named = dataclasses.replace(how, settings=Train(class_weights=table), class_names=names)
-    by_name, _, _ = prepared(model, stage, [train, val], None, named)
+    by_name, _, _ = compile_stage(model, stage, [train, val], None, named)
     np.testing.assert_allclose(by_name.loss.weights, class_weights([12, 4, 2], table, names), rtol=1e-6)
 
 

@@ -12,9 +12,9 @@ from template import runs
 from template.evaluate import intervals, metrics
 from template.evaluate.predictions import Predictions
 
-RANKS = ("roc_auc", "roc_auc_pairs", "average_precision")
-KEYS = ("accuracy", "top_k", *metrics.COUNTED, "cross_entropy", "brier", *RANKS)
-ALL = (*KEYS, "calibration_error", "classwise_calibration_error")
+RANKS = ("roc_auc_ovr", "roc_auc_ovo", "average_precision")
+KEYS = ("accuracy", "top_k", *metrics.COUNT_METRICS, "cross_entropy", "brier", *RANKS)
+ALL = (*KEYS, "ece", "classwise_ece")
 
 
 def make(labels, logits, names=None) -> Predictions:
@@ -58,7 +58,7 @@ def test_equals_scikit_learn(given):
     log_loss = sklearn.metrics.log_loss(y, probabilities, labels=list(classes))
     assert found["cross_entropy"]["value"] == pytest.approx(log_loss, rel=1e-6)
     dummy = np.full(len(y), np.bincount(y).argmax())
-    assert found["majority"] == pytest.approx(sklearn.metrics.accuracy_score(y, dummy))
+    assert found["majority_baseline"] == pytest.approx(sklearn.metrics.accuracy_score(y, dummy))
     k = found["top_k"]["k"]
     assert k == min(5, len(classes) - 1)
     if len(classes) > 2 and not found["top_k"]["tied"]:  # of equal ones scikit-learn takes the last
@@ -80,19 +80,19 @@ def test_equals_scikit_learn(given):
         "macro_precision": sklearn.metrics.precision_score(y, predicted, average="macro", zero_division=np.nan),
         "weighted_precision": sklearn.metrics.precision_score(y, predicted, average="weighted", zero_division=np.nan),
         "weighted_f1": sklearn.metrics.f1_score(y, predicted, average="weighted"),
-        "matthews": sklearn.metrics.matthews_corrcoef(y, predicted),
-        "kappa": sklearn.metrics.cohen_kappa_score(y, predicted),
+        "matthews_corrcoef": sklearn.metrics.matthews_corrcoef(y, predicted),
+        "cohen_kappa": sklearn.metrics.cohen_kappa_score(y, predicted),
         "brier": ((probabilities - truth) ** 2).sum(axis=1).mean(),
     }
     present = [c for c in classes if truth[:, c].any()]
-    for name, rank in (("roc_auc", "roc_auc_score"), ("average_precision", "average_precision_score")):
+    for name, rank in (("roc_auc_ovr", "roc_auc_score"), ("average_precision", "average_precision_score")):
         of_class = {c: getattr(sklearn.metrics, rank)(truth[:, c], evidence[:, c]) for c in present}
         expected[name] = np.mean(list(of_class.values()))
         for c in classes:
             value = found["classes"][given.class_names[c]][name]["value"]
             assert value == pytest.approx(of_class[c]) if c in of_class else value is None
     if len(present) == len(classes) > 2 and not found["top_k"]["tied"]:
-        expected["roc_auc_pairs"] = sklearn.metrics.roc_auc_score(y, probabilities, multi_class="ovo")
+        expected["roc_auc_ovo"] = sklearn.metrics.roc_auc_score(y, probabilities, multi_class="ovo")
     for name, value in expected.items():
         assert found[name]["value"] == pytest.approx(value, abs=1e-9), name
 
@@ -108,24 +108,27 @@ def test_worked_by_hand():
     found = metrics.score(given)
     assert metrics.confusion_counts(given).tolist() == [[2, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert found["accuracy"]["value"] == 3 / 5
-    assert found["majority"] == 3 / 5
+    assert found["majority_baseline"] == 3 / 5
     # F1: class 0 = 4 / 6, class 1 = 0 / 2, class 2 = 2 / 2
     assert found["macro_f1"]["value"] == pytest.approx((2 / 3 + 0 + 1) / 3)
     values = {key: of_class(found, "class0")[key] for key in ("precision", "recall", "f1", "images")}
     assert values == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "images": 3})
-    assert found["classes"]["class0"]["recall"] == intervals.proportion(2, 3)
-    assert [tuple(c.values())[:3] for c in found["confused"]] == [("class0", "class1", 1), ("class1", "class0", 1)]
-    assert found["confused"][0]["share"] == intervals.proportion(1, 3)
+    assert found["classes"]["class0"]["recall"] == intervals.wilson_interval(2, 3)
+    assert [tuple(c.values())[:3] for c in found["top_confusions"]] == [
+        ("class0", "class1", 1),
+        ("class1", "class0", 1),
+    ]
+    assert found["top_confusions"][0]["share"] == intervals.wilson_interval(1, 3)
     right, wrong = -np.log(np.exp(5) / (np.exp(5) + 2)), -np.log(1 / (np.exp(5) + 2))
     assert found["cross_entropy"]["value"] == pytest.approx((3 * right + 2 * wrong) / 5)
 
 
 def test_wilson_interval_worked_by_hand():
     # z = 1.95996: centre (0.9 + z^2/20) / (1 + z^2/10) = 0.78898, half width 0.19314 (Wilson 1927, equation for p)
-    assert intervals.proportion(9, 10) == pytest.approx({"value": 0.9, "low": 0.59585, "high": 0.98212}, abs=2e-5)
+    assert intervals.wilson_interval(9, 10) == pytest.approx({"value": 0.9, "low": 0.59585, "high": 0.98212}, abs=2e-5)
     # Of none and of all, one end is z^2 / (n + z^2) = 0.27753 away: never an interval of no width.
-    assert intervals.proportion(0, 10) == pytest.approx({"value": 0.0, "low": 0.0, "high": 0.27753}, abs=1e-5)
-    assert intervals.proportion(10, 10) == pytest.approx({"value": 1.0, "low": 0.72247, "high": 1.0}, abs=1e-5)
+    assert intervals.wilson_interval(0, 10) == pytest.approx({"value": 0.0, "low": 0.0, "high": 0.27753}, abs=1e-5)
+    assert intervals.wilson_interval(10, 10) == pytest.approx({"value": 1.0, "low": 0.72247, "high": 1.0}, abs=1e-5)
 
 
 def test_bootstrap_on_counts_agrees_with_one_on_pictures():
@@ -150,11 +153,11 @@ def test_bootstrap_of_the_cross_entropy_has_the_width_that_theory_gives():
 
 def test_scores_of_many_samples_are_those_of_each():
     given, weights = noisy(60, 3, 1.0), np.random.default_rng(0).integers(0, 3, (20, 60))
-    counts = metrics.tally(given.labels, given.predicted, 3, weights)
+    counts = metrics.class_counts(given.labels, given.predicted, 3, weights)
     for row, times in enumerate(weights):
         rows = np.repeat(np.arange(60), times)
-        alone = metrics.tally(given.labels[rows], given.predicted[rows], 3)
-        for name, metric in (metrics.COUNTED | metrics.OF_A_CLASS).items():
+        alone = metrics.class_counts(given.labels[rows], given.predicted[rows], 3)
+        for name, metric in (metrics.COUNT_METRICS | metrics.CLASS_METRICS).items():
             np.testing.assert_allclose(metric(*counts)[row], metric(*alone), err_msg=name)
 
 
@@ -182,11 +185,11 @@ def test_a_class_absent_but_predicted_counts_as_zero():
 
 def test_perfect_predictions():
     found = metrics.score(make(np.arange(60) % 6, 50 * np.eye(6)[np.arange(60) % 6]))
-    for key in ("accuracy", "top_k", *metrics.COUNTED, *RANKS):
+    for key in ("accuracy", "top_k", *metrics.COUNT_METRICS, *RANKS):
         assert found[key]["value"] == found[key]["high"] == 1, key
         assert 0.6 < found[key]["low"] < 1, "sixty right ones do not prove that none will be wrong"
-    assert found["brier"]["value"] == found["calibration_error"]["value"] == pytest.approx(0, abs=1e-9)
-    assert found["confused"] == []
+    assert found["brier"]["value"] == found["ece"]["value"] == pytest.approx(0, abs=1e-9)
+    assert found["top_confusions"] == []
     assert found["cross_entropy"]["value"] == pytest.approx(0, abs=1e-9)
 
 
@@ -196,9 +199,9 @@ def test_random_predictions():
     assert found["accuracy"]["low"] < 0.1 < found["accuracy"]["high"]
     assert found["top_k"]["low"] < 0.5 < found["top_k"]["high"]
     assert found["macro_f1"]["value"] == pytest.approx(0.1, abs=0.02)
-    for key in ("matthews", "kappa"):
+    for key in ("matthews_corrcoef", "cohen_kappa"):
         assert found[key]["low"] < 0 < found[key]["high"]
-    for key in ("roc_auc", "roc_auc_pairs"):
+    for key in ("roc_auc_ovr", "roc_auc_ovo"):
         assert found[key]["low"] < 0.5 < found[key]["high"]
     assert found["average_precision"]["value"] == pytest.approx(0.1, abs=0.03)
     know_nothing = metrics.score(make(rng.integers(10, size=2000), np.zeros((2000, 10))))
@@ -236,7 +239,10 @@ def test_order_of_pictures_changes_nothing():
     given = noisy(120, 4, 1.0)
     rows = np.random.default_rng(1).permutation(120)
     before, after = (metrics.score(p) for p in (given, make(given.labels[rows], given.logits[rows])))
-    assert before["majority"] == after["majority"] and before["confused"] == after["confused"]
+    assert (
+        before["majority_baseline"] == after["majority_baseline"]
+        and before["top_confusions"] == after["top_confusions"]
+    )
     for key in ALL:
         assert_same_but_for_chance(before[key], after[key])
 
@@ -249,7 +255,7 @@ def test_order_of_classes_changes_nothing():
     after = metrics.score(make(np.argsort(order)[given.labels], given.logits[:, order], names))
     for key in ALL:
         assert_same_but_for_chance(before[key], after[key])
-    assert before["majority"] == after["majority"]
+    assert before["majority_baseline"] == after["majority_baseline"]
     for name in names:
         assert of_class(before, name) == pytest.approx(of_class(after, name))
 
@@ -259,7 +265,7 @@ def test_new_names_change_the_table_only():
     before, after = (metrics.score(p) for p in (given, make(given.labels, given.logits, ("x", "y", "z"))))
     assert list(after["classes"]) == ["x", "y", "z"]
     assert list(before["classes"].values()) == list(after["classes"].values())
-    assert all(before[key] == after[key] for key in before if key not in {"classes", "confused"})
+    assert all(before[key] == after[key] for key in before if key not in {"classes", "top_confusions"})
 
 
 def assert_same_but_for_chance(one: dict, other: dict) -> None:
@@ -305,38 +311,38 @@ def test_pictures_of_a_group_are_one_witness():
     naive = metrics.score(given.take(rows))
     for key in KEYS:
         assert naive[key]["high"] - naive[key]["low"] < 0.5 * (ten[key]["high"] - ten[key]["low"]), key
-    for key in ("precision", "recall", "f1", "roc_auc"):
+    for key in ("precision", "recall", "f1", "roc_auc_ovr"):
         assert_same_but_for_chance(one["classes"]["class2"][key], ten["classes"]["class2"][key])
 
 
 def test_the_calibration_error_worked_by_hand():
     """Two bins: 0.9 sure and 2 of 4 right, 0.6 sure and 1 of 1 right."""
     confidence, right = np.array([0.9, 0.9, 0.9, 0.9, 0.6]), np.array([True, True, False, False, True])
-    assert metrics.calibration_error(confidence, right) == pytest.approx(4 / 5 * 0.4 + 1 / 5 * 0.4)
+    assert metrics.ece(confidence, right) == pytest.approx(4 / 5 * 0.4 + 1 / 5 * 0.4)
     weights = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 0, 3]])
     expected = [0.4, 0.1, (0.9 + 3 * 0.4) / 4]
-    assert metrics.calibration_error(confidence, right, weights) == pytest.approx(expected)
-    assert metrics.calibration_error(np.ones(3), np.ones(3, bool)) == 0, "certainty belongs to the last bin"
+    assert metrics.ece(confidence, right, weights) == pytest.approx(expected)
+    assert metrics.ece(np.ones(3), np.ones(3, bool)) == 0, "certainty belongs to the last bin"
 
 
 def test_the_classwise_calibration_error_worked_by_hand():
     """Of class 0: 0.9, 0.9 said and one of two true; of class 1 the same the other way round."""
     given = make([0, 1], np.log([[0.9, 0.1], [0.9, 0.1]]))
-    assert metrics.classwise_calibration_error(given) == pytest.approx(0.4)
-    assert metrics.classwise_calibration_error(given, np.array([[1, 1], [2, 0]])) == pytest.approx([0.4, 0.1])
+    assert metrics.classwise_ece(given) == pytest.approx(0.4)
+    assert metrics.classwise_ece(given, np.array([[1, 1], [2, 0]])) == pytest.approx([0.4, 0.1])
     boasting = make([0, 1, 2, 0, 1, 2], np.log(np.eye(3)[[0, 1, 2, 1, 2, 0]] * 0.97 + 0.01))
-    assert metrics.classwise_calibration_error(boasting) > 0.3
+    assert metrics.classwise_ece(boasting) > 0.3
 
 
 def test_of_too_many_the_classwise_error_is_not_shown(monkeypatch):
-    assert metrics.score(noisy(100, 3, 1.0))["classwise_calibration_error"]["value"] is not None
+    assert metrics.score(noisy(100, 3, 1.0))["classwise_ece"]["value"] is not None
     monkeypatch.setattr(metrics, "CLASSWISE", 299)
-    assert metrics.score(noisy(100, 3, 1.0))["classwise_calibration_error"] == intervals.undefined()
+    assert metrics.score(noisy(100, 3, 1.0))["classwise_ece"] == intervals.undefined()
 
 
 def test_one_class_alone_has_no_curve():
     found = metrics.score(make([0, 0, 0], [[2.0, 1.0], [2.0, 1.0], [1.0, 2.0]]))
-    for key in ("roc_auc", "roc_auc_pairs", "average_precision", "matthews"):
+    for key in ("roc_auc_ovr", "roc_auc_ovo", "average_precision", "matthews_corrcoef"):
         assert found[key] == {"value": None, "low": None, "high": None}, key
 
 
@@ -347,9 +353,9 @@ def test_intervals_of_ranks_agree_with_the_bootstrap():
     drawn = rng.integers(300, size=(400, 300))
     found = metrics.score(given)
     plain = {
-        "roc_auc": lambda r: sklearn.metrics.roc_auc_score(truth[r], given.probabilities[r], average="macro"),
+        "roc_auc_ovr": lambda r: sklearn.metrics.roc_auc_score(truth[r], given.probabilities[r], average="macro"),
         "average_precision": lambda r: sklearn.metrics.average_precision_score(truth[r], given.probabilities[r]),
-        "roc_auc_pairs": lambda r: sklearn.metrics.roc_auc_score(
+        "roc_auc_ovo": lambda r: sklearn.metrics.roc_auc_score(
             given.labels[r], given.probabilities[r], multi_class="ovo"
         ),
     }

@@ -74,7 +74,7 @@ def test_your_own_images(tmp_path):
     assert "120 pictures of 3 classes" in done.printed("look")
     assert "disc/broken.jpg: text, not an image" in done.printed("look")
     assert done.pictures("look") == 1
-    assert done.metrics["test"]["accuracy"]["low"] > done.metrics["test"]["majority"]
+    assert done.metrics["test"]["accuracy"]["low"] > done.metrics["test"]["majority_baseline"]
     (report,) = done.outputs("report")
     assert f"{100 * done.metrics['test']['accuracy']['value']:.1f} %" in report.data["text/markdown"]
     for name in ("confusion_matrix.png", "learning_curves.png"):

@@ -9,13 +9,13 @@ import pytest
 from keras.src.applications.convnext import LayerScale
 
 from template.config import Backbone, Head, Stage, Train
-from template.data.pipeline import Source
+from template.data.pipeline import ArrayDataset
 from template.model.build import build, depths, freeze
-from template.runs import Clock
+from template.runs import Timer
 from template.train import checkpoint as checkpoints
-from template.train.features import Store
-from template.train.optimizers import EMA_MOMENTUM, OPTIMIZERS, optimizer, schedule, slow_down
-from template.train.stages import How, compile_for, fit
+from template.train.features import FeatureCache
+from template.train.optimizers import EMA_MOMENTUM, OPTIMIZERS, apply_layer_decay, optimizer, schedule
+from template.train.stages import TrainContext, compile_for, fit
 
 TINY = Backbone(name="tiny", weights="none")
 PEAK = 0.02
@@ -145,7 +145,7 @@ def moved_by(stage: Stage, precision: str = "float32") -> tuple[dict[str, np.nda
         below_head, before = depths(model, TINY), {v.path: v.numpy() for v in model.trainable_variables}
         made = optimizer(stage, 1.0, averaged=False)
         if stage.layer_decay < 1:
-            slow_down(made, model, stage.layer_decay, below_head)
+            apply_layer_decay(made, model, stage.layer_decay, below_head)
         compile_for(model, made)
         assert (float(model.optimizer.scale_loss(1.0)) > 1000) == (precision == "mixed_float16")
         model.run_eagerly = True  # compiling takes ten times as long
@@ -218,7 +218,7 @@ def test_each_block_steps_a_factor_less_than_the_one_above_it():
         before = {v.path: v.numpy() for v in model.trainable_variables}
         made = optimizer(stage, 0.1, averaged=False)
         if factor < 1:
-            slow_down(made, model, factor, depths(model, TINY))
+            apply_layer_decay(made, model, factor, depths(model, TINY))
         compile_for(model, made)
         model.run_eagerly = True
         model.train_on_batch(images, labels)
@@ -261,7 +261,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 255, (12, 16, 16, 3)).astype(np.uint8), np.arange(12) % 3
     source, settings = (
-        Source(lambda _, rows: pixels[rows], labels),
+        ArrayDataset(lambda _, rows: pixels[rows], labels),
         Train(batch_size=5, loss="focal", accumulate=2, checkpoint_seconds=0),
     )
     original = checkpoints.Checkpoint.on_epoch_end
@@ -273,7 +273,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
     def end(folder) -> list[np.ndarray]:
         model = tiny(Head(l2=1e-3))
         start = [variable.numpy() for variable in model.variables]
-        how = How(TINY, Head(), (OTHER,), settings, Store(folder, 1e9, 6, Clock()), start)
+        how = TrainContext(TINY, Head(), (OTHER,), settings, FeatureCache(folder, 1e9, 6, Timer()), start)
         fit(model, source, source, how, folder)
         return model.get_weights()
 

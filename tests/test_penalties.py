@@ -7,13 +7,13 @@ import tensorflow as tf
 
 from template import runs
 from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
-from template.data.pipeline import Source
+from template.data.pipeline import ArrayDataset
 from template.deploy.predictor import load_run, save_model
 from template.model.build import boundary, build, depths, freeze
-from template.train.features import Store, cut
+from template.train.features import FeatureCache, split_model
 from template.train.optimizers import optimizer
 from template.train.penalties import penalise
-from template.train.stages import How, compile_for, fit
+from template.train.stages import TrainContext, compile_for, fit
 
 TINY = Backbone(name="tiny", weights="none")
 PLAIN = Head(l2=0, dropout=0)
@@ -55,7 +55,7 @@ def test_what_is_penalised_is_what_is_thawed_of_the_backbone_also_in_a_tail(unfr
     assert len(weights) == (3 if unfreeze == 1 else 9)
     assert total(model) == pytest.approx(expected, rel=1e-4)
     if unfreeze == 1:
-        assert total(cut(model, boundary(model, TINY, PLAIN, 1))[1]) == pytest.approx(expected, rel=1e-4)
+        assert total(split_model(model, boundary(model, TINY, PLAIN, 1))[1]) == pytest.approx(expected, rel=1e-4)
     held(model, Stage(unfreeze=unfreeze))
     assert model.losses == [], "and the next stage begins without"
 
@@ -85,13 +85,13 @@ def test_l2_sp_without_the_pretrained_weights_is_an_error_and_not_silently_anoth
 def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_and_loaded(tmp_path):
     head = Head(l2=1e-3, max_norm=0.5)
     model = tiny(head)
-    source = Source(lambda _, rows: IMAGES[rows].astype(np.uint8), LABELS)
+    source = ArrayDataset(lambda _, rows: IMAGES[rows].astype(np.uint8), LABELS)
     stages = (
         Stage(unfreeze=1, epochs=3, optimizer="sgd", learning_rate=0.05, l2=0.05, warmup=0, weight_decay=0.0),
         Stage(unfreeze=1, epochs=1),
     )
     settings, start = Train(batch_size=6), [v.numpy() for v in model.variables]
-    how = How(TINY, head, stages, settings, Store(tmp_path / "cache", 1e9, 6, runs.Clock()), start)
+    how = TrainContext(TINY, head, stages, settings, FeatureCache(tmp_path / "cache", 1e9, 6, runs.Timer()), start)
     state = fit(model, source, source, how, tmp_path)
     first, second, third, last = (row["penalty"] for row in state.history)
     assert first > 1.01 * second > 1.02 * third, "it moves"
@@ -110,7 +110,7 @@ def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_an
 
 def test_weights_into_each_unit_of_the_head_are_never_longer_than_max_norm():
     model = tiny(Head(l2=0, dropout=0, hidden=4, max_norm=0.3), unfreeze=0)
-    _, tail = cut(model, model.get_layer("head_dropout").input)
+    _, tail = split_model(model, model.get_layer("head_dropout").input)
     compile_for(tail, optimizer(Stage(optimizer="sgd"), 1.0, averaged=False))
     features = RNG.normal(size=(6, *tail.input_shape[1:]))
     for _ in range(3):

@@ -13,28 +13,28 @@ import tensorflow as tf
 
 from template.config import Augment
 from template.data import pipeline
-from template.data.augment import POLICIES, augment, magnify
+from template.data.augment import POLICIES, augment, zoom_center
 from template.data.pipeline import (
+    ArrayDataset,
     Mixing,
-    Source,
+    center_zoom,
     channel_statistics,
+    concatenate,
+    eval_dataset,
+    hflip,
     inference_batches,
-    joined,
-    magnified,
-    mirrored,
-    mixed,
+    mix_batch,
     of_one_size,
     ordered_batches,
-    plain_source,
     shuffled_batch,
     shuffled_batches,
     shuffled_rows,
-    some,
-    spread,
     steps,
-    training_source,
+    subsample,
+    subset,
+    train_dataset,
 )
-from template.data.rows import Rows, write
+from template.data.rows import ArrayFile, write
 
 CLASSES = 3
 PLAIN = Augment(policy="none", flip=False)
@@ -46,9 +46,9 @@ def numbered(n: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.arange(n) % CLASSES
 
 
-def source(n: int, rows=None, settings: Augment = PLAIN) -> Source:
+def source(n: int, rows=None, settings: Augment = PLAIN) -> ArrayDataset:
     pixels, labels = numbered(n)
-    return training_source(pixels, np.arange(n) if rows is None else rows, labels, settings, seed=0)
+    return train_dataset(pixels, np.arange(n) if rows is None else rows, labels, settings, seed=0)
 
 
 def numbers(batches) -> list[list[int]]:
@@ -61,7 +61,7 @@ def numbers(batches) -> list[list[int]]:
     return found
 
 
-def shuffled(source_: Source, batch_size: int = 8, seed: int = 0, epochs: range = range(1)) -> list[list[int]]:
+def shuffled(source_: ArrayDataset, batch_size: int = 8, seed: int = 0, epochs: range = range(1)) -> list[list[int]]:
     return numbers(shuffled_batches(source_, CLASSES, batch_size, seed, epochs))
 
 
@@ -90,7 +90,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 def test_starting_at_an_epoch_gives_the_batches_of_a_longer_run(settings, mixing, sampling):
     """What makes an interrupted run go on to the same bits."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
-    data = training_source(pixels, np.arange(20), np.repeat(range(CLASSES), [12, 6, 2]), settings, seed=5)
+    data = train_dataset(pixels, np.arange(20), np.repeat(range(CLASSES), [12, 6, 2]), settings, seed=5)
     whole = list(shuffled_batches(data, CLASSES, 8, 5, range(4), mixing, sampling).as_numpy_iterator())
     rest = list(shuffled_batches(data, CLASSES, 8, 5, range(2, 4), mixing, sampling).as_numpy_iterator())
     assert len(whole) == 12 and len(rest) == 6
@@ -131,7 +131,7 @@ def test_without_balance_an_epoch_is_the_permutation_that_it_always_was():
 def test_a_picture_that_comes_again_in_an_epoch_is_varied_as_in_another():
     """As it would be in the epoch with the number of its pass, so that stored views serve too."""
     pixels, labels = noise(20), np.repeat(range(CLASSES), [12, 6, 2])
-    data = training_source(pixels, np.arange(20), labels, Augment(policy="medium"), seed=5)
+    data = train_dataset(pixels, np.arange(20), labels, Augment(policy="medium"), seed=5)
     policy, again = dataclasses.replace(POLICIES["medium"], flip=True), []
     tensors = shuffled_batches(data, CLASSES, 8, 5, range(1, 2), sampling="balanced").as_numpy_iterator()
     for number, (order, found) in enumerate(zip(shuffled_rows(labels, 8, 5, 1, "balanced"), tensors, strict=True)):
@@ -150,7 +150,7 @@ def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_picture():
     """By its row in the whole data set, so that it stays the same however the data are split or batched."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     rows = np.array([3, 19, 7, 0])
-    data = training_source(pixels, rows, np.arange(20), Augment(policy="medium"), seed=5)
+    data = train_dataset(pixels, rows, np.arange(20), Augment(policy="medium"), seed=5)
     policy = dataclasses.replace(POLICIES["medium"], flip=True)
     read = data.read(2, np.array([2, 0]))
     np.testing.assert_array_equal(read, augment(pixels[[7, 3]], policy, 5, 2, np.array([7, 3])))
@@ -162,7 +162,7 @@ def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_picture():
 def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
     pixels = np.zeros((64, 16, 16, 3), np.uint8)
     pixels[:, :, :8] = 200
-    data = training_source(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
+    data = train_dataset(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
     turned = data.read(0, np.arange(64))[:, 8, 1, 0] < 100  # the bright half is on the right
     assert 16 < turned.sum() < 48 if flip and policy != "none" else not turned.any()
 
@@ -171,7 +171,7 @@ def test_each_setting_of_augmentation_reaches_the_pictures():
     pixels, rows = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40)
 
     def read(**settings) -> np.ndarray:
-        return training_source(pixels, rows, np.zeros(40, int), Augment(flip=False, **settings), 0).read(0, rows)
+        return train_dataset(pixels, rows, np.zeros(40, int), Augment(flip=False, **settings), 0).read(0, rows)
 
     changed = {name: read(policy="none", **{name: 0.5}) for name in ("erase", "blur", "grey", "solarize")}
     for name, result in changed.items():
@@ -185,7 +185,7 @@ def test_a_source_reads_its_own_rows_only():
     """Training rows in a shuffled order, out of a data set that holds validation pictures as well."""
     rows = np.array([29, 3, 14, 8, 21, 0, 17])
     pixels, labels = numbered(30)
-    for data in (source(30, rows), plain_source(pixels, rows, labels)):
+    for data in (source(30, rows), eval_dataset(pixels, rows, labels)):
         assert len(data) == 7
         assert sorted(sum(shuffled(data, 4), [])) == sorted(rows)
         assert numbers(ordered_batches(data, CLASSES, 4)) == [[29, 3, 14, 8], [21, 0, 17]]
@@ -194,7 +194,7 @@ def test_a_source_reads_its_own_rows_only():
 def test_channel_statistics_are_those_of_all_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3)).astype(np.uint8)
     rows = np.array([5, 0, 3])
-    mean, variance = channel_statistics(plain_source(pixels, rows, np.zeros(7, np.int64)))
+    mean, variance = channel_statistics(eval_dataset(pixels, rows, np.zeros(7, np.int64)))
     np.testing.assert_allclose(mean, pixels[rows].mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(variance, pixels[rows].var(axis=(0, 1, 2)), rtol=1e-12)
 
@@ -205,7 +205,7 @@ def test_channel_statistics_are_those_of_all_pixels():
 def test_evaluation_keeps_the_order_and_the_last_batch(n, batch_size, sizes):
     pixels, labels = numbered(n)
     for _ in range(2):
-        batches = numbers(ordered_batches(plain_source(pixels, np.arange(n), labels), CLASSES, batch_size))
+        batches = numbers(ordered_batches(eval_dataset(pixels, np.arange(n), labels), CLASSES, batch_size))
         assert [len(batch) for batch in batches] == sizes
         assert sum(batches, []) == list(range(n))
 
@@ -214,7 +214,7 @@ def test_evaluation_keeps_the_order_and_the_last_batch(n, batch_size, sizes):
 def test_for_inference_all_batches_have_one_size_and_what_is_too_much_comes_last(n, batch_size, size):
     """XLA compiles a network for every size of a batch that it meets."""
     pixels, labels = numbered(n)
-    batches = inference_batches(plain_source(pixels, np.arange(n), labels), batch_size)
+    batches = inference_batches(eval_dataset(pixels, np.arange(n), labels), batch_size)
     found = [inputs[:, 4, 4, 0].tolist() for (inputs,) in batches.as_numpy_iterator()]
     assert {len(batch) for batch in found} == {size}
     assert sum(found, [])[:n] == list(range(n))
@@ -224,14 +224,14 @@ def test_for_inference_all_batches_have_one_size_and_what_is_too_much_comes_last
 def test_evaluation_of_many_batches_keeps_the_order_though_threads_make_them():
     pixels, labels = numbered(250)
     for _ in range(3):
-        batches = numbers(ordered_batches(plain_source(pixels, np.arange(250), labels), CLASSES, 1))
+        batches = numbers(ordered_batches(eval_dataset(pixels, np.arange(250), labels), CLASSES, 1))
         assert sum(batches, []) == list(range(250))
 
 
 def test_a_part_without_pictures_has_no_batches():
     """As the test part has if data.test_fraction is 0."""
     pixels, labels = numbered(5)
-    empty = plain_source(pixels, np.array([], int), labels)
+    empty = eval_dataset(pixels, np.array([], int), labels)
     assert numbers(ordered_batches(empty, CLASSES, 4)) == []
     assert not list(inference_batches(empty, 4))
 
@@ -251,7 +251,7 @@ def test_the_order_of_an_epoch_is_worked_out_once(monkeypatch, sampling):
 @pytest.mark.parametrize("n", [33, 31, 17, 32, 5])
 def test_filled_up_batches_have_one_size_and_the_gradient_of_the_smaller_ones(n):
     """XLA compiles a network for every size of a batch."""
-    data = Source(
+    data = ArrayDataset(
         lambda _, rows: np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)[rows], np.arange(n) % 3
     )
     batches = shuffled_batches(data, 3, 8, 0, range(2))
@@ -284,14 +284,14 @@ def test_types_and_shapes_are_known_before_the_first_batch():
 def test_other_inputs_than_pictures_keep_their_type():
     """Features of a frozen network are float vectors."""
     features = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float16)
-    data = Source(lambda epoch, rows: features[rows] + np.float16(epoch), np.arange(6) % CLASSES)
+    data = ArrayDataset(lambda epoch, rows: features[rows] + np.float16(epoch), np.arange(6) % CLASSES)
     (inputs, _), *_ = ordered_batches(data, CLASSES, 6).as_numpy_iterator()
     assert inputs.dtype == np.float16
     np.testing.assert_array_equal(inputs, features)
 
 
 def test_more_classes_than_labels_are_columns_of_zeros():
-    data = Source(lambda epoch, rows: np.zeros((len(rows), 1), np.float32), np.array([2, 0]))
+    data = ArrayDataset(lambda epoch, rows: np.zeros((len(rows), 1), np.float32), np.array([2, 0]))
     (_, labels), *_ = ordered_batches(data, 4, 2).as_numpy_iterator()
     np.testing.assert_array_equal(labels, [[0, 0, 1, 0], [1, 0, 0, 0]])
 
@@ -304,13 +304,13 @@ def noise(n: int, seed: int = 0) -> np.ndarray:
 
 
 def test_views_are_of_the_pictures_that_the_source_gives_in_that_epoch():
-    data = training_source(noise(9), np.arange(9), np.arange(9) % CLASSES, Augment(policy="medium"), seed=5)
+    data = train_dataset(noise(9), np.arange(9), np.arange(9) % CLASSES, Augment(policy="medium"), seed=5)
     chosen = np.array([7, 2, 2])
     pictures = data.read(3, chosen)
-    np.testing.assert_array_equal(mirrored(data).read(3, chosen), np.flip(pictures, axis=2))
-    np.testing.assert_array_equal(magnified(data).read(3, chosen), magnify(pictures))
-    np.testing.assert_array_equal(mirrored(magnified(data)).read(3, chosen), np.flip(magnify(pictures), axis=2))
-    for view in (mirrored(data), magnified(data), mirrored(magnified(data))):
+    np.testing.assert_array_equal(hflip(data).read(3, chosen), np.flip(pictures, axis=2))
+    np.testing.assert_array_equal(center_zoom(data).read(3, chosen), zoom_center(pictures))
+    np.testing.assert_array_equal(hflip(center_zoom(data)).read(3, chosen), np.flip(zoom_center(pictures), axis=2))
+    for view in (hflip(data), center_zoom(data), hflip(center_zoom(data))):
         np.testing.assert_array_equal(view.labels, data.labels)
         ((inputs, _),) = ordered_batches(view, CLASSES, 9).as_numpy_iterator()
         np.testing.assert_array_equal(inputs, view.read(0, np.arange(9)))
@@ -322,10 +322,10 @@ def test_joined_sources_read_as_one():
     labels = np.random.default_rng(4).integers(0, CLASSES, 13)
     starts = np.cumsum([0, 5, 0, 7])
 
-    def source_of(part: np.ndarray, start: int) -> Source:
-        return Source(lambda epoch, rows: part[rows] + np.uint8(epoch), labels[start : start + len(part)])
+    def source_of(part: np.ndarray, start: int) -> ArrayDataset:
+        return ArrayDataset(lambda epoch, rows: part[rows] + np.uint8(epoch), labels[start : start + len(part)])
 
-    whole, pixels = joined(list(map(source_of, parts, starts))), np.concatenate(parts)
+    whole, pixels = concatenate(list(map(source_of, parts, starts))), np.concatenate(parts)
     assert len(whole) == 13
     np.testing.assert_array_equal(whole.labels, labels)
     rng = np.random.default_rng(5)
@@ -335,7 +335,9 @@ def test_joined_sources_read_as_one():
             assert read.dtype == np.uint8
             np.testing.assert_array_equal(read, pixels[rows] + np.uint8(epoch))
     batches = list(shuffled_batches(whole, CLASSES, 4, 0, range(1)).as_numpy_iterator())
-    alone = list(shuffled_batches(Source(lambda _, i: pixels[i], labels), CLASSES, 4, 0, range(1)).as_numpy_iterator())
+    alone = list(
+        shuffled_batches(ArrayDataset(lambda _, i: pixels[i], labels), CLASSES, 4, 0, range(1)).as_numpy_iterator()
+    )
     for one, other in zip(batches, alone, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
@@ -344,9 +346,9 @@ def test_joined_sources_read_as_one():
 def test_joined_augmented_parts_vary_as_they_would_alone():
     pixels, labels = noise(20), np.arange(20) % CLASSES
     rows = np.random.default_rng(0).permutation(20)
-    parts = [training_source(pixels, some, labels, Augment(), seed=5) for some in (rows[:13], rows[13:])]
-    whole = training_source(pixels, rows, labels, Augment(), seed=5)
-    np.testing.assert_array_equal(joined(parts).read(2, np.arange(20)), whole.read(2, np.arange(20)))
+    parts = [train_dataset(pixels, some, labels, Augment(), seed=5) for some in (rows[:13], rows[13:])]
+    whole = train_dataset(pixels, rows, labels, Augment(), seed=5)
+    np.testing.assert_array_equal(concatenate(parts).read(2, np.arange(20)), whole.read(2, np.arange(20)))
 
 
 # Mixing ----------------------------------------------------------------------------------------------------------
@@ -366,7 +368,7 @@ def test_mixed_labels_are_the_shares_of_the_pixels(mixing, dtype):
     inputs, labels = black_or_white(16, dtype, 14, 10, 3)
     inputs, kept, shares, cuts = inputs.astype(dtype), (inputs.copy(), labels.copy()), [], 0
     for number in range(60):
-        pictures, said = mixed(inputs, labels, mixing, 0, 0, number)
+        pictures, said = mix_batch(inputs, labels, mixing, 0, 0, number)
         assert pictures.dtype == dtype and said.dtype == np.float32 and pictures.shape == inputs.shape
         cut = bool(np.isin(pictures, [0, 200]).all() and (np.ptp(pictures, axis=(1, 2, 3)) > 0).any())
         np.testing.assert_allclose(said.sum(axis=1), 1, atol=1e-6)
@@ -384,7 +386,7 @@ def test_mixed_labels_are_the_shares_of_the_pixels(mixing, dtype):
 def test_a_blend_is_of_two_inputs_of_the_batch_by_one_share():
     """Of features, which have no area, as of pictures."""
     inputs = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
-    blend, shares = mixed(inputs, np.eye(6, dtype=np.float32), Mixing(mixup=1.0), 3, 4, 5)
+    blend, shares = mix_batch(inputs, np.eye(6, dtype=np.float32), Mixing(mixup=1.0), 3, 4, 5)
     np.testing.assert_allclose(blend, shares @ inputs, atol=1e-5)
     assert len(np.unique(np.round(shares[shares > 0], 5))) <= 3  # the share, what is left of 1, and 1
     assert (np.diag(shares) >= 0.5).all()
@@ -394,7 +396,7 @@ def test_a_rectangle_comes_from_the_same_place_of_another_map():
     maps = np.random.default_rng(0).normal(size=(8, 7, 5, 4)).astype(np.float16)
     found = set()
     for number in range(40):
-        out, shares = mixed(maps, np.eye(8, dtype=np.float32), Mixing(cutmix=1.0), 0, 0, number)
+        out, shares = mix_batch(maps, np.eye(8, dtype=np.float32), Mixing(cutmix=1.0), 0, 0, number)
         for one, own, share in zip(out, maps, shares, strict=True):
             foreign = (one != own).any(axis=2)
             if foreign.any():
@@ -413,7 +415,7 @@ def test_a_rectangle_comes_from_the_same_place_of_another_map():
 def test_a_batch_is_mixed_by_seed_epoch_and_number(other):
     inputs, labels = noise(8), np.eye(8, dtype=np.float32)
     for mixing in (Mixing(mixup=1.0), Mixing(cutmix=1.0)):
-        one, two, again = (mixed(inputs, labels, mixing, *how) for how in ((1, 2, 0), other, (1, 2, 0)))
+        one, two, again = (mix_batch(inputs, labels, mixing, *how) for how in ((1, 2, 0), other, (1, 2, 0)))
         assert not np.array_equal(one[1], two[1])
         np.testing.assert_array_equal(one[0], again[0])
         np.testing.assert_array_equal(one[1], again[1])
@@ -440,10 +442,12 @@ def test_pictures_are_mixed_until_the_epoch_that_was_said_and_never_in_evaluatio
 
 @pytest.fixture
 def known(tmp_path):
-    """Makes `Rows` of pixels under a key, as `decode` does, in memory or in a file."""
+    """Makes `ArrayFile` of pixels under a key, as `decode` does, in memory or in a file."""
 
-    def make(pixels: np.ndarray, key: str, memory_bytes: float = 1e9) -> Rows:
-        return Rows(write((tmp_path / key).open("w+b"), [pixels], pixels.shape[1:], np.uint8, {}), memory_bytes, key)
+    def make(pixels: np.ndarray, key: str, memory_bytes: float = 1e9) -> ArrayFile:
+        return ArrayFile(
+            write((tmp_path / key).open("w+b"), [pixels], pixels.shape[1:], np.uint8, {}), memory_bytes, key
+        )
 
     return make
 
@@ -452,39 +456,39 @@ def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another
     labels, rows, some = np.arange(20) % CLASSES, np.arange(12), Augment(policy="light", flip=False)
     one, two = known(noise(20), "one"), known(noise(20, seed=1), "two")
 
-    def varied(pixels=one, rows=rows, settings=some, seed=5) -> Source:
-        return training_source(pixels, rows, labels, settings, seed)
+    def varied(pixels=one, rows=rows, settings=some, seed=5) -> ArrayDataset:
+        return train_dataset(pixels, rows, labels, settings, seed)
 
-    plain = plain_source(one, rows, labels)
+    plain = eval_dataset(one, rows, labels)
     sources = {
         "as it is": plain,
-        "other pixels, as they are": plain_source(two, rows, labels),
-        "other rows, as they are": plain_source(one, rows[::-1], labels),
-        "fewer rows": plain_source(one, rows[:11], labels),
+        "other pixels, as they are": eval_dataset(two, rows, labels),
+        "other rows, as they are": eval_dataset(one, rows[::-1], labels),
+        "fewer rows": eval_dataset(one, rows[:11], labels),
         "varied": varied(),
         "other pixels": varied(pixels=two),
         "other rows": varied(rows=np.roll(rows, 1)),
         "other seed": varied(seed=6),
         "other policy": varied(settings=Augment(policy="medium", flip=False)),
         "flip": varied(settings=Augment(policy="light", flip=True)),
-        "mirrored": mirrored(plain),
-        "magnified": magnified(plain),
-        "mirrored and magnified": mirrored(magnified(plain)),
-        "varied, mirrored": mirrored(varied()),
-        "varied, magnified": magnified(varied()),
-        "joined": joined([plain, varied()]),
-        "joined the other way": joined([varied(), plain]),
-        "joined, one mirrored": joined([plain, mirrored(varied())]),
+        "mirrored": hflip(plain),
+        "magnified": center_zoom(plain),
+        "mirrored and magnified": hflip(center_zoom(plain)),
+        "varied, mirrored": hflip(varied()),
+        "varied, magnified": center_zoom(varied()),
+        "joined": concatenate([plain, varied()]),
+        "joined the other way": concatenate([varied(), plain]),
+        "joined, one mirrored": concatenate([plain, hflip(varied())]),
     }
     again = {  # made anew from equal parts
-        "as it is": plain_source(known(noise(20), "one", memory_bytes=0), rows.copy(), labels),
+        "as it is": eval_dataset(known(noise(20), "one", memory_bytes=0), rows.copy(), labels),
         "varied": varied(pixels=known(noise(20), "one", memory_bytes=0), rows=rows.astype(np.int32)),
-        "mirrored": mirrored(plain_source(one, rows, labels)),
-        "magnified": magnified(plain_source(one, rows, labels)),
-        "joined": joined([plain_source(one, rows, labels), varied()]),
+        "mirrored": hflip(eval_dataset(one, rows, labels)),
+        "magnified": center_zoom(eval_dataset(one, rows, labels)),
+        "joined": concatenate([eval_dataset(one, rows, labels), varied()]),
     }
 
-    def reads(source: Source) -> list[bytes]:
+    def reads(source: ArrayDataset) -> list[bytes]:
         return [source.read(epoch, np.arange(len(source))).tobytes() for epoch in (0, 1)]
 
     assert all(source.key for source in sources.values())
@@ -498,15 +502,20 @@ def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another
 
 def test_some_rows_of_a_source_are_those_rows_under_a_name_of_their_own(known):
     labels, rows = np.arange(20) % CLASSES, np.arange(5, 17)
-    source = training_source(known(noise(20), "one"), rows, labels, Augment(), 0)
-    few = some(source, np.array([7, 2, 3]))
+    source = train_dataset(known(noise(20), "one"), rows, labels, Augment(), 0)
+    few = subset(source, np.array([7, 2, 3]))
     np.testing.assert_array_equal(few.labels, labels[[12, 7, 8]])
     for epoch in (0, 3):
         np.testing.assert_array_equal(few.read(epoch, np.array([2, 0])), source.read(epoch, np.array([3, 7])))
-    others = [source, some(source, np.array([2, 7, 3])), some(source, np.array([7, 2])), some(mirrored(source), [7, 2])]
-    assert len({one.key for one in (few, *others)}) == 5 and few.key == some(source, [7, 2, 3]).key
-    assert some(source, np.arange(12)) is source
-    assert some(plain_source(noise(20), rows, labels), np.array([1])).key == ""
+    others = [
+        source,
+        subset(source, np.array([2, 7, 3])),
+        subset(source, np.array([7, 2])),
+        subset(hflip(source), [7, 2]),
+    ]
+    assert len({one.key for one in (few, *others)}) == 5 and few.key == subset(source, [7, 2, 3]).key
+    assert subset(source, np.arange(12)) is source
+    assert subset(eval_dataset(noise(20), rows, labels), np.array([1])).key == ""
 
 
 def test_groups_travel_with_their_rows(known):
@@ -516,24 +525,26 @@ def test_groups_travel_with_their_rows(known):
         np.arange(20) // 3,
         np.arange(5, 17),
     )
-    source = plain_source(pixels, rows, labels, groups)
-    for view in (source, mirrored(source), magnified(source), joined([source])):
+    source = eval_dataset(pixels, rows, labels, groups)
+    for view in (source, hflip(source), center_zoom(source), concatenate([source])):
         np.testing.assert_array_equal(view.groups, groups[rows])
-    np.testing.assert_array_equal(some(mirrored(source), np.array([7, 2])).groups, groups[[12, 7]])
-    np.testing.assert_array_equal(spread(source, 3).groups, groups[[5, 10, 16]])
-    np.testing.assert_array_equal(joined([source, some(source, np.array([0]))]).groups, groups[[*rows, 5]])
-    without = plain_source(pixels, rows, labels)
-    assert without.groups is None and joined([source, without]).groups is None and some(without, [1]).groups is None
+    np.testing.assert_array_equal(subset(hflip(source), np.array([7, 2])).groups, groups[[12, 7]])
+    np.testing.assert_array_equal(subsample(source, 3).groups, groups[[5, 10, 16]])
+    np.testing.assert_array_equal(concatenate([source, subset(source, np.array([0]))]).groups, groups[[*rows, 5]])
+    without = eval_dataset(pixels, rows, labels)
+    assert (
+        without.groups is None and concatenate([source, without]).groups is None and subset(without, [1]).groups is None
+    )
 
 
 def test_what_has_no_name_gets_no_key(known):
     """Pixels in an array, or a function of somebody's own: a cache could not tell them from others."""
     labels, rows = np.arange(20) % CLASSES, np.arange(12)
-    nameless = [plain_source(noise(20), rows, labels), training_source(noise(20), rows, labels, Augment(), 0)]
-    nameless.append(Source(lambda epoch, i: noise(20)[i], labels))
+    nameless = [eval_dataset(noise(20), rows, labels), train_dataset(noise(20), rows, labels, Augment(), 0)]
+    nameless.append(ArrayDataset(lambda epoch, i: noise(20)[i], labels))
     for data in nameless:
-        assert data.key == mirrored(data).key == magnified(data).key == ""
-        assert joined([plain_source(known(noise(20), "one"), rows, labels), data]).key == ""
+        assert data.key == hflip(data).key == center_zoom(data).key == ""
+        assert concatenate([eval_dataset(known(noise(20), "one"), rows, labels), data]).key == ""
 
 
 # Memory ----------------------------------------------------------------------------------------------------------
@@ -551,7 +562,7 @@ def quick_gc():
 def held(kind: str, n: int = 48) -> tuple[tf.data.Dataset, weakref.ref]:
     """A data set, and whether the pixels that it reads from are still there."""
     pixels, labels = numbered(n)
-    data = Source(lambda _, rows: pixels[rows], labels)
+    data = ArrayDataset(lambda _, rows: pixels[rows], labels)
     if kind == "shuffled":
         return shuffled_batches(data, CLASSES, 8, 0, range(3)), weakref.ref(pixels)
     return ordered_batches(data, CLASSES, 8), weakref.ref(pixels)

@@ -16,12 +16,12 @@ from PIL import Image
 
 from template.config import Augment, Backbone, Head, Train
 from template.data.pipeline import (
+    ArrayDataset,
     Mixing,
-    Source,
-    plain_source,
+    eval_dataset,
     shuffled_batches,
     shuffled_rows,
-    training_source,
+    train_dataset,
 )
 from template.model.backbones import build_backbone
 from template.model.build import boundary, build, freeze
@@ -41,15 +41,15 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def train() -> Source:
+def train() -> ArrayDataset:
     pixels, labels = coloured(60, 0)
-    return plain_source(pixels, np.arange(60), labels)
+    return eval_dataset(pixels, np.arange(60), labels)
 
 
 @pytest.fixture(scope="module")
-def val() -> Source:
+def val() -> ArrayDataset:
     pixels, labels = coloured(30, 1)
-    return plain_source(pixels, np.arange(30), labels)
+    return eval_dataset(pixels, np.arange(30), labels)
 
 
 @pytest.fixture
@@ -58,26 +58,26 @@ def model() -> keras.Model:
     return build(TINY, Head(), SIZE, [1] * CLASSES)
 
 
-def like(source: Source, change: Callable) -> Source:
-    return Source(lambda epoch, rows: change(source.read(epoch, rows)), source.labels)
+def like(source: ArrayDataset, change: Callable) -> ArrayDataset:
+    return ArrayDataset(lambda epoch, rows: change(source.read(epoch, rows)), source.labels)
 
 
 def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
     pixels, labels = coloured(60, 0)
-    source = training_source(pixels, np.arange(60), labels, Augment(policy="light"), seed=0)
-    check, picture = checks.entering(source, ("red", "green", "blue"), Train(batch_size=16), Mixing())
+    source = train_dataset(pixels, np.arange(60), labels, Augment(policy="light"), seed=0)
+    check, picture = checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=16), Mixing())
     assert check.passed and picture.size == (8 * 164, 2 * 178)
     wrong = (lambda x: (x / 255).astype(np.float32)), (lambda x: x.astype(np.float32) - 127)
-    scaled, centred = (checks.entering(like(source, how), ("r", "g", "b"), Train(), Mixing())[0] for how in wrong)
+    scaled, centred = (checks.input_grid(like(source, how), ("r", "g", "b"), Train(), Mixing())[0] for how in wrong)
     assert not scaled.passed and not centred.passed
 
 
 def test_the_grid_is_of_the_very_pixels_and_labels(monkeypatch):
     pixels, labels = coloured(12, 0)
-    source = training_source(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
+    source = train_dataset(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
     seen = {}
     monkeypatch.setattr(checks, "grid", lambda images, names: seen.update(images=images, names=names))
-    checks.entering(source, ("red", "green", "blue"), Train(batch_size=12), Mixing())
+    checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=12), Mixing())
     for image, name in zip(seen["images"], seen["names"], strict=True):
         (row,) = np.flatnonzero((pixels == image).all(axis=(1, 2, 3)))
         assert name == ("red", "green", "blue")[labels[row]]
@@ -94,14 +94,14 @@ def tile(picture: Image.Image, row: int, column: int) -> tuple[np.ndarray, np.nd
 def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it(monkeypatch, sampling):
     pixels, labels = coloured(24, 0)
     labels, names = np.sort(labels), ("red", "green", "blue")
-    plain = plain_source(pixels, np.arange(24), labels)
-    augmented = training_source(pixels, np.arange(24), labels, Augment(policy="medium"), seed=0)
+    plain = eval_dataset(pixels, np.arange(24), labels)
+    augmented = train_dataset(pixels, np.arange(24), labels, Augment(policy="medium"), seed=0)
     mixing, settings = Mixing(mixup=1.0, cutmix=1.0, until=2), Train(batch_size=8, sampling=sampling)
     said, draw = [], checks.grid
     monkeypatch.setattr(
         checks, "grid", lambda images, names, columns: said.extend(names) or draw(images, names, columns)
     )
-    picture = checks.through_epochs(plain, augmented, names, settings, mixing, 3)
+    picture = checks.epochs_grid(plain, augmented, names, settings, mixing, 3)
     assert picture.size == (4 * 164, 12 * 178)
     rows = [0, 2, 4, 7, 8, 10, 12, 15, 16, 18, 20, 23]
     batches = list(shuffled_batches(augmented, 3, 8, 0, range(3), mixing, sampling).as_numpy_iterator())
@@ -130,8 +130,8 @@ def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it
 
 def test_a_picture_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does_not_is_left_white():
     pixels, labels = coloured(24, 0)[0], np.repeat(range(3), [20, 3, 1])
-    data = plain_source(pixels, np.arange(24), labels)
-    picture = checks.through_epochs(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
+    data = eval_dataset(pixels, np.arange(24), labels)
+    picture = checks.epochs_grid(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
     lines = {row: line for line, row in enumerate([0, 6, 12, 19, 20, 21, 22, 23])}
     for row, line in lines.items():
         for column in (1, 2):
@@ -146,16 +146,16 @@ def test_a_picture_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does
 
 def test_a_label_says_its_shares():
     names = ("red", "green", "blue")
-    assert checks.shares(np.array([0, 1, 0]), names) == "green"
-    assert checks.shares(np.array([0.3, 0, 0.7]), names) == "blue 0.70 red 0.30"
-    assert checks.shares(np.array([0.999, 0.001, 0]), names) == "red"
+    assert checks.label_text(np.array([0, 1, 0]), names) == "green"
+    assert checks.label_text(np.array([0.3, 0, 0.7]), names) == "blue 0.70 red 0.30"
+    assert checks.label_text(np.array([0.999, 0.001, 0]), names) == "red"
 
 
 def test_preflight_shows_mixed_pictures_as_they_are_trained_on():
     pixels, labels = coloured(12, 0)
-    source = training_source(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
+    source = train_dataset(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
     mixing = Mixing(mixup=1.0, until=1)
-    _, picture = checks.entering(source, ("red", "green", "blue"), Train(batch_size=12), mixing)
+    _, picture = checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=12), mixing)
     images, _ = next(shuffled_batches(source, 3, 12, 0, range(1), mixing).as_numpy_iterator())
     for number, image in enumerate(images):
         np.testing.assert_array_equal(tile(picture, number // 8, number % 8)[0], image)
@@ -164,13 +164,13 @@ def test_preflight_shows_mixed_pictures_as_they_are_trained_on():
 def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, train):
     check = checks.loss_at_init(model, train)
     assert check.passed and float(check.found) == pytest.approx(np.log(3), rel=0.05)
-    uneven = Source(train.read, np.where(np.arange(60) < 50, 0, train.labels))
+    uneven = ArrayDataset(train.read, np.where(np.arange(60) < 50, 0, train.labels))
     assert not checks.loss_at_init(model, uneven).passed, "biases for other frequencies"
     model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 3, (96, CLASSES)))
     assert not checks.loss_at_init(model, train).passed
 
 
-def trained(train: Source) -> keras.Model:
+def trained(train: ArrayDataset) -> keras.Model:
     """A linear classifier of the mean colour."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.GlobalAveragePooling2D()(inputs)
@@ -181,17 +181,17 @@ def trained(train: Source) -> keras.Model:
 
 def test_a_network_that_does_not_look_is_found(train, val):
     model = trained(train)
-    assert checks.sees_the_pictures(model, val).passed
+    assert checks.depends_on_input(model, val).passed
     model.get_layer("logits").kernel.assign(np.zeros((3, 3)))
-    assert not checks.sees_the_pictures(model, val).passed
+    assert not checks.depends_on_input(model, val).passed
 
 
 def test_a_few_pictures_are_learned_by_heart_unless_they_are_all_the_same(train):
     names, loose = ("red", "green", "blue"), Head(dropout=0, l2=0)
-    check, picture = checks.learned_by_heart(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
+    check, picture = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
     assert check.passed and "9 of 9 right" in check.found and picture.size == (8 * 164, 2 * 178)
     grey = like(train, lambda x: np.full_like(x, 127))
-    check, _ = checks.learned_by_heart(build(TINY, loose, SIZE, [1] * CLASSES), None, grey, names, steps=30)
+    check, _ = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, grey, names, steps=30)
     assert not check.passed and "3 of 9 right" in check.found
 
 
@@ -202,51 +202,51 @@ def test_what_is_frozen_is_not_asked_to_learn(train):
     freeze(model, given, 1)
     tensor = boundary(model, given, Head(), 1)
     before = model.layers[3].get_weights()
-    assert checks.learned_by_heart(model, tensor, train, names)[0].passed
+    assert checks.overfit_small_batch(model, tensor, train, names)[0].passed
     assert all(np.array_equal(a, b) for a, b in zip(before, model.layers[3].get_weights(), strict=True))
     for layer in model.layers:
         layer.trainable = False
     model.get_layer("logits").kernel.assign(np.zeros((96, CLASSES)))
-    assert not checks.learned_by_heart(model, tensor, train, names, steps=10)[0].passed
+    assert not checks.overfit_small_batch(model, tensor, train, names, steps=10)[0].passed
 
 
 def test_a_picture_that_depends_on_its_neighbours_is_found(model, train):
-    assert checks.independent(model, train).passed, "from scratch it is asked at inference"
+    assert checks.no_batch_leakage(model, train).passed, "from scratch it is asked at inference"
     weights = Backbone(name="tiny", weights="given.h5")
     freeze(model, weights, 2)
-    assert checks.independent(model, train).passed
+    assert checks.no_batch_leakage(model, train).passed
     inputs = keras.Input((SIZE, SIZE, 3))
     pooled = layers.GlobalAveragePooling2D()(inputs)
     mixed = layers.Lambda(lambda x: x - keras.ops.mean(x, axis=0, keepdims=True))(pooled)
     wrong = keras.Model(inputs, layers.Dense(CLASSES, name="logits")(mixed))
-    assert not checks.independent(wrong, train).passed
+    assert not checks.no_batch_leakage(wrong, train).passed
     blind = layers.Lambda(lambda x: x * 0)(pooled)
-    assert not checks.independent(keras.Model(inputs, layers.Dense(3, name="logits")(blind)), train).passed
+    assert not checks.no_batch_leakage(keras.Model(inputs, layers.Dense(3, name="logits")(blind)), train).passed
 
 
 def test_statistics_that_move_although_frozen_are_found(model, train):
     freeze(model, Backbone(name="tiny", weights="given.h5"), 2)
-    assert checks.frozen_stays(model, train, CLASSES, pretrained=True).passed
+    assert checks.frozen_unchanged(model, train, CLASSES, pretrained=True).passed
     for layer in model.layers:
         layer.trainable = True  # batch normalisation trains: its statistics, which no optimizer knows, move
-    check = checks.frozen_stays(model, train, CLASSES, pretrained=True)
+    check = checks.frozen_unchanged(model, train, CLASSES, pretrained=True)
     assert not check.passed and "block" in check.advice
-    assert checks.frozen_stays(model, train, CLASSES, pretrained=False).passed, "from scratch they shall move"
+    assert checks.frozen_unchanged(model, train, CLASSES, pretrained=False).passed, "from scratch they shall move"
 
 
 def test_half_precision_of_the_output_is_found(model):
-    assert checks.float32_out(model).passed
+    assert checks.float32_logits(model).passed
     inputs = keras.Input((4,))
     half = keras.Model(inputs, layers.Dense(3, dtype="mixed_float16", name="logits")(inputs))
-    assert not checks.float32_out(half).passed
+    assert not checks.float32_logits(half).passed
 
 
 def test_pixels_that_differ_by_one_are_found(train):
     pixels = train.read(0, np.arange(4))
-    assert checks.same_pixels(pixels, pixels.copy()).passed
+    assert checks.train_serve_parity(pixels, pixels.copy()).passed
     other = pixels.copy()
     other[2, 3, 4, 1] += 1
-    assert not checks.same_pixels(pixels, other).passed
+    assert not checks.train_serve_parity(pixels, other).passed
 
 
 @pytest.mark.parametrize("apart", [0, 9], ids=["one cloud", "classes far apart"])
@@ -256,22 +256,24 @@ def test_labels_by_lot_are_guessed_unless_the_parts_share_pictures(apart):
         clouds = apart * rng.integers(0, 2, (240, 1))
         features = (rng.normal(size=(240, 300)) + clouds).astype(np.float32)
         digests = [str(number) for number in range(240)]
-        lots = checks.by_lot(digests, CLASSES, seed)
-        assert checks.labels_by_lot(features[:160], lots[:160], features[160:], lots[160:]).passed
+        lots = checks.random_labels(digests, CLASSES, seed)
+        assert checks.random_label_accuracy(features[:160], lots[:160], features[160:], lots[160:]).passed
         shared = np.arange(120, 200)  # half of these are among the first 160
-        leaking = checks.labels_by_lot(features[:160], lots[:160], features[shared], lots[shared])
+        leaking = checks.random_label_accuracy(features[:160], lots[:160], features[shared], lots[shared])
         assert not leaking.passed and "split.csv" in leaking.advice
 
 
 def test_the_lot_is_the_contents_alone():
-    lots = checks.by_lot(["a", "b", "a"] + [str(n) for n in range(300)], CLASSES, seed=0)
+    lots = checks.random_labels(["a", "b", "a"] + [str(n) for n in range(300)], CLASSES, seed=0)
     assert lots[0] == lots[2] and np.bincount(lots, minlength=CLASSES).min() > 70
-    assert not np.array_equal(lots, checks.by_lot(["a", "b", "a"] + [str(n) for n in range(300)], CLASSES, seed=1))
+    assert not np.array_equal(
+        lots, checks.random_labels(["a", "b", "a"] + [str(n) for n in range(300)], CLASSES, seed=1)
+    )
 
 
 def test_a_full_disk_is_found(tmp_path):
-    assert checks.room(tmp_path / "not" / "there" / "yet", 1000).passed
-    check = checks.room(tmp_path, 1e18)
+    assert checks.disk_space(tmp_path / "not" / "there" / "yet", 1000).passed
+    check = checks.disk_space(tmp_path, 1e18)
     assert not check.passed and "data.cache" in check.advice
 
 

@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold
 
-from template.evaluate.intervals import lead
+from template.evaluate.intervals import paired_z
 from template.train import probe as module
 from template.train.probe import Probe, fit_probe, folds
 
@@ -188,7 +188,7 @@ def test_few_pictures_are_divided_several_times_and_each_counts_once(monkeypatch
     ],
 )
 def test_the_lead_is_counted_in_standard_errors_of_the_difference(losses, rivals, expected):
-    assert lead(np.array(losses), np.array(rivals)) == pytest.approx(expected, nan_ok=True)
+    assert paired_z(np.array(losses), np.array(rivals)) == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_probabilities_judged_are_the_mean_of_those_of_the_views():
@@ -258,10 +258,10 @@ def test_a_class_of_one_group_can_still_be_fitted_and_is_judged_by_nobody():
 def test_images_of_a_group_are_one_witness():
     generator = np.random.default_rng(0)
     less, groups = np.repeat(generator.normal(0.3, 1, 20), 10), np.repeat(np.arange(20), 10)
-    alone = lead(-less, np.zeros(200))
-    assert lead(-less, np.zeros(200), groups) == pytest.approx(alone / np.sqrt(10))
-    assert lead(-less, np.zeros(200), np.arange(200)) == pytest.approx(alone)
-    assert lead(np.zeros(4), np.ones(4), np.array([0, 0, 1, 1])) == np.inf
+    alone = paired_z(-less, np.zeros(200))
+    assert paired_z(-less, np.zeros(200), groups) == pytest.approx(alone / np.sqrt(10))
+    assert paired_z(-less, np.zeros(200), np.arange(200)) == pytest.approx(alone)
+    assert paired_z(np.zeros(4), np.ones(4), np.array([0, 0, 1, 1])) == np.inf
 
 
 def test_views_do_not_change_the_weight_of_a_picture():

@@ -10,13 +10,13 @@ import pytest
 
 from template.config import Backbone, Head, Stage, Train
 from template.data import pipeline
-from template.data.pipeline import Source, shuffled_rows
+from template.data.pipeline import ArrayDataset, shuffled_rows
 from template.model.backbones import build_backbone, standardise
 from template.model.build import attach, build, depths, freeze
-from template.runs import Clock
-from template.train.features import Store
+from template.runs import Timer
+from template.train.features import FeatureCache
 from template.train.range_test import best_rate, sweep
-from template.train.stages import How, prepared
+from template.train.stages import TrainContext, compile_stage
 
 TINY = Backbone(name="tiny", weights="none")
 
@@ -29,9 +29,9 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
     freeze(model, TINY, stage.unfreeze)
     start = [v.numpy() for v in model.variables]
-    store = Store(tmp_path / "cache", 1e9, 8, Clock())
-    how = How(TINY, Head(dropout=0), (stage,), settings, store, start)
-    network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
+    store = FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
+    how = TrainContext(TINY, Head(dropout=0), (stage,), settings, store, start)
+    network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
     slots = [v.numpy() for v in network.optimizer.variables]
     rates, losses = sweep(network, inputs, stage, settings, depths(model, TINY), low=1e-4, high=1e4, count=60)
     for before, variables in ((start, model.variables), (slots, network.optimizer.variables)):
@@ -52,8 +52,8 @@ def test_a_sweep_sees_the_pictures_as_the_network_does(tmp_path):
     standardise(base, np.full(3, 205.0), np.full(3, 8.0))
     model = attach(base, TINY, head, np.ones(2))
     freeze(model, TINY, stage.unfreeze)
-    how = How(TINY, head, (stage,), settings, Store(tmp_path / "cache", 1e9, 8, Clock()))
-    network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
+    how = TrainContext(TINY, head, (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer()))
+    network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
     _, losses = sweep(network, inputs, stage, settings, depths(model, TINY), count=2)
     _, order = shuffled_rows(labels, 8, settings.seed, 0)[0]
     logits = network(pixels[order].astype("float32"), training=True)
@@ -72,8 +72,8 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
     freeze(model, TINY, stage.unfreeze)
     for layer in model.layers:
         layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
-    how = How(TINY, Head(dropout=0), (stage,), settings, Store(folder, 1e9, 8, Clock()))
-    network, inputs, _ = prepared(model, stage, [Source(lambda _, rows: pixels[rows], labels)], None, how)
+    how = TrainContext(TINY, Head(dropout=0), (stage,), settings, FeatureCache(folder, 1e9, 8, Timer()))
+    network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
     return sweep(network, inputs, stage, settings, depths(model, TINY), low=0.1, high=10, count=count)[1]
 
 
@@ -85,13 +85,13 @@ def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):
 
 
 def test_a_sweep_mixes_as_training_does_to_its_last_step(tmp_path, monkeypatch):
-    seen, original = [], pipeline.mixed
+    seen, original = [], pipeline.mix_batch
 
     def spy(inputs, labels, mixing, seed, epoch, number):
         seen.append((epoch, number, mixing.mixup, mixing.cutmix))
         return original(inputs, labels, mixing, seed, epoch, number)
 
-    monkeypatch.setattr(pipeline, "mixed", spy)
+    monkeypatch.setattr(pipeline, "mix_batch", spy)
     swept(tmp_path, Train(batch_size=8, mixup=0.2))
     assert sorted(set(seen)) == [(epoch, number, 0.2, 0.0) for epoch in range(4) for number in range(3)]
 

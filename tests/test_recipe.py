@@ -25,7 +25,7 @@ from template import disk, publish, recipe
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.images import load_image
-from template.data.rows import Rows
+from template.data.rows import ArrayFile
 from template.deploy.predictor import classify, load_run
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
@@ -304,7 +304,7 @@ def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_
     home, pictures, tmp_path, monkeypatch
 ):
     """What was decoded is enough: for the whole view of what is predicted, for slices, galleries and report."""
-    path, begin = tmp_path / "pictures", recipe.begin
+    path, begin = tmp_path / "pictures", recipe.init_model
     shutil.copytree(pictures, path)
     config = settings(path, SHORT, {"final_fit": "yes"}, memory_gb=0.0)
     config = dataclasses.replace(config, evaluate=Evaluate(whole=True, mirror=True, magnify=True))
@@ -315,7 +315,7 @@ def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_
         shutil.rmtree(tmp_path / "cache")
         return begin(*how)
 
-    monkeypatch.setattr(recipe, "begin", last_seen)
+    monkeypatch.setattr(recipe, "init_model", last_seen)
     done = train(config, tmp_path / "run")
     assert not path.exists() and not list((tmp_path / "cache").glob("pixels-*"))
     assert done.test.logits.tobytes() == whole.test.logits.tobytes()
@@ -330,7 +330,7 @@ def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_th
     """An image that goes between two decodings would shift every label behind it."""
     path = tmp_path / "pictures"
     shutil.copytree(pictures, path)
-    _, _, see = recipe.pictures(settings(path))
+    _, _, see = recipe.load_data(settings(path))
     (path / "across" / "03.png").unlink()
     with pytest.raises(DataError, match=r"'across/03.png': no such file"):
         see(dataclasses.replace(settings(path).data, resize="squash"))
@@ -467,7 +467,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
         counting.append(model.predict(looked_at, verbose=0))
         return 20, 27
 
-    monkeypatch.setattr(recipe, "known", counted)
+    monkeypatch.setattr(recipe, "train_accuracy", counted)
     monkeypatch.setattr(publish, "figures", spy)
     done = train(settings(pictures, STAGES, {"final_fit": "yes"}, test_fraction=0), home / "no-test-refit")
     logits = {str(name): row for name, row in zip(done.test.ids, log_softmax(done.test.logits, axis=1), strict=True)}
@@ -598,7 +598,7 @@ def test_a_run_that_is_resumed_keeps_its_choices(home, probed):
 def alive() -> int:
     """Large arrays that somebody still holds."""
     gc.collect()
-    return sum(isinstance(thing, Rows) for thing in gc.get_objects())
+    return sum(isinstance(thing, ArrayFile) for thing in gc.get_objects())
 
 
 @pytest.mark.slow
@@ -633,11 +633,11 @@ def test_a_class_of_one_training_picture_leaves_nothing_to_vote_with(home, weigh
 def test_stages_are_taken_from_the_number_of_pictures_only_where_the_recipe_names_none(pictures, weights):
     config = left_open(pictures, weights)
     config = dataclasses.replace(config, head=Head())
-    assert recipe.suggested(config, 100).stages == ()
-    assert [stage.unfreeze for stage in recipe.suggested(config, 500).stages] == [1]
+    assert recipe.with_stages(config, 100).stages == ()
+    assert [stage.unfreeze for stage in recipe.with_stages(config, 500).stages] == [1]
     hidden = dataclasses.replace(config, head=Head(hidden=8))
-    assert [stage.unfreeze for stage in recipe.suggested(hidden, 100).stages] == [0], "no probe: the head must learn"
+    assert [stage.unfreeze for stage in recipe.with_stages(hidden, 100).stages] == [0], "no probe: the head must learn"
     scratch = dataclasses.replace(config, backbone=Backbone(name="tiny", weights="none"))
-    assert [stage.unfreeze for stage in recipe.suggested(scratch, 100).stages] == ["all"]
+    assert [stage.unfreeze for stage in recipe.with_stages(scratch, 100).stages] == ["all"]
     named = dataclasses.replace(config, stages=SHORT)
-    assert recipe.suggested(named, 100) == named
+    assert recipe.with_stages(named, 100) == named

@@ -71,7 +71,7 @@ def test_every_number_stands_under_its_own_heading():
     assert cells(text, "top-2 accuracy")[1:] == [report.percent(part["top_k"]) for part in (test, val)]
     loss = [part["cross_entropy"] for part in (test, val)]
     assert cells(text, "cross-entropy")[1:] == [f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for x in loss]
-    assert f"guessing the commonest class would give {100 * test['majority']:.1f} %" in text
+    assert f"guessing the commonest class would give {100 * test['majority_baseline']:.1f} %" in text
     assert "tiny, 32 pixels." in text
     assert "decode 1.2, training 60.0" in text
 
@@ -235,7 +235,7 @@ def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_pictures(
     curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
     found = {"verdict": "overfits", "because": "99 % here, 80 % there", "try_next": ["more <b>pictures</b>"]}
     odd = [{"check": "equal", "severity": "look", "message": "<i>twice</i>", "advice": "Look."}]
-    numbers = {"diagnosis": found, "learning_curve": curve, "audit": odd, "colours": intervals.proportion(30, 60)}
+    numbers = {"diagnosis": found, "learning_curve": curve, "audit": odd, "colours": intervals.wilson_interval(30, 60)}
     numbers["preflight"] = {"validation accuracy, a small network from scratch": 0.7, "validation accuracy, x": 0.123}
     curves = {"learning_curve": plots.learning_curve(curve)}
     curves["prediction_dynamics"] = plots.prediction_dynamics(np.full((2, 3), 0.5), ["a", "b", "c"])
@@ -278,7 +278,9 @@ def test_drawings_take_the_colour_of_the_page(tmp_path):
 
 
 def test_calibration_draws_each_table_against_the_diagonal(tmp_path, figures):
-    table = [{"images": 4, "confidence": c, "accuracy": intervals.proportion(k, 4)} for c, k in ((0.3, 1), (0.9, 4))]
+    table = [
+        {"images": 4, "confidence": c, "accuracy": intervals.wilson_interval(k, 4)} for c, k in ((0.3, 1), (0.9, 4))
+    ]
     plots.save(plots.calibration({"before": table, "after": table[:1]}), tmp_path / "c.png")
     check_png(tmp_path / "c.png")
     (axes,) = figures[0].axes

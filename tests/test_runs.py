@@ -148,7 +148,7 @@ def test_new_folder_makes_its_parents_and_says_when_and_what(tmp_path):
 def test_clock_adds_up_under_each_name(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock = runs.Clock()
+    clock = runs.Timer()
     for name, seconds in [("decode", 2.0), ("training", 10.0), ("decode", 3.0)]:
         with clock(name):
             now += seconds
@@ -173,7 +173,7 @@ def wait(monkeypatch):
 
 
 def test_the_seconds_of_an_inner_block_are_not_those_of_the_block_around_it(wait):
-    clock = runs.Clock()
+    clock = runs.Timer()
     with clock("stage 1"):
         wait(1)
         with clock("features"):
@@ -192,7 +192,7 @@ def test_the_seconds_of_an_inner_block_are_not_those_of_the_block_around_it(wait
 
 
 def test_a_block_inside_one_of_the_same_name_is_counted_once(wait):
-    clock = runs.Clock()
+    clock = runs.Timer()
     with clock("probe"):
         wait(1)
         with clock("probe"):
@@ -202,7 +202,7 @@ def test_a_block_inside_one_of_the_same_name_is_counted_once(wait):
 
 
 def test_a_failure_inside_an_inner_block_loses_no_time(wait):
-    clock = runs.Clock()
+    clock = runs.Timer()
     with pytest.raises(RuntimeError), clock("stage 1"):
         wait(1)
         with clock("features"):
@@ -214,7 +214,7 @@ def test_a_failure_inside_an_inner_block_loses_no_time(wait):
 
 
 def test_whatever_the_blocks_they_add_up_to_the_time_inside_the_outermost(wait):
-    clock, generator, inside = runs.Clock(), random.Random(0), 0.0
+    clock, generator, inside = runs.Timer(), random.Random(0), 0.0
 
     def block(depth: int) -> float:
         spent = 0.0
@@ -235,7 +235,7 @@ def test_whatever_the_blocks_they_add_up_to_the_time_inside_the_outermost(wait):
 
 def test_a_block_of_another_thread_takes_no_time_from_the_blocks_of_this_one(wait):
     """With `refresh`, the threads that read ahead compute activations, perhaps beyond the end of a stage."""
-    clock, begun, end = runs.Clock(), threading.Event(), threading.Event()
+    clock, begun, end = runs.Timer(), threading.Event(), threading.Event()
 
     def compute() -> None:
         with clock("features"):

@@ -20,8 +20,8 @@ from sklearn.metrics import f1_score
 
 from template import disk
 from template.config import Backbone, ConfigError, Head, Stage, Train
-from template.data.pipeline import Mixing, Source, shuffled_rows
-from template.data.rows import Rows
+from template.data.pipeline import ArrayDataset, Mixing, shuffled_rows
+from template.data.rows import ArrayFile
 from template.deploy.predictor import save_model
 from template.evaluate import metrics
 from template.evaluate.calibration import smoothed_losses
@@ -29,14 +29,14 @@ from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.model.layers import DropBlock
-from template.runs import Clock
+from template.runs import Timer
 from template.train import callbacks, guard
 from template.train import checkpoint as checkpoints
 from template.train import stages as module
-from template.train.features import Store
-from template.train.optimizers import Held
-from template.train.select import MONITORED, between, picture_losses, scores
-from template.train.stages import How, fit, repeat
+from template.train.features import FeatureCache
+from template.train.optimizers import PlateauSchedule
+from template.train.select import MONITORED, interpolate, per_image_losses, scores
+from template.train.stages import TrainContext, fit, refit
 
 SIZE, CLASSES = 32, 3
 STAGES = (
@@ -48,17 +48,19 @@ SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1, checkpoint_sec
 HEAD = Head(dropout=0.1, levels=2, root=True, drop_block=0.05, drop_connect=0.05)
 
 
-def coloured(n: int, seed: int) -> Source:
+def coloured(n: int, seed: int) -> ArrayDataset:
     """Noise whose mean colour tells the class, a little brighter in every epoch."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % CLASSES
     pixels = generator.integers(0, 120, (n, SIZE, SIZE, 3)).astype(np.uint8)
     pixels[np.arange(n), :, :, labels] += 100
-    return Source(lambda epoch, rows: pixels[rows] + np.uint8(2 * epoch), labels, f"coloured {n} {seed}")
+    return ArrayDataset(lambda epoch, rows: pixels[rows] + np.uint8(2 * epoch), labels, f"coloured {n} {seed}")
 
 
-def how(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS) -> How:
-    return How(backbone, HEAD, stages, settings, Store(folder / "cache", 1e9, settings.batch_size, Clock()))
+def how(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS) -> TrainContext:
+    return TrainContext(
+        backbone, HEAD, stages, settings, FeatureCache(folder / "cache", 1e9, settings.batch_size, Timer())
+    )
 
 
 def fresh(backbone: Backbone, settings=SETTINGS) -> keras.Model:
@@ -224,7 +226,7 @@ def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pret
 def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, monkeypatch):
     shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
     base = {"begun": [v.numpy() for v in whole[0].variables], "before": whole[0].get_weights()}
-    checkpoint = checkpoints.Checkpoint(checkpoints.State(), tmp_path / "checkpoints", whole[0], base, Clock())
+    checkpoint = checkpoints.Checkpoint(checkpoints.TrainState(), tmp_path / "checkpoints", whole[0], base, Timer())
     checkpoint.set_model(whole[0])
     monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
@@ -233,7 +235,7 @@ def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, m
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) -> Source:
+def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) -> ArrayDataset:
     """`coloured` with names, and NaN for the pictures that `where(epoch, rows)` says."""
     source = coloured(n, seed)
 
@@ -242,7 +244,7 @@ def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) 
         pixels[where(epoch, rows)] = np.nan
         return pixels
 
-    return Source(read, source.labels, names=[f"picture {i}" for i in range(n)])
+    return ArrayDataset(read, source.labels, names=[f"picture {i}" for i in range(n)])
 
 
 ALL = (Stage(unfreeze="all", epochs=4, learning_rate=3e-3),)
@@ -309,7 +311,7 @@ def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatc
     stage = Stage(unfreeze=1, epochs=1, views=1, schedule="plateau")
     _, state = train(pretrained, tmp_path, (stage,), settings)
     plan = [{**state.plan[0], "epochs": 1, "share": 1.0}]
-    repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, (stage,), settings), tmp_path)
+    refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, (stage,), settings), tmp_path)
     assert len(seen) > 9
     for callback in seen:
         for name in ("on_batch_end", "on_train_batch_end", "on_batch_begin", "on_train_batch_begin"):
@@ -405,21 +407,21 @@ def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
     real = module.shuffled_batches
     monkeypatch.setattr(module, "shuffled_batches", lambda *args: seen.append(real(*args)) or seen[-1])
     off = dataclasses.replace(settings, mixup=0.0, cutmix=0.0)
-    repeat(fresh(pretrained, off), [rare, coloured(12, 1)], plan, how(pretrained, tmp_path, stages, off), tmp_path)
+    refit(fresh(pretrained, off), [rare, coloured(12, 1)], plan, how(pretrained, tmp_path, stages, off), tmp_path)
     counts = sum(labels.sum(axis=0) for _, labels in seen[0].as_numpy_iterator())
     assert counts.tolist() == [24, 24, 24], "36 pictures twice, of which 20, 10 and 6 are of these classes"
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
     """As when the last step of an epoch is too long: the loss of that epoch shows nothing."""
-    original = guard.Guard.on_epoch_end
+    original = guard.TerminateOnNonFinite.on_epoch_end
 
     def ruin(self, epoch, logs=None):
         if epoch == 1:
             self.whole.get_layer("logits").bias.assign([np.inf] * CLASSES)
         original(self, epoch, logs)
 
-    monkeypatch.setattr(guard.Guard, "on_epoch_end", ruin)
+    monkeypatch.setattr(guard.TerminateOnNonFinite, "on_epoch_end", ruin)
     with pytest.raises(guard.NonFiniteError, match="logits/bias' are not finite after epoch 2"):
         train(pretrained, tmp_path, STAGES[:1])
     assert checkpoints.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
@@ -450,7 +452,7 @@ def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretr
         asked.append(needs)
         raise disk.DiskError("no room")
 
-    monkeypatch.setattr(disk, "require", full)
+    monkeypatch.setattr(disk, "require_space", full)
     with pytest.raises(disk.DiskError):
         train(pretrained, tmp_path)
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
@@ -478,13 +480,13 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
     model = fresh(pretrained)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
-        repeat(model, parts, plan, settings, tmp_path / "whole")
+        refit(model, parts, plan, settings, tmp_path / "whole")
     assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "4", "5"]
     for epoch, left in (("2", [3, 4, 5]), ("5", [])):
         done, again = [], fresh(pretrained)
         with monkeypatch.context() as patched:
             patched.setattr(checkpoints.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
-            repeat(again, parts, plan, settings, copies / epoch)
+            refit(again, parts, plan, settings, copies / epoch)
         assert done == left
         assert same(model, again)
 
@@ -529,7 +531,7 @@ class Weight(keras.Model):
 
 
 def test_keep_best_takes_the_best_epoch_ignores_nan_and_stops_when_patience_ends():
-    model, state = Weight(), checkpoints.State()
+    model, state = Weight(), checkpoints.TrainState()
     keep = callbacks.KeepBest(state, "val_cross_entropy", patience=2)
     keep.set_model(model)
     keep.on_train_begin()
@@ -544,7 +546,7 @@ def test_keep_best_takes_the_best_epoch_ignores_nan_and_stops_when_patience_ends
 
 
 def test_a_later_stage_that_only_gets_worse_changes_nothing():
-    model, state = Weight(), checkpoints.State(best=0.3)
+    model, state = Weight(), checkpoints.TrainState(best=0.3)
     model.number.assign(7)
     keep = callbacks.KeepBest(state, "val_cross_entropy", patience=9)
     keep.set_model(model)
@@ -555,7 +557,7 @@ def test_a_later_stage_that_only_gets_worse_changes_nothing():
 
 
 def test_accuracy_is_better_when_larger():
-    model, state = Weight(), checkpoints.State(best=0.8)
+    model, state = Weight(), checkpoints.TrainState(best=0.8)
     keep = callbacks.KeepBest(state, "val_accuracy", patience=9)
     keep.set_model(model)
     keep.on_train_begin()
@@ -565,16 +567,16 @@ def test_accuracy_is_better_when_larger():
 
 def test_between_is_a_straight_line():
     before, after = [np.array([0.0, 4.0])], [np.array([2.0, 0.0])]
-    assert between(before, after, 0)[0].tolist() == [0, 4]
-    assert between(before, after, 0.25)[0].tolist() == [0.5, 3]
-    assert between(before, after, 1)[0].tolist() == [2, 0]
+    assert interpolate(before, after, 0)[0].tolist() == [0, 4]
+    assert interpolate(before, after, 0.25)[0].tolist() == [0.5, 3]
+    assert interpolate(before, after, 1)[0].tolist() == [2, 0]
 
 
 def planned(monkeypatch, choice: int) -> None:
     """Make validation sure of one of: half way to the average, the average, the second epoch, before."""
     asked = itertools.count()
     losses = {True: np.zeros(12), False: np.ones(12)}
-    monkeypatch.setattr(module, "picture_losses", lambda *_: losses[next(asked) % 4 == choice])
+    monkeypatch.setattr(module, "per_image_losses", lambda *_: losses[next(asked) % 4 == choice])
     original = callbacks.KeepBest.on_epoch_end
 
     def second_is_best(self, epoch, logs):
@@ -603,7 +605,7 @@ def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, mo
     assert state.plan == [plan]
     again = fresh(pretrained)
     assert same(first, again) == (choice == 3)
-    repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(first, again, atol=1e-6)
 
 
@@ -614,19 +616,19 @@ def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
     monkeypatch.setattr(module, "choose", lambda losses, _: seen.extend(losses) or 1)  # the average
-    seen, looked, real = [], [], module.reestimate
+    seen, looked, real = [], [], module.update_bn
 
     def spy(network, batches):
         stale = network.get_weights()
         real(network, batches)
         looked.append([np.abs(a - b).max() for a, b in zip(stale, network.get_weights(), strict=True)])
 
-    monkeypatch.setattr(module, "reestimate", spy)
+    monkeypatch.setattr(module, "update_bn", spy)
     first, state = train(SCRATCH, tmp_path, stages)
     assert state.plan == [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
     assert len(looked) == 2 and max(looked[1]) > 0.1, "halfway and the average, not what an epoch trained with"
     again = fresh(SCRATCH)
-    repeat(again, [coloured(24, 0)], state.plan, how(SCRATCH, tmp_path, stages), tmp_path / "again")
+    refit(again, [coloured(24, 0)], state.plan, how(SCRATCH, tmp_path, stages), tmp_path / "again")
     assert len(looked) == 3 and same(first, again, atol=1e-5)
     assert seen[1].mean() < np.log(CLASSES), "chosen by what it says with them"
 
@@ -669,7 +671,7 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
 ):
     stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.5, optimizer="sgd", warmup=0.0, schedule="plateau", views=2),)
     settings = Train(batch_size=8, patience=6, checkpoint_seconds=0)
-    monkeypatch.setattr(module, "picture_losses", lambda *_: np.zeros(12))  # half way
+    monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
     keep, save, rates = callbacks.KeepBest.on_epoch_end, checkpoints.Checkpoint.on_epoch_end, []
 
     def scored(self, epoch, logs):
@@ -686,7 +688,7 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
         patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         first, state = train(pretrained, tmp_path / "whole", stages, settings)
         again = fresh(pretrained, settings)
-        repeat(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages, settings), tmp_path / "again")
+        refit(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages, settings), tmp_path / "again")
     assert rates == pytest.approx(2 * [0.5, 0.5, 0.5, 0.5, 0.05, 0.05])
     assert [row["learning_rate"] for row in state.history] == pytest.approx(rates[:6])
     assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "share": 0.5, "drops": [4]}]
@@ -697,8 +699,8 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
 
 
 def test_a_plateau_is_seen_after_the_warm_up_and_an_epoch_without_a_number_is_none():
-    state, rate = checkpoints.State(start=3, epoch=3), Held(5, 0.2)
-    plateau = callbacks.Plateau(rate, state.drops, every=2, state=state)
+    state, rate = checkpoints.TrainState(start=3, epoch=3), PlateauSchedule(5, 0.2)
+    plateau = callbacks.ReduceLROnPlateau(rate, state.drops, every=2, state=state)
     plateau.set_params({"steps": 2})
     found = []
     for epoch, (wait, blind) in enumerate([(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (6, 0), (0, 0)], start=3):
@@ -716,7 +718,7 @@ def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretraine
     plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0, "drops": []} for start in (0, 2)]
     seen = []
     monkeypatch.setattr(module, "_run_epochs", lambda *args, **_: seen.append(args[4]))
-    repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
+    refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
     assert seen == [Mixing(0.1, 0.0, until=0 + 1), Mixing(0.1, 0.1, until=2 + 3)]  # the head alone has vectors
     assert capsys.readouterr().out.count("train.cutmix: mixup only") == 1
 
@@ -724,14 +726,14 @@ def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretraine
 def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_never_of_vectors(
     pretrained, tmp_path, monkeypatch, capsys
 ):
-    seen, original = [], guard.Guard.on_epoch_end
+    seen, original = [], guard.TerminateOnNonFinite.on_epoch_end
 
     def spy(self, epoch, logs=None):
         ramps = [round(float(layer.ramp), 6) for layer in self.model.layers if isinstance(layer, DropBlock)]
         seen.append((epoch, ramps))
         original(self, epoch, logs)
 
-    monkeypatch.setattr(guard.Guard, "on_epoch_end", spy)
+    monkeypatch.setattr(guard.TerminateOnNonFinite, "on_epoch_end", spy)
     stages = (Stage(unfreeze=0, epochs=1, views=1), Stage(unfreeze=1, epochs=4, views=1))
     train(pretrained, tmp_path, stages)
     expected = [(0, []), *((epoch, [epoch / 4] * 2) for epoch in (1, 2, 3, 4))]
@@ -741,23 +743,25 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
     plan = [
         {"start": start, "epochs": n, "averaged": False, "share": 1.0, "drops": []} for start, n in ((0, 1), (1, 3))
     ]
-    repeat(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
+    refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
     assert seen == expected[:4], "as planned, though the fourth epoch was not kept"
 
 
 def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):
     stages = (Stage(unfreeze=1, epochs=1, learning_rate=1e-2), Stage(unfreeze=0, epochs=3, learning_rate=3e-3))
-    monkeypatch.setattr(module, "picture_losses", lambda *_: np.zeros(12))  # half way
+    monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
     plan = [{"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
             {"start": 1, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}]  # fmt: skip
     expected, again = fresh(pretrained), fresh(pretrained)
-    state = checkpoints.State(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
+    state = checkpoints.TrainState(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
     monkeypatch.setattr(
-        module, "read_checkpoint", lambda place: (state if place.name == "checkpoints" else checkpoints.State(), {})
+        module,
+        "read_checkpoint",
+        lambda place: (state if place.name == "checkpoints" else checkpoints.TrainState(), {}),
     )
     fit(expected, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path, stages), tmp_path)
     assert state.plan == plan
-    repeat(again, [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(again, [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(expected, again, atol=1e-6)
 
 
@@ -766,12 +770,12 @@ def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_pa
     train(pretrained, tmp_path, stages=stages)
     read = {"old": [], "new": []}
 
-    def watched(name: str, source: Source) -> Source:
+    def watched(name: str, source: ArrayDataset) -> ArrayDataset:
         return dataclasses.replace(source, read=lambda e, rows: read[name].extend(rows) or source.read(e, rows))
 
     parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
     plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
-    repeat(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages), tmp_path / "again")
     assert read == {"old": [], "new": [*range(6), *range(6)]}
 
 
@@ -779,7 +783,7 @@ def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
     model, again = fresh(pretrained), fresh(pretrained)
     nothing = how(pretrained, tmp_path, stages=())
     state = fit(model, coloured(24, 0), coloured(12, 1), nothing, tmp_path / "run")
-    repeat(model, [coloured(24, 0), coloured(12, 1)], state.plan, nothing, tmp_path / "again")
+    refit(model, [coloured(24, 0), coloured(12, 1)], state.plan, nothing, tmp_path / "again")
     assert same(model, again)
     assert (state.plan, state.history, state.epoch) == ([], [], 0)
     assert not (tmp_path / "cache").exists()
@@ -787,7 +791,7 @@ def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
 
 def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained, tmp_path):
     """TensorFlow never lets go of a function that it was given; every stage would leave its gigabytes."""
-    made, original = [], Rows.__init__
+    made, original = [], ArrayFile.__init__
 
     def watched(self, *args, **kwargs):
         original(self, *args, **kwargs)
@@ -801,12 +805,12 @@ def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained
     sources = [dataclasses.replace(coloured(24, 0), key=""), coloured(12, 1)]  # of one, the file is gone too
     settings, model = how(pretrained, tmp_path, stages), fresh(pretrained)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Rows, "__init__", watched)
+        patched.setattr(ArrayFile, "__init__", watched)
         state = fit(model, *sources, settings, tmp_path)
         assert len(made) == 4  # of three views and validation
         assert alive() == 0
         state.plan[0].update(epochs=2, averaged=True, share=1.0)
-        repeat(model, sources, state.plan, settings, tmp_path / "again")
+        refit(model, sources, state.plan, settings, tmp_path / "again")
         assert len(made) == 4 + 2 * 2
         assert alive() == 0
 
@@ -837,12 +841,12 @@ class Stub:
 BEFORE, HALFWAY, AVERAGE, BEST = 0.0, 0.5, 1.0, 2.0
 
 
-def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[float, dict, checkpoints.State]:
+def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[float, dict, checkpoints.TrainState]:
     """The weight that is left, what is kept for the final fit, and the state."""
     network = Stub(says)
-    state = checkpoints.State(start=5, epoch=9, best_epoch=7 if BEST in says else None)
+    state = checkpoints.TrainState(start=5, epoch=9, best_epoch=7 if BEST in says else None)
     before, best = [np.array(BEFORE)], [np.array(BEST)]
-    held_out = Source(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels)
+    held_out = ArrayDataset(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels)
     validate = callbacks.Validate(state, held_out, monitor, 8)
     kept = module._choose(network, validate, state, before, best, lambda: None)
     assert kept.pop("words")
@@ -868,7 +872,7 @@ def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monito
     """It mends some of the pictures that the average gets wrong, and breaks others."""
     average, other = set(range(40)), set(range(mended, 40)) | set(range(60, 60 + broken))
     says = dict.fromkeys([BEFORE, HALFWAY, AVERAGE, BEST], logits_of(average)) | {better: logits_of(other)}
-    losses = [picture_losses(logits_of(wrong), np.arange(100) % 2, monitor) for wrong in (average, other)]
+    losses = [per_image_losses(logits_of(wrong), np.arange(100) % 2, monitor) for wrong in (average, other)]
     differences = losses[0] - losses[1]
     sure = differences.mean() > errors * differences.std() / 10
     left, kept, state = chosen(says, monitor)
@@ -926,20 +930,20 @@ def blurred(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("factor", [10, 3, 0.3, 0.1])
 def test_how_sure_a_network_is_of_itself_does_not_count(factor):
     logits, labels = blurred()
-    expected = picture_losses(logits, labels, "cross_entropy")
-    np.testing.assert_allclose(picture_losses(factor * logits, labels, "cross_entropy"), expected, atol=1e-3)
+    expected = per_image_losses(logits, labels, "cross_entropy")
+    np.testing.assert_allclose(per_image_losses(factor * logits, labels, "cross_entropy"), expected, atol=1e-3)
 
 
 def test_the_loss_of_a_picture_is_its_cross_entropy_at_the_best_temperature():
     logits, labels = blurred()
-    losses = picture_losses(logits.astype(np.float32), labels, "cross_entropy")
+    losses = per_image_losses(logits.astype(np.float32), labels, "cross_entropy")
     assert losses.shape == (400,) and losses.dtype == np.float64
     by_hand = [smoothed_losses(logits, labels, t) for t in np.linspace(0.5, 2, 301)]
     best = min(by_hand, key=np.mean)
     np.testing.assert_allclose(losses, best, atol=0.01)
     assert losses.mean() <= best.mean() + 1e-9 < -np.log(1 / CLASSES)
     biased = logits + 3 * np.eye(CLASSES)[0]  # a temperature mends no bias
-    assert picture_losses(biased, labels, "cross_entropy").mean() > losses.mean() + 0.05
+    assert per_image_losses(biased, labels, "cross_entropy").mean() > losses.mean() + 0.05
 
 
 @pytest.mark.parametrize("images", [6, 30])
@@ -949,24 +953,24 @@ def test_of_networks_that_are_always_right_the_clearer_one_is_better(images):
     clear = 4 * np.eye(3)[labels] + generator.normal(0, 0.1, (images, 3))
     vague = clear - np.eye(3)[labels] * generator.uniform(0, 3.5, (images, 1))
     assert (clear.argmax(axis=1) == labels).all() and (vague.argmax(axis=1) == labels).all()
-    better, worse = (picture_losses(factor * vague, labels, "cross_entropy") for factor in (1, 7))
+    better, worse = (per_image_losses(factor * vague, labels, "cross_entropy") for factor in (1, 7))
     np.testing.assert_allclose(better, worse, atol=1e-3)
-    better = picture_losses(clear, labels, "cross_entropy")
+    better = per_image_losses(clear, labels, "cross_entropy")
     assert 0.1 / images < better.mean() < worse.mean()
 
 
 def test_the_loss_of_an_image_is_whether_it_is_wrong_or_its_influence_on_macro_f1():
     labels = np.array([0, 0, 0, 0, 2, 2])  # no image of class 1
     logits = np.eye(3)[[0, 0, 0, 1, 2, 0]]
-    assert picture_losses(logits, labels, "accuracy").tolist() == [0, 0, 0, 1, 0, 1]
-    losses = picture_losses(logits, labels, "macro_f1")
+    assert per_image_losses(logits, labels, "accuracy").tolist() == [0, 0, 0, 1, 0, 1]
+    losses = per_image_losses(logits, labels, "macro_f1")
     assert losses.mean() == pytest.approx(1 - f1_score(labels, logits.argmax(axis=1), average="macro"))
     assert losses[5] > losses[3] > losses[0], "an error in a rare class counts more"
     # What F1 would be with one image more of a kind, to first order.
     many = [np.repeat(values, 1000, axis=0) for values in (labels, logits)]
     for i in range(6):
         more = [np.append(values, [of[i]], axis=0) for values, of in zip(many, (labels, logits), strict=True)]
-        moved = 6001 * (picture_losses(more[1], more[0], "macro_f1").mean() - losses.mean())
+        moved = 6001 * (per_image_losses(more[1], more[0], "macro_f1").mean() - losses.mean())
         assert moved == pytest.approx(losses[i] - losses.mean(), abs=0.01)
 
 
@@ -979,15 +983,15 @@ def test_scores_are_those_of_scikit_learn_and_of_the_report():
     assert found["val_macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(axis=1), average="macro"))
     for name in ("accuracy", "macro_f1", "cross_entropy"):
         assert found[f"val_{name}"] == pytest.approx(metrics.score(said)[name]["value"], abs=1e-6)
-    assert found["val_calibrated_cross_entropy"] == picture_losses(logits, labels, "cross_entropy").mean()
+    assert found["val_calibrated_cross_entropy"] == per_image_losses(logits, labels, "cross_entropy").mean()
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
 def test_there_is_one_notion_of_best(pretrained, tmp_path, monkeypatch, capsys, monitor):
     """What patience waits for, the best epoch, the choice at the end and the printed line: one number."""
     stages = (Stage(unfreeze=0, epochs=4, learning_rate=0.1),)
-    monkeypatch.setattr(module, "picture_losses", lambda logits, labels, m: seen.append(logits) or losses(logits))
-    seen, losses = [], lambda logits: picture_losses(logits, coloured(12, 1).labels, monitor)
+    monkeypatch.setattr(module, "per_image_losses", lambda logits, labels, m: seen.append(logits) or losses(logits))
+    seen, losses = [], lambda logits: per_image_losses(logits, coloured(12, 1).labels, monitor)
     _, state = train(pretrained, tmp_path, stages, dataclasses.replace(SETTINGS, monitor=monitor))
     said = capsys.readouterr().out
     sign = -1 if monitor == "cross_entropy" else 1

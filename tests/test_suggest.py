@@ -9,7 +9,7 @@ from template import config as configuration
 from template import recipe
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.model.backbones import BACKBONES
-from template.suggest import OF_STAGES, idle, refits, stages
+from template.suggest import OF_STAGES, refits, settings_without_effect, stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
@@ -153,31 +153,33 @@ def test_what_has_no_effect_is_said_if_it_was_given_and_only_then(section, name)
     if name not in changes:
         other = dataclasses.replace(getattr(given, section), **{name: getattr(OTHER[section], name)})
         given = dataclasses.replace(given, **{section: other})
-    assert set(idle(given, 60)) == {f"{section}.{name}"}
-    assert "60 training images" in idle(given, 60)[f"{section}.{name}"]
-    assert not idle(dataclasses.replace(given, stages=(Stage(),)), 60)
-    assert not idle(Config(), 60)
+    assert set(settings_without_effect(given, 60)) == {f"{section}.{name}"}
+    assert "60 training images" in settings_without_effect(given, 60)[f"{section}.{name}"]
+    assert not settings_without_effect(dataclasses.replace(given, stages=(Stage(),)), 60)
+    assert not settings_without_effect(Config(), 60)
 
 
 def test_no_augmentation_is_seen_by_the_probe_for_nothing_is_mirrored():
-    assert not idle(Config(augment=Augment(policy="none")), 60)
+    assert not settings_without_effect(Config(augment=Augment(policy="none")), 60)
 
 
 def test_what_goes_with_another_setting_is_said_with_stages_too():
     given = Config(
         backbone=Backbone(alpha=0.5), data=Data(resize="pad"), evaluate=Evaluate(whole=True), stages=(Stage(),)
     )
-    assert set(idle(given, 900)) == {"backbone.alpha", "evaluate.whole"}
-    assert not idle(dataclasses.replace(given, backbone=Backbone(name="mobilenet", alpha=0.5), data=Data()), 900)
+    assert set(settings_without_effect(given, 900)) == {"backbone.alpha", "evaluate.whole"}
+    assert not settings_without_effect(
+        dataclasses.replace(given, backbone=Backbone(name="mobilenet", alpha=0.5), data=Data()), 900
+    )
 
 
 def test_a_run_says_so_before_it_starts(capsys):
     given = dataclasses.replace(Config(**OTHER), data=Data(resize="squash"))
-    assert recipe.suggested(given, 60).stages == ()
+    assert recipe.with_stages(given, 60).stages == ()
     said = capsys.readouterr().out
     assert "train.loss has no effect: with 60 training images no stage trains" in said
     assert len([line for line in said.splitlines() if "has no effect" in line]) == sum(
         len(names) for names in OF_STAGES.values()
     ) - len({"logit_adjustment", "sampling"})
-    recipe.suggested(given, 900)
+    recipe.with_stages(given, 900)
     assert "has no effect" not in capsys.readouterr().out

@@ -27,7 +27,7 @@ from .decode import with_bits
 from .examples import Examples
 from .images import BadImageError, ImageSource, address, header, load, read
 from .names import part_of
-from .rows import Rows
+from .rows import ArrayFile
 
 SIDE = 64
 """Pixels of the small copies that everything here looks at."""
@@ -100,7 +100,7 @@ class Facts:
         return Facts(*(getattr(self, name.name)[rows] for name in fields(self) if name.init))
 
 
-def look(examples: Examples, data: Data | None = None) -> Facts:
+def read_facts(examples: Examples, data: Data | None = None) -> Facts:
     """Read every picture once, in threads, into a small copy and a few facts, as these settings of reading say."""
     how = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=SIDE, resize="squash")
     with device.threads() as pool:
@@ -109,7 +109,7 @@ def look(examples: Examples, data: Data | None = None) -> Facts:
     return Facts(*columns)
 
 
-def glance(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
+def facts_from_pixels(examples: Examples, pixels: ArrayFile, rows: np.ndarray) -> Facts:
     """The same of pictures that have been decoded already, of whose files only the headers are read again.
 
     Of a file that has gone since, the reason says so.
@@ -143,7 +143,7 @@ def audit(examples: Examples, facts: Facts) -> list[Finding]:
     return sorted(findings, key=lambda finding: ("mend", "look", "know").index(finding.severity))
 
 
-def cleaned(examples: Examples, findings: Sequence[Finding]) -> np.ndarray:
+def clean_rows(examples: Examples, findings: Sequence[Finding]) -> np.ndarray:
     """Rows worth training on: without what cannot be read, contradicts itself or repeats another, int64 [m]."""
     out = set()
     for finding in findings:
@@ -200,7 +200,7 @@ def near_pairs(small: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
-def alike(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
+def feature_duplicates(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
     """Pictures that a network finds alike: copies that were cropped, turned a little or recoloured.
 
     By the cosine of their features. How alike strangers are differs between networks and kinds of pictures; so a pair

@@ -123,7 +123,7 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
     return out
 
 
-def magnify(images: np.ndarray) -> np.ndarray:
+def zoom_center(images: np.ndarray) -> np.ndarray:
     """The middle of pictures [n, size, size, 3], two thirds of each side, at the size of the whole."""
     size, out = images.shape[1], np.empty_like(images)
     matrix = np.column_stack([np.eye(2) * 2 / 3, np.full(2, (size - 1) / 6)])

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from .. import disk
-from .rows import Rows, Stored, opened, write
+from .rows import ArrayFile, Stored, opened, write
 
 _OURS = re.compile(r"(pixels|features)-[0-9a-f]{16}(\.rows)?")
 """What may be deleted to make room; without an ending, from before there was one protocol."""
-_in_use: "weakref.WeakSet[Rows]" = weakref.WeakSet()
+_in_use: "weakref.WeakSet[ArrayFile]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cache:
         *,
         memory_bytes: float,
         key: str = "",
-    ) -> Rows:
+    ) -> ArrayFile:
         """The array of this name, found or made.
 
         Args:
@@ -70,7 +70,7 @@ class Cache:
             self._make_room(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize)
             return self._made(name, batches, shape[1:], dtype)
 
-        rows = Rows((self._found(name) if name else None) or make(), memory_bytes, key, make)
+        rows = ArrayFile((self._found(name) if name else None) or make(), memory_bytes, key, make)
         rows.path = self._path(name)
         _in_use.add(rows)
         return rows
@@ -136,7 +136,7 @@ class Cache:
                 with contextlib.suppress(OSError):  # somebody else may have been faster
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 total -= size
-        disk.require({self.folder: coming})
+        disk.require_space({self.folder: coming})
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of each array that is there."""

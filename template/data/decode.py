@@ -11,12 +11,12 @@ from .. import device, disk
 from ..config import Data
 from .cache import Cache
 from .depth import bits_of_set
-from .examples import DataError, Examples, some
+from .examples import DataError, Examples, first_lines
 from .images import VERSION, BadImageError, ImageSource, ReadError, load, needed_bits, read
-from .rows import Rows
+from .rows import ArrayFile
 
 
-def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
+def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:
     """Decode all pictures, or find them in the cache from an earlier run.
 
     The cache is known by the contents of the pictures in their order, so moving the folder keeps it, and changing a
@@ -29,7 +29,7 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, Rows]:
         DiskError: if there is no room for the cache.
     """
     data = with_bits(data, examples.images)
-    examples, pixels = digested(examples) if examples.digests is None else examples, None
+    examples, pixels = with_digests(examples) if examples.digests is None else examples, None
     while pixels is None:
         try:
             pixels = _pixels(examples, data)
@@ -49,7 +49,7 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
     return dataclasses.replace(data, bits=bits_of_set(needed) or "auto")
 
 
-def digested(examples: Examples) -> Examples:
+def with_digests(examples: Examples) -> Examples:
     """The examples whose contents can be read, with their digests; the others are named in `skipped`."""
     with device.threads() as pool:
         results = list(pool.map(_digest, examples.images))
@@ -57,7 +57,7 @@ def digested(examples: Examples) -> Examples:
     return _without(dataclasses.replace(examples, digests=np.array(results, object)), unread)
 
 
-def _pixels(examples: Examples, data: Data) -> Rows:
+def _pixels(examples: Examples, data: Data) -> ArrayFile:
     """Pixels of these contents, found or decoded, but of the bad ones.
 
     The notes have {row: reason} of those as `bad`, and as `said` what had to be assumed to see something in the others.
@@ -103,7 +103,9 @@ class _UnreadError(DataError):
 
     def __init__(self, rows: dict[int, ReadError], examples: Examples) -> None:
         named = [f"{str(examples.ids[row])!r}: {reason}" for row, reason in rows.items()]
-        super().__init__(f"{len(rows)} images that are needed once more cannot be read any more:\n  {some(named)}")
+        super().__init__(
+            f"{len(rows)} images that are needed once more cannot be read any more:\n  {first_lines(named)}"
+        )
         self.rows = rows
 
 
@@ -118,7 +120,8 @@ def _memory(data: Data, size: float) -> float:
     """Bytes of pixels that may be held: as the settings say, but no more than half of the memory that is free."""
     wanted, free = data.memory_gb * 2**30, device.available_memory() / 2
     if free < size <= wanted:
-        print(f"decoded pictures take {disk.amount(size)}, more than half of the free memory: read from {data.cache}")
+        needed = disk.format_bytes(size)
+        print(f"decoded pictures take {needed}, more than half of the free memory: read from {data.cache}")
     return min(wanted, free)
 
 

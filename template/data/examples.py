@@ -77,7 +77,7 @@ class Examples:
         return dataclasses.replace(self, labels=index[self.labels], class_names=tuple(class_names))
 
 
-def some(lines: Sequence[str], most: int = 10) -> str:
+def first_lines(lines: Sequence[str], most: int = 10) -> str:
     """The first few of many lines, for a message."""
     return "\n  ".join([*lines[:most], *[f"and {len(lines) - most} more"] * (len(lines) > most)])
 

@@ -114,7 +114,7 @@ def gather(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
     return files, left
 
 
-def said_of(left: Sequence[tuple[Path, str]], most: int = 10) -> Iterator[str]:
+def describe_skipped(left: Sequence[tuple[Path, str]], most: int = 10) -> Iterator[str]:
     """Lines on what `gather` left out: how much, and the first with the reason."""
     if left:
         yield f"{len(left)} left out:"

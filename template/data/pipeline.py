@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from .. import device
 from ..config import Augment
-from .augment import POLICIES, VERSION, augment, magnify, strengthen
-from .rows import Rows
+from .augment import POLICIES, VERSION, augment, strengthen, zoom_center
+from .rows import ArrayFile
 
 
 @dataclass(frozen=True)
-class Source:
+class ArrayDataset:
     """What a network learns from: labels, and a function that gives its inputs.
 
     Args:
@@ -58,7 +58,9 @@ class Mixing:
     until: int = 0
 
 
-def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> Source:
+def train_dataset(
+    pixels: ArrayFile, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int
+) -> ArrayDataset:
     """These rows of the pixels and labels, augmented anew in every epoch."""
     policy = strengthen(POLICIES[settings.policy], settings.strength)
     policy = dataclasses.replace(
@@ -73,33 +75,35 @@ def training_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings
     def read(epoch: int, i: np.ndarray) -> np.ndarray:
         return augment(pixels[rows[i]], policy, seed, epoch, rows[i])
 
-    return Source(read, labels[rows], _key(pixels, rows, policy, seed))
+    return ArrayDataset(read, labels[rows], _key(pixels, rows, policy, seed))
 
 
-def plain_source(pixels: Rows, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Source:
+def eval_dataset(
+    pixels: ArrayFile, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+) -> ArrayDataset:
     """These rows of the pixels, labels and groups as they are."""
     mine = None if groups is None else groups[rows]
-    return Source(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows), groups=mine)
+    return ArrayDataset(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows), groups=mine)
 
 
-def mirrored(source: Source) -> Source:
+def hflip(source: ArrayDataset) -> ArrayDataset:
     """The pictures of a source, left and right exchanged."""
     key = source.key and f"{source.key} mirrored"
     return dataclasses.replace(source, read=lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], key=key)
 
 
-def magnified(source: Source) -> Source:
+def center_zoom(source: ArrayDataset) -> ArrayDataset:
     """The middle of the pictures of a source, as large as the whole: two thirds of the width and of the height."""
     key = source.key and f"{source.key} magnified"
-    return dataclasses.replace(source, read=lambda epoch, rows: magnify(source.read(epoch, rows)), key=key)
+    return dataclasses.replace(source, read=lambda epoch, rows: zoom_center(source.read(epoch, rows)), key=key)
 
 
-def some(source: Source, rows: np.ndarray) -> Source:
+def subset(source: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
     """These rows of a source; itself, if they are all in order."""
     if np.array_equal(rows, np.arange(len(source))):
         return source
     key = source.key and f"{source.key} of {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()}"
-    return Source(
+    return ArrayDataset(
         lambda epoch, i: source.read(epoch, rows[i]),
         source.labels[rows],
         key,
@@ -108,17 +112,17 @@ def some(source: Source, rows: np.ndarray) -> Source:
     )
 
 
-def spread(source: Source, most: int) -> Source:
+def subsample(source: ArrayDataset, most: int) -> ArrayDataset:
     """At most so many pictures of a source, from all over it, which is from all classes where they lie together."""
-    return some(source, evenly(len(source), most))
+    return subset(source, evenly_spaced(len(source), most))
 
 
-def evenly(n: int, most: int) -> np.ndarray:
+def evenly_spaced(n: int, most: int) -> np.ndarray:
     """At most so many of n rows, evenly spaced, int64."""
     return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
 
 
-def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(source: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each channel over all pixels of a source of pictures, float64 [3] each, exact."""
     total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     for row in range(len(source)):
@@ -128,7 +132,7 @@ def channel_statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return mean, squares / count - mean**2
 
 
-def joined(sources: Sequence[Source]) -> Source:
+def concatenate(sources: Sequence[ArrayDataset]) -> ArrayDataset:
     """Several sources, one after the other."""
     starts = np.cumsum([0, *map(len, sources)])
 
@@ -143,17 +147,17 @@ def joined(sources: Sequence[Source]) -> Source:
     key = " + ".join(s.key for s in sources) if all(s.key for s in sources) else ""
     names = np.concatenate([s.names for s in sources]) if all(len(s.names) for s in sources) else ()
     groups = None if any(s.groups is None for s in sources) else np.concatenate([s.groups for s in sources])
-    return Source(read, np.concatenate([s.labels for s in sources]), key, names, groups)
+    return ArrayDataset(read, np.concatenate([s.labels for s in sources]), key, names, groups)
 
 
-def _key(pixels: Rows, rows: np.ndarray, *how: object) -> str:
+def _key(pixels: ArrayFile, rows: np.ndarray, *how: object) -> str:
     """Name of what is read, if the pixels have one (an array has none)."""
     key = getattr(pixels, "key", "")
     return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {how}"
 
 
 def shuffled_batches(
-    source: Source,
+    source: ArrayDataset,
     classes: int,
     batch_size: int,
     seed: int,
@@ -168,7 +172,7 @@ def shuffled_batches(
     def order(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         return shuffled_rows(labels, batch_size, seed, epoch, sampling)
 
-    def batch(source: Source, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(source: ArrayDataset, step: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, number = divmod(step, count)
         return _shuffled_batch(source, classes, order(epoch)[number], mixing, (seed, epoch, number))
 
@@ -201,7 +205,7 @@ def of_one_size(batches: tf.data.Dataset, images: int, batch_size: int) -> tf.da
 
 
 def shuffled_batch(
-    source: Source,
+    source: ArrayDataset,
     classes: int,
     batch_size: int,
     seed: int,
@@ -220,7 +224,7 @@ def shuffled_batch(
 
 
 def _shuffled_batch(
-    source: Source,
+    source: ArrayDataset,
     classes: int,
     places: tuple[np.ndarray, np.ndarray],
     mixing: Mixing | None,
@@ -231,7 +235,7 @@ def _shuffled_batch(
     inputs, labels = _in_passes(source, passes, rows), _one_hot(source.labels[rows], classes)
     if mixing is None or not (mixing.mixup or mixing.cutmix) or which[1] >= mixing.until:
         return inputs, labels
-    return mixed(inputs, labels, mixing, *which)
+    return mix_batch(inputs, labels, mixing, *which)
 
 
 def shuffled_rows(
@@ -252,12 +256,12 @@ def shuffled_rows(
             each pass a picture is varied as it would be in the epoch with that number: no two are alike.
     """
     n = len(labels)
-    passes, rows = _in_turn(labels, seed, epoch) if sampling == "balanced" else (np.full(n, epoch), np.arange(n))
+    passes, rows = _balanced_rows(labels, seed, epoch) if sampling == "balanced" else (np.full(n, epoch), np.arange(n))
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return [(passes[i], rows[i]) for i in np.array_split(order, math.ceil(n / batch_size))]
 
 
-def _in_turn(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Passes and rows of the n places of an epoch, in which all classes that there are occur equally often."""
     present, passes, rows = np.unique(labels), [], []
     for number, label in enumerate(present):
@@ -270,7 +274,7 @@ def _in_turn(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.
     return np.concatenate(passes), np.concatenate(rows)
 
 
-def _in_passes(source: Source, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _in_passes(source: ArrayDataset, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows of a source, each as in the epoch with the number of its pass."""
     numbers = np.unique(passes)
     if len(numbers) == 1:
@@ -279,7 +283,7 @@ def _in_passes(source: Source, passes: np.ndarray, rows: np.ndarray) -> np.ndarr
     return inputs[np.argsort(np.argsort(passes, kind="stable"))]
 
 
-def mixed(
+def mix_batch(
     inputs: np.ndarray, labels: np.ndarray, mixing: Mixing, seed: int, epoch: int, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A batch mixed with itself in another order, by mixup or cutmix, whichever is on or the lot falls on.
@@ -299,21 +303,21 @@ def mixed(
     generator = np.random.default_rng([seed, epoch, number, 1])
     others, lot, place = generator.permutation(len(inputs)), generator.random(), generator.random(2)
     if mixing.cutmix and (not mixing.mixup or lot < 0.5):
-        inputs, share = _patched(inputs, inputs[others], generator.beta(mixing.cutmix, mixing.cutmix), place)
+        inputs, share = _cutmix(inputs, inputs[others], generator.beta(mixing.cutmix, mixing.cutmix), place)
     else:
         share = np.float32(generator.beta(mixing.mixup, mixing.mixup))
         share = max(share, 1 - share)  # a picture stays mostly itself; of all pairs of a batch it makes the same
-        inputs = _blended(inputs, inputs[others], share)
+        inputs = _mixup(inputs, inputs[others], share)
     return inputs, share * labels + (1 - share) * labels[others]
 
 
-def _blended(inputs: np.ndarray, others: np.ndarray, share: np.float32) -> np.ndarray:
+def _mixup(inputs: np.ndarray, others: np.ndarray, share: np.float32) -> np.ndarray:
     """The line between inputs and others at this share of the first, worked out in float32, in their type."""
     out = share * inputs.astype(np.float32) + (1 - share) * others.astype(np.float32)
     return (np.rint(out, out=out) if np.issubdtype(inputs.dtype, np.integer) else out).astype(inputs.dtype)
 
 
-def _patched(inputs: np.ndarray, others: np.ndarray, share: float, place: np.ndarray) -> tuple[np.ndarray, np.float32]:
+def _cutmix(inputs: np.ndarray, others: np.ndarray, share: float, place: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Inputs [n, h, w, c] with a rectangle about a place in [0, 1)^2 from others; and the share that stayed.
 
     What would lie outside is cut off, so that more may stay than was asked for.
@@ -325,17 +329,17 @@ def _patched(inputs: np.ndarray, others: np.ndarray, share: float, place: np.nda
     return out, np.float32(1 - (bottom - top) * (right - left) / area.prod())
 
 
-def ordered_batches(source: Source, classes: int, batch_size: int) -> tf.data.Dataset:
+def ordered_batches(source: ArrayDataset, classes: int, batch_size: int) -> tf.data.Dataset:
     """Batches of (inputs, one-hot labels) in order, the smaller last one included, for `evaluate` and `predict`."""
 
-    def batch(source: Source, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(source: ArrayDataset, step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(len(source))[step * batch_size :][:batch_size]
         return source.read(0, rows), _one_hot(source.labels[rows], classes)
 
     return _batches(source, batch, range(steps(source, batch_size)), (None, classes))
 
 
-def inference_batches(source: Source, batch_size: int) -> tf.data.Dataset:
+def inference_batches(source: ArrayDataset, batch_size: int) -> tf.data.Dataset:
     """Batches of inputs in order, all of one size, for `predict`: cut off what comes out beyond `len(source)`.
 
     XLA compiles a network once for every size of a batch. So none is smaller: the last is filled up with its last
@@ -344,13 +348,13 @@ def inference_batches(source: Source, batch_size: int) -> tf.data.Dataset:
     n, count = len(source), steps(source, batch_size)
     size = math.ceil(n / max(1, count))
 
-    def batch(source: Source, step: int) -> tuple[np.ndarray]:
+    def batch(source: ArrayDataset, step: int) -> tuple[np.ndarray]:
         return (source.read(0, np.minimum(np.arange(step * size, (step + 1) * size), n - 1)),)
 
     return _batches(source, batch, range(count))
 
 
-def steps(source: Source, batch_size: int) -> int:
+def steps(source: ArrayDataset, batch_size: int) -> int:
     """Batches an epoch: the fewest of which none is larger than batch_size."""
     return math.ceil(len(source) / batch_size)
 
@@ -359,7 +363,7 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return (labels[:, None] == np.arange(classes)).astype(np.float32)
 
 
-def _batches(source: Source, make: Callable, numbers: range, *beside: tuple[int | None, ...]) -> tf.data.Dataset:
+def _batches(source: ArrayDataset, make: Callable, numbers: range, *beside: tuple[int | None, ...]) -> tf.data.Dataset:
     """Map step numbers to batches, make(source, number), in a few threads, in order, a few ahead of the network.
 
     Beside its inputs a batch has float32 arrays of these shapes.

@@ -108,7 +108,7 @@ def opened(file: BinaryIO) -> Stored:
         raise disk.DamagedError(f"{file.name!r} is not a whole file of rows: {error}") from error
 
 
-class Rows:
+class ArrayFile:
     """Array in a file of rows, [n, ...].
 
     Args:

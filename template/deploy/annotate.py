@@ -14,7 +14,7 @@ from ..config import Data
 from ..data.examples import DataError, Examples
 from ..data.images import BadImageError, address, load
 from ..evaluate import metrics
-from ..evaluate.intervals import proportion
+from ..evaluate.intervals import wilson_interval
 from ..evaluate.predictions import Predictions
 
 SIDE = 640
@@ -76,8 +76,8 @@ def compared(said: dict[str, str], predictions: Predictions) -> dict[str, Any]:
 
     Returns:
         `images`; `person` and `classifier`, their accuracies, and `same`, how often they agree, with intervals;
-        `kappa` of person and labels, beyond chance; `differs`: (id, label, said) where the person sees another class
-        than the label says.
+        `cohen_kappa` of person and labels, beyond chance; `differs`: (id, label, said) where the person sees another
+        class than the label says.
 
     Raises:
         ValueError: if the person has named none of them.
@@ -93,8 +93,8 @@ def compared(said: dict[str, str], predictions: Predictions) -> dict[str, Any]:
     differs = np.flatnonzero(answers != theirs.labels)
     return {
         "images": len(rows),
-        **{key: proportion(k, len(rows)) for key, k in zip(("person", "classifier", "same"), hits, strict=True)},
-        "kappa": metrics.score(person)["kappa"],
+        **{key: wilson_interval(k, len(rows)) for key, k in zip(("person", "classifier", "same"), hits, strict=True)},
+        "cohen_kappa": metrics.score(person)["cohen_kappa"],
         "differs": [(str(theirs.ids[i]), names[theirs.labels[i]], names[answers[i]]) for i in differs],
     }
 

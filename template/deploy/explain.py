@@ -9,14 +9,14 @@ import tensorflow as tf
 from PIL import Image
 
 from ..data.images import address
-from ..data.rows import Rows
+from ..data.rows import ArrayFile
 from ..evaluate.predictions import Predictions
 
 THUMBNAIL = 160
 """Pixels a side."""
 
 
-def figures(model: keras.Model, pixels: Rows, rows: np.ndarray, said: Predictions) -> list[dict[str, Any]]:
+def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, said: Predictions) -> list[dict[str, Any]]:
     """Pictures for a page, each with what spoke for the answer.
 
     Args:

@@ -15,11 +15,11 @@ from scipy.special import softmax
 from .. import config as configuration
 from .. import device, disk, runs
 from ..config import Config
-from ..data.augment import magnify
+from ..data.augment import zoom_center
 from ..data.examples import DataError
 from ..data.images import BadImageError, ImageSource, load
-from ..model.layers import bare
-from ..suggest import mirrors
+from ..model.layers import strip_training_layers
+from ..suggest import uses_hflip
 
 KNOWN = frozenset({
     # of networks
@@ -46,7 +46,7 @@ def save_model(model: keras.Model, folder: Path) -> keras.Model:
     Returns:
         The model in the file. What is measured should be this one: another precision gives other answers.
     """
-    model = bare(model)
+    model = strip_training_layers(model)
     with runs.replacing(folder / "model.keras") as file:
         model.save(file)
     runs.write_json(folder / "model.json", {"file": disk.sha256(folder / "model.keras"), "weights": _digest(model)})
@@ -167,8 +167,8 @@ def classify(
                 views[:, : len(good)] = np.stack([loaded[row] for row in good], axis=1)
                 views = list(views)
                 if config.evaluate.magnify:
-                    views.append(magnify(views[0]))
-                if mirrors(config):
+                    views.append(zoom_center(views[0]))
+                if uses_hflip(config):
                     views += [view[:, :, ::-1] for view in views]
                 said = [
                     softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1)

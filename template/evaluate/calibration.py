@@ -9,15 +9,15 @@ from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve
 
 from . import metrics
-from .intervals import lead, proportion
+from .intervals import paired_z, wilson_interval
 from .metrics import BINS
 from .predictions import Predictions
 
-DOUBT = 0.5
+PRIOR_STD = 0.5
 """Standard deviation of the logarithm of the temperature before any image was seen: two of three in 0.6 to 1.6."""
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, doubt: float = DOUBT) -> float:
+def temperature(logits: np.ndarray, labels: np.ndarray, doubt: float = PRIOR_STD) -> float:
     """What to divide logits by for the least mean cross-entropy (Guo et al. 2017, "On calibration of modern neural
     networks"): above 1 where a network is too sure of itself.
 
@@ -50,7 +50,7 @@ def smoothed_losses(logits: np.ndarray, labels: np.ndarray, temperature: float =
     return -(1 - doubt) * said[rows, labels] - doubt * said[rows, others.argmax(axis=1)]
 
 
-def at_least(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
+def lower_bound(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
     """Share of hits, in [0, 1], that the truth is above with 90 % confidence (Jeffreys interval, one-sided; Brown, Cai
     and DasGupta 2001, "Interval estimation for a binomial proportion"); 27 of 27 promise 95 %.
 
@@ -71,7 +71,7 @@ def reliability(predictions: Predictions) -> list[dict[str, Any]]:
         {
             "images": int((bins == b).sum()),
             "confidence": float(confidence[bins == b].mean()),
-            "accuracy": proportion(int(right[bins == b].sum()), int((bins == b).sum())),
+            "accuracy": wilson_interval(int(right[bins == b].sum()), int((bins == b).sum())),
         }
         for b in np.unique(bins)
     ]
@@ -84,7 +84,7 @@ def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | Non
         evidence: probabilities of one class, [n], of validation pictures.
         positive: bool [n], whether they are of that class.
         precision: share of right answers wanted among the yeses, in (0, 1): the threshold with the most yeses of
-            which `at_least` so many are right. By default the threshold with the best F1.
+            which `lower_bound` so many are right. By default the threshold with the best F1.
 
     Returns:
         Half way to the next lower probability, so as not to fit the last digit; None if no threshold keeps the
@@ -98,7 +98,7 @@ def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | Non
         best = int(np.argmax(2 * precisions * recalls / np.maximum(precisions + recalls, 1e-12)))
     else:
         said = len(evidence) - np.searchsorted(np.sort(evidence), at)
-        kept = np.flatnonzero(at_least(precisions * said, said) >= precision)
+        kept = np.flatnonzero(lower_bound(precisions * said, said) >= precision)
         if not len(kept):
             return None
         best = int(kept[0])
@@ -106,7 +106,7 @@ def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | Non
     return float((at[best] + below) / 2)
 
 
-def coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def risk_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What is left if the least sure answers are withheld (El-Yaniv and Wiener 2010, risk-coverage curve).
 
     Returns:
@@ -121,21 +121,21 @@ def coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def confidence_for(predictions: Predictions, accuracy: float) -> float | None:
-    """Least confidence from which answers have this accuracy, in (0, 1); None if `at_least` is below it everywhere."""
-    confidences, shares, accuracies = coverage(predictions)
+    """Least confidence from which answers have this accuracy, in (0, 1); None if `lower_bound` never reaches it."""
+    confidences, shares, accuracies = risk_coverage(predictions)
     given = shares * len(predictions.labels)
-    enough = np.flatnonzero(at_least(accuracies * given, given) >= accuracy)
+    enough = np.flatnonzero(lower_bound(accuracies * given, given) >= accuracy)
     return float(confidences[enough[-1]]) if len(enough) else None
 
 
-def answered(predictions: Predictions, confidence: float) -> dict[str, Any]:
-    """`coverage` (share of pictures answered with at least this confidence) and `accuracy` among them, or null."""
+def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str, Any]:
+    """`risk_coverage` (share of pictures answered with at least this confidence) and `accuracy` among them, or null."""
     sure = predictions.probabilities.max(axis=1) >= confidence
     right = int((predictions.predicted == predictions.labels)[sure].sum())
     return {
         "confidence": confidence,
-        "coverage": proportion(int(sure.sum()), len(sure)),
-        "accuracy": proportion(right, int(sure.sum())) if sure.any() else None,
+        "coverage": wilson_interval(int(sure.sum()), len(sure)),
+        "accuracy": wilson_interval(right, int(sure.sum())) if sure.any() else None,
     }
 
 
@@ -153,18 +153,21 @@ def calibrate(
     Returns:
         `temperature` (1 unless another lowers the `smoothed_losses` by more than a standard error); of the test
         pictures (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
-        accuracy `wanted` and what `answered` says of it, null where no confidence suffices; `thresholds`: by class the
-        probability from which to say yes, and `precision` and `recall` there.
+        accuracy `wanted` and what `selective_accuracy` says of it, null where no confidence suffices; `thresholds`: by
+        class the probability from which to say yes, and `precision` and `recall` there.
     """
     measured, found = val if test is None else test, temperature(val.logits, val.labels)
-    found = found if lead(*(smoothed_losses(val.logits, val.labels, t) for t in (found, 1.0))) > 1 else 1.0
+    found = found if paired_z(*(smoothed_losses(val.logits, val.labels, t) for t in (found, 1.0))) > 1 else 1.0
     sure, scaled = val.scaled(found), measured.scaled(found)
     result: dict[str, Any] = {"temperature": found}
     for name, predictions in (("before", measured), ("after", scaled)):
         result[name] = {**metrics.probability_scores(predictions), "reliability": reliability(predictions)}
     confidence = confidence_for(sure, accuracy)
     nobody = {"confidence": None, "coverage": None, "accuracy": None}
-    result["reject"] = {"wanted": accuracy, **(nobody if confidence is None else answered(scaled, confidence))}
+    result["reject"] = {
+        "wanted": accuracy,
+        **(nobody if confidence is None else selective_accuracy(scaled, confidence)),
+    }
     result["thresholds"] = {}
     on_val, on_measured = sure.probabilities, scaled.probabilities
     for label, name in enumerate(val.class_names):
@@ -174,7 +177,7 @@ def calibrate(
             hits = int((said & positive).sum())
             result["thresholds"][name] = {
                 "threshold": at,
-                "precision": proportion(hits, int(said.sum())) if said.any() else None,
-                "recall": proportion(hits, int(positive.sum())) if positive.any() else None,
+                "precision": wilson_interval(hits, int(said.sum())) if said.any() else None,
+                "recall": wilson_interval(hits, int(positive.sum())) if positive.any() else None,
             }
     return result

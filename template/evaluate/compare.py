@@ -8,14 +8,14 @@ import numpy as np
 from scipy.stats import binomtest
 
 from . import metrics
-from .intervals import percentiles
+from .intervals import percentile_bootstrap
 from .predictions import Predictions
 
-NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "matthews", "cross_entropy", "brier", "calibration_error")
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "matthews_corrcoef", "cross_entropy", "brier", "ece")
 """Scores that are compared; of the last three, less is better."""
 
 
-def aligned(several: Sequence[Predictions]) -> list[Predictions]:
+def align(several: Sequence[Predictions]) -> list[Predictions]:
     """The same pictures in the order of the first.
 
     Raises:
@@ -69,11 +69,13 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
     else:
         p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     scores = [metrics.score(predictions, seed=seed) for predictions in (first, second)]
-    sampled = [metrics.resampled(predictions, seed) for predictions in (first, second)]  # of one seed: the same samples
+    sampled = [
+        metrics.bootstrap_scores(predictions, seed) for predictions in (first, second)
+    ]  # of one seed: the same samples
     result: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": float(p)}}
     for name in NAMES:
         values = [score[name]["value"] for score in scores]
-        difference = percentiles(
+        difference = percentile_bootstrap(
             np.nan if None in values else values[1] - values[0], sampled[1][name] - sampled[0][name]
         )
         result[name] = {"first": values[0], "second": values[1], "difference": difference}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import proportion
+from .intervals import wilson_interval
 from .predictions import Predictions
 
 GOOD = 0.02
@@ -30,7 +30,7 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
         trained: right answers and pictures among those that it learned from, as they are.
         held_out: likewise of those that it has not seen.
     """
-    learned, others = proportion(*trained), proportion(*held_out)
+    learned, others = wilson_interval(*trained), wilson_interval(*held_out)
     error, gap = 1 - learned["value"], learned["value"] - others["value"]
     numbers = (
         f"{100 * learned['value']:.1f} % right on training pictures, {100 * others['value']:.1f} % "
@@ -67,7 +67,7 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
     )
 
 
-def promise(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]:
+def extrapolate(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]:
     """What a learning curve promises.
 
     Args:
@@ -89,7 +89,7 @@ def disagreement(several: Sequence[Predictions]) -> dict[str, dict[str, float]]:
     What they disagree on is chance and falls with averaging or more pictures; an error that they share does not.
 
     Args:
-        several: two or more, of the same pictures in the same order (`compare.aligned`).
+        several: two or more, of the same pictures in the same order (`compare.align`).
 
     Returns:
         `differ`, shares of pictures with another answer; `both_wrong`, with the same wrong answer.
@@ -100,8 +100,8 @@ def disagreement(several: Sequence[Predictions]) -> dict[str, dict[str, float]]:
         both.append((a.predicted == b.predicted) & (a.predicted != a.labels))
     n = len(several[0].ids)
     return {
-        "differ": proportion(round(float(np.mean(differ)) * n), n),
-        "both_wrong": proportion(round(float(np.mean(both)) * n), n),
+        "differ": wilson_interval(round(float(np.mean(differ)) * n), n),
+        "both_wrong": wilson_interval(round(float(np.mean(both)) * n), n),
     }
 
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import proportion
+from .intervals import wilson_interval
 from .predictions import Predictions
 
 
-def worst(predictions: Predictions, most: int) -> np.ndarray:
+def most_confident_errors(predictions: Predictions, most: int) -> np.ndarray:
     """Rows of the wrong answers that were most sure of themselves, the surest first; at most so many."""
     wrong = np.flatnonzero(predictions.predicted != predictions.labels)
     return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")][:most]
 
 
-def unsure(predictions: Predictions, most: int) -> np.ndarray:
+def least_confident(predictions: Predictions, most: int) -> np.ndarray:
     """Rows where the two likeliest classes are closest, right or wrong, the closest first; at most so many."""
     top = np.sort(predictions.probabilities, axis=1)
     return np.argsort(top[:, -1] - top[:, -2], kind="stable")[:most] if top.shape[1] > 1 else np.arange(0)
@@ -37,7 +37,7 @@ def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[
         for name, mask in _parts(np.asarray(values)):
             if not 0 < mask.sum() < len(mask):
                 continue
-            inside, outside = (proportion(int(wrong[m].sum()), int(m.sum())) for m in (mask, ~mask))
+            inside, outside = (wilson_interval(int(wrong[m].sum()), int(m.sum())) for m in (mask, ~mask))
             apart = inside["low"] > outside["high"] or inside["high"] < outside["low"]
             table.append({"fact": fact, "slice": name, "images": int(mask.sum()), "error": inside, "differs": apart})
     return table

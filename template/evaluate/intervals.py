@@ -11,13 +11,13 @@ _AT_ONCE = 4_000_000
 """Numbers in an array of resampled weights."""
 
 
-def proportion(successes: int, trials: int) -> dict[str, float]:
+def wilson_interval(successes: int, trials: int) -> dict[str, float]:
     """A proportion with its interval (Wilson 1927, "Probable inference, the law of succession...")."""
     interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
 
 
-def resamples(n: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:
+def bootstrap_weights(n: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:
     """How often each picture occurs in bootstrap samples, float64 [a few, n], RESAMPLES rows in all.
 
     Args:
@@ -34,7 +34,7 @@ def resamples(n: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarr
         yield np.stack([np.bincount(row, minlength=many) for row in drawn]).astype(float)[:, members]
 
 
-def percentiles(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+def percentile_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | None]:
     """Value and the middle 95 % of its bootstrap distribution (Efron and Tibshirani 1993, percentile interval)."""
     if np.isnan(value) or np.isnan(resampled).all():
         return undefined()
@@ -42,17 +42,17 @@ def percentiles(value: float, resampled: np.ndarray) -> dict[str, float | None]:
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def reflected(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+def basic_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | None]:
     """The same for what is biased upwards and not below zero: the bias is taken off (basic bootstrap interval).
 
     The interval is about the truth, so it may end below the value where that is mostly bias.
     """
-    interval = percentiles(value, resampled)
+    interval = percentile_bootstrap(value, resampled)
     low, high = (float(max(0.0, 2 * value - interval[end])) for end in ("high", "low"))
     return {"value": float(value), "low": low, "high": high}
 
 
-def from_influence(
+def influence_interval(
     value: float, influence: np.ndarray, groups: np.ndarray | None, least: int
 ) -> dict[str, float | None]:
     """Interval in (0, 1) of a value that pictures move by influence / n each, symmetric in its log-odds.
@@ -60,7 +60,7 @@ def from_influence(
     Args:
         value: in [0, 1].
         influence: [n], mean zero (Hampel 1974; for the area under a ROC curve that is DeLong et al. 1988).
-        groups: as in `resamples`.
+        groups: as in `bootstrap_weights`.
         least: pictures in the smallest class it depends on: where nothing is out of order and the spread is zero, the
             interval ends where Wilson's would for so many successes of so many.
     """
@@ -70,14 +70,14 @@ def from_influence(
     summed = influence if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], influence)
     error = np.sqrt(np.sum(summed**2)) / n
     if value in {0.0, 1.0} or error == 0:
-        edge = proportion(least, least)["low"]
+        edge = wilson_interval(least, least)["low"]
         return {"value": value, "low": min(value, edge), "high": max(value, 1 - edge)}
     reach = norm.ppf(0.975) * error / (value * (1 - value))
     low, high = expit(logit(value) - reach), expit(logit(value) + reach)
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def lead(losses: np.ndarray, rivals: np.ndarray, groups: np.ndarray | None = None) -> float:
+def paired_z(losses: np.ndarray, rivals: np.ndarray, groups: np.ndarray | None = None) -> float:
     """By how many standard errors losses [n] are on average below a rival's of the same pictures.
 
     Images of one group [n] are no independent witnesses: the error is that of sums over groups.

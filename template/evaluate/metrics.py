@@ -11,7 +11,14 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import confusion_matrix
 
-from .intervals import from_influence, percentiles, proportion, reflected, resamples, undefined
+from .intervals import (
+    basic_bootstrap,
+    bootstrap_weights,
+    influence_interval,
+    percentile_bootstrap,
+    undefined,
+    wilson_interval,
+)
 from .predictions import Predictions
 
 BINS = 15
@@ -29,14 +36,14 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
         seed: of the bootstrap.
 
     Returns:
-        JSON-ready. `images`, `groups` (or null), `majority` (accuracy of always saying the commonest class). With
-        `value`, `low` and `high` (95 %; null where undefined): `accuracy`, `top_k` (with `k`, and in `tied` the
+        JSON-ready. `images`, `groups` (or null), `majority_baseline` (accuracy of always saying the commonest class).
+        With `value`, `low` and `high` (95 %; null where undefined): `accuracy`, `top_k` (with `k`, and in `tied` the
         pictures where only the order of classes decided), `balanced_accuracy`, `macro_precision`, `macro_f1`,
-        `weighted_precision`, `weighted_f1`, `matthews`, `kappa`, `cross_entropy` (nats), `brier` (0 to 2),
-        `calibration_error`, `classwise_calibration_error` (null for many pictures of many classes), `roc_auc` (each
-        class against the rest, mean), `roc_auc_pairs` (each pair of classes, mean), `average_precision` (mean over
+        `weighted_precision`, `weighted_f1`, `matthews_corrcoef`, `cohen_kappa`, `cross_entropy` (nats), `brier`
+        (0 to 2), `ece`, `classwise_ece` (null for many pictures of many classes), `roc_auc_ovr` (each
+        class against the rest, mean), `roc_auc_ovo` (each pair of classes, mean), `average_precision` (mean over
         classes). `classes`: the same of each class taken as positive
-        (`precision`, `recall`, `f1`, `roc_auc`, `average_precision`, `images`). `confused`: commonest confusions.
+        (`precision`, `recall`, `f1`, `roc_auc_ovr`, `average_precision`, `images`). `top_confusions`: the commonest.
         Micro-averaged precision, recall and F1, and weighted recall, are the accuracy.
 
     Raises:
@@ -49,34 +56,40 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
     if not 1 <= k <= max(1, classes - 1):
         raise ValueError(f"Expected k from 1 to {max(1, classes - 1)}, one less than there are classes. Received: {k}")
     right, pictures = predictions.predicted == labels, _by_picture(predictions, k)
-    counts, sampled = tally(labels, predictions.predicted, classes), resampled(predictions, seed, pictures)
+    counts, sampled = (
+        class_counts(labels, predictions.predicted, classes),
+        bootstrap_scores(predictions, seed, pictures),
+    )
 
     def share(hits: np.ndarray, name: str) -> dict[str, float]:
         if predictions.groups is None:
-            return proportion(int(hits.sum()), n)
-        return percentiles(hits.mean(), sampled[name])
+            return wilson_interval(int(hits.sum()), n)
+        return percentile_bootstrap(hits.mean(), sampled[name])
 
     result = {
         "images": n,
         "groups": None if predictions.groups is None else len(np.unique(predictions.groups)),
-        "majority": float(np.bincount(labels).max() / n),
+        "majority_baseline": float(np.bincount(labels).max() / n),
         "accuracy": share(right, "accuracy"),
         "top_k": {"k": k, "tied": int(pictures["tied"].sum()), **share(pictures["top_k"], "top_k")},
     }
     floor = result["accuracy"]["low"]
-    for name, metric in COUNTED.items():
-        result[name] = percentiles(metric(*counts), sampled[name])
+    for name, metric in COUNT_METRICS.items():
+        result[name] = percentile_bootstrap(metric(*counts), sampled[name])
         if right.all() and result[name]["value"] is not None:  # resampling right answers shows no spread
             result[name]["low"] = min(floor, result[name]["low"])
-    ranks, by_class = ranking(predictions)
+    ranks, by_class = ranking_scores(predictions)
     result |= _of_probabilities(predictions, pictures, sampled) | ranks
-    return result | {"classes": _per_class(predictions, counts, sampled, by_class), "confused": confused(predictions)}
+    return result | {
+        "classes": _per_class(predictions, counts, sampled, by_class),
+        "top_confusions": top_confusions(predictions),
+    }
 
 
 def probability_scores(predictions: Predictions, seed: int = 0) -> dict[str, dict[str, float | None]]:
     """Of `score` what a temperature changes: cross-entropy, Brier and the calibration errors."""
     pictures = _by_picture(predictions, k=1)
-    return _of_probabilities(predictions, pictures, resampled(predictions, seed, pictures))
+    return _of_probabilities(predictions, pictures, bootstrap_scores(predictions, seed, pictures))
 
 
 def confusion_counts(predictions: Predictions) -> np.ndarray:
@@ -84,7 +97,7 @@ def confusion_counts(predictions: Predictions) -> np.ndarray:
     return confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(predictions.class_names)))
 
 
-def confused(predictions: Predictions, most: int = 10) -> list[dict[str, Any]]:
+def top_confusions(predictions: Predictions, most: int = 10) -> list[dict[str, Any]]:
     """The commonest confusions, `{"true", "said", "images", "share"}`, the share being that of the true class."""
     wrong = predictions.predicted != predictions.labels
     pairs, images = np.unique(
@@ -92,12 +105,17 @@ def confused(predictions: Predictions, most: int = 10) -> list[dict[str, Any]]:
     )
     sizes, names, first = np.bincount(predictions.labels), predictions.class_names, np.argsort(-images, kind="stable")
     return [
-        {"true": names[true], "said": names[said], "images": int(count), "share": proportion(int(count), sizes[true])}
+        {
+            "true": names[true],
+            "said": names[said],
+            "images": int(count),
+            "share": wilson_interval(int(count), sizes[true]),
+        }
         for (true, said), count in zip(pairs.T[first[:most]], images[first[:most]], strict=True)
     ]
 
 
-def tally(
+def class_counts(
     labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures of each class that are `hits`, that are `true` and that were `said`, float64 [..., classes].
@@ -133,14 +151,14 @@ def f1(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
     return _divide(2 * hits, true + said)
 
 
-def matthews(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
+def matthews_corrcoef(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
     """Correlation of truth and prediction, -1 to 1 (Gorodkin 2004); NaN where one of them never varies."""
     n = true.sum(axis=-1)
     spread = (n**2 - (true**2).sum(axis=-1)) * (n**2 - (said**2).sum(axis=-1))
     return _divide(hits.sum(axis=-1) * n - (true * said).sum(axis=-1), np.sqrt(spread))
 
 
-def kappa(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
+def cohen_kappa(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
     """Agreement beyond chance, 1 at best, 0 as by chance (Cohen 1960)."""
     n = true.sum(axis=-1)
     by_chance = (true * said).sum(axis=-1)
@@ -158,21 +176,21 @@ def _mean(metric: Callable, weighted: bool = False) -> Callable:
     return mean
 
 
-COUNTED: dict[str, Callable] = {
+COUNT_METRICS: dict[str, Callable] = {
     "balanced_accuracy": _mean(recall),
     "macro_precision": _mean(precision),
     "macro_f1": _mean(f1),
     "weighted_precision": _mean(precision, weighted=True),
     "weighted_f1": _mean(f1, weighted=True),
-    "matthews": matthews,
-    "kappa": kappa,
+    "matthews_corrcoef": matthews_corrcoef,
+    "cohen_kappa": cohen_kappa,
 }
 """Scores of (hits, true, said), each [..., classes], to [...]. A class without the score is left out of the mean."""
-OF_A_CLASS: dict[str, Callable] = {"precision": precision, "recall": recall, "f1": f1}
+CLASS_METRICS: dict[str, Callable] = {"precision": precision, "recall": recall, "f1": f1}
 """Scores of (hits, true, said), each [..., classes], to [..., classes]."""
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def ece(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Expected calibration error: mean distance of confidence and accuracy over bins of confidence, in [0, 1].
 
     Naeini et al. 2015, as in Guo et al. 2017. Biased upwards: with 100 pictures a perfect classifier shows 0.05.
@@ -180,7 +198,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.nda
     Args:
         confidence: [n], probability of what was said.
         right: bool [n].
-        weights: [samples, n] as in `tally`; without, a single number.
+        weights: [samples, n] as in `class_counts`; without, a single number.
     """
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = np.ones((1, len(bins))) if weights is None else weights
@@ -189,12 +207,12 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.nda
     return errors[0] if weights is None else errors
 
 
-def classwise_calibration_error(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
+def classwise_ece(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
     """The same of the probability of every class and not only of the answer, mean over classes (Nixon et al. 2019).
 
     Args:
         predictions: with labels.
-        weights: [samples, n] as in `tally`; without, a single number.
+        weights: [samples, n] as in `class_counts`; without, a single number.
     """
     probabilities, classes = predictions.probabilities, len(predictions.class_names)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1) + BINS * np.arange(classes)
@@ -205,16 +223,16 @@ def classwise_calibration_error(predictions: Predictions, weights: np.ndarray | 
     return errors[0] if weights is None else errors
 
 
-def ranking(predictions: Predictions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def ranking_scores(predictions: Predictions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Areas under ROC curves and average precision: how well probabilities sort pictures, whatever the threshold.
 
     Returns:
-        `roc_auc` and `average_precision` (each class against all others; mean over classes) and `roc_auc_pairs` (mean
+        `roc_auc_ovr` and `average_precision` (each class against all others; mean over classes) and `roc_auc_ovo` (mean
         over pairs of classes, which no class dominates; Hand and Till 2001); and the first two of each class.
     """
     n, labels, groups = len(predictions.labels), predictions.labels, predictions.groups
     sizes = np.bincount(labels, minlength=len(predictions.class_names))
-    present, names = int((sizes > 0).sum()), ("roc_auc", "roc_auc_pairs", "average_precision")
+    present, names = int((sizes > 0).sum()), ("roc_auc_ovr", "roc_auc_ovo", "average_precision")
     by_class, total, values = [], np.zeros((3, n)), []
     parts = np.array_split(predictions.logits, 1 + predictions.logits.size // 10**7)
     total_evidence = np.concatenate([logsumexp(part.astype(np.float64), axis=1) for part in parts])
@@ -229,12 +247,12 @@ def ranking(predictions: Predictions) -> tuple[dict[str, Any], list[dict[str, An
             values.append(value)
         least = max(1, int(min(size, n - size)))
         by_class.append(
-            {name: from_influence(value[i], influence[i], groups, least) for i, name in enumerate(names) if i != 1}
+            {name: influence_interval(value[i], influence[i], groups, least) for i, name in enumerate(names) if i != 1}
         )
     means = np.mean(values, axis=0) if values else np.full(3, np.nan)
     total /= max(1, len(values))
     least = int(sizes[sizes > 0].min())
-    return {name: from_influence(means[i], total[i], groups, least) for i, name in enumerate(names)}, by_class
+    return {name: influence_interval(means[i], total[i], groups, least) for i, name in enumerate(names)}, by_class
 
 
 def _ranks(
@@ -294,7 +312,7 @@ def _by_picture(predictions: Predictions, k: int) -> dict[str, np.ndarray]:
     return result
 
 
-def resampled(
+def bootstrap_scores(
     predictions: Predictions, seed: int = 0, pictures: dict[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
     """Scores of bootstrap samples, [samples] each, those of a class [samples, classes].
@@ -311,13 +329,13 @@ def resampled(
     right = predictions.predicted == predictions.labels
     means = {"accuracy": right, **{name: pictures[name] for name in ("top_k", "cross_entropy", "brier")}}
     collected: dict[str, list] = {}
-    for weights in resamples(n, predictions.groups, seed):
-        counts = tally(predictions.labels, predictions.predicted, classes, weights)
-        some = {name: metric(*counts) for name, metric in {**COUNTED, **OF_A_CLASS}.items()}
+    for weights in bootstrap_weights(n, predictions.groups, seed):
+        counts = class_counts(predictions.labels, predictions.predicted, classes, weights)
+        some = {name: metric(*counts) for name, metric in {**COUNT_METRICS, **CLASS_METRICS}.items()}
         some |= {name: weights @ values / weights.sum(axis=1) for name, values in means.items()}
-        some["calibration_error"] = calibration_error(pictures["confidence"], right, weights)
+        some["ece"] = ece(pictures["confidence"], right, weights)
         if predictions.logits.size <= CLASSWISE:
-            some["classwise_calibration_error"] = classwise_calibration_error(predictions, weights)
+            some["classwise_ece"] = classwise_ece(predictions, weights)
         for name, values in some.items():
             collected.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in collected.items()}
@@ -326,13 +344,11 @@ def resampled(
 def _of_probabilities(
     predictions: Predictions, pictures: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float | None]]:
-    result = {name: percentiles(pictures[name].mean(), sampled[name]) for name in ("cross_entropy", "brier")}
-    right, name = predictions.predicted == predictions.labels, "classwise_calibration_error"
-    value = calibration_error(pictures["confidence"], right)
-    result["calibration_error"] = reflected(value, sampled["calibration_error"])
-    result[name] = (
-        reflected(classwise_calibration_error(predictions), sampled[name]) if name in sampled else undefined()
-    )
+    result = {name: percentile_bootstrap(pictures[name].mean(), sampled[name]) for name in ("cross_entropy", "brier")}
+    right, name = predictions.predicted == predictions.labels, "classwise_ece"
+    value = ece(pictures["confidence"], right)
+    result["ece"] = basic_bootstrap(value, sampled["ece"])
+    result[name] = basic_bootstrap(classwise_ece(predictions), sampled[name]) if name in sampled else undefined()
     return result
 
 
@@ -343,10 +359,12 @@ def _per_class(
     hits, true, said = (count.astype(int) for count in counts)
     table = {}
     for i, name in enumerate(predictions.class_names):
-        row = {key: percentiles(metric(*counts)[i], sampled[key][:, i]) for key, metric in OF_A_CLASS.items()}
+        row = {
+            key: percentile_bootstrap(metric(*counts)[i], sampled[key][:, i]) for key, metric in CLASS_METRICS.items()
+        }
         for key, of in (("precision", said[i]), ("recall", true[i])):
             if of and predictions.groups is None:  # a proportion, for which there is something better
-                row[key] = proportion(hits[i], of)
+                row[key] = wilson_interval(hits[i], of)
         table[name] = {"images": int(true[i]), **row, **ranks[i]}
     return table
 

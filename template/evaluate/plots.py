@@ -91,7 +91,7 @@ def risk_coverage(
 
 
 def learning_curve(curve: dict[str, Any]) -> Figure:
-    """Draw error rates by training pictures, and the power law through them, to twice the most (from `promise`)."""
+    """Draw error rates by training pictures, and the power law through them, to twice the most (from `extrapolate`)."""
     sizes, scale, exponent = curve["sizes"], curve["scale"], curve["exponent"]
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from . import fonts, plots
-from .calibration import at_least, coverage
-from .intervals import proportion
+from .calibration import lower_bound, risk_coverage
+from .intervals import wilson_interval
 from .metrics import confusion_counts
 from .predictions import Predictions
 
@@ -24,15 +24,15 @@ SHARES = {
     "weighted F1": "weighted_f1",
 }
 OTHERS = {
-    "Matthews correlation": "matthews",
-    "Cohen's kappa": "kappa",
-    "ROC AUC, each class against the rest": "roc_auc",
-    "ROC AUC, pairs of classes": "roc_auc_pairs",
+    "Matthews correlation": "matthews_corrcoef",
+    "Cohen's kappa": "cohen_kappa",
+    "ROC AUC, each class against the rest": "roc_auc_ovr",
+    "ROC AUC, pairs of classes": "roc_auc_ovo",
     "average precision": "average_precision",
     "cross-entropy": "cross_entropy",
     "Brier score": "brier",
-    "calibration error": "calibration_error",
-    "calibration error, all classes": "classwise_calibration_error",
+    "calibration error": "ece",
+    "calibration error, all classes": "classwise_ece",
 }
 ABSENT = {
     "probe": None, "choices": {}, "colours": None, "preflight": {},
@@ -48,7 +48,7 @@ def html(
 
     Args:
         metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`, and perhaps with `colours`,
-            `preflight` (accuracies by name), `diagnosis`, `learning_curve` (from `promise`) and `audit` (findings).
+            `preflight` (accuracies by name), `diagnosis`, `learning_curve` (from `extrapolate`) and `audit` (findings).
         said: predictions of the test pictures, or where there are none, of those of validation.
         what: one line on the data and the model.
         drawn: figures of the training: `learning_curves`, `prediction_dynamics`, `learning_curve`, if there are.
@@ -82,7 +82,7 @@ def html(
         drawn={name: plots.svg(figure) for name, figure in drawn.items()},
         sure_svgs=[plots.svg(figure) for figure in sure],
         calibration=calibration,
-        promised=float(at_least(metrics["val"]["images"], metrics["val"]["images"])),
+        promised=float(lower_bound(metrics["val"]["images"], metrics["val"]["images"])),
         slices=metrics.get("slices", []),
         galleries=galleries,
         skipped=skipped,
@@ -112,7 +112,7 @@ def markdown(
         lines += ["", "**There was no test part.** These pictures also chose the weights, so the number is flattering."]
     lines += [
         "",
-        f"{what} Always guessing the commonest class would give {100 * measured['majority']:.1f} %. "
+        f"{what} Always guessing the commonest class would give {100 * measured['majority_baseline']:.1f} %. "
         f"Brackets are 95 % intervals: with other test pictures of the same kind the number would move about as much.",
         "",
         "| | test | validation (chose the weights) |",
@@ -177,11 +177,11 @@ def _holds_back(metrics: dict[str, Any]) -> list[str]:
 
 def _risk_coverage(said: Predictions, wanted: float) -> Figure:
     """At a hundred places, which is as many as can be seen."""
-    _, answered, accuracy = coverage(said)
+    _, answered, accuracy = risk_coverage(said)
     places = np.unique(np.linspace(0, len(answered) - 1, 100).astype(int))
     given = (answered[places] * len(said.ids)).round().astype(int)
     right = (accuracy[places] * given).round().astype(int)
-    shares = [proportion(int(k), int(n)) for k, n in zip(right, given, strict=True)]
+    shares = [wilson_interval(int(k), int(n)) for k, n in zip(right, given, strict=True)]
     value, low, high = (np.array([share[key] for share in shares]) for key in ("value", "low", "high"))
     return plots.risk_coverage(answered[places], value, low, high, wanted)
 

@@ -199,10 +199,10 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
-    return finished(backbone, settings.stochastic_depth)
+    return with_stochastic_depth(backbone, settings.stochastic_depth)
 
 
-def finished(network: keras.Model, rate: float = 0.0) -> keras.Model:
+def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Model:
     """A copy of a network, with the same weights, that trains as we want it; the network itself if it does.
 
     Pixels are float32 up to the first layer that learns, in mixed precision too: bfloat16 has fewer values than they.

@@ -39,7 +39,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     """
     penalty = {"kernel_regularizer": keras.regularizers.L1L2(head.l1, head.l2)} if head.l1 or head.l2 else {}
     penalty |= {"kernel_constraint": keras.constraints.MaxNorm(head.max_norm)} if head.max_norm else {}
-    x = pooled(base, backbone, head)
+    x = pool_features(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
     if head.noise:  # Keras asks for the rate of dropout with the same variance
         x = layers.GaussianDropout(head.noise**2 / (1 + head.noise**2), name="head_noise")(x)
@@ -60,7 +60,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     return keras.Model(base.inputs[0], output(x), name=backbone.name)  # `input` is a list of one, and asks for lists
 
 
-def pooled(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
+def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
     """Features of pictures, [n, features]: the outputs of the top `head.levels` blocks, pooled, the topmost last.
 
     Low blocks see edges and colours, high ones the things of ImageNet. Where the pictures are far from ImageNet, a

@@ -90,7 +90,7 @@ class StochasticDepth(layers.Dropout):
         return super().call(inputs, training=training and self.trainable)
 
 
-def bare(model: keras.Model) -> keras.Model:
+def strip_training_layers(model: keras.Model) -> keras.Model:
     """A model as it is at inference: to be measured, saved, and loaded without our code.
 
     Without optimizer, loss and the layers of this module, and float32 throughout, as its weights are in mixed

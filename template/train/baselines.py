@@ -8,10 +8,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..config import Augment, Backbone, Config, Evaluate, Head
-from ..data.pipeline import Source, inference_batches, plain_source, shuffled_batches, spread
+from ..data.pipeline import ArrayDataset, eval_dataset, inference_batches, shuffled_batches, subsample
 from ..model.build import build
-from .begin import probe_features, selected
-from .features import Store
+from .begin import probe_features, select_levels
+from .features import FeatureCache
 from .probe import fit_probe
 
 FEW = 200
@@ -26,21 +26,21 @@ MOST = 2000
 """Training pictures of the largest regression in the learning curve."""
 
 
-def known(model: keras.Model, train: Source, batch_size: int) -> tuple[int, int]:
+def train_accuracy(model: keras.Model, train: ArrayDataset, batch_size: int) -> tuple[int, int]:
     """Right answers, and pictures asked: a few of those that the model has learned from, as they are."""
-    few = spread(train, FEW)
+    few = subsample(train, FEW)
     said = model.predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
     return int((said.argmax(axis=1) == few.labels).sum()), len(few)
 
 
-def by_colours(train: Source, held_out: Source) -> int:
+def color_baseline(train: ArrayDataset, held_out: ArrayDataset) -> int:
     """Right answers of a logistic regression on the histogram of colours, which sees no shapes at all."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     model.fit(_histograms(train), train.labels)
     return int((model.predict(_histograms(held_out)) == held_out.labels).sum())
 
 
-def from_scratch(train: Source, val: Source, config: Config) -> int:
+def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> int:
     """Right answers of the small network `tiny`, trained from random weights for STEPS steps on small copies."""
     train, val, classes = _shrunk(train), _shrunk(val), int(train.labels.max()) + 1
     model = build(Backbone(name="tiny", weights="none"), Head(dropout=0), SIDE, np.bincount(train.labels))
@@ -53,7 +53,7 @@ def from_scratch(train: Source, val: Source, config: Config) -> int:
 
 
 def learning_curve(
-    base: keras.Model, config: Config, train: Source, val: Source, store: Store
+    base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, store: FeatureCache
 ) -> tuple[list[int], list[float]]:
     """Training pictures, and mean validation error of logistic regression on the features of so many of them.
 
@@ -71,7 +71,7 @@ def learning_curve(
         augment=Augment(flip=False), evaluate=Evaluate(magnify=False),
     )  # fmt: skip
     (features, widths), (held_out, _) = (
-        selected(probe_features(base, plain, [part], store), config.head) for part in (train, val)
+        select_levels(probe_features(base, plain, [part], store), config.head) for part in (train, val)
     )
     labels, classes, sizes, errors = train.labels, int(train.labels.max()) + 1, [], []
     most = min(1.0, MOST / len(train))
@@ -90,7 +90,7 @@ def learning_curve(
     return sizes, errors
 
 
-def _drawn(source: Source, draw: int, seed: int) -> np.ndarray:
+def _drawn(source: ArrayDataset, draw: int, seed: int) -> np.ndarray:
     """Rows of a source in random order, those of a group one after the other: more images are of more groups."""
     order = np.random.default_rng([seed, draw]).permutation(len(source))
     if source.groups is None:
@@ -99,14 +99,14 @@ def _drawn(source: Source, draw: int, seed: int) -> np.ndarray:
     return order[np.argsort(first[group], kind="stable")]
 
 
-def _shrunk(source: Source) -> Source:
+def _shrunk(source: ArrayDataset) -> ArrayDataset:
     """Its pictures, SIDE pixels wide, in memory."""
     rows = np.arange(len(source))
     small = [cv2.resize(source.read(0, rows[[i]])[0], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for i in rows]
-    return plain_source(np.stack(small), rows, source.labels)
+    return eval_dataset(np.stack(small), rows, source.labels)
 
 
-def _histograms(source: Source) -> np.ndarray:
+def _histograms(source: ArrayDataset) -> np.ndarray:
     """Share of the pixels in each of 64 colours, float64 [n, 64]."""
     out = []
     for start in range(0, len(source), 64):

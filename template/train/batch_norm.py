@@ -17,7 +17,7 @@ def trainable_norms(network: keras.Model) -> list[layers.BatchNormalization]:
     return [x for x in network.layers if isinstance(x, layers.BatchNormalization) and x.trainable]
 
 
-def reestimate(network: keras.Model, batches: tf.data.Dataset) -> None:
+def update_bn(network: keras.Model, batches: tf.data.Dataset) -> None:
     """Set the statistics of all trainable batch-norm layers to those of the activations under the present weights.
 
     The moving statistics of training are those of other weights, and lag behind: with them, averaged weights are worse

@@ -9,33 +9,35 @@ import keras
 import numpy as np
 
 from ..config import Backbone, Config, Data, Head
-from ..data.pipeline import Source, channel_statistics, joined, magnified, mirrored, some, spread
-from ..evaluate.intervals import lead
+from ..data.pipeline import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
+from ..evaluate.intervals import paired_z
 from ..model.backbones import BACKBONES, build_backbone, standardise
-from ..model.build import attach, levels, pooled, root
-from .features import Store
+from ..model.build import attach, levels, pool_features, root
+from .features import FeatureCache
 from .probe import Probe, fit_probe
 
-VOTERS = 1000
+MAX_CV_IMAGES = 1000
 """Training pictures that decide about `auto` settings; more would take longer and say the same."""
 
-SEEN = 1000
+MAX_STATISTICS_IMAGES = 1000
 """Training pictures whose mean and variance stand for those of all: millions of pixels in each channel."""
 
 
-def probes(config: Config) -> bool:
+def starts_from_probe(config: Config) -> bool:
     """Whether training begins with logistic regression: on pretrained features, and no hidden layer above them."""
     return config.train.probe and config.backbone.weights != "none" and not config.head.hidden
 
 
-def settled(config: Config) -> Config:
+def without_auto(config: Config) -> Config:
     """The configuration with the first option wherever it says `auto`."""
-    for section, name, options in _choices(config):
-        config = _with(config, section, name, options[0])
+    for section, name, options in _auto_settings(config):
+        config = _replace(config, section, name, options[0])
     return config
 
 
-def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tuple[Config, keras.Model, dict]:
+def resolve_auto(
+    config: Config, look: Callable[[Data], ArrayDataset], store: FeatureCache
+) -> tuple[Config, keras.Model, dict]:
     """Replace every `auto` by the option that cross-validation of the probe on training pictures likes best.
 
     One setting after another, each with the best of those before it; no gradient is needed, and every picture votes.
@@ -50,7 +52,7 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
         The configuration without `auto`, the backbone for its image size, and the cross-entropies of all options,
         {setting: {option: nats}}.
     """
-    chosen, votes = settled(config), {}
+    chosen, votes = without_auto(config), {}
 
     @functools.cache
     def backbone(size: int) -> keras.Model:
@@ -59,15 +61,15 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
         keras.utils.set_random_seed(config.train.seed)
         return build_backbone(config.backbone, size)
 
-    for section, name, options in _choices(config) if probes(config) else ():
+    for section, name, options in _auto_settings(config) if starts_from_probe(config) else ():
         losses, best = {}, options[0]
         for option in options:
-            trial = _with(chosen, section, name, option)
+            trial = _replace(chosen, section, name, option)
             source = look(trial.data)
-            losses[option] = _vote(backbone(trial.data.image_size), trial, source, store)
+            losses[option] = _cv_loss(backbone(trial.data.image_size), trial, source, store)
             groups = _voters(source, config.train.seed).groups
-            best = option if lead(losses[option], losses[best], groups) > 1 else best
-        chosen = _with(chosen, section, name, best)
+            best = option if paired_z(losses[option], losses[best], groups) > 1 else best
+        chosen = _replace(chosen, section, name, best)
         if np.isnan(losses[best]).any():
             print(f"{section}.{name} = {best}: nobody can vote, a class has one training picture or group")
             continue
@@ -77,7 +79,7 @@ def choose(config: Config, look: Callable[[Data], Source], store: Store) -> tupl
     return chosen, backbone(chosen.data.image_size), votes
 
 
-def begin(base: keras.Model, config: Config, train: Sequence[Source], store: Store) -> keras.Model:
+def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset], store: FeatureCache) -> keras.Model:
     """A model to start training from; where the recipe begins with a probe, that is its head.
 
     Args:
@@ -87,24 +89,26 @@ def begin(base: keras.Model, config: Config, train: Sequence[Source], store: Sto
         store: for features.
     """
     labels = np.concatenate([part.labels for part in train])
-    standardise_input(base, config, joined(train))
+    standardise_input(base, config, concatenate(train))
     model = attach(base, config.backbone, config.head, np.bincount(labels))
-    if probes(config):
-        fit_head(model, base, config, train, store)
+    if starts_from_probe(config):
+        init_head_from_probe(model, base, config, train, store)
     return model
 
 
-def standardise_input(base: keras.Model, config: Config, train: Source) -> None:
+def standardise_input(base: keras.Model, config: Config, train: ArrayDataset) -> None:
     """Let a network from scratch see its pictures with the mean and deviation of those of training; no other."""
     if config.backbone.weights == "none":
-        standardise(base, *channel_statistics(spread(train, SEEN)))
+        standardise(base, *channel_statistics(subsample(train, MAX_STATISTICS_IMAGES)))
 
 
-def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Sequence[Source], store: Store) -> Probe:
+def init_head_from_probe(
+    model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], store: FeatureCache
+) -> Probe:
     """Fit a probe on training pictures, and make it the output layer of a model."""
     labels = np.concatenate([part.labels for part in train])
     head = model.get_layer("logits")
-    features, widths = selected(probe_features(base, config, train, store), config.head)
+    features, widths = select_levels(probe_features(base, config, train, store), config.head)
     groups = None if any(part.groups is None for part in train) else np.concatenate([part.groups for part in train])
     probe = fit_probe(features, labels, head.units, config.train.seed, widths, groups=groups)
     head.set_weights([probe.kernel, probe.bias])
@@ -116,20 +120,20 @@ def fit_head(model: keras.Model, base: keras.Model, config: Config, train: Seque
 
 
 def probe_features(
-    base: keras.Model, config: Config, sources: Sequence[Source], store: Store
+    base: keras.Model, config: Config, sources: Sequence[ArrayDataset], store: FeatureCache
 ) -> tuple[np.ndarray, list[int]]:
     """What a probe of any number of levels could learn from: float16 [views, n, features], and features a level.
 
     Always of the top half of the blocks, so that they are computed once, whatever is chosen of them. Of the pictures as
     they are, and as evaluation or augmentation would show them.
     """
-    most = max(config.head.levels, *_levels(config))
+    most = max(config.head.levels, *_level_options(config))
     head = dataclasses.replace(config.head, levels=most, root=False, drop_block=0.0)  # at inference there is none
     network, widths = _probe_network(base, config.backbone, head)
 
-    def views(source: Source) -> list[Source]:
-        looks = [source, magnified(source)] if config.evaluate.magnify else [source]
-        return looks + [mirrored(look) for look in looks] if config.augment.flips else looks
+    def views(source: ArrayDataset) -> list[ArrayDataset]:
+        looks = [source, center_zoom(source)] if config.evaluate.magnify else [source]
+        return looks + [hflip(look) for look in looks] if config.augment.flips else looks
 
     outputs = [[store.outputs(network, v, range(1))[np.arange(len(v))] for v in views(source)] for source in sources]
     return np.concatenate(outputs, axis=1), widths
@@ -140,10 +144,10 @@ def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[k
     """From pictures to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
     outputs = levels(base, backbone)[-head.levels :]
     widths = [level.shape[-1] * (2 if head.pooling == "both" else 1) for level in outputs]
-    return keras.Model(base.inputs[0], pooled(base, backbone, head)), widths
+    return keras.Model(base.inputs[0], pool_features(base, backbone, head)), widths
 
 
-def selected(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.ndarray, list[int]]:
+def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.ndarray, list[int]]:
     """Those of `probe_features` that this head sees, float32, and features a level."""
     values, widths = features
     widths = widths[-head.levels :]
@@ -151,25 +155,27 @@ def selected(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.nda
     return np.asarray(root(values)) if head.root else values, widths
 
 
-def looks(config: Config, images: int) -> int:
+def count_forward_passes(config: Config, images: int) -> int:
     """How many pictures `choose` and `begin` send through the backbone at most, for so many training pictures.
 
     Args:
         config: with its `auto`.
         images: in the training part.
     """
-    if not probes(config):
+    if not starts_from_probe(config):
         return 0
     close = 2 if config.evaluate.magnify else 1  # which `auto` may turn out to be
-    others = sum(len(options) - 1 for section, _, options in _choices(config) if section == "data")
-    apart = close if images > VOTERS and _choices(config) else 0  # those who vote are then not those who train
-    return (2 if config.augment.flips else 1) * (images * close + min(images, VOTERS) * (others + apart))
+    others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
+    apart = (
+        close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
+    )  # those who vote are then not those who train
+    return (2 if config.augment.flips else 1) * (images * close + min(images, MAX_CV_IMAGES) * (others + apart))
 
 
-def _choices(config: Config) -> list[tuple[str, str, tuple]]:
+def _auto_settings(config: Config) -> list[tuple[str, str, tuple]]:
     """Section, name and options of each setting that is `auto`, in the order in which they are chosen."""
     options = [
-        ("head", "levels", _levels(config)),
+        ("head", "levels", _level_options(config)),
         ("head", "root", (True, False)),
         ("data", "image_size", (288, 224)),
         ("data", "resize", ("crop", "pad", "squash")),
@@ -178,26 +184,26 @@ def _choices(config: Config) -> list[tuple[str, str, tuple]]:
     return [choice for choice in options if getattr(getattr(config, choice[0]), choice[1]) == "auto"]
 
 
-def _levels(config: Config) -> tuple[int, ...]:
+def _level_options(config: Config) -> tuple[int, ...]:
     blocks = BACKBONES[config.backbone.name].blocks
     return tuple(sorted({1, min(2, blocks), math.ceil(blocks / 2)}))
 
 
-def _with(config: Config, section: str, name: str, value: object) -> Config:
+def _replace(config: Config, section: str, name: str, value: object) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
 
 
-def _voters(source: Source, seed: int) -> Source:
+def _voters(source: ArrayDataset, seed: int) -> ArrayDataset:
     """Pictures of a source that decide, as many of each class where there are too many."""
     classes = int(source.labels.max()) + 1
-    generator, most = np.random.default_rng(seed), max(5, VOTERS // classes)
+    generator, most = np.random.default_rng(seed), max(5, MAX_CV_IMAGES // classes)
     voters = [generator.permutation(np.flatnonzero(source.labels == label))[:most] for label in range(classes)]
-    return some(source, np.sort(np.concatenate(voters)))
+    return subset(source, np.sort(np.concatenate(voters)))
 
 
-def _vote(base: keras.Model, config: Config, source: Source, store: Store) -> np.ndarray:
+def _cv_loss(base: keras.Model, config: Config, source: ArrayDataset, store: FeatureCache) -> np.ndarray:
     """Out-of-fold losses of a probe on those who vote."""
     voters = _voters(source, config.train.seed)
-    features, widths = selected(probe_features(base, config, [voters], store), config.head)
+    features, widths = select_levels(probe_features(base, config, [voters], store), config.head)
     classes = int(voters.labels.max()) + 1
     return fit_probe(features, voters.labels, classes, config.train.seed, widths, groups=voters.groups).losses

@@ -1,4 +1,4 @@
-"""What happens at the end of an epoch. Each callback is right alone; together they share one `State` of plain data."""
+"""What happens at the end of an epoch. Each callback is right alone; together they share one `TrainState`."""
 
 import math
 import time
@@ -10,14 +10,14 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from .. import runs
-from ..data.pipeline import Source, evenly, inference_batches
+from ..data.pipeline import ArrayDataset, evenly_spaced, inference_batches
 from ..model.layers import DropBlock
-from .checkpoint import State
+from .checkpoint import TrainState
 from .guard import ADVICE, NonFiniteError
-from .optimizers import Held
+from .optimizers import PlateauSchedule
 from .select import MONITORED, scores
 
-WATCHED = 32
+DYNAMICS_IMAGES = 32
 """Validation images whose predictions are kept epoch by epoch."""
 
 
@@ -35,7 +35,7 @@ class KeepBest(keras.callbacks.Callback):
         weights: those that `state.best` belongs to; the current ones if None.
     """
 
-    def __init__(self, state: State, monitor: str, patience: int, weights: list[np.ndarray] | None = None) -> None:
+    def __init__(self, state: TrainState, monitor: str, patience: int, weights: list[np.ndarray] | None = None) -> None:
         super().__init__()
         self.state, self.monitor, self.patience, self.weights = state, monitor, patience, weights
         self.sign = 1 if monitor.endswith(("accuracy", "f1")) else -1
@@ -63,7 +63,7 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-class Ramp(keras.callbacks.Callback):
+class DropBlockSchedule(keras.callbacks.Callback):
     """Let the rate of DropBlock rise from 0 over a stage, to the whole of it in the last epoch.
 
     A function of the epoch, so that a resumed run and the final fit do it again.
@@ -84,7 +84,7 @@ class Ramp(keras.callbacks.Callback):
                 layer.ramp.assign((epoch + 1 - self.start) / self.epochs)
 
 
-class Plateau(keras.callbacks.Callback):
+class ReduceLROnPlateau(keras.callbacks.Callback):
     """Take a tenth of the step size when the validation score stands still, as He et al. 2016 did by hand.
 
     Unlike Keras's ReduceLROnPlateau it goes on after a resume, by what is in `state`, and can be repeated.
@@ -96,7 +96,7 @@ class Plateau(keras.callbacks.Callback):
         state: whose `wait` decides, after KeepBest; None to repeat what is in `drops`.
     """
 
-    def __init__(self, rate: Held, drops: list[int], every: int, state: State | None = None) -> None:
+    def __init__(self, rate: PlateauSchedule, drops: list[int], every: int, state: TrainState | None = None) -> None:
         super().__init__()
         self.rate, self.drops, self.every, self.state = rate, drops, every, state
 
@@ -126,7 +126,7 @@ class Validate(keras.callbacks.Callback):
         batch_size: at most.
     """
 
-    def __init__(self, state: State, held_out: Source, monitor: str, batch_size: int) -> None:
+    def __init__(self, state: TrainState, held_out: ArrayDataset, monitor: str, batch_size: int) -> None:
         super().__init__()
         self.state, self.held_out, self.monitor, self.batch_size = state, held_out, monitor, batch_size
         self.labels, self.column = held_out.labels, MONITORED[monitor]
@@ -141,7 +141,7 @@ class Validate(keras.callbacks.Callback):
         self.began = time.perf_counter()
         logits = self.logits(self.model)
         logs |= scores(logits, self.labels)
-        few = evenly(len(logits), WATCHED)
+        few = evenly_spaced(len(logits), DYNAMICS_IMAGES)
         said = softmax(logits[few].astype(np.float64), axis=1)[np.arange(len(few)), self.labels[few]]
         self.state.watched.append(said.round(4).tolist())
 
@@ -150,7 +150,7 @@ class Log(keras.callbacks.Callback):
     """Add each epoch to `state.history`, history.csv and TensorBoard, and print a line that a person can follow."""
 
     def __init__(
-        self, state: State, folder: Path, stage: str, last_epoch: int, images: int, validate: Validate
+        self, state: TrainState, folder: Path, stage: str, last_epoch: int, images: int, validate: Validate
     ) -> None:
         super().__init__()
         self.state, self.folder, self.stage, self.last_epoch, self.images = state, folder, stage, last_epoch, images
@@ -179,13 +179,13 @@ class Log(keras.callbacks.Callback):
         left = (self.last_epoch - epoch - 1) * (now - self.start)
         print(
             f"{self.stage}  epoch {epoch + 1:>2}/{self.last_epoch}  loss {row['loss']:.3f}  "
-            f"{said(row, self.validate.column)}{'   ' if self.state.wait else ' * '} {rate:,.0f} images/s  "
+            f"{format_scores(row, self.validate.column)}{'   ' if self.state.wait else ' * '} {rate:,.0f} images/s  "
             f"{left:.0f} s left in this stage at most",
             flush=True,
         )
 
 
-def said(scores: dict[str, float], column: str) -> str:
+def format_scores(scores: dict[str, float], column: str) -> str:
     """The score that decides, by the name of its column, and beside it the accuracy."""
     words = [f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in dict.fromkeys((column, "val_accuracy"))]
     return "  ".join(words)

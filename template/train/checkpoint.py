@@ -21,7 +21,7 @@ SINCE = {"model": "begun", "best": "before"}
 
 
 @dataclass
-class State:
+class TrainState:
     """Where a training stands; together with the weights, all that is needed to go on."""
 
     stage: int = 0
@@ -71,7 +71,7 @@ class Checkpoint(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, state: State, folder: Path, whole: keras.Model, base: Arrays, clock: runs.Clock,
+        self, state: TrainState, folder: Path, whole: keras.Model, base: Arrays, clock: runs.Timer,
         keep: keras.callbacks.Callback | None = None, seconds: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -123,7 +123,7 @@ def write_base(folder: Path, base: Arrays) -> str:
     return place.name
 
 
-def read_checkpoint(folder: Path) -> tuple[State, Arrays]:
+def read_checkpoint(folder: Path) -> tuple[TrainState, Arrays]:
     """Newest whole checkpoint, or a fresh state and no arrays if there never was one.
 
     Returns:
@@ -139,7 +139,7 @@ def read_checkpoint(folder: Path) -> tuple[State, Arrays]:
             disk.verify(checkpoint)
             values = runs.read_json(checkpoint / "state.json")
             base = values.pop("base", None)  # an older version wrote everything every time
-            state, changed = State(**values), _load(checkpoint)
+            state, changed = TrainState(**values), _load(checkpoint)
             if base is None:
                 return state, {kind: list(group.values()) for kind, group in changed.items()}
             disk.verify(folder / base)
@@ -155,7 +155,7 @@ def read_checkpoint(folder: Path) -> tuple[State, Arrays]:
             f"No checkpoint in {str(folder)!r} is whole. Start a new run; or move this folder away, and a resumed run "
             "begins again from its first epoch."
         )
-    return State(), {}
+    return TrainState(), {}
 
 
 def _changed(group: Sequence[np.ndarray], since: Sequence[np.ndarray] | None) -> dict[int, np.ndarray]:

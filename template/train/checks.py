@@ -22,14 +22,22 @@ from sklearn.preprocessing import StandardScaler
 
 from .. import device, disk
 from ..config import Train
-from ..data.pipeline import Mixing, Source, evenly, shuffled_batch, shuffled_batches, shuffled_rows, spread
+from ..data.pipeline import (
+    ArrayDataset,
+    Mixing,
+    evenly_spaced,
+    shuffled_batch,
+    shuffled_batches,
+    shuffled_rows,
+    subsample,
+)
 from ..evaluate import fonts
-from .features import cut
+from .features import split_model
 
 FEW = 256
 """Pictures that a check of the whole model looks at."""
-ROWS = 12
-"""Pictures that `through_epochs` shows, about; at least one of each class."""
+GRID_ROWS = 12
+"""Pictures that `epochs_grid` shows, about; at least one of each class."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +62,14 @@ class Check:
         object.__setattr__(self, "passed", bool(self.passed))  # and no bool of NumPy, which JSON does not know
 
 
-def entering(
-    augmented: Source, class_names: Sequence[str], settings: Train, mixing: Mixing
+def input_grid(
+    augmented: ArrayDataset, class_names: Sequence[str], settings: Train, mixing: Mixing
 ) -> tuple[Check, Image.Image]:
     """What enters the network: a grid drawn from the very tensors of the first batch, with their labels."""
     class_names = fonts.drawable(class_names)
     order = (settings.batch_size, settings.seed, range(1), mixing, settings.sampling)
     images, labels = next(iter(shuffled_batches(augmented, len(class_names), *order)))
-    pixels, names = images.numpy(), [shares(label, class_names) for label in labels.numpy()]
+    pixels, names = images.numpy(), [label_text(label, class_names) for label in labels.numpy()]
     low, high = float(pixels.min()), float(pixels.max())
     check = Check(
         "pixels at the network's door",
@@ -73,8 +81,13 @@ def entering(
     return check, grid(pixels, names)
 
 
-def through_epochs(
-    plain: Source, augmented: Source, class_names: Sequence[str], settings: Train, mixing: Mixing, epochs: int
+def epochs_grid(
+    plain: ArrayDataset,
+    augmented: ArrayDataset,
+    class_names: Sequence[str],
+    settings: Train,
+    mixing: Mixing,
+    epochs: int,
 ) -> Image.Image:
     """A few pictures of each class, a row each: as it is, then each time that it enters the network, as it does then.
 
@@ -88,9 +101,9 @@ def through_epochs(
         mixing: of the batches.
         epochs: to look at, from the first on; also the most times that a picture is shown.
     """
-    each, class_names = max(1, ROWS // len(class_names)), fonts.drawable(class_names)
+    each, class_names = max(1, GRID_ROWS // len(class_names)), fonts.drawable(class_names)
     rows = [np.flatnonzero(plain.labels == label) for label in range(len(class_names))]
-    chosen = np.concatenate([mine[evenly(len(mine), each)] for mine in rows])
+    chosen = np.concatenate([mine[evenly_spaced(len(mine), each)] for mine in rows])
     found = {row: [(plain.read(0, chosen[[i]])[0], class_names[plain.labels[row]])] for i, row in enumerate(chosen)}
     for epoch in range(epochs):
         order = shuffled_rows(plain.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
@@ -101,13 +114,13 @@ def through_epochs(
                 how = {"mixing": mixing, "sampling": settings.sampling}
                 images, labels = shuffled_batch(augmented, len(class_names), *which, **how)
                 for row, image, label in zip(members[wanted], images[wanted], labels[wanted], strict=True):
-                    found[row].append((image, f"epoch {epoch + 1}: {shares(label, class_names)}"))
+                    found[row].append((image, f"epoch {epoch + 1}: {label_text(label, class_names)}"))
     blank = (np.full_like(found[chosen[0]][0][0], 255), "")
     tiles = [tile for row in chosen for tile in (found[row] + epochs * [blank])[: epochs + 1]]
     return grid(np.stack([image for image, _ in tiles]), [name for _, name in tiles], columns=epochs + 1)
 
 
-def shares(label: np.ndarray, class_names: Sequence[str]) -> str:
+def label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
     """What a label says, [classes]: the class, or the classes and their shares of 1 % and more, the largest first."""
     classes = [i for i in np.argsort(-label, kind="stable") if label[i] >= 0.005]
     said = [f"{class_names[i]} {label[i]:.2f}" for i in classes]
@@ -133,14 +146,14 @@ def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Im
     return out
 
 
-def loss_at_init(model: keras.Model, train: Source) -> Check:
+def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:
     """An untrained head must know the class frequencies and nothing else.
 
     Args:
         model: without dropout, as it begins; seen as in training, where batch normalisation is what it will be.
         train: pictures as they are.
     """
-    images, labels = _read(spread(train, FEW))
+    images, labels = _read(subsample(train, FEW))
     parts = np.array_split(np.random.default_rng(0).permutation(len(labels)), -(-len(labels) // 32))
     logits = np.concatenate([model(images[rows].astype(np.float32), training=True) for rows in parts])
     found = _cross_entropy(logits, labels[np.concatenate(parts)])
@@ -155,12 +168,12 @@ def loss_at_init(model: keras.Model, train: Source) -> Check:
     )
 
 
-def sees_the_pictures(model: keras.Model, train: Source) -> Check:
+def depends_on_input(model: keras.Model, train: ArrayDataset) -> Check:
     """Black pictures must be worse than real ones, of those that the model was fitted to.
 
     Of others, a handful may well be worse than black ones: a weak network that is sure of itself.
     """
-    images, labels = _read(spread(train, FEW))
+    images, labels = _read(subsample(train, FEW))
     both = (model.predict(pixels.astype(np.float32), verbose=0) for pixels in (images, np.zeros_like(images)))
     real, black = (_cross_entropy(logits, labels) for logits in both)
     return Check(
@@ -172,8 +185,12 @@ def sees_the_pictures(model: keras.Model, train: Source) -> Check:
     )
 
 
-def learned_by_heart(
-    model: keras.Model, boundary: keras.KerasTensor | None, train: Source, class_names: Sequence[str], steps: int = 200
+def overfit_small_batch(
+    model: keras.Model,
+    boundary: keras.KerasTensor | None,
+    train: ArrayDataset,
+    class_names: Sequence[str],
+    steps: int = 200,
 ) -> tuple[Check, Image.Image]:
     """Two or three pictures a class must be learned by heart by what the first stage trains.
 
@@ -193,7 +210,7 @@ def learned_by_heart(
     pixels, labels = train.read(0, rows), train.labels[rows]
     network, inputs, loss = model, pixels.astype(np.float32), np.inf
     if boundary is not None:
-        bottom, network = cut(model, boundary)
+        bottom, network = split_model(model, boundary)
         inputs = np.asarray(bottom(inputs, training=False))
     network.compile(keras.optimizers.Adam(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
     for _ in range(steps):
@@ -213,14 +230,14 @@ def learned_by_heart(
     return check, grid(pixels, names)
 
 
-def independent(model: keras.Model, train: Source) -> Check:
+def no_batch_leakage(model: keras.Model, train: ArrayDataset) -> Check:
     """What the head sees of one picture must not depend on the others of its batch, also while training.
 
     Except where batch normalisation trains, as it does from scratch: there it is asked of the model at inference.
     """
     norms = any(isinstance(layer, layers.BatchNormalization) and layer.trainable for layer in model.layers)
     features = keras.Model(model.inputs[0], model.get_layer("logits").input)
-    images = tf.cast(_read(spread(train, 4))[0], tf.float32)
+    images = tf.cast(_read(subsample(train, 4))[0], tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(images)
         first = tf.reduce_sum(features(images, training=not norms)[0])
@@ -234,13 +251,13 @@ def independent(model: keras.Model, train: Source) -> Check:
     )
 
 
-def frozen_stays(model: keras.Model, train: Source, classes: int, pretrained: bool) -> Check:
+def frozen_unchanged(model: keras.Model, train: ArrayDataset, classes: int, pretrained: bool) -> Check:
     """A training step must leave alone what does not train; in a pretrained network all batch normalisation too."""
     frozen = [layer for layer in model.layers if not layer.trainable]
     frozen += [layer for layer in model.layers if pretrained and isinstance(layer, layers.BatchNormalization)]
     rest = list({id(v): v for layer in frozen for v in layer.variables}.values())
     before = [v.numpy().copy() for v in rest]
-    images, labels = _read(spread(train, 8))
+    images, labels = _read(subsample(train, 8))
     model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
     model.train_on_batch(images.astype(np.float32), np.eye(classes)[labels])
     moved = [v.path for v, old in zip(rest, before, strict=True) if not np.array_equal(v.numpy(), old)]
@@ -253,13 +270,13 @@ def frozen_stays(model: keras.Model, train: Source, classes: int, pretrained: bo
     )
 
 
-def float32_out(model: keras.Model) -> Check:
+def float32_logits(model: keras.Model) -> Check:
     """Also under mixed precision: a float16 softmax underflows."""
     found = model.get_layer("logits").compute_dtype
     return Check("arithmetic of the output", found == "float32", found, "float32", "Give the last layer float32.")
 
 
-def same_pixels(trained: np.ndarray, served: np.ndarray) -> Check:
+def train_serve_parity(trained: np.ndarray, served: np.ndarray) -> Check:
     """Training and prediction must decode a file to the same pixels."""
     most = int(np.abs(trained.astype(int) - served).max(initial=0))
     return Check(
@@ -271,17 +288,17 @@ def same_pixels(trained: np.ndarray, served: np.ndarray) -> Check:
     )
 
 
-def by_lot(digests: Sequence[str], classes: int, seed: int) -> np.ndarray:
+def random_labels(digests: Sequence[str], classes: int, seed: int) -> np.ndarray:
     """Labels that only the contents of the pictures decide, int64 [n]: equal pictures get equal ones."""
     return np.array([int(sha256(f"{seed} {digest}".encode()).hexdigest(), 16) % classes for digest in digests])
 
 
-def labels_by_lot(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> Check:
+def random_label_accuracy(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> Check:
     """Labels drawn by lot can be learned by heart and not understood: of held-out pictures they are guessed.
 
     Args:
         features: float32 [n, f], of training pictures.
-        labels: theirs, from `by_lot`.
+        labels: theirs, from `random_labels`.
         held_out: float32 [m, f], of validation pictures.
         truth: theirs, likewise.
     """
@@ -296,15 +313,15 @@ def labels_by_lot(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray
     )
 
 
-def room(folder: Path, needed_bytes: float) -> Check:
+def disk_space(folder: Path, needed_bytes: float) -> Check:
     """Free disk where the run and its caches go."""
     there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
     free = shutil.disk_usage(there).free
     return Check(
         "free disk",
         free > needed_bytes,
-        f"{disk.amount(free)} in {there}",
-        f"{disk.amount(needed_bytes)} for pixels, stored activations and checkpoints",
+        f"{disk.format_bytes(free)} in {there}",
+        f"{disk.format_bytes(needed_bytes)} for pixels, stored activations and checkpoints",
         "Give data.cache another disk, or lower data.cache_gb.",
     )
 
@@ -315,13 +332,13 @@ def memory(needed_bytes: float) -> Check:
     return Check(
         "free memory",
         free > needed_bytes,
-        disk.amount(free) if free < float("inf") else "unknown",
-        f"{disk.amount(needed_bytes)} for pixels, activations and network",
+        disk.format_bytes(free) if free < float("inf") else "unknown",
+        f"{disk.format_bytes(needed_bytes)} for pixels, activations and network",
         "Close other programs, or lower data.memory_gb and data.cache_gb: more is then read from the disk.",
     )
 
 
-def _read(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _read(source: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
     """All pictures and labels."""
     return source.read(0, np.arange(len(source))), source.labels
 

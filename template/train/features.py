@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from .. import runs
 from ..data.cache import Cache
-from ..data.pipeline import Source, joined, ordered_batches
-from ..data.rows import Rows
+from ..data.pipeline import ArrayDataset, concatenate, ordered_batches
+from ..data.rows import ArrayFile
 from .guard import NonFiniteError
 
 
-def cut(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
+def split_model(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
     """Divide a flat model at one of its tensors.
 
     Returns:
@@ -39,15 +39,15 @@ def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     )
 
 
-def activations(network: Callable, source: Source, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
+def activations(network: Callable, source: ArrayDataset, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
     """Outputs of `inference` over one epoch of a source, batch by batch in order, float32 [batch, ...]."""
-    view = Source(lambda _, rows: source.read(epoch, rows), source.labels)
+    view = ArrayDataset(lambda _, rows: source.read(epoch, rows), source.labels)
     for inputs, _ in ordered_batches(view, 1, batch_size):
         yield network(inputs).numpy()
 
 
 @dataclass(frozen=True)
-class Store:
+class FeatureCache:
     """A folder of activations, each known by what it was computed from: network, weights and pictures.
 
     So the final fit finds what the stages computed, and tomorrow's run what today's did.
@@ -62,9 +62,9 @@ class Store:
     folder: Path
     limit_bytes: float
     batch_size: int
-    clock: runs.Clock
+    clock: runs.Timer
 
-    def outputs(self, network: keras.Model, source: Source, epochs: range, dtype: type = np.float16) -> Rows:
+    def outputs(self, network: keras.Model, source: ArrayDataset, epochs: range, dtype: type = np.float16) -> ArrayFile:
         """Outputs of a network, not training, over epochs of a source: [epochs * n, ...], computed or found.
 
         Those that the type cannot hold become the largest that it can; says how many.
@@ -108,7 +108,7 @@ class Store:
         return self.cache.held_bytes()
 
 
-def _say_clipped(rows: Rows) -> None:
+def _say_clipped(rows: ArrayFile) -> None:
     values, images = rows.notes.get("clipped", (0, 0))
     if values:
         print(
@@ -135,14 +135,14 @@ def fingerprint(network: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def cached(bottom: keras.Model, source: Source, views: int, refresh: int, store: Store) -> Source:
+def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, store: FeatureCache) -> ArrayDataset:
     """Run a frozen network over several views of a source, and give its outputs in place of its inputs.
 
     Epoch e of the result is view e modulo `views`, float16: for no more epochs than views, training on it sees what
     training on the source itself would.
 
     Args:
-        bottom: from `cut`.
+        bottom: from `split_model`.
         source: what `bottom` takes.
         views: how many epochs of the source to store.
         refresh: compute other views after so many epochs, 0 for never.
@@ -150,7 +150,7 @@ def cached(bottom: keras.Model, source: Source, views: int, refresh: int, store:
     """
     n, lock, held = len(source), threading.Lock(), {}
 
-    def values(generation: int) -> Rows:
+    def values(generation: int) -> ArrayFile:
         with lock:  # two threads may read ahead
             if generation not in held:
                 held.pop(generation - 2, None)
@@ -165,16 +165,16 @@ def cached(bottom: keras.Model, source: Source, views: int, refresh: int, store:
     return dataclasses.replace(source, read=read, key="")
 
 
-def divide(
+def cache_frozen(
     model: keras.Model,
     boundary: keras.KerasTensor | None,
-    train: Sequence[Source],
-    val: Source | None,
+    train: Sequence[ArrayDataset],
+    val: ArrayDataset | None,
     *,
     views: int,
     refresh: int,
-    store: Store,
-) -> tuple[keras.Model, Source, Source | None]:
+    store: FeatureCache,
+) -> tuple[keras.Model, ArrayDataset, ArrayDataset | None]:
     """What to train, and on what: the tail above a boundary on stored activations, or the whole model on pictures.
 
     Storing pays whenever something is frozen: with no more views than epochs it never computes more than training on
@@ -191,13 +191,13 @@ def divide(
     """
     if boundary is None:
         print("  on pictures: nothing is frozen below what trains")
-        return model, joined(train), val
-    bottom, tail = cut(model, boundary)
+        return model, concatenate(train), val
+    bottom, tail = split_model(model, boundary)
     inputs = sum(map(len, train)) * views + (len(val) if val else 0)
     size = 2 * inputs * int(np.prod(bottom.output_shape[1:]))
     if size > store.limit_bytes:
         print(f"  on pictures: {views} views of activations would take {size / 2**30:.1f} GiB")
-        return model, joined(train), val
+        return model, concatenate(train), val
     print(f"  on {views} stored views, activations {bottom.output_shape[1:]}, {size / 2**20:,.0f} MiB")
     parts = [cached(bottom, part, views, refresh, store) for part in train]
-    return tail, joined(parts), val and cached(bottom, val, 1, 0, store)
+    return tail, concatenate(parts), val and cached(bottom, val, 1, 0, store)

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 
 from ..config import Config, Stage
-from ..data.pipeline import Source, spread
+from ..data.pipeline import ArrayDataset, subsample
 from ..model.build import boundary, freeze
-from ..suggest import mirrors, refits
-from .begin import looks
-from .features import cut, inference
+from ..suggest import refits, uses_hflip
+from .begin import count_forward_passes
+from .features import inference, split_model
 from .optimizers import optimizer, schedule
 from .stages import compile_for
 
@@ -20,7 +20,7 @@ BATCHES = 3
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageTiming:
     """Seconds of a stage: `start` until it runs, and a picture `below` what trains, in `training` and `validation`."""
 
     start: float
@@ -29,22 +29,22 @@ class Pace:
     validation: float
 
 
-def look(model: keras.Model, train: Source, batch_size: int) -> float:
+def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int) -> float:
     """Seconds a picture takes through the whole network."""
-    batch = spread(train, batch_size)
+    batch = subsample(train, batch_size)
     network, pixels = inference(model), batch.read(0, np.arange(len(batch)))
     return _seconds(lambda: network(pixels).numpy())[1] / len(pixels)
 
 
-def pace(model: keras.Model, config: Config, stage: Stage, train: Source) -> Pace:
+def measure_stage(model: keras.Model, config: Config, stage: Stage, train: ArrayDataset) -> StageTiming:
     """Seconds of a stage, measured on one batch; the model is changed."""
-    batch = spread(train, config.train.batch_size)
+    batch = subsample(train, config.train.batch_size)
     inputs, below, network = batch.read(0, np.arange(len(batch))).astype(np.float32), 0.0, model
     freeze(model, config.backbone, stage.unfreeze)
     tensor = boundary(model, config.backbone, config.head, stage.unfreeze)
     start = 0.0
     if tensor is not None:
-        bottom, network = cut(model, tensor)
+        bottom, network = split_model(model, tensor)
         run = inference(bottom)
         start, below = _seconds(lambda: run(inputs).numpy())
         inputs = run(inputs).numpy()
@@ -52,11 +52,11 @@ def pace(model: keras.Model, config: Config, stage: Stage, train: Source) -> Pac
     wanted = np.eye(model.output_shape[-1])[batch.labels]
     first, step = _seconds(lambda: network.train_on_batch(inputs, wanted))
     second, test = _seconds(lambda: network.predict_on_batch(inputs))
-    return Pace(start + first + second, below / len(batch), step / len(batch), test / len(batch))
+    return StageTiming(start + first + second, below / len(batch), step / len(batch), test / len(batch))
 
 
 def forecast(
-    config: Config, counts: dict[str, int], a_look: float, stages: Sequence[tuple[Stage, Pace]]
+    config: Config, counts: dict[str, int], a_look: float, stages: Sequence[tuple[Stage, StageTiming]]
 ) -> dict[str, float]:
     """Seconds of each phase of a run in which no stage stops early and nothing is found from an earlier one.
 
@@ -68,9 +68,9 @@ def forecast(
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
     views = 1 + config.evaluate.whole + bool(config.evaluate.magnify)
-    views *= 2 if mirrors(config) else 1
-    seconds = {"probe": a_look * looks(config, train)}
-    again = a_look * (looks(config, train + val) - looks(config, train))
+    views *= 2 if uses_hflip(config) else 1
+    seconds = {"probe": a_look * count_forward_passes(config, train)}
+    again = a_look * (count_forward_passes(config, train + val) - count_forward_passes(config, train))
     for number, (stage, pace) in enumerate(stages, start=1):
         stored = min(stage.views or stage.epochs, stage.epochs)
         epoch = pace.training * train + pace.validation * val

@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from .. import runs
 from ..config import Backbone
-from ..data.pipeline import Source
+from ..data.pipeline import ArrayDataset
 from ..model.backbones import block_numbers
 from ..model.build import depths
 
@@ -54,7 +54,7 @@ class Gradients(keras.callbacks.Callback):
         folder: the run's.
     """
 
-    def __init__(self, inputs: Source, blocks: Mapping[str, str], stage: int, folder: Path) -> None:
+    def __init__(self, inputs: ArrayDataset, blocks: Mapping[str, str], stage: int, folder: Path) -> None:
         super().__init__()
         self.inputs, self.blocks, self.stage, self.folder = inputs, blocks, stage, folder
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))

@@ -18,7 +18,7 @@ ADVICE = (
 )
 
 
-class Guard(keras.callbacks.Callback):
+class TerminateOnNonFinite(keras.callbacks.Callback):
     """Stop training before anything is saved if the loss or a weight is not finite.
 
     Keras's TerminateOnNaN ends training "gracefully": other callbacks then save the ruined weights, as the best too. It

@@ -32,7 +32,7 @@ def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no fall. `step`: to a tenth after each third of
     what is left. `exponential`: to a hundredth at the end, by the same factor each step. `one_cycle` has its own rise,
     from a 25th over 30 % of the steps, and then a cosine to almost zero (Smith and Topin 2018, "Super-convergence").
-    `plateau`: by what `callbacks.Plateau` says (He et al. 2016, "Deep residual learning").
+    `plateau`: by what `callbacks.ReduceLROnPlateau` says (He et al. 2016, "Deep residual learning").
 
     Args:
         stage: schedule, learning rate and warm-up.
@@ -41,11 +41,11 @@ def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     peak, warmup = stage.learning_rate, round(total_steps * stage.warmup)
     rest = max(1, total_steps - warmup)
     if stage.schedule == "step":
-        return Warmed(warmup, peak, rest / 3, 0.1, staircase=True)
+        return WarmupExponentialDecay(warmup, peak, rest / 3, 0.1, staircase=True)
     if stage.schedule == "exponential":
-        return Warmed(warmup, peak, rest, 0.01)
+        return WarmupExponentialDecay(warmup, peak, rest, 0.01)
     if stage.schedule == "plateau":
-        return Held(warmup, peak)
+        return PlateauSchedule(warmup, peak)
     if stage.schedule == "one_cycle":
         rise = max(1, round(0.3 * total_steps))
         return schedules.CosineDecay(peak / 25, max(1, total_steps - rise), 4e-6, warmup_target=peak, warmup_steps=rise)
@@ -58,7 +58,7 @@ def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     )
 
 
-class Warmed(schedules.ExponentialDecay):
+class WarmupExponentialDecay(schedules.ExponentialDecay):
     """Keras's exponential decay (or staircase) after a warm-up, which Keras gives to the cosine alone."""
 
     def __init__(self, warmup_steps: int, *args, **kwargs) -> None:
@@ -76,7 +76,7 @@ class Warmed(schedules.ExponentialDecay):
         return {"warmup_steps": self.warmup_steps, **super().get_config()}
 
 
-class Held(schedules.LearningRateSchedule):
+class PlateauSchedule(schedules.LearningRateSchedule):
     """Constant after a warm-up, times a `factor` that can be set while training runs.
 
     Args:
@@ -98,10 +98,10 @@ class Held(schedules.LearningRateSchedule):
         return {"warmup_steps": self.warmup_steps, "peak": self.peak}
 
 
-def held(made: keras.optimizers.Optimizer) -> Held | None:
+def plateau_schedule(made: keras.optimizers.Optimizer) -> PlateauSchedule | None:
     """The schedule of an optimizer, if it is one whose factor can be set. In float16, `compile` has wrapped it."""
     rate = getattr(made, "inner_optimizer", made)._learning_rate
-    return rate if isinstance(rate, Held) else None
+    return rate if isinstance(rate, PlateauSchedule) else None
 
 
 def optimizer(
@@ -136,7 +136,9 @@ def optimizer(
     return made
 
 
-def slow_down(made: keras.optimizers.Optimizer, model: keras.Model, decay: float, depths: Mapping[str, int]) -> None:
+def apply_layer_decay(
+    made: keras.optimizers.Optimizer, model: keras.Model, decay: float, depths: Mapping[str, int]
+) -> None:
     """Give each layer its own step size: `decay` to the power of its depth, weight decay included.
 
     Low blocks see edges, which every picture has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's

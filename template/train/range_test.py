@@ -9,9 +9,9 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from ..config import Stage, Train
-from ..data.pipeline import Source, shuffled_batches, steps
+from ..data.pipeline import ArrayDataset, shuffled_batches, steps
 from ..model.layers import renormalise
-from .optimizers import optimizer, slow_down
+from .optimizers import apply_layer_decay, optimizer
 from .stages import mixing_of
 
 WINDOW = 7
@@ -22,7 +22,7 @@ EXPLODED = 4
 
 def sweep(
     network: keras.Model,
-    inputs: Source,
+    inputs: ArrayDataset,
     stage: Stage,
     settings: Train,
     depths: dict[str, int],
@@ -36,7 +36,7 @@ def sweep(
     Smith 2017, "Cyclical learning rates for training neural networks".
 
     Args:
-        network: compiled for the stage, from `stages.prepared`; neither it nor its optimizer is changed.
+        network: compiled for the stage, from `stages.compile_stage`; neither it nor its optimizer is changed.
         inputs: of the network, with labels.
         stage: optimizer, weight decay, clipping, layer-wise factor.
         settings: batch size, batches a step, mixup and cutmix (to the last step), seed.
@@ -59,7 +59,7 @@ def sweep(
     rising = keras.optimizers.schedules.ExponentialDecay(low, each, factor, staircase=True)
     made = optimizer(stage, rising, averaged=False, accumulate=each)
     if stage.layer_decay < 1:
-        slow_down(made, trial, stage.layer_decay, depths)
+        apply_layer_decay(made, trial, stage.layer_decay, depths)
     trial.compile(made, network.loss, jit_compile=network.jit_compile)
     epochs = range(math.ceil(count * each / steps(inputs, settings.batch_size)))
     mixing = mixing_of(settings, stage, 0, maps=len(network.input_shape) == 4)

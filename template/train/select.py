@@ -11,17 +11,17 @@ import numpy as np
 from scipy.special import log_softmax
 
 from ..evaluate.calibration import smoothed_losses, temperature
-from ..evaluate.intervals import lead
+from ..evaluate.intervals import paired_z
 from ..evaluate.metrics import f1
 
 MONITORED = {"cross_entropy": "val_calibrated_cross_entropy", "accuracy": "val_accuracy", "macro_f1": "val_macro_f1"}
 """Column of the history that each value of `train.monitor` means."""
 
-SHARES = (0.5, 1.0)
+ALPHAS = (0.5, 1.0)
 """Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
 
 
-def picture_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
+def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
     """Loss of each validation image, by which weights are chosen; the mean is 1 - accuracy, 1 - macro F1, or the
     calibrated cross-entropy: smoothed, at the fitted temperature.
 
@@ -67,7 +67,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         `val_calibrated_cross_entropy`, smoothed and at the temperature fitted to them, in nats.
     """
     logits = np.asarray(logits, np.float64)
-    mean = {monitor: float(picture_losses(logits, labels, monitor).mean()) for monitor in MONITORED}
+    mean = {monitor: float(per_image_losses(logits, labels, monitor).mean()) for monitor in MONITORED}
     plain = float(_cross_entropies(logits, labels).mean()) if np.isfinite(logits).all() else np.nan
     return {
         "val_accuracy": 1 - mean["accuracy"],
@@ -111,8 +111,10 @@ def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] |
         epochs: of the stage.
     """
     found = [
-        Candidate(f"{share:.0%} of the way to its moving average", between(before, average, share), epochs, True, share)
-        for share in SHARES
+        Candidate(
+            f"{share:.0%} of the way to its moving average", interpolate(before, average, share), epochs, True, share
+        )
+        for share in ALPHAS
     ]
     if best:
         found.append(Candidate(f"its epoch {best[0]}", best[1], best[0], share=1.0, errors=3))
@@ -123,24 +125,24 @@ def choose(losses: Sequence[np.ndarray], errors: Sequence[float]) -> int:
     """Number of the candidate to keep: the first choice with the least mean loss, unless another clearly beats it.
 
     Args:
-        losses: `picture_losses` of each, float64 [n].
+        losses: `per_image_losses` of each, float64 [n].
         errors: standard errors by which each must lead; 0 for the first choices, which come first.
     """
     means = [np.inf if np.isnan(loss).any() else loss.mean() for loss in losses]
     winner = int(np.argmin([mean for mean, needed in zip(means, errors, strict=True) if not needed]))
     for challenger, needed in enumerate(errors):
-        if needed and lead(losses[challenger], losses[winner]) > needed:
+        if needed and paired_z(losses[challenger], losses[winner]) > needed:
             winner = challenger
     return winner
 
 
-def gain(before: np.ndarray, after: np.ndarray) -> float:
+def relative_gain(before: np.ndarray, after: np.ndarray) -> float:
     """Part of the mean loss that a stage took away, in [0, 1]; 0 if either is not a number or there was none."""
     old, new = before.mean(), after.mean()
     return max(0.0, float(1 - new / old)) if 0 < old < np.inf and new < np.inf else 0.0
 
 
-def between(before: Sequence[np.ndarray], after: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
+def interpolate(before: Sequence[np.ndarray], after: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
     """Weights on the line from before (share 0) to after (share 1), as in WiSE-FT (Wortsman et al. 2022)."""
     return [(1 - share) * a + share * b for a, b in zip(before, after, strict=True)]
 

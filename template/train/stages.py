@@ -12,22 +12,22 @@ import tensorflow as tf
 
 from .. import disk
 from ..config import Backbone, ConfigError, Head, Stage, Train
-from ..data.pipeline import Mixing, Source, of_one_size, shuffled_batches, shuffled_rows, spread, steps
+from ..data.pipeline import ArrayDataset, Mixing, of_one_size, shuffled_batches, shuffled_rows, steps, subsample
 from ..model.build import boundary, depths, freeze
-from .batch_norm import reestimate, trainable_norms
-from .callbacks import KeepBest, Log, Plateau, Ramp, Validate, said
-from .checkpoint import Checkpoint, State, read_checkpoint
-from .features import Store, divide
+from .batch_norm import trainable_norms, update_bn
+from .callbacks import DropBlockSchedule, KeepBest, Log, ReduceLROnPlateau, Validate, format_scores
+from .checkpoint import Checkpoint, TrainState, read_checkpoint
+from .features import FeatureCache, cache_frozen
 from .gradients import Gradients, block_names
-from .guard import Guard, NonFiniteError, first_bad_batch
+from .guard import NonFiniteError, TerminateOnNonFinite, first_bad_batch
 from .losses import training_loss
-from .optimizers import held, optimizer, schedule, slow_down
+from .optimizers import apply_layer_decay, optimizer, plateau_schedule, schedule
 from .penalties import penalise
-from .select import between, candidates, choose, gain, picture_losses, scores
+from .select import candidates, choose, interpolate, per_image_losses, relative_gain, scores
 
 
 @dataclass(frozen=True)
-class How:
+class TrainContext:
     """What does not change from stage to stage.
 
     Args:
@@ -44,12 +44,12 @@ class How:
     head: Head
     stages: Sequence[Stage]
     settings: Train
-    store: Store
+    store: FeatureCache
     pretrained: Sequence[np.ndarray] = ()
     class_names: Sequence[str] = ()
 
 
-def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) -> State:
+def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, how: TrainContext, folder: Path) -> TrainState:
     """Train a model through all stages, in place; afterwards it has the weights that validation liked best.
 
     Goes on where an earlier call with the same folder stopped, if it left a checkpoint there.
@@ -78,7 +78,7 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
             f"each epoch makes a step. Received: {how.settings.accumulate}"
         )
     needed = 3 * _checkpoint_bytes(model, how.settings)
-    disk.require({folder: needed, how.store.folder: _stored_bytes(model, train, val, how)})
+    disk.require_space({folder: needed, how.store.folder: _feature_bytes(model, train, val, how)})
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(how.stages))[state.stage :]:
         title = f"stage {number + 1}/{len(how.stages)}"
@@ -94,7 +94,13 @@ def fit(model: keras.Model, train: Source, val: Source, how: How, folder: Path) 
 
 
 def _fit_stage(
-    model: keras.Model, train: Source, val: Source, how: How, state: State, saved: dict, folder: Path
+    model: keras.Model,
+    train: ArrayDataset,
+    val: ArrayDataset,
+    how: TrainContext,
+    state: TrainState,
+    saved: dict,
+    folder: Path,
 ) -> dict:
     """Train the stage that `state` is at, from its beginning or from where `saved` stopped.
 
@@ -105,7 +111,7 @@ def _fit_stage(
     trained = freeze(model, how.backbone, stage.unfreeze)
     print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
-    network, inputs, held_out = prepared(model, stage, [train], val, how)
+    network, inputs, held_out = compile_stage(model, stage, [train], val, how)
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     validate = Validate(state, held_out, settings.monitor, settings.batch_size)
     if not saved:
@@ -120,12 +126,12 @@ def _fit_stage(
         log = Log(state, folder, title, end, len(train), validate)
         timed = how.store.clock, keep, settings.checkpoint_seconds
         checkpoint = Checkpoint(state, folder / "checkpoints", model, base, *timed)
-        changes = _by_epoch(network, stage, how, state.start, state.drops, state)
+        changes = _schedule_callbacks(network, stage, how, state.start, state.drops, state)
         mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
-        guard = _guard(model, inputs, settings, mixing, changes, checkpoint)
+        guard = _nonfinite_guard(model, inputs, settings, mixing, changes, checkpoint)
         after = [guard, validate, keep, log, *changes]
         if settings.monitor_gradients:
-            some, blocks = spread(inputs, settings.batch_size), block_names(model, how.backbone)
+            some, blocks = subsample(inputs, settings.batch_size), block_names(model, how.backbone)
             after.append(Gradients(some, blocks, state.stage + 1, folder))
         after.append(checkpoint)
         try:
@@ -140,7 +146,9 @@ def _fit_stage(
     return {"start": state.start, **chosen, "drops": state.drops}
 
 
-def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], how: How, folder: Path) -> None:
+def refit(
+    model: keras.Model, train: Sequence[ArrayDataset], plan: Sequence[dict], how: TrainContext, folder: Path
+) -> None:
     """Train a fresh model as `fit` did, for as many epochs and with the same averages, but without validation.
 
     So the pictures that made the choices are learned from too: with few pictures that is worth more than knowing the
@@ -165,20 +173,20 @@ def repeat(model: keras.Model, train: Sequence[Source], plan: Sequence[dict], ho
             freeze(model, how.backbone, stage.unfreeze)
             assign(model.variables, saved.get("model", model.variables))
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
-            network, inputs, _ = prepared(model, stage, train, None, how, done["averaged"])
+            network, inputs, _ = compile_stage(model, stage, train, None, how, done["averaged"])
             assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
             base = _base(model, network, saved)
             epochs = range(max(state.epoch, done["start"]), done["start"] + done["epochs"])
             if epochs:
                 timed = how.store.clock, None, how.settings.checkpoint_seconds
                 checkpoint = Checkpoint(state, folder / "final", model, base, *timed)
-                again = _by_epoch(network, stage, how, done["start"], done["drops"])
+                again = _schedule_callbacks(network, stage, how, done["start"], done["drops"])
                 mixing = mixing_of(how.settings, stage, done["start"], maps=len(network.input_shape) == 4)
-                guard = _guard(model, inputs, how.settings, mixing, again, checkpoint)
+                guard = _nonfinite_guard(model, inputs, how.settings, mixing, again, checkpoint)
                 after = [guard, *again, checkpoint]
                 _run_epochs(network, inputs, how.settings, epochs, mixing, after)
             network.optimizer.finalize_variable_values(network.trainable_variables)  # to the moving average
-            network.set_weights(between(base["before"], network.get_weights(), done["share"]))
+            network.set_weights(interpolate(base["before"], network.get_weights(), done["share"]))
             if done["averaged"]:
                 _settle(network, inputs, how.settings, done["start"] + done["epochs"])
             saved = {}
@@ -191,10 +199,10 @@ def _base(model: keras.Model, network: keras.Model, saved: dict) -> dict[str, li
     return {"begun": begun, "before": saved.get("before") or network.get_weights()}
 
 
-def _guard(
-    model: keras.Model, inputs: Source, settings: Train, mixing: Mixing, changes: Sequence[keras.callbacks.Callback],
-    checkpoint: Checkpoint,
-) -> Guard:  # fmt: skip
+def _nonfinite_guard(
+    model: keras.Model, inputs: ArrayDataset, settings: Train, mixing: Mixing,
+    changes: Sequence[keras.callbacks.Callback], checkpoint: Checkpoint,
+) -> TerminateOnNonFinite:  # fmt: skip
     """What stops a training that is no number, and finds the batch by training once more from the last checkpoint."""
 
     def find(epoch: int) -> tuple[int, int, Sequence[str]] | None:
@@ -210,7 +218,7 @@ def _guard(
         _, rows = order[batch]
         return [inputs.names[row] for row in rows] if len(inputs.names) else []
 
-    return Guard(model, find)
+    return TerminateOnNonFinite(model, find)
 
 
 def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
@@ -220,7 +228,7 @@ def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
     return (7 + (settings.accumulate > 1)) * 4 * model.count_params()
 
 
-def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> int:
+def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, how: TrainContext) -> int:
     """Bytes that the activations of all stages will take beside what the store holds already, at most."""
     needed = 0
     for stage in how.stages:
@@ -232,9 +240,14 @@ def _stored_bytes(model: keras.Model, train: Source, val: Source, how: How) -> i
     return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
 
 
-def prepared(
-    model: keras.Model, stage: Stage, train: Sequence[Source], val: Source | None, how: How, averaged: bool = True
-) -> tuple[keras.Model, Source, Source | None]:
+def compile_stage(
+    model: keras.Model,
+    stage: Stage,
+    train: Sequence[ArrayDataset],
+    val: ArrayDataset | None,
+    how: TrainContext,
+    averaged: bool = True,
+) -> tuple[keras.Model, ArrayDataset, ArrayDataset | None]:
     """What a stage trains, compiled, and on what: the tail on stored activations if that pays, else all on pictures.
 
     Args:
@@ -248,12 +261,14 @@ def prepared(
     settings, below_head = how.settings, depths(model, how.backbone)
     views = min(stage.views or stage.epochs, stage.epochs)
     tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
-    network, inputs, held_out = divide(model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store)
+    network, inputs, held_out = cache_frozen(
+        model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store
+    )
     penalise(model, stage, below_head, how.pretrained)
     rate = schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
     made = optimizer(stage, rate, averaged, settings.accumulate)
     if stage.layer_decay < 1:
-        slow_down(made, network, stage.layer_decay, below_head)
+        apply_layer_decay(made, network, stage.layer_decay, below_head)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
     compile_for(network, made, training_loss(settings, counts, how.class_names))
     return network, inputs, held_out
@@ -301,8 +316,8 @@ def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixin
     return Mixing(settings.mixup, settings.cutmix if maps else 0.0, until=start + stage.epochs * 3 // 4)
 
 
-def _by_epoch(
-    network: keras.Model, stage: Stage, how: How, start: int, drops: list[int], state: State | None = None
+def _schedule_callbacks(
+    network: keras.Model, stage: Stage, how: TrainContext, start: int, drops: list[int], state: TrainState | None = None
 ) -> list[keras.callbacks.Callback]:
     """What changes the rate of DropBlock and, on a plateau, the step size in a stage that began at this epoch.
 
@@ -310,15 +325,15 @@ def _by_epoch(
     """
     if how.head.drop_block and len(network.input_shape) != 4:
         print("  head.drop_block: nothing is dropped in this stage; pooled features have no area")
-    changes = [Ramp(start, stage.epochs)] if how.head.drop_block else []
-    if rate := held(network.optimizer):
-        changes.append(Plateau(rate, drops, how.settings.patience // 3, state))
+    changes = [DropBlockSchedule(start, stage.epochs)] if how.head.drop_block else []
+    if rate := plateau_schedule(network.optimizer):
+        changes.append(ReduceLROnPlateau(rate, drops, how.settings.patience // 3, state))
     return changes
 
 
 def _run_epochs(
     network: keras.Model,
-    train: Source,
+    train: ArrayDataset,
     settings: Train,
     epochs: range,
     mixing: Mixing,
@@ -337,7 +352,7 @@ def _run_epochs(
 
 
 def _batches(
-    network: keras.Model, train: Source, settings: Train, mixing: Mixing | None, epochs: range
+    network: keras.Model, train: ArrayDataset, settings: Train, mixing: Mixing | None, epochs: range
 ) -> tf.data.Dataset:
     """Training batches of these epochs; all of one size where XLA would compile the network for each."""
     how = (mixing, settings.sampling)
@@ -345,7 +360,7 @@ def _batches(
     return of_one_size(batches, len(train), settings.batch_size) if network.jit_compile else batches
 
 
-def _settle(network: keras.Model, inputs: Source, settings: Train, epochs: int) -> None:
+def _settle(network: keras.Model, inputs: ArrayDataset, settings: Train, epochs: int) -> None:
     """Give the weights of a network, which no epoch has trained with, batch-norm statistics of their own.
 
     Args:
@@ -357,11 +372,11 @@ def _settle(network: keras.Model, inputs: Source, settings: Train, epochs: int) 
     if not trainable_norms(network):
         return
     order = (settings.batch_size, settings.seed, range(epochs - 1, epochs), None, settings.sampling)
-    reestimate(network, shuffled_batches(inputs, network.output_shape[-1], *order))
+    update_bn(network, shuffled_batches(inputs, network.output_shape[-1], *order))
 
 
 def _choose(
-    network: keras.Model, validate: Validate, state: State, before: list, best: list, settle: Callable[[], None]
+    network: keras.Model, validate: Validate, state: TrainState, before: list, best: list, settle: Callable[[], None]
 ) -> dict:
     """Leave in the network the weights that validation likes best of `candidates`, and say which.
 
@@ -380,11 +395,11 @@ def _choose(
             settle()
         weights.append(network.get_weights())
         logits.append(validate.logits(network))
-    losses = [picture_losses(each, validate.labels, validate.monitor) for each in logits]
+    losses = [per_image_losses(each, validate.labels, validate.monitor) for each in logits]
     winner = choose(losses, [candidate.errors for candidate in tried])
     kept, found = tried[winner], scores(logits[winner], validate.labels)
     network.set_weights(weights[winner])
-    state.best, state.gain = found[validate.column], gain(losses[-1], losses[winner])
+    state.best, state.gain = found[validate.column], relative_gain(losses[-1], losses[winner])
     before_it = scores(logits[-1], validate.labels)[validate.column]
-    words = f"{kept.words}: {said(found, validate.column)} (before {before_it:.3f})"
+    words = f"{kept.words}: {format_scores(found, validate.column)} (before {before_it:.3f})"
     return {"epochs": kept.epochs, "averaged": kept.averaged, "share": kept.share, "words": words}
