@@ -1,10 +1,10 @@
-"""How well do you do? Name test pictures on a small local page, and be compared with labels and classifier.
+"""How well do you do? Name test images on a small local page, and be compared with labels and classifier.
 
     python scripts/annotate.py --run runs/RUN --count 50
 
 Open the address that it prints. Answers are saved one by one in the run's folder, so you may stop (Ctrl-C) and go on
 later; it then says how often you, the labels and the classifier agree. If you do no better than the classifier, better
-labels or other pictures will help more than a better network. Needs no TensorFlow.
+labels or other images will help more than a better network. Needs no TensorFlow.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--count", type=int, default=50, help="how many pictures (default: 50)")
+    parser.add_argument("--count", type=int, default=50, help="how many images (default: 50)")
     parser.add_argument("--port", type=int, default=8000, help="of the page (default: 8000; 0 for any that is free)")
     arguments = parser.parse_args()
     run, file = arguments.run, arguments.run / "human.json"
@@ -47,9 +47,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"Port {arguments.port} cannot be used ({error.strerror}). Choose another with --port.")
     left = questions.answers().count(None)
-    print(
-        f"{left} pictures to name: http://127.0.0.1:{server.server_address[1]}  (Ctrl-C when you are done)", flush=True
-    )
+    print(f"{left} images to name: http://127.0.0.1:{server.server_address[1]}  (Ctrl-C when you are done)", flush=True)
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     if questions.said:
@@ -59,7 +57,7 @@ def main() -> None:
 
 def report(found: dict) -> None:
     """Say who agrees with whom."""
-    print(f"\n{found['images']} pictures named")
+    print(f"\n{found['images']} images named")
     print(f"  you          {percent(found['person'])} as labelled; kappa {number(found['cohen_kappa'])}")
     print(f"  classifier   {percent(found['classifier'])} as labelled")
     print(f"  the same     {percent(found['same'])}")

@@ -1,7 +1,7 @@
-"""Look at a set of pictures before training on it: what is broken, repeated, contradictory, or gives the class away.
+"""Look at a set of images before training on it: what is broken, repeated, contradictory, or gives the class away.
 
-    python scripts/audit.py PATH                     # text; seconds for thousands of pictures
-    python scripts/audit.py PATH --out audit/        # and a page with the pictures, and JSON
+    python scripts/audit.py PATH                     # text; seconds for thousands of images
+    python scripts/audit.py PATH --out audit/        # and a page with the images, and JSON
     python scripts/audit.py PATH --labels            # and labels that a network doubts, and copies that only it sees
     python scripts/audit.py PATH --write-csv clean.csv
 
@@ -56,7 +56,7 @@ def main() -> None:
     show(findings, examples, "" if known.out else " (--out FOLDER shows all)")
     if known.out:
         runs.write_json(known.out / "audit.json", as_json(examples, findings))
-        title = f"{known.path}: {len(examples)} pictures of {len(examples.class_names)} classes"
+        title = f"{known.path}: {len(examples)} images of {len(examples.class_names)} classes"
         runs.write_text(known.out / "audit.html", as_page(title, examples, facts, findings))
         print(f"written: {known.out / 'audit.html'}")
     if known.write_csv:
@@ -68,10 +68,10 @@ def show(findings: list[Finding], examples: Examples, where: str) -> None:
     """Print findings with their first images; `where` the others are."""
     for finding in findings:
         print(f"{WORDS[finding.severity]}  {finding.check}: {finding.message}")
-        for group in finding.pictures[:3]:
+        for group in finding.images[:3]:
             print(f"        {', '.join(repr(str(examples.ids[row])) for row in group)}")
-        if len(finding.pictures) > 3:
-            print(f"        and {len(finding.pictures) - 3} more{where}")
+        if len(finding.images) > 3:
+            print(f"        and {len(finding.images) - 3} more{where}")
         if finding.advice:
             print(f"        {finding.advice}")
 
@@ -87,7 +87,7 @@ def check_outputs(known: argparse.Namespace, config: configuration.Config) -> No
 
 
 def seen_by_a_network(config: configuration.Config) -> list[Finding]:
-    """Labels that it doubts, and pictures that it finds alike.
+    """Labels that it doubts, and images that it finds alike.
 
     Labels that a logistic regression on frozen features, which has not seen them, finds unlikely; the least likely
     first (Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset labels").
@@ -125,19 +125,19 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
             "labels",
             "look",
             f"{len(wrong)} labels are less likely than not, says {config.backbone.name}; the most doubtful first.",
-            "Look at the first few. A wrong label costs more than a missing picture; of hard pictures it often errs.",
+            "Look at the first few. A wrong label costs more than a missing image; of hard images it often errs.",
             [(i,) for i in wrong],
         )
     ] * bool(wrong)
     found += feature_duplicates(examples, features[0])
     rows = [row_of[name] for name in examples.ids]
-    return [dataclasses.replace(f, pictures=[tuple(rows[i] for i in group) for group in f.pictures]) for f in found]
+    return [dataclasses.replace(f, images=[tuple(rows[i] for i in group) for group in f.images]) for f in found]
 
 
 def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
     """`path,label,split,group` of these rows, relative to the file, without names that are not UTF-8."""
     if not all(isinstance(image, Path) for image in examples.images):
-        sys.exit("--write-csv needs pictures that are files.")
+        sys.exit("--write-csv needs images that are files.")
     paths = {row: os.path.relpath(examples.images[row], file.resolve().parent) for row in rows}
     nameless = [row for row, path in paths.items() if any("\ud800" <= letter <= "\udfff" for letter in path)]
     first = repr(paths[nameless[0]]) if nameless else ""
@@ -149,8 +149,8 @@ def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
         for row, path in paths.items():
             writer.writerow([path, examples.class_names[examples.labels[row]], examples.parts[row], groups[row]])
     if nameless:
-        print(f"not in the table: {len(nameless)} pictures whose names are not UTF-8, such as {first}; rename them")
-    print(f"{len(paths)} of {len(examples)} pictures are in {file}: python scripts/train.py --data.path={file}")
+        print(f"not in the table: {len(nameless)} images whose names are not UTF-8, such as {first}; rename them")
+    print(f"{len(paths)} of {len(examples)} images are in {file}: python scripts/train.py --data.path={file}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python scripts/benchmark.py --data.path=FOLDER --per-class 50 --seeds 3 --backbone.name=mobilenet
 
-Same pictures, weights and split for all three. FOLDER is one of class folders, of which every seed takes `--per-class`
-training pictures a class and tests on the rest; or has train/ and test/ (or val/), which are taken as they are; or
-`digits`. Seconds are those from decoded pictures to a trained model, without predicting the test pictures; looking at
+Same images, weights and split for all three. FOLDER is one of class folders, of which every seed takes `--per-class`
+training images per class and tests on the rest; or has train/ and test/ (or val/), which are taken as they are; or
+`digits`. Seconds are those from decoded images to a trained model, without predicting the test images; looking at
 them in another size, decoding included, counts. Ours sees them as the recipe says (`--data.image_size`), the other two
 at `--size` pixels: 224 unless given, as the networks were trained and as the guides have it.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     """Run the three methods on every seed, print a table, write JSON."""
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--per-class", type=int, default=50, help="training pictures a class (default: 50)")
+    parser.add_argument("--per-class", type=int, default=50, help="training images per class (default: 50)")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side for guide and probe (default: 224)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -135,7 +135,7 @@ def guide(config: configuration.Config, _: Path) -> tuple[int, int, float]:
 
 
 def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
-    """Logistic regression on frozen features of all training pictures and their mirror images; one test view."""
+    """Logistic regression on frozen features of all training images and their mirror images; one test view."""
     from template.data.pipeline import eval_dataset
     from template.model.backbones import build_backbone
     from template.train.begin import init_model
@@ -167,7 +167,7 @@ METHODS = {"guide": guide, "probe": probe, "ours": ours}
 
 
 def summarise(rows: list[dict], methods: list[str]) -> None:
-    """Print mean accuracy with the 95 % interval of one run's test pictures, and mean seconds."""
+    """Print mean accuracy with the 95 % interval of one run's test images, and mean seconds."""
     from template.evaluate.metrics import wilson_interval
 
     print(f"\n{'method':<8}{'accuracy':<28}seconds")

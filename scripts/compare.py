@@ -2,7 +2,7 @@
 
     python scripts/compare.py RUN RUN ...
 
-Each against the first, on the pictures that both predicted: the exact test of McNemar for accuracy (corrected by Holm
+Each against the first, on the images that both predicted: the exact test of McNemar for accuracy (corrected by Holm
 where there are several), and the difference of each score with its 95 % interval, of both on the same bootstrap
 samples. RUN is the folder of a run (its test predictions, or those of validation where it had no test part), of an
 evaluation (`evaluate.py --path`), or a predictions.npz. Needs no TensorFlow.
@@ -36,7 +36,7 @@ def main() -> None:
         sys.exit(str(error))
     results = [compare(first, other) for other in others]
     corrected = holm([result["mcnemar"]["p"] for result in results])
-    print(f"{len(first.ids)} pictures; first: {arguments.runs[0]}")
+    print(f"{len(first.ids)} images; first: {arguments.runs[0]}")
     for path, result, p in zip(arguments.runs[1:], results, corrected, strict=True):
         _print(path, result, p)
     if arguments.out:
@@ -64,7 +64,7 @@ def _print(path: Path, result: dict, p: float) -> None:
         sure = difference["low"] > 0 or difference["high"] < 0
         print(f"  {name.replace('_', ' '):<20}{row['first']:8.4f}{row['second']:8.4f}   {difference['value']:+.4f} "
               f"[{difference['low']:+.4f}, {difference['high']:+.4f}]{' *' if sure else ''}")  # fmt: skip
-    print(f"  only the first right on {test['only_first']} pictures, only this on {test['only_second']}: p = {p:.3g}")
+    print(f"  only the first right on {test['only_first']} images, only this on {test['only_second']}: p = {p:.3g}")
     if p >= SURE:
         print("  no real difference in accuracy: a split as uneven happens by chance")
     else:

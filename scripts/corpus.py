@@ -2,9 +2,9 @@
 
     python scripts/corpus.py FOLDER
 
-makes FOLDER/files (one data folder: class `good` of plain pictures, class `odd` of every kind of file below) and
+makes FOLDER/files (one data folder: class `good` of plain images, class `odd` of every kind of file below) and
 FOLDER/folders (a data folder of every kind), and FOLDER/expected.json: of each file whether it is "used" or a part of
-the reason for which it is left out; of each folder how many pictures are found and used in which classes, or a part of
+the reason for which it is left out; of each folder how many images are found and used in which classes, or a part of
 the message with which it is refused. Tests run it all; point a program of your own at it to see how that does.
 """
 
@@ -175,7 +175,7 @@ def avif_claiming(side: int) -> bytes:
     return bytes(data)
 
 
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     """Files that can be used, whatever they are called."""
     rgb = Image.fromarray(noise())
     clear = rgb.convert("RGBA")
@@ -198,7 +198,7 @@ def pictures() -> dict[str, bytes]:
         "mirrored.jpg": encode(rgb, "JPEG", exif=exif(2)),
         "broken exif.jpg": encode(rgb, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage"),
         "more behind the end.jpg": jpeg + b"more" * 100,
-        "several pictures.mpo": encode(rgb, "MPO", **frames),
+        "several images.mpo": encode(rgb, "MPO", **frames),
         "plain.png": encode(rgb, "PNG"),
         "grey.png": encode(rgb.convert("L"), "PNG"),
         "grey and clear.png": encode(clear.convert("LA"), "PNG"),
@@ -268,7 +268,7 @@ def pictures() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def no_pictures() -> dict[str, tuple[bytes, str]]:
+def no_images() -> dict[str, tuple[bytes, str]]:
     """Files that cannot be used, and a part of the reason."""
     jpeg, png, gif = (encode(noise(), kind) for kind in ("JPEG", "PNG", "GIF"))
     bmp, webp, tif = (encode(noise(), kind) for kind in ("BMP", "WEBP", "TIFF"))
@@ -277,7 +277,7 @@ def no_pictures() -> dict[str, tuple[bytes, str]]:
     flipped[len(png) // 2] ^= 1
     webp_claiming = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x0f" + bytes(8)
     gif_claiming = b"GIF89a" + struct.pack("<HH", 65000, 65000) + b"\x80\0\0\0\0\0\xff\xff\xff"
-    gif_claiming += b"\x2c\0\0\0\0\1\0\1\0\0\x02\x02\x44\x01\0\x3b"  # one picture of 1 x 1
+    gif_claiming += b"\x2c\0\0\0\0\1\0\1\0\0\x02\x02\x44\x01\0\x3b"  # one image of 1 x 1
     bmp_claiming = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 40000, 40000, 1, 24, *[0] * 6)
     nan = Image.fromarray(np.full((9, 9), np.nan, np.float32))
     cut = "damaged or cut short"
@@ -352,10 +352,10 @@ def write_files(root: Path) -> dict[str, str]:
     (root / "odd").mkdir()
     for number in range(20):
         (root / "good" / f"{number}.png").write_bytes(encode(noise(seed=100 + number), "PNG"))
-    for name, data in pictures().items():
+    for name, data in images().items():
         (root / "odd" / name).write_bytes(data)
         expected[name] = USED
-    for name, (data, reason) in no_pictures().items():
+    for name, (data, reason) in no_images().items():
         (root / "odd" / name).write_bytes(data)
         expected[name] = reason
     (root / "odd" / "link.jpg").symlink_to("nowhere.jpg")
@@ -368,7 +368,7 @@ def write_files(root: Path) -> dict[str, str]:
 
 
 def fill(root: Path, *names: str, each: int = 10) -> Path:
-    """Class folders with different pictures."""
+    """Class folders with different images."""
     for name in names:
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(each):
@@ -410,7 +410,7 @@ PARTS = ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b")
 
 
 def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | str]]:
-    """Name: class folders of ten pictures, what is done to them, and what is expected.
+    """Name: class folders of ten images, what is done to them, and what is expected.
 
     Expected are `classes`, `found` and `used`, `skipped`: parts of names with their reasons, and `spelled`: the class
     of folders that are spelled in another way; or a refusal.
@@ -429,7 +429,7 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "plain": (AB, [], well()),
         "parts": (PARTS, [], well(found=60, used=60)),
         "parts by other names": (("training/a", "training/b", "Valid/a", "Valid/b"), [], well(found=40, used=40)),
-        "a test part without a class": (PARTS[:5], [], "no picture in the given ['test'] part"),
+        "a test part without a class": (PARTS[:5], [], "no image in the given ['test'] part"),
         "a class in the test part alone": ((*PARTS, "test/c"), [], "'c'"),
         "parts without train": (("val/a", "test/a"), [], "no train/ folder"),
         "train beside classes": (("train/a", "train/b", "cat"), [], "expected only train/, val/ and test/"),
@@ -440,7 +440,7 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "parts in classes": (("a/train", "a/test", "b/train", "b/test"), [], well(found=40, used=40)),
         "a class called train": (("train", "bus"), [], well(("bus", "train"))),
         "test beside classes": ((*AB, "test"), [], "beside ['a', 'b']"),
-        "pictures without labels in test": ((*PARTS, "test/unknown"), [], "in test/ alone"),
+        "images without labels in test": ((*PARTS, "test/unknown"), [], "in test/ alone"),
         "a part twice": (("train/a", "train/b", "val/a", "valid/a"), [], "names a part twice"),
         "the folder above": (("photos/a", "photos/b"), [], "--data.path="),
         "two folders above": (("photos/train/a", "photos/train/b", "code/x"), [], "a level too high"),
@@ -449,11 +449,11 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "nothing": ((), [], "no class folders"),
         "one class": (("a",), [], "at least two classes"),
         "an empty class": (AB, [_folder("c")], "without any file: ['c']"),
-        "a class of one picture": (AB, [_copy("a/0.png", "c/only.png"), _remove("a/0.png")], "'c'"),
-        "a class of broken pictures": ((*AB, "c"), [_break("c")], "left out 'c/0.png': the file is empty"),
+        "a class of one image": (AB, [_copy("a/0.png", "c/only.png"), _remove("a/0.png")], "'c'"),
+        "a class of broken images": ((*AB, "c"), [_break("c")], "left out 'c/0.png': the file is empty"),
         "all broken": (AB, [_break("a"), _break("b")], "and 10 more"),
-        "loose pictures": (AB, [_text("loose.jpg", "x")], well(found=21, loose="outside the class folders")),
-        "hidden pictures": (AB, [_text("a/.hidden.jpg", "x")], well(found=21, hidden="hidden")),
+        "loose images": (AB, [_text("loose.jpg", "x")], well(found=21, loose="outside the class folders")),
+        "hidden images": (AB, [_text("a/.hidden.jpg", "x")], well(found=21, hidden="hidden")),
         "litter": (
             AB,
             [_text(n, "x") for n in (".DS_Store", "a/.DS_Store", "a/._0.png", "a/Thumbs.db", "a/desktop.ini")],
@@ -470,7 +470,7 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         ),
         "hidden thumbnails": (AB, [_text("a/.thumbs/0.jpg", "x")], well(found=21, thumbs="hidden")),
         "folders in classes": (AB, [_copy("a/0.png", "a/more/x.png"), _remove("a/0.png")], well()),
-        "a folder called as a picture": (AB, [_folder("a/folder.jpg")], well()),
+        "a folder called as an image": (AB, [_folder("a/folder.jpg")], well()),
         "other names": (("with space", "new\nline", "🌻"), [], well(("new\nline", "with space", "🌻"), 30, 30)),
         "numbers": (("1", "2", "10"), [], well(("1", "10", "2"), 30, 30)),
         "upper and lower case letters": (("B", "b"), [], well(("B", "b"))),
@@ -484,17 +484,17 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
             ("cat", "c\u200bat", "b"), [], well(("b", "cat"), 30, 30, spelled={"c\u200bat": "cat"})
         ),
         "a link to nowhere": (AB, [_link("a/x.png", "gone.png")], well(found=21, x="link to nowhere")),
-        "a link to a picture": (AB, [_link("a/x.png", "0.png")], well(found=21, used=21)),
+        "a link to an image": (AB, [_link("a/x.png", "0.png")], well(found=21, used=21)),
         "a link to a class": (AB, [_link("c", "b")], "0 usable"),
         "a linked class": (("a", ".store/b"), [_link("b", ".store/b")], well(found=21, store="hidden")),
         "a link to a folder in a class": (AB, [_link("a/more", "../b")], well(found=21, more="not followed")),
         "a loop": (AB, [_link("c", ".")], "a loop"),
         "a loop in a class": (AB, [_link("a/again", "..")], well(found=21, again="not followed")),
-        "the same picture twice": (AB, [_copy("a/0.png", "a/again.png")], well(found=21, used=21)),
-        "the same picture under two labels": (
+        "the same image twice": (AB, [_copy("a/0.png", "a/again.png")], well(found=21, used=21)),
+        "the same image under two labels": (
             AB, [_copy("a/0.png", "b/again.png")], well(found=21, used=19, again="several labels")
         ),
-        "the same picture in train and test": (
+        "the same image in train and test": (
             PARTS, [_copy("test/a/0.png", "train/a/again.png")], well(found=61, used=60, again="is in test/")
         ),
         "a table": (AB, [_text("data.csv", rows)], well()),

@@ -1,4 +1,4 @@
-"""What holds a finished run back, what twice the pictures would bring, and how much of it all is chance.
+"""What holds a finished run back, what twice the images would bring, and how much of it all is chance.
 
     python scripts/diagnose.py --run runs/RUN
     python scripts/diagnose.py --run runs/RUN runs/SAME_WITH_ANOTHER_SEED ...
@@ -33,7 +33,7 @@ def main() -> None:
     if curve:
         pairs = zip(curve["sizes"], curve["errors"], strict=True)
         print("regression, error on validation: " + ", ".join(f"{100 * error:.1f} % of {n}" for n, error in pairs))
-        print(f"twice the pictures, by the power law through these: {100 * curve['twice']:+.1f} points of accuracy")
+        print(f"twice the images, by the power law through these: {100 * curve['twice']:+.1f} points of accuracy")
     if len(folders) > 1:
         try:
             said = align([Predictions.load(folder / "predictions.npz") for folder in folders])
@@ -41,9 +41,9 @@ def main() -> None:
             sys.exit(str(error))
         shares = disagreement(said)
         print(
-            f"{len(folders)} runs, on average of two: {percent(shares['differ'])} of the pictures with another answer, "
+            f"{len(folders)} runs, on average of two: {percent(shares['differ'])} of the images with another answer, "
             f"{percent(shares['both_wrong'])} with the same wrong one\n"
-            "the first is chance: more pictures, or the mean of several (evaluate.py --run A B C), lower it; the "
+            "the first is chance: more images, or the mean of several (evaluate.py --run A B C), lower it; the "
             "second is not: look at labels, classes and what can be seen at all"
         )
 

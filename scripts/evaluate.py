@@ -1,6 +1,6 @@
-"""Score a finished run: on another folder of labelled pictures, or again on its own test predictions.
+"""Score a finished run: on another folder of labelled images, or again on its own test predictions.
 
-python scripts/evaluate.py --run runs/RUN --path other_pictures/
+python scripts/evaluate.py --run runs/RUN --path other_images/
 python scripts/evaluate.py --run runs/RUN                          # needs no TensorFlow
 python scripts/evaluate.py --run runs/RUN runs/OTHER runs/THIRD    # the mean of what several say
 
@@ -29,7 +29,7 @@ def main() -> None:
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of a finished run, or of several")
-    parser.add_argument("--path", help="labelled pictures: a folder, CSV file or tfds:NAME, as in training")
+    parser.add_argument("--path", help="labelled images: a folder, CSV file or tfds:NAME, as in training")
     parser.add_argument("--top-k", type=int, help="k of top-k accuracy (default: 5, or one less than classes)")
     parser.add_argument("--out", type=Path, help="where to write (default: in RUN, a folder for each path)")
     words = "folder for decoded images (default: the run's; `cache` where that cannot be written to)"
@@ -52,13 +52,13 @@ def main() -> None:
     _print(scores, arguments.path)
     if scores["seen"]["train"] + scores["seen"]["val"]:
         others = scores["seen"]["accuracy_on_others"]
-        print(f"of the pictures that did not decide about the weights: accuracy {percent(others)}, the honest number"
-              if others else "nothing here is new to it: these numbers say nothing of other pictures")  # fmt: skip
+        print(f"of the images that did not decide about the weights: accuracy {percent(others)}, the honest number"
+              if others else "nothing here is new to it: these numbers say nothing of other images")  # fmt: skip
     print(f"written: {folder}")
 
 
 def _together(said: Sequence[Predictions]) -> Predictions:
-    """The mean of what several say of the same pictures."""
+    """The mean of what several say of the same images."""
     try:
         return average(align(said))
     except ValueError as error:
@@ -84,7 +84,7 @@ def _folder(out: Path | None, run: Path, path: str) -> Path:
 
 
 def _seen(said: Predictions, parts: Sequence[dict[str, str]]) -> dict:
-    """How many pictures are in each part of the runs (in any of several), or `new`; and what is right of the others.
+    """How many images are in each part of the runs (in any of several), or `new`; and what is right of the others.
 
     `accuracy_on_others`: those that no run has learned from or chosen by, or null if there are none.
     """
@@ -97,7 +97,7 @@ def _seen(said: Predictions, parts: Sequence[dict[str, str]]) -> dict:
 
 
 def _saved(run: Path) -> Predictions:
-    """What a run said of its own test pictures."""
+    """What a run said of its own test images."""
     missing = [name for name in ("predictions.npz", "metrics.json") if not (run / name).is_file()]
     if missing:
         sys.exit(f"{str(run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
@@ -122,7 +122,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     """Decode another folder exactly as the training did, and run the model over it.
 
     Returns:
-        Predictions, and by id the part of the run that each picture is in: train, val, test, or `new`.
+        Predictions, and by id the part of the run that each image is in: train, val, test, or `new`.
     """
     from template.config import ConfigError
     from template.data.examples import DataError, load_examples
@@ -148,13 +148,13 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     for name, reason in examples.skipped:
         print(f"  skipped {name!r}: {reason}")
     if not len(examples):
-        sys.exit(f"{path}: none of the pictures could be read.")
+        sys.exit(f"{path}: none of the images could be read.")
     if absent:
-        print(f"no pictures of {absent}: these classes are not measured")
+        print(f"no images of {absent}: these classes are not measured")
     parts = [part or "new" for part in parts_in(run, examples.digests)]
     if learned := sum(part in {"train", "val"} for part in parts):
-        print(f"CAREFUL: {run} has learned from {parts.count('train')} of these pictures, and chosen its weights by "
-              f"{parts.count('val')}; {parts.count('test')} are its test pictures, {parts.count('new')} are new. "
+        print(f"CAREFUL: {run} has learned from {parts.count('train')} of these images, and chosen its weights by "
+              f"{parts.count('val')}; {parts.count('test')} are its test images, {parts.count('new')} are new. "
               f"What it says of those {learned} flatters it")  # fmt: skip
     said = predict_tta(model, examples, views, config)
     return said, dict(zip(examples.ids, parts, strict=True))
@@ -169,7 +169,7 @@ def _score(predictions: Predictions, k: int | None) -> dict:
 
 def _print(scores: dict, title: str) -> None:
     """Every score with its interval."""
-    print(f"{title}: {scores['images']} pictures, majority class {100 * scores['majority_baseline']:.1f} %")
+    print(f"{title}: {scores['images']} images, majority class {100 * scores['majority_baseline']:.1f} %")
     for name, key in {**SHARES, **OTHERS}.items():
         cell = percent if key in SHARES.values() else number
         print(f"  {name.format(k=scores['top_k']['k']):<38}{cell(scores[key])}")

@@ -1,10 +1,10 @@
-"""Show where answers come from: a PNG a picture, with what spoke for the answer beside it.
+"""Show where answers come from: a PNG an image, with what spoke for the answer beside it.
 
     python scripts/explain.py --run runs/RUN PICTURE_OR_FOLDER ... --out heat/
 
 Grad-CAM looks at the gradient in the topmost feature map; `--occlusion` covers one square after another instead and
 watches the answer, which takes fifty times as long and trusts nothing inside the network. Either explains the answer to
-the picture as it is; predict.py averages over several views of it, and may say something else where that is close.
+the image as it is; predict.py averages over several views of it, and may say something else where that is close.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from template import runs
 
 
 def main() -> None:
-    """Parse, load, explain one picture after the other."""
+    """Parse, load, explain one image after the other."""
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")

@@ -1,9 +1,9 @@
-"""What survives: processes killed at random, damaged checkpoints, full disks, mixed-up labels, mutated pictures.
+"""What survives: processes killed at random, damaged checkpoints, full disks, mixed-up labels, mutated images.
 
 python scripts/faults.py kills              # 200 kill -9 of training runs; each must end as if nothing had happened
 python scripts/faults.py damage             # single-bit flips and truncations of a checkpoint, all to be noticed
 python scripts/faults.py writers            # a crash and an error at every step of every writer, and disks that fill up
-python scripts/faults.py labels             # generated folders and tables: no label shifts, no picture in two parts
+python scripts/faults.py labels             # generated folders and tables: no label shifts, no image in two parts
 python scripts/faults.py near --data FOLDER # recoded and resized copies of photographs: found, and nothing else
 python scripts/faults.py fuzz --seconds 600 # mutated files through the loader
 python scripts/faults.py cache              # processes that share a cache too small for them, killed at random
@@ -62,14 +62,14 @@ def kills(folder: Path, number: int = 10, wanted: int = 200, workers: int = 2, s
     A third of the kills fall anywhere after the start, a third while it trains, a third when a save is seen to begin.
 
     Args:
-        folder: for pictures and runs.
+        folder: for images and runs.
         number: runs, at least so many, of different seeds; more if they finish before they were killed often enough.
         wanted: kills over all runs.
         workers: runs at a time.
         seed: of the moments.
     """
-    pictures, weights = folder / "pictures", folder / "tiny.weights.h5"
-    _write_digits(pictures)
+    images, weights = folder / "images", folder / "tiny.weights.h5"
+    _write_digits(images)
     _write_weights(weights)
     results: list[dict] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -77,7 +77,7 @@ def kills(folder: Path, number: int = 10, wanted: int = 200, workers: int = 2, s
             left = wanted - sum(r["kills"] for r in results)
             numbers = range(len(results), max(len(results) + workers, number))
             quota = -(-left // len(numbers))
-            results += pool.map(lambda n, q=quota: _kill_one(folder, pictures, weights, n, q, seed), numbers)
+            results += pool.map(lambda n, q=quota: _kill_one(folder, images, weights, n, q, seed), numbers)
     sums = {
         key: sum(r[key] for r in results)
         for key in ("kills", "during a save", "before training", "in the final fit", "stopped early")
@@ -87,10 +87,10 @@ def kills(folder: Path, number: int = 10, wanted: int = 200, workers: int = 2, s
     return {"runs": len(results), **sums, "most epochs repeated": longest, "wrong": wrong}
 
 
-def _settings(pictures: Path, weights: Path, cache: Path, number: int) -> list[str]:
+def _settings(images: Path, weights: Path, cache: Path, number: int) -> list[str]:
     """Two stages, the first on stored activations; every other run begins with a probe."""
     return [
-        f"--data.path={pictures}", f"--data.cache={cache}", "--data.image_size=16", "--backbone.name=tiny",
+        f"--data.path={images}", f"--data.cache={cache}", "--data.image_size=16", "--backbone.name=tiny",
         f"--backbone.weights={weights if number % 2 else 'none'}", "--augment.flip=false", "--augment.policy=medium",
         "--head.dropout=0.3", "--train.batch_size=32", "--train.patience=4", "--train.final_fit=yes",
         f"--train.seed={number}", "--train.checkpoint_seconds=0",
@@ -99,16 +99,16 @@ def _settings(pictures: Path, weights: Path, cache: Path, number: int) -> list[s
     ]  # fmt: skip
 
 
-def _kill_one(folder: Path, pictures: Path, weights: Path, number: int, quota: int, seed: int) -> dict:
+def _kill_one(folder: Path, images: Path, weights: Path, number: int, quota: int, seed: int) -> dict:
     """One run in peace, and the same again under fire."""
     peace, fire = folder / f"peace-{number}", folder / f"fire-{number}"
     generator = random.Random(f"{seed} {number}")
-    _attempt(["--runs", peace, *_settings(pictures, weights, peace / "cache", number)], None, None)
+    _attempt(["--runs", peace, *_settings(images, weights, peace / "cache", number)], None, None)
     (whole,) = peace.glob("2*")
     counts = dict.fromkeys(("kills", "during a save", "before training", "in the final fit", "epochs repeated"), 0)
     problems, run, reached = [], None, 0
     while True:
-        line = ["--resume", run] if run else ["--runs", fire, *_settings(pictures, weights, fire / "cache", number)]
+        line = ["--resume", run] if run else ["--runs", fire, *_settings(images, weights, fire / "cache", number)]
         moment = generator.choice(("any", "training", "save")) if counts["kills"] < quota else None
         code, said = _attempt(line, moment, generator, fire)
         run = next(fire.glob("2*"), None)
@@ -480,10 +480,8 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
         model.load_weights(folder / "model.keras")
         return _version(model.get_weights()[0])
 
-    pictures = [np.full((20, 20, 3), n, np.uint8) for n in range(30)]
-    examples = Examples(
-        np.array([f"{n}" for n in range(30)]), pictures, np.zeros(30, np.int64), ("a",), np.full(30, "")
-    )
+    images = [np.full((20, 20, 3), n, np.uint8) for n in range(30)]
+    examples = Examples(np.array([f"{n}" for n in range(30)]), images, np.zeros(30, np.int64), ("a",), np.full(30, ""))
 
     def read_pixels(folder: Path) -> int:
         """A cache is right or made again."""
@@ -518,7 +516,7 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
             lambda folder, v: _save_checkpoint(folder, model, v + 1),
             lambda folder: read_checkpoint(folder)[0].epoch - 1,
         ),
-        "decoded pictures": Artifact(lambda folder, v: v and read_pixels(folder) or _made(folder), read_pixels),
+        "decoded images": Artifact(lambda folder, v: v and read_pixels(folder) or _made(folder), read_pixels),
         "features": Artifact(lambda folder, v: v and read_features(folder) or _made(folder), read_features),
     }  # fmt: skip
 
@@ -538,11 +536,11 @@ def _version(values: Any, number: int | None = None) -> int:
 
 
 def labels(folder: Path, cases: int = 100, seed: int = 0) -> dict:
-    """Generated folders with missing classes, repeats, broken files: no label shifts, no picture is in two parts.
+    """Generated folders with missing classes, repeats, broken files: no label shifts, no image is in two parts.
 
-    The colour of every picture says its class, so that labels are compared with pixels and not with names.
+    The colour of every image says its class, so that labels are compared with pixels and not with names.
     """
-    shifted = across = pictures = refused = 0
+    shifted = across = images = refused = 0
     for case in range(cases):
         generator = random.Random(f"{seed} {case}")
         place, colours = folder / str(case), _write_case(folder / str(case), generator)
@@ -562,11 +560,11 @@ def labels(folder: Path, cases: int = 100, seed: int = 0) -> dict:
         for digest, part in zip(examples.digests, examples.parts, strict=True):
             parts.setdefault(digest, set()).update({part} - {""})
         across += sum(len(found) > 1 for found in parts.values())
-        pictures += len(examples)
+        images += len(examples)
     return {
-        "cases": cases, "refused in words": refused, "pictures": pictures, "labels shifted": shifted,
-        "pictures in two parts": across,
-        "wrong": [f"{shifted} labels, {across} pictures"] * (shifted + across > 0) + ["none left"] * (pictures == 0),
+        "cases": cases, "refused in words": refused, "images": images, "labels shifted": shifted,
+        "images in two parts": across,
+        "wrong": [f"{shifted} labels, {across} images"] * (shifted + across > 0) + ["none left"] * (images == 0),
     }  # fmt: skip
 
 
@@ -586,7 +584,7 @@ def _write_case(place: Path, generator: random.Random) -> dict[str, tuple[int, i
                 noise = np.random.default_rng(generator.randrange(2**31)).integers(0, 31, (16, 16, 3))
                 Image.fromarray((32 * np.array(colours[name]) + noise).astype(np.uint8)).save(file)
                 files.append(file)
-    for _ in range(generator.randint(0, 5)):  # the same picture again, in the same class, perhaps in another part
+    for _ in range(generator.randint(0, 5)):  # the same image again, in the same class, perhaps in another part
         file = generator.choice(files)
         target = place / generator.choice(parts) / file.parent.name
         if target.is_dir():
@@ -607,7 +605,7 @@ def near(folder: Path, data: Path | None = None, photographs: int = 150) -> dict
 
     Args:
         folder: unused.
-        data: folder of photographs; generated pictures if None.
+        data: folder of photographs; generated images if None.
         photographs: how many to take; 150 make 11,175 pairs.
     """
     generator = np.random.default_rng(0)
@@ -637,7 +635,7 @@ def near(folder: Path, data: Path | None = None, photographs: int = 150) -> dict
 
 
 def _scene(generator: np.random.Generator) -> Image.Image:
-    """A generated picture with large and small shapes."""
+    """A generated image with large and small shapes."""
     coarse = [generator.integers(0, 256, (n, n, 3)).astype(np.uint8) for n in (3, 6, 12, 40)]
     layers = [np.asarray(Image.fromarray(a).resize((160, 120), Image.Resampling.BICUBIC), float) for a in coarse]
     return Image.fromarray(np.average(layers, axis=0, weights=[4, 3, 2, 1]).astype(np.uint8))

@@ -5,7 +5,7 @@
 Takes the settings of train.py, trains a copy of the network for a hundred steps, each longer than the last, and draws
 the loss (find_lr.png). Suggested is a tenth of the step size at which the loss is lowest; or at which it explodes, if
 the head begins as a fitted regression and is at its lowest from the start. The first option of `auto` is taken. Exit
-code: 0 if a rate was found, 1 if not, 2 if settings or pictures cannot be used.
+code: 0 if a rate was found, 1 if not, 2 if settings or images cannot be used.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     """Read the settings as train.py does, sweep, draw and say."""
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="picture to write (default: find_lr.png)")
+    parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="image to write (default: find_lr.png)")
     config, known = configuration.parse(parser)
     runs.check_output(known.out, "file")
     runs.import_tensorflow()
@@ -38,7 +38,7 @@ def main() -> None:
     plots.save(plots.learning_rates(rates, losses, found), known.out)
     print(f"loss by learning rate: {known.out}")
     if found is None:
-        sys.exit("The loss neither fell nor exploded: look at the picture, and at the pictures (scripts/preflight.py).")
+        sys.exit("The loss neither fell nor exploded: look at the image, and at the images (scripts/preflight.py).")
     print(f"suggested: --stages.0.learning_rate={found:.1g} (the recipe has {stage.learning_rate:g})")
 
 

@@ -1,4 +1,4 @@
-"""Classify pictures with a finished run: one row a picture, bad pictures as rows with a reason.
+"""Classify images with a finished run: one row an image, bad images as rows with a reason.
 
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="CSV file to write; by default the rows are printed")
-    parser.add_argument("--top-k", type=int, default=3, help="how many classes a picture (default: 3)")
+    parser.add_argument("--top-k", type=int, default=3, help="how many classes an image (default: 3)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
     if arguments.out:
@@ -57,7 +57,7 @@ def main() -> None:
     if arguments.out:
         with runs.replacing(arguments.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
             csv.writer(out).writerows(rows)
-        print(f"{len(files)} pictures, {len(files) - bad} classified, {bad} could not be read: {arguments.out}")
+        print(f"{len(files)} images, {len(files) - bad} classified, {bad} could not be read: {arguments.out}")
     else:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()  # before what is said below

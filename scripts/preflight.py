@@ -3,8 +3,8 @@
     python scripts/preflight.py --data.path=FOLDER [--config RECIPE] [--backbone.name=...]
 
 Takes the settings of train.py and changes nothing of a run. Writes preflight.png (what enters the network, drawn from
-the very tensors), learned_by_heart.png (a few pictures, their labels and what is said of them) and preflight.json. Exit
-code: 0 if every check passed, 1 if one did not, 2 if settings or pictures cannot be used.
+the very tensors), memorised.png (a few images, their labels and what is said of them) and preflight.json. Exit
+code: 0 if every check passed, 1 if one did not, 2 if settings or images cannot be used.
 """
 
 import argparse

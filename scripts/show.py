@@ -1,10 +1,10 @@
-"""Show what enters the network: a few pictures of every class, as they are and as training sees them, epoch by epoch.
+"""Show what enters the network: a few images of every class, as they are and as training sees them, epoch by epoch.
 
     python scripts/show.py --data.path=FOLDER [--config RECIPE] [--augment.policy=heavy] [--train.mixup=0.2]
 
-Takes the settings of train.py, changes nothing, and needs no weights. Draws a row for each picture, cut pixel by pixel
-from the batches of the first stage, with the label that they give it; where pictures are mixed, with the share of each
-class. Exit code: 0, or 2 if settings or pictures cannot be used.
+Takes the settings of train.py, changes nothing, and needs no weights. Draws a row for each image, cut pixel by pixel
+from the batches of the first stage, with the label that they give it; where images are mixed, with the share of each
+class. Exit code: 0, or 2 if settings or images cannot be used.
 """
 
 import argparse
@@ -24,19 +24,19 @@ def main() -> None:
     """Read the settings as train.py does, and draw."""
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("show.png"), help="picture to write (default: show.png)")
+    parser.add_argument("--out", type=Path, default=Path("show.png"), help="image to write (default: show.png)")
     config, known = configuration.parse(parser)
     runs.check_output(known.out, "file")
     runs.import_tensorflow()
     from template import recipe
 
     try:
-        picture = drawn(config)
+        image = drawn(config)
     except recipe.ERRORS as error:
         parser.exit(2, f"{error}\n")
     with runs.replacing(known.out) as temporary:
-        picture.save(temporary, format="PNG")
-    print(f"look at {known.out}: left each picture as it is, then as it enters the network. Could you still name it?")
+        image.save(temporary, format="PNG")
+    print(f"look at {known.out}: left each image as it is, then as it enters the network. Could you still name it?")
 
 
 def drawn(config: configuration.Config) -> Image.Image:

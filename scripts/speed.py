@@ -1,12 +1,12 @@
 """How fast the parts are, as ratios of two contestants side by side in one run, and how much memory a run takes.
 
 python scripts/speed.py augmentation                          # against RandAugment of Keras, both in tf.data
-python scripts/speed.py tail --backbone.weights=imagenet      # stored activations against augmented pictures
+python scripts/speed.py tail --backbone.weights=imagenet      # stored activations against augmented images
 python scripts/speed.py step                                  # with every setting off, against plain Keras
 python scripts/speed.py memory --images 20000 --out FILE      # a whole run in a process of its own; Linux only
 
 Seconds depend on the machine, ratios much less: contestants take turns, and the median of the rounds' ratios counts.
-Where something else is running, look at the ratio in CPU seconds. All pictures are generated. A claim that does not
+Where something else is running, look at the ratio in CPU seconds. All images are generated. A claim that does not
 hold is said so, and is no error.
 """
 
@@ -29,7 +29,7 @@ from template.config import Augment, Backbone, Head, Stage, Train
 
 TRAIN = Path(__file__).with_name("train.py")
 CLASSES, BATCH, SEED = 3, 32, 0
-THAWED = 2  # top blocks that train, in `tail` and `memory`
+UNFROZEN = 2  # top blocks that train, in `tail` and `memory`
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def augmentation(_: Path, images: int, rounds: int, size: int = 224) -> dict:
 
     from template.data.pipeline import shuffled_batches, train_dataset
 
-    pixels, labels = pictures(256, size)
+    pixels, labels = sample_images(256, size)
     source = train_dataset(pixels, np.arange(len(pixels)), labels, Augment(policy="heavy"), SEED)
     ours = shuffled_batches(source, CLASSES, BATCH, SEED, range(10**6))
     layer = keras.layers.RandAugment(value_range=(0, 255), num_ops=2, seed=SEED)
@@ -103,7 +103,7 @@ def an_image(batches: Iterable, images: int) -> np.ndarray:
 def tail(
     scratch: Path, images: int, rounds: int, weights: str = "none", name: str = "mobilenet", size: int = 224
 ) -> dict:
-    """Seconds of an epoch of the top blocks on stored activations, and on pictures. At least 5 times; equal losses."""
+    """Seconds of an epoch of the top blocks on stored activations, and on images. At least 5 times; equal losses."""
     from template.data.pipeline import train_dataset
     from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
@@ -111,9 +111,9 @@ def tail(
     backbone = Backbone(name=name, alpha=0.75, weights=weights)
     if weights == "none":
         backbone = random_weights(backbone, size, scratch)
-    pixels, labels = pictures(images, size)
+    pixels, labels = sample_images(images, size)
     source = train_dataset(pixels, np.arange(images), labels, Augment(), SEED)
-    model, store = thawed(backbone, Head(), size, scratch)
+    model, store = unfrozen(backbone, Head(), size, scratch)
     start = now()
     top, stored = store(source)
     filling = (now() - start).tolist()
@@ -122,9 +122,9 @@ def tail(
     result = alternate(lambda: an_epoch(top, stored), lambda: an_epoch(model, source), rounds, least=5)
     losses = a_step(backbone, size, scratch)
     difference = float(np.abs(np.subtract(losses["ours"], losses["other"])).max())
-    table(f"top {THAWED} blocks of {name}, {images} pictures of {size} pixels", ("seconds", "CPU seconds"), {
+    table(f"top {UNFROZEN} blocks of {name}, {images} images of {size} pixels", ("seconds", "CPU seconds"), {
         "an epoch on stored activations": result["ours"],
-        "an epoch on augmented pictures": result["other"],
+        "an epoch on augmented images": result["other"],
         "filling the store with one view, and tracing": filling,
     })  # fmt: skip
     result["claims"].append(claim("difference of a batch's losses, below 0.001", difference, difference < 1e-3))
@@ -147,7 +147,7 @@ def an_epoch(network, inputs) -> np.ndarray:
 
 
 def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float]]:
-    """Loss of one batch before and after one step on it from the same weights: on stored activations, on pictures.
+    """Loss of one batch before and after one step on it from the same weights: on stored activations, on images.
 
     Without augmentation and dropout, so that only the rounding of what is stored may differ. (A step so large that it
     raises the loss would raise the difference with it.)
@@ -156,11 +156,11 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
-    pixels, labels = pictures(BATCH, size)
+    pixels, labels = sample_images(BATCH, size)
     rows, one_hot, losses = np.arange(BATCH), np.eye(CLASSES)[labels], {}
     stage = Stage(learning_rate=5e-5, warmup=0)
     source = eval_dataset(pixels, rows, labels)
-    model, store = thawed(backbone, Head(dropout=0), size, scratch)
+    model, store = unfrozen(backbone, Head(dropout=0), size, scratch)
     weights = model.get_weights()
     for key, (network, inputs) in (("ours", store(source)), ("other", (model, source))):
         model.set_weights(weights)
@@ -172,8 +172,8 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     return losses
 
 
-def thawed(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
-    """A model of which the top trains, and a function from pictures to that top and its stored inputs."""
+def unfrozen(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
+    """A model of which the top trains, and a function from images to that top and its stored inputs."""
     import keras
 
     from template.model.build import boundary, build, freeze
@@ -181,15 +181,15 @@ def thawed(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
 
     keras.utils.set_random_seed(SEED)
     model, store = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, runs.Timer())
-    freeze(model, backbone, THAWED)
-    bottom = boundary(model, backbone, head, THAWED)
+    freeze(model, backbone, UNFROZEN)
+    bottom = boundary(model, backbone, head, UNFROZEN)
     return model, lambda source: cache_frozen(model, bottom, [source], None, views=1, refresh=0, store=store)[:2]
 
 
 def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size: int = 96) -> dict:
     """Seconds of an epoch of a stage with every setting off, and of the network compiled by hand. At most 1.03 times.
 
-    Both see pictures as they are, train all weights by AdamW with a moving average, and log the same scores.
+    Both see images as they are, train all weights by AdamW with a moving average, and log the same scores.
     """
     import keras
 
@@ -199,7 +199,7 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     from template.train.stages import TrainContext, compile_stage
 
     backbone, head = Backbone(name=name, alpha=0.75, weights="none"), Head(dropout=0, l2=0)
-    pixels, labels = pictures(images, size)
+    pixels, labels = sample_images(images, size)
     source = train_dataset(pixels, np.arange(images), labels, Augment(policy="none"), SEED)
     stage, settings = Stage(unfreeze="all", epochs=3 * rounds), Train(batch_size=BATCH)
     ours, plain = (build(backbone, head, size, np.ones(CLASSES)) for _ in range(2))
@@ -212,14 +212,14 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     plain.compile(keras.optimizers.AdamW(rate, use_ema=True), keras.losses.CategoricalCrossentropy(from_logits=True),
                   metrics=scores, jit_compile=ours.jit_compile)  # fmt: skip
     result = alternate(lambda: an_epoch(ours, source), lambda: an_epoch(plain, source), rounds, least=0.97)
-    table(f"{name}, {images} pictures of {size} pixels", ("seconds", "CPU seconds"), {
+    table(f"{name}, {images} images of {size} pixels", ("seconds", "CPU seconds"), {
         "an epoch with every setting off": result["ours"], "an epoch of plain Keras": result["other"],
     })  # fmt: skip
     return {"images": images, "size": size, "backbone": name, "unit": "seconds an epoch", **result}
 
 
 def memory(scratch: Path, images: int, name: str = "mobilenet", size: int = 224) -> dict:
-    """Peak memory of a run and its seconds a picture, for a tenth of the pictures and for all. 4 GiB; 1.1 times.
+    """Peak memory of a run and its seconds an image, for a tenth of the images and for all. 4 GiB; 1.1 times.
 
     The weights are random but come from a file: so they count as pretrained, and the run has its probe and its stored
     activations. The final fit, which only the smaller run might get, is off.
@@ -235,23 +235,23 @@ def memory(scratch: Path, images: int, name: str = "mobilenet", size: int = 224)
     few, many = both = [trained(scratch / str(number), backbone, number, size) for number in (images // 10, images)]
     rows = {"peak memory, GiB": [run["peak_gib"] for run in both], "seconds": [run["seconds"] for run in both]}
     for phase in many["phases"]:
-        rows[f"ms a picture, {phase}"] = [1000 * run["phases"].get(phase, 0) / run["images"] for run in both]
-    table(f"{name}, {size} pixels", [f"{run['images']:,} pictures" for run in both], rows)
+        rows[f"ms an image, {phase}"] = [1000 * run["phases"].get(phase, 0) / run["images"] for run in both]
+    table(f"{name}, {size} pixels", [f"{run['images']:,} images" for run in both], rows)
     growth = (many["seconds"] / many["images"]) / (few["seconds"] / few["images"])
     return {"size": size, "runs": both, "growth": growth, "claims": [
         claim("GiB at the peak, at most 4", many["peak_gib"], many["peak_gib"] <= 4),
-        claim("times the seconds a picture of the smaller run, at most 1.1", growth, growth <= 1.1),
+        claim("times the seconds an image of the smaller run, at most 1.1", growth, growth <= 1.1),
     ]}  # fmt: skip
 
 
 def trained(folder: Path, backbone: Backbone, images: int, size: int) -> dict:
-    """Write pictures, run scripts/train.py on them in a process of its own, and watch its memory."""
-    write_pictures(folder / "pictures", images)
-    line = [f"--runs={folder / 'runs'}", f"--data.path={folder / 'pictures'}", f"--data.cache={folder / 'cache'}"]
+    """Write images, run scripts/train.py on them in a process of its own, and watch its memory."""
+    write_images(folder / "images", images)
+    line = [f"--runs={folder / 'runs'}", f"--data.path={folder / 'images'}", f"--data.cache={folder / 'cache'}"]
     line += [f"--backbone.{key}={value}" for key, value in dataclasses.asdict(backbone).items()]
     line += [f"--data.image_size={size}", "--data.memory_gb=0.5", "--data.cache_gb=8"]
-    line += [f"--stages.0.unfreeze={THAWED}", "--stages.0.epochs=2", "--stages.0.views=1", "--train.final_fit=no"]
-    print(f"training on {images:,} pictures", flush=True)
+    line += [f"--stages.0.unfreeze={UNFROZEN}", "--stages.0.epochs=2", "--stages.0.views=1", "--train.final_fit=no"]
+    print(f"training on {images:,} images", flush=True)
     log, peak, start = folder / "log", 0, time.perf_counter()
     with log.open("w") as out, subprocess.Popen([sys.executable, TRAIN, *line], stdout=out, stderr=out) as process:
         while process.poll() is None:
@@ -299,15 +299,15 @@ def claim(words: str, value: float, holds: bool) -> dict:
     return {"claim": words, "value": value, "holds": holds}
 
 
-def pictures(number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Generated pictures, uint8 [n, size, size, 3], and their labels: a class is the colour of a gradient under noise.
+def sample_images(number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Generated images, uint8 [n, size, size, 3], and their labels: a class is the colour of a gradient under noise.
 
     No two are equal, and saved as JPEG they are as large as photographs.
     """
-    return np.stack([picture(row, size) for row in range(number)]), np.arange(number) % CLASSES
+    return np.stack([image(row, size) for row in range(number)]), np.arange(number) % CLASSES
 
 
-def picture(row: int, size: int) -> np.ndarray:
+def image(row: int, size: int) -> np.ndarray:
     """One of them; its class is row modulo CLASSES."""
     generator = np.random.default_rng([SEED, row])
     colour = np.roll([190, 120, 60], row % CLASSES) * generator.uniform(0.7, 1)
@@ -315,13 +315,13 @@ def picture(row: int, size: int) -> np.ndarray:
     return ramp.astype(np.uint8) + generator.integers(0, 60, (size, size, 3), dtype=np.uint8)
 
 
-def write_pictures(folder: Path, number: int) -> None:
-    """Write a folder of class folders with JPEG pictures of 256 x 256."""
+def write_images(folder: Path, number: int) -> None:
+    """Write a folder of class folders with JPEG images of 256 x 256."""
     from PIL import Image
 
     for row in range(number):
         (folder / f"class{row % CLASSES}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(row, 256)).save(folder / f"class{row % CLASSES}" / f"{row:06d}.jpg")
+        Image.fromarray(image(row, 256)).save(folder / f"class{row % CLASSES}" / f"{row:06d}.jpg")
 
 
 def random_weights(backbone: Backbone, size: int, folder: Path) -> Backbone:
@@ -339,7 +339,7 @@ def random_weights(backbone: Backbone, size: int, folder: Path) -> Backbone:
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
-    network([pictures(BATCH, size)[0].astype(np.float32)], training=True)
+    network([sample_images(BATCH, size)[0].astype(np.float32)], training=True)
     network.save_weights(folder / "random.weights.h5")
     return dataclasses.replace(backbone, weights=str(folder / "random.weights.h5"))
 

@@ -1,7 +1,7 @@
-"""Train a classifier on a folder of pictures and report how good it is.
+"""Train a classifier on a folder of images and report how good it is.
 
 python scripts/train.py                                    # handwritten digits, nothing to download
-python scripts/train.py --data.path=FOLDER                 # your own pictures, one sub-folder a class
+python scripts/train.py --data.path=FOLDER                 # your own images, one sub-folder a class
 python scripts/train.py --config configs/folder.toml --data.path=FOLDER --backbone.name=resnet50
 python scripts/train.py --data.path=FOLDER --preflight     # check everything first, as preflight.py does
 python scripts/train.py --resume runs/20260101-120000-mobilenet
@@ -53,7 +53,7 @@ def main() -> None:
     value, quoted = test["accuracy"], shlex.quote(str(folder))
     print(
         f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
-        f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} pictures, {clock.total():.0f} s in all\n"
+        f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} images, {clock.total():.0f} s in all\n"
         f"report:  {folder / 'report.html'}\npredict: python scripts/predict.py --run {quoted} IMAGE_OR_FOLDER"
     )
 

@@ -1,4 +1,4 @@
-"""Small-data image classification: pictures in, a classifier and an honest number out.
+"""Small-data image classification: images in, a classifier and an honest number out.
 
     config.py       every setting                       runs.py         a run folder on disk
     device.py       cores, memory, GPUs
@@ -8,7 +8,7 @@
     evaluate/       Predictions -> metrics, calibration, comparison, plots, report
     train/          the probe and what it chooses, stages of fine-tuning, stored activations, checks, baselines
     doctor.py       whether this machine is ready for a run
-    suggest.py      stages from the number of pictures
+    suggest.py      stages from the number of images
     deploy/         a finished run put to use, explained, and held against a person
     publish.py      what a run says for itself: scores, figures, report
     recipe.py       run(config, folder): the whole story

@@ -40,21 +40,21 @@ RESIDUAL = ("tiny", "resnet50", "resnet101", "resnet50v2", "mobilenetv2")
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     path: str = "digits"
-    """Where the pictures are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
+    """Where the images are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
     `tfds:NAME` for a TensorFlow dataset, or `digits` (1,797 handwritten digits that come with scikit-learn)."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
     """Side in pixels of the square that enters the network. `auto`: 288, or 224 if the probe clearly likes that better.
     (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.
     2019, "Fixing the train-test resolution discrepancy".)"""
     resize: Literal["auto", "crop", "pad", "squash"] = "crop"
-    """How a picture becomes square: cut the longer side, add a grey border, change the aspect, or what the probe likes
+    """How an image becomes square: cut the longer side, add a grey border, change the aspect, or what the probe likes
     best of these (`auto`)."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Part of the pictures held out to choose (when to stop, which weights), unless a val/ part is given."""
+    """Part of the images held out to choose (when to stop, which weights), unless a val/ part is given."""
     test_fraction: Fraction = 0.1
-    """Part of the pictures held out to measure, and for nothing else, unless a test/ part is given."""
+    """Part of the images held out to measure, and for nothing else, unless a test/ part is given."""
     split_seed: Annotated[int, Field(ge=0)] = 0
-    """Another number, another split. Kept apart from train.seed so that repeated runs share their test pictures."""
+    """Another number, another split. Kept apart from train.seed so that repeated runs share their test images."""
     cache: str = "cache"
     """Folder for decoded images and activations of frozen blocks, where later runs with the same images, weights and
     augmentation find them; several runs may share it. Safe to delete; it is made again."""
@@ -62,7 +62,7 @@ class Data:
     """data.cache may take up to this many GiB: what was not used for longest makes room, but nothing that the run
     itself uses. An eighth of it is the most that the activations of one stage take in memory."""
     memory_gb: Annotated[float, Field(ge=0)] = 2.0
-    """Decoded pictures are held in memory up to this many GiB, and read from the cache folder beyond."""
+    """Decoded images are held in memory up to this many GiB, and read from the cache folder beyond."""
     max_megapixels: Annotated[float, Field(gt=0)] = 250.0
     """Images that claim more megapixels are left out undecoded. Raise it for scans of posters; it takes up to 10 bytes
     of memory a pixel, of JPEG much less."""
@@ -76,7 +76,7 @@ class Data:
     def _something_is_left_to_train_on(self):
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
-                f"val_fraction + test_fraction must be below 1 to leave pictures to train on; "
+                f"val_fraction + test_fraction must be below 1 to leave images to train on; "
                 f"received {self.val_fraction} + {self.test_fraction}"
             )
         return self
@@ -85,24 +85,24 @@ class Data:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Augment:
     policy: Literal["none", "light", "medium", "heavy", "random"] = "medium"
-    """How much training pictures are varied (crop, rotation, brightness, contrast, ...); `random`: crop, and two of
+    """How much training images are varied (crop, rotation, brightness, contrast, ...); `random`: crop, and two of
     the others at full strength; see data/augment.py."""
     flip: bool = True
-    """Mirror half of the pictures left to right, unless the policy is none. Turn off where left and right differ
+    """Mirror half of the images left to right, unless the policy is none. Turn off where left and right differ
     (digits, text, signs)."""
     strength: Annotated[float, Field(gt=0, le=3)] = 1.0
-    """Factor on all ranges of the policy: below 1 for pictures that vary less than that, above for more. Chances, such
+    """Factor on all ranges of the policy: below 1 for images that vary less than that, above for more. Chances, such
     as that of a flip, stay."""
     erase: Fraction = 0.0
-    """Chance that a rectangle of 2 to 20 % of a training picture is painted over in one colour; 0 for what the policy
+    """Chance that a rectangle of 2 to 20 % of a training image is painted over in one colour; 0 for what the policy
     does (0.3 in heavy). 0.25 to 0.5 where what matters is often partly hidden."""
     blur: Fraction = 0.0
-    """Chance that a training picture is blurred (sigma up to 2 pixels of 224). 0.1 to 0.5 where later ones may be out
+    """Chance that a training image is blurred (sigma up to 2 pixels of 224). 0.1 to 0.5 where later ones may be out
     of focus; not where fine texture tells the classes apart."""
     grey: Fraction = 0.0
-    """Chance that a training picture loses its colours. 0.1 or 0.2 where colour misleads, not where it tells."""
+    """Chance that a training image loses its colours. 0.1 or 0.2 where colour misleads, not where it tells."""
     solarize: Fraction = 0.0
-    """Chance that the bright half of each channel of a training picture is turned upside down. 0.1 or 0.2 in long
+    """Chance that the bright half of each channel of a training image is turned upside down. 0.1 or 0.2 in long
     training from scratch."""
 
     @property
@@ -124,15 +124,15 @@ class Augment:
 class Backbone:
     name: BackboneName = "efficientnetb0"
     """Which convolutional network; see model/backbones.py. `tiny` is a small residual network for training from
-    scratch on little pictures."""
+    scratch on little images."""
     alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
     """Width multiplier of mobilenet and mobilenetv2."""
     weights: str = "imagenet"
     """`imagenet` (downloaded once by Keras), `none` (random), or a .weights.h5 / .h5 / .keras file."""
     stochastic_depth: Fraction = 0.0
-    """In training, each picture passes by the residual branch of the deepest block with this chance, and of lower ones
+    """In training, each image passes by the residual branch of the deepest block with this chance, and of lower ones
     with less, in a straight line; 0 for never. For tiny, resnet50, resnet101, resnet50v2 and mobilenetv2 where many
-    blocks are thawed; frozen ones drop nothing. (efficientnetb0 always does it, with 0.2.)"""
+    blocks are unfrozen; frozen ones drop nothing. (efficientnetb0 always does it, with 0.2.)"""
 
     @model_validator(mode="after")
     def _there_are_branches_to_drop(self):
@@ -152,10 +152,10 @@ class Backbone:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Head:
     levels: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = 1
-    """Outputs of how many of the top blocks are features, side by side; more than 1 helps where the pictures are far
+    """Outputs of how many of the top blocks are features, side by side; more than 1 helps where the images are far
     from ImageNet. `auto`: what the probe likes best of 1, 2 and the top half."""
     pooling: Literal["avg", "max", "both"] = "avg"
-    """How a feature map becomes one vector a picture: mean, maximum, or the two side by side."""
+    """How a feature map becomes one vector an image: mean, maximum, or the two side by side."""
     root: Literal["auto"] | bool = False
     """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: yes,
     unless the probe clearly likes them better as they are."""
@@ -200,7 +200,7 @@ class Stage:
     """What of the backbone is trained: 0 nothing (head only), k the top k blocks, a block's name (`conv4`: that block
     and all above), or `all`."""
     epochs: Positive = 10
-    """At most this many passes over the training pictures; early stopping may end sooner."""
+    """At most this many passes over the training images; early stopping may end sooner."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad", "lion"] = "adamw"
     """How a gradient becomes a step. `sgd` (with Nesterov momentum 0.9) wants 10 to 100 times the learning rate of
     `adamw`, `adagrad` 10 times, `lion` a third to a tenth of it with as much more weight decay."""
@@ -208,7 +208,7 @@ class Stage:
     """Peak step size of the optimizer; scripts/find_lr.py suggests one."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block below the head learns at this times the rate of the one above it (the head at learning_rate); 1 for
-    all alike. Around 0.7 where many blocks are thawed."""
+    all alike. Around 0.7 where many blocks are unfrozen."""
     schedule: Literal["cosine", "constant", "one_cycle", "step", "exponential", "plateau"] = "cosine"
     """How the step size falls after the warm-up: along a cosine to zero, not at all (to see what a learning rate
     does), to a tenth after each third, or evenly to a hundredth. `one_cycle` rises over 30 % of the steps, whatever the
@@ -225,16 +225,16 @@ class Stage:
     """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
     normalisation, and not with `adam`, which is `adamw` without it."""
     l1: Penalty = 0.0
-    """L1 penalty on thawed kernels of the backbone: l1 * sum |w| is added to the training loss. Many become zero."""
+    """L1 penalty on unfrozen kernels of the backbone: l1 * sum |w| is added to the training loss. Many become zero."""
     l2: Penalty = 0.0
-    """L2 penalty on thawed kernels of the backbone: l2 * sum w^2 is added to the training loss. With `sgd`; with the
+    """L2 penalty on unfrozen kernels of the backbone: l2 * sum w^2 is added to the training loss. With `sgd`; with the
     others, which divide by the size of the gradient, weight_decay does what this is meant to."""
     l2_sp: Penalty = 0.0
-    """Penalty on the distance of thawed kernels from the pretrained ones: l2_sp * sum (w - start)^2 is added to the
-    training loss. 0.01 where fine-tuning forgets more than it learns; more where more blocks thaw."""
+    """Penalty on the distance of unfrozen kernels from the pretrained ones: l2_sp * sum (w - start)^2 is added to the
+    training loss. 0.01 where fine-tuning forgets more than it learns; more where more blocks unfreeze."""
     views: Annotated[int, Field(ge=0)] = 4
     """While lower blocks are frozen, their activations are computed once for this many augmented views of each
-    picture, which the epochs take in turn; 0 for a view an epoch."""
+    image, which the epochs take in turn; 0 for a view an epoch."""
     refresh: Annotated[int, Field(ge=0)] = 0
     """Compute new views after this many epochs; 0 for never."""
     only_if_gain: Fraction = 0.0
@@ -244,12 +244,12 @@ class Stage:
     def _unfreeze_makes_sense(self):
         if isinstance(self.unfreeze, int) and self.unfreeze < 0:
             raise ValueError(f"unfreeze must be 0 or more blocks, a block's name or 'all'; received {self.unfreeze}")
-        thawed = {name: getattr(self, name) for name in ("l1", "l2", "l2_sp")} | {"layer_decay": 1 - self.layer_decay}
-        idle = [name for name, value in thawed.items() if value]
+        unfrozen = {name: getattr(self, name) for name in ("l1", "l2", "l2_sp")} | {"layer_decay": 1 - self.layer_decay}
+        idle = [name for name, value in unfrozen.items() if value]
         if self.unfreeze == 0 and idle:
             raise ValueError(
-                f"{', '.join(idle)}: for thawed blocks of the backbone, and unfreeze=0 thaws none. Thaw some, or leave "
-                "it out (the head has head.l1 and head.l2)"
+                f"{', '.join(idle)}: for unfrozen blocks of the backbone, and unfreeze=0 unfreezes none. Unfreeze some, or "
+                "leave it out (the head has head.l1 and head.l2)"
             )
         return self
 
@@ -266,7 +266,7 @@ class Stage:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Train:
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Pictures per batch, which is a step, unless gradients are accumulated."""
+    """Images per batch, which is a step, unless gradients are accumulated."""
     accumulate: Annotated[int, Field(ge=1, le=256)] = 1
     """Average the gradients of this many batches before each step: what a batch so many times as large would do, in
     the memory of one. At most the batches of an epoch; they are counted on from epoch to epoch, and what is left at
@@ -280,9 +280,9 @@ class Train:
     best epochs are often its last, so little patience costs accuracy."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """What training minimises. `focal` passes over what is known already, (1 - p)^2 times the cross-entropy: where easy
-    pictures are many and hard ones few. Its probabilities are less sure than they could be."""
+    images are many and hard ones few. Its probabilities are less sure than they could be."""
     class_weights: Literal["none", "balanced", "effective"] | dict[str, Weight] = "none"
-    """What a training picture counts: all the same, as much as makes all classes count the same, or less for rare
+    """What a training image counts: all the same, as much as makes all classes count the same, or less for rare
     classes than that, by effective number. For classes of very different size whose errors matter the same;
     validation is not weighted, so choose train.monitor=macro_f1 with it. Or a table of your own, in which classes that
     are not named count 1: `[train.class_weights]` with `daisy = 2.0`, on the command line --train.class_weights.daisy=2
@@ -291,19 +291,19 @@ class Train:
     """Adds this times the logarithm of each class's share to the logits in training, so that rare classes must win by
     more: 1 for the least balanced error on a long tail, 0 for off. Choose train.monitor=macro_f1 with it."""
     sampling: Literal["all", "balanced"] = "all"
-    """Which training pictures make an epoch: each once, or as many of every class, in an epoch as long as before. Then
+    """Which training images make an epoch: each once, or as many of every class, in an epoch as long as before. Then
     those of common classes take turns, and those of rare ones come several times, varied anew each time. In place of
     class_weights; choose train.monitor=macro_f1 with it too."""
     label_smoothing: Fraction = 0.0
     """Part of each training label that is spread evenly over all classes, so that the network does not grow ever
-    surer of pictures it knows by heart; validation is not smoothed."""
+    surer of images it has memorised; validation is not smoothed."""
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Alpha of mixup: each training picture is blended with another of its batch, and so are their labels, by a share
-    drawn from Beta(alpha, alpha); 0 for off. 0.2 (mostly little) to 1 (anything) in long training that learns its
-    pictures by heart. Where lower blocks are frozen, their activations are blended. The last quarter of a stage sees
-    pictures as they are."""
+    """Alpha of mixup: each training image is blended with another of its batch, and so are their labels, by a share
+    drawn from Beta(alpha, alpha); 0 for off. 0.2 (mostly little) to 1 (anything) in long training that
+    memorises its images. Where lower blocks are frozen, their activations are blended. The last quarter of a stage sees
+    images as they are."""
     cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Alpha of cutmix: a rectangle of each training picture is taken from another of its batch, and its part of the
+    """Alpha of cutmix: a rectangle of each training image is taken from another of its batch, and its part of the
     label; 0 for off, 1 for all sizes alike. Not in a stage of the head alone, whose features have no area. With mixup
     also on, each batch draws one of the two."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -313,8 +313,8 @@ class Train:
     probe: bool = True
     """Begin with logistic regression on the frozen features, and start the head from it (pretrained backbones)."""
     final_fit: Literal["auto", "yes", "no"] = "auto"
-    """After the choices are made, train once more, the same way, on training and validation pictures together; auto:
-    with pretrained weights and fewer than 5,000 pictures."""
+    """After the choices are made, train once more, the same way, on training and validation images together; auto:
+    with pretrained weights and fewer than 5,000 images."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """A training that is interrupted loses at most so many seconds, and the epoch in which they end; 0 to save after
     every epoch. The end of a stage is always saved."""
@@ -328,7 +328,7 @@ class Train:
     def _there_is_another_to_mix_with(self):
         if self.batch_size == 1 and (self.mixup or self.cutmix):
             raise ValueError(
-                "mixup and cutmix mix the pictures of a batch with one another; received batch_size=1. Take 2 or more"
+                "mixup and cutmix mix the images of a batch with one another; received batch_size=1. Take 2 or more"
             )
         return self
 
@@ -347,17 +347,17 @@ class Train:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Evaluate:
     mirror: Literal["auto"] | bool = "auto"
-    """Average the probabilities of each picture and its mirror image, in validation, test and predict.py: a little
+    """Average the probabilities of each image and its mirror image, in validation, test and predict.py: a little
     more accurate, twice the time. `auto`: where training sees mirror images too (augment.flip)."""
     whole: bool = False
-    """Average also with those of the whole picture, its aspect changed, where data.resize is crop: what the crop cuts
+    """Average also with those of the whole image, its aspect changed, where data.resize is crop: what the crop cuts
     off is seen too. A little more accurate, twice the time."""
     magnify: Literal["auto"] | bool = False
-    """Average also with those of a closer look at the middle of the picture (two thirds of each side), and let the
+    """Average also with those of a closer look at the middle of the image (two thirds of each side), and let the
     probe learn from it: twice the time once more. Good where what matters is in the middle and may be small. `auto`:
     if the probe clearly likes that better."""
     wanted_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Of the answers that are given, if unsure ones may be withheld: the report says how many pictures that leaves, and
+    """Of the answers that are given, if unsure ones may be withheld: the report says how many images that leaves, and
     calibration.json from which confidence on. It must be likely, and not luck, which 27 validation images can promise
     for 0.95 and none for 1."""
     wanted_precision: Fraction = 0.0
@@ -390,7 +390,7 @@ class Config:
             )
         if self.train.sampling == "balanced" and any(stage.refresh for stage in self.stages):
             raise ValueError(
-                "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its pictures "
+                "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its images "
                 "at a pace of its own. Leave refresh out, and take more stages.N.views"
             )
         return self
@@ -526,7 +526,7 @@ MAY_CHANGE = (
     "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
-result one that no uninterrupted run could have had. (Another path must lead to the same pictures; that is checked.
+result one that no uninterrupted run could have had. (Another path must lead to the same images; that is checked.
 Patience must stay where it decides when the step size falls: stages.N.schedule=plateau.)"""
 
 

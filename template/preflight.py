@@ -26,11 +26,11 @@ from .train.features import FeatureCache
 from .train.stages import mixing_of
 
 MOST = 500
-"""Pictures of each part that the probe and the small network look at; more would take longer and say the same."""
+"""Images of each part that the probe and the small network look at; more would take longer and say the same."""
 
 
 def preflight(config: Config, folder: Path) -> bool:
-    """Check data, labels, network and machine; print, and write preflight.json and two grids of pictures into a folder.
+    """Check data, labels, network and machine; print, and write preflight.json and two grids of images into a folder.
 
     Args:
         config: as for a run.
@@ -40,10 +40,10 @@ def preflight(config: Config, folder: Path) -> bool:
         Whether every check passed.
 
     Raises:
-        DataError: if the pictures cannot be trained on.
+        DataError: if the images cannot be trained on.
         WeightsError: if the pretrained weights are not to be had.
     """
-    found, numbers, pictures = inspect(config)
+    found, numbers, images = inspect(config)
     for check in found:
         print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found} (expected: {check.expected})")
         if not check.passed:
@@ -51,17 +51,17 @@ def preflight(config: Config, folder: Path) -> bool:
     for name, value in numbers.items():
         print(f"      {name}: {value:.3g}")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
+    for name, image in images.items():
         with runs.replacing(folder / name) as temporary:
-            picture.save(temporary, format="PNG")
+            image.save(temporary, format="PNG")
     table = [dataclasses.asdict(check) for check in found]
     runs.write_json(folder / "preflight.json", {"checks": table, "numbers": numbers})
-    print(f"look at {' and '.join(str(folder / name) for name in pictures)}: are these the pictures, and their labels?")
+    print(f"look at {' and '.join(str(folder / name) for name in images)}: are these the images, and their labels?")
     return all(check.passed for check in found)
 
 
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
-    """All checks; what a run has to beat, and how long it will take; pictures by file name."""
+    """All checks; what a run has to beat, and how long it will take; images by file name."""
     open_config, config, clock = config, without_auto(config), runs.Timer()
     recipe.set_seed_and_precision(config.train)
     config, examples, see = recipe.load_data(config)
@@ -78,12 +78,12 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
     stage = config.stages[0] if config.stages else Stage(unfreeze=1)
-    thawed = stage.unfreeze or 1  # the head alone, which the probe fits, would say little
+    unfrozen = stage.unfreeze or 1  # the head alone, which the probe fits, would say little
 
     def fresh(**head: float):
         settings = dataclasses.replace(config.head, **head)
         model = attach(base, config.backbone, settings, np.bincount(train.labels, minlength=len(names)))
-        freeze(model, config.backbone, thawed)
+        freeze(model, config.backbone, unfrozen)
         return model
 
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
@@ -91,7 +91,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     off = ("dropout", "noise", "drop_block", "drop_connect", "l1", "l2", "max_norm")
     loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
     at_init = checks.loss_at_init(loose, train)
-    bottom = boundary(loose, config.backbone, config.head, thawed)
+    bottom = boundary(loose, config.backbone, config.head, unfrozen)
     by_heart, learned = checks.overfit_small_batch(loose, bottom, train, names)
     served = [_served(examples, row, config) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
@@ -129,8 +129,8 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         numbers["validation accuracy, logistic regression on frozen features"] = right
     counts = {name: len(rows) for name, rows in part.items()}
     numbers |= _seconds(dataclasses.replace(open_config, stages=config.stages), config, fresh, train, counts)
-    pictures = {"preflight.png": entered, "learned_by_heart.png": learned}
-    return found, {name: float(value) for name, value in numbers.items()}, pictures
+    images = {"preflight.png": entered, "memorised.png": learned}
+    return found, {name: float(value) for name, value in numbers.items()}, images
 
 
 def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
@@ -150,8 +150,8 @@ def _seconds(
         open_config: with its `auto`, and its stages.
         config: without.
         fresh: makes a model as training begins with it.
-        train: training pictures as they are.
-        counts: pictures of each part.
+        train: training images as they are.
+        counts: images of each part.
     """
     a_look = forecast.seconds_per_image(fresh(), train, config.train.batch_size)
     paces = [(stage, forecast.measure_stage(fresh(), config, stage, train)) for stage in config.stages]

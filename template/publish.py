@@ -28,7 +28,7 @@ from .train.checkpoint import TrainState
 from .train.select import MONITORED
 
 SHOWN = 12
-"""Pictures in a gallery of the report."""
+"""Images in a gallery of the report."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class TrainedRun:
         examples: all that were used.
         pixels: theirs, in the same order.
         facts: about their files, read when the run began.
-        model: that gave the answers which are reported: as it will be used, or without test pictures, as it was before
+        model: that gave the answers which are reported: as it will be used, or without test images, as it was before
             the final fit.
         state: of the training.
         learning_curve: from `train.baselines`, or None.
-        known: right answers and pictures asked, of those it learned from.
-        by_colours: right answers of colours alone, of the test pictures or, without, those of validation.
+        known: right answers and images asked, of those it learned from.
+        by_colours: right answers of colours alone, of the test images or, without, those of validation.
     """
 
     config: Config
@@ -64,7 +64,7 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
 
     Args:
         trained: all that made them.
-        said: predictions of `test` (perhaps of no pictures) and `val`, and of `probe` if there was one.
+        said: predictions of `test` (perhaps of no images) and `val`, and of `probe` if there was one.
         clock: of the run.
         folder: of the run.
 
@@ -77,7 +77,7 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
         best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
         said["val"].save(folder / "predictions_val.npz")
         wanted = trained.config.evaluate.wanted_accuracy, trained.config.evaluate.wanted_precision or None
-        # Of the network before the final fit, which has not learned from the pictures of validation.
+        # Of the network before the final fit, which has not learned from the images of validation.
         calibration = calibrate(said["val"], said["test"] if scores["test"] else None, *wanted)
         decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
         runs.write_json(folder / "calibration.json", decided)
@@ -107,7 +107,7 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
 
 
 def _compared(trained: TrainedRun, best: Predictions, folder: Path) -> dict[str, Any]:
-    """What the scores mean: choices, baselines, what holds the classifier back, what is odd about the pictures."""
+    """What the scores mean: choices, baselines, what holds the classifier back, what is odd about the images."""
     found = {
         name: runs.read_json(folder / f"{name}.json")
         for name in ("choices", "audit", "preflight")
@@ -146,11 +146,11 @@ def _what(config: Config, examples: Examples) -> str:
     """One line on the data and the model."""
     counts = {name: int((examples.parts == name).sum()) for name in ("train", "val")}
     weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
-    learned = f"{counts['train']} pictures"
+    learned = f"{counts['train']} images"
     refitted, later = refits(config, int((examples.parts != "").sum())), ""
     if refitted:
         together = counts["train"] + counts["val"]
-        learned = f"{together} pictures (with those of validation, after the validation column below was measured)"
+        learned = f"{together} images (with those of validation, after the validation column below was measured)"
     if refitted and not (examples.parts == "test").any():
         later = " All that is shown here is of the network before the final fit; model.keras has also learned from the "
         later += "validation images since, and no image is left to measure it."
@@ -161,7 +161,7 @@ def _what(config: Config, examples: Examples) -> str:
 
 
 def _facts(trained: TrainedRun, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """What pictures may have in common, by name, for `failures.slices`; a fact that all share is left out."""
+    """What images may have in common, by name, for `failures.slices`; a fact that all share is left out."""
     width, height = (np.maximum(size[rows], 1) for size in (trained.facts.width, trained.facts.height))
     brightness = [trained.pixels[rows[i : i + 64]].mean(axis=(1, 2, 3)) for i in range(0, len(rows), 64)]
     facts = {

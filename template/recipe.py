@@ -1,4 +1,4 @@
-"""The whole story of a run, from pictures on disk to a report, in one function."""
+"""The whole story of a run, from images on disk to a report, in one function."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
         The metrics, as in metrics.json.
 
     Raises:
-        DataError: if the pictures cannot be trained on, or are not those that the interrupted run began with.
+        DataError: if the images cannot be trained on, or are not those that the interrupted run began with.
         WeightsError: if the pretrained weights are not to be had.
         ConfigError: if the run has begun with settings that must not change.
         DiskError: if another process writes to the folder, it cannot be written to, or there is too little room.
@@ -124,7 +124,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     measured = strip_training_layers(model).get_weights()
     if suggest.refits(config, int((examples.parts != "").sum())):
         with clock("final fit"):
-            print(f"once more, on training and validation pictures together: {len(part['train']) + len(part['val'])}")
+            print(f"once more, on training and validation images together: {len(part['train']) + len(part['val'])}")
             assign(model.variables, untouched)
             if starts_from_probe(config):
                 init_head_from_probe(model, base, config, [train, val], store)
@@ -141,7 +141,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
 
 
 def load_data(config: Config) -> tuple[Config, Examples, Callable[[Data], ArrayFile]]:
-    """The pictures of a recipe, decoded and divided into parts.
+    """The images of a recipe, decoded and divided into parts.
 
     Args:
         config: with or without `auto`.
@@ -178,7 +178,7 @@ def _same(examples: Examples, again: Examples, pixels: ArrayFile) -> ArrayFile:
 
 
 def with_stages(config: Config, images: int) -> Config:
-    """The configuration with stages, if it names none, chosen from the number of training pictures.
+    """The configuration with stages, if it names none, chosen from the number of training images.
 
     Says which settings have no effect with them.
     """
@@ -188,7 +188,7 @@ def with_stages(config: Config, images: int) -> Config:
         batch = config.train.batch_size * config.train.accumulate
         stages = suggest.stages(images, batch, blocks, config.head.levels, **how)
         said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
-        print(f"stages from the data: {said or f'none; with {images} pictures the probe is the best there is'}")
+        print(f"stages from the data: {said or f'none; with {images} images the probe is the best there is'}")
         config = dataclasses.replace(config, stages=stages)
     for key, why in suggest.settings_without_effect(config, images).items():
         print(f"{key} has no effect: {why}")
@@ -257,13 +257,13 @@ def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> No
 
 
 def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> None:
-    """Print what was found, and write what the run is made from; refuse to go on with other pictures than before."""
+    """Print what was found, and write what the run is made from; refuse to go on with other images than before."""
     used = examples.parts != ""
     table = to_csv(examples)
     before = (folder / "split.csv").read_text(encoding="utf-8") if (folder / "split.csv").exists() else table
     if before != table:
         raise DataError(
-            f"The pictures or their split have changed since {str(folder)!r} began:\n  "
+            f"The images or their split have changed since {str(folder)!r} began:\n  "
             f"{first_lines(differences(before, table))}\nPut them back as they were and resume, or start a new run."
         )
     begun = folder / "begun.toml"

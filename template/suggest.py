@@ -10,14 +10,14 @@ def stages(
 ) -> tuple[Stage, ...]:
     """Stages for a recipe that names none.
 
-    Pretrained: with fewer than 200 pictures, none: no gradient step has been seen to improve on the probe there. With
+    Pretrained: with fewer than 200 images, none: no gradient step has been seen to improve on the probe there. With
     more, the top sixth of the blocks; from 2,000 also the top half, if that helped. A probe that wants to see lower
-    levels says that the pictures are far from ImageNet: it has them already, and thawing starts at 1,000 pictures, from
+    levels says that the images are far from ImageNet: it has them already, and unfreezing starts at 1,000 images, from
     the half. From scratch: everything at once.
 
     Args:
         images: in the training part.
-        batch_size: pictures a step.
+        batch_size: images a step.
         blocks: of the backbone.
         levels: of the head.
         pretrained: whether it has weights to be careful with.
@@ -79,7 +79,7 @@ def settings_without_effect(config: Config, images: int) -> dict[str, str]:
 
 
 def refits(config: Config, images: int) -> bool:
-    """Whether a run ends with a fit on training and validation pictures together; by itself where they are few.
+    """Whether a run ends with a fit on training and validation images together; by itself where they are few.
 
     Args:
         config: of the run.

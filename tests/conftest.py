@@ -1,4 +1,4 @@
-"""Pictures for the tests, all of them generated, and scripts called as a person calls them."""
+"""Images for the tests, all of them generated, and scripts called as a person calls them."""
 
 import contextlib
 import io
@@ -43,8 +43,8 @@ def call(script: str, *arguments, until: str | None = None) -> tuple[int | str |
     return code, said.getvalue()
 
 
-def picture(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """A noisy picture of stripes or of a disc: easy to tell apart, and no two are equal. uint8 [size, size, 3]."""
+def image(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """A noisy image of stripes or of a disc: easy to tell apart, and no two are equal. uint8 [size, size, 3]."""
     y, x = np.mgrid[:size, :size]
     shift = rng.integers(0, 8)
     shape = {
@@ -63,7 +63,7 @@ def class_folders(root: Path, each: int = 12, size: int = 32, seed: int = 0) -> 
     for kind in ("across", "disc", "upright"):
         (root / kind).mkdir(parents=True)
         for number in range(each):
-            Image.fromarray(picture(kind, rng, size)).save(root / kind / f"{number:02d}.png")
+            Image.fromarray(image(kind, rng, size)).save(root / kind / f"{number:02d}.png")
     return root
 
 
@@ -71,7 +71,7 @@ def class_folders(root: Path, each: int = 12, size: int = 32, seed: int = 0) -> 
 def make_folder(tmp_path):
     """Makes `class_folders` below the test's own folder."""
 
-    def make(name: str = "pictures", **how) -> Path:
+    def make(name: str = "images", **how) -> Path:
         return class_folders(tmp_path / name, **how)
 
     return make
@@ -79,7 +79,7 @@ def make_folder(tmp_path):
 
 @pytest.fixture
 def class_folder(make_folder) -> Path:
-    """Three classes of twelve pictures each."""
+    """Three classes of twelve images each."""
     return make_folder()
 
 

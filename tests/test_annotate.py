@@ -22,7 +22,7 @@ def examples(class_folder) -> Examples:
 
 
 def predictions(examples: Examples, wrong: int = 0) -> Predictions:
-    """Of every third picture; the first few are wrong."""
+    """Of every third image; the first few are wrong."""
     some = examples.take(np.arange(0, len(examples), 3))
     said = np.where(np.arange(len(some)) < wrong, (some.labels + 1) % 3, some.labels)
     return Predictions(some.ids, some.labels, 5 * np.eye(3, dtype=np.float32)[said], examples.class_names)
@@ -51,13 +51,13 @@ def request(server: Server, method: str, path: str, body: object = None, **heade
     return response.status, response.read()
 
 
-def test_the_pictures_are_those_that_the_run_was_measured_on_in_an_order_that_says_nothing(examples):
+def test_the_images_are_those_that_the_run_was_measured_on_in_an_order_that_says_nothing(examples):
     said = predictions(examples)
     some = drawn(examples, said, 6)
     assert len(some) == 6 and set(some.ids) < set(said.ids) and list(some.ids) != sorted(some.ids)
     assert list(some.ids) == list(drawn(examples, said, 6).ids), "to go on tomorrow"
     assert set(drawn(examples, said, 999).ids) == set(said.ids)
-    with pytest.raises(DataError, match="12 pictures .* are gone, such as"):
+    with pytest.raises(DataError, match="12 images .* are gone, such as"):
         drawn(examples.take(np.arange(1, len(examples), 3)), said, 999)
 
 
@@ -74,8 +74,8 @@ def test_a_whole_session(server, asked):
     assert Questions(asked.examples, asked.file).answers() == asked.answers(), "found again tomorrow"
 
 
-def test_a_picture_is_shown_whole_and_says_nothing_else(server, asked):
-    status, body = request(server, "GET", "/picture/2")
+def test_a_image_is_shown_whole_and_says_nothing_else(server, asked):
+    status, body = request(server, "GET", "/image/2")
     kind, encoded = json.loads(body).split(",")
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).resize((32, 32)), float)
     with Image.open(asked.examples.images[2]) as original:
@@ -111,16 +111,16 @@ def test_other_sites_are_turned_away(server, asked):
     assert server.server_address[0] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("path", ["/picture/6", "/picture/", "/picture/x", "/../human.json", "/picture/../0"])
+@pytest.mark.parametrize("path", ["/image/6", "/image/", "/image/x", "/../human.json", "/image/../0"])
 def test_nothing_else_is_served(server, path):
     assert request(server, "GET", path)[0] == 404
 
 
-def test_a_picture_that_is_gone_is_said_and_the_rest_goes_on(server, asked):
+def test_a_image_that_is_gone_is_said_and_the_rest_goes_on(server, asked):
     Path(asked.examples.images[1]).unlink()
-    status, said = request(server, "GET", "/picture/1")
+    status, said = request(server, "GET", "/image/1")
     assert status == 404 and json.loads(said)
-    assert request(server, "GET", "/picture/2")[0] == 200
+    assert request(server, "GET", "/image/2")[0] == 200
 
 
 def test_person_classifier_and_labels_are_compared_on_what_the_person_named(examples):

@@ -55,8 +55,8 @@ def saved(image: Image.Image, file: Path, **how) -> Path:
 
 @pytest.fixture
 def tidy(tmp_path) -> Path:
-    """Three classes of fifteen pictures, with nothing wrong."""
-    root = tmp_path / "pictures"
+    """Three classes of fifteen images, with nothing wrong."""
+    root = tmp_path / "images"
     for number in range(45):
         saved(scene(number), root / ("ant", "bee", "fly")[number % 3] / f"{number:03d}.jpg", quality=90)
     return root
@@ -93,7 +93,7 @@ def mirrored(image: Image.Image) -> Image.Image:
 
 
 def of_class(root: Path, change: Callable[[Image.Image], Image.Image], suffix: str = ".jpg", **how) -> None:
-    """Change every picture of one class."""
+    """Change every image of one class."""
     for file in sorted((root / "bee").iterdir()):
         image = change(Image.open(file).convert("RGB"))
         file.unlink()
@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "look",
     ),
     "empty": (lambda r: (r / "ant/x.jpg").touch(), "unreadable", "look"),
-    "text": (lambda r: (r / "ant/x.jpg").write_text("not a picture"), "unreadable", "look"),
+    "text": (lambda r: (r / "ant/x.jpg").write_text("not an image"), "unreadable", "look"),
     "web page": (lambda r: (r / "ant/x.jpg").write_text("<!doctype html><p>404"), "unreadable", "look"),
     "iPhone": (lambda r: (r / "ant/x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "unreadable", "look"),
     "link to nowhere": (lambda r: (r / "ant/x.jpg").symlink_to(r / "gone.jpg"), "unreadable", "look"),
@@ -151,12 +151,12 @@ def test_a_planted_fault_is_found(tidy, fault):
     assert all(f.message and f.advice for f in found)
     if check not in {"outside", "shortcut", "few", "imbalance"}:
         examples = load_examples(str(tidy))
-        named = {Path(str(examples.ids[row])).stem for f in found for group in f.pictures for row in group}
+        named = {Path(str(examples.ids[row])).stem for f in found for group in f.images for row in group}
         assert "x" in named and named <= {"x", "000"}
 
 
 @pytest.mark.parametrize(("how", "check"), [(90, "equal across parts"), (40, "nearly equal across parts")])
-def test_a_training_picture_in_the_test_part_is_found(parted, how, check):
+def test_a_training_image_in_the_test_part_is_found(parted, how, check):
     if how == 90:
         shutil.copy(parted / "train/ant/000.jpg", parted / "test/ant/x.jpg")
     else:
@@ -164,7 +164,7 @@ def test_a_training_picture_in_the_test_part_is_found(parted, how, check):
     (found,) = [f for f in findings(parted) if f.severity == "mend"]
     examples = load_examples(str(parted))
     assert found.check == check
-    assert [{str(examples.ids[row]) for row in group} for group in found.pictures] == [
+    assert [{str(examples.ids[row]) for row in group} for group in found.images] == [
         {"train/ant/000.jpg", "test/ant/x.jpg"}
     ]
 
@@ -191,7 +191,7 @@ def test_copies_are_found_and_strangers_are_not():
     assert len(found) >= 95 and all(b == a + 100 for a, b in found)
 
 
-def test_a_hash_turns_with_its_picture():
+def test_a_hash_turns_with_its_image():
     small = np.stack([np.asarray(scene(seed).resize((64, 64))) for seed in range(5)])
     hashes = perceptual_hashes(small)
     assert hashes.shape == (5, 8) and hashes.dtype == np.uint64
@@ -225,15 +225,15 @@ def test_the_script_writes_a_page_a_list_and_a_clean_table_and_touches_nothing(p
     before = contents(parted)
     code, said, _ = run(parted, "--out", tmp_path / "audit", "--write-csv", tmp_path / "clean.csv")
     assert code == 1 and contents(parted) == before
-    assert "MEND  two labels: Equal pictures under two labels: 1" in said
-    listed = {f["check"]: f["pictures"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
+    assert "MEND  two labels: Equal images under two labels: 1" in said
+    listed = {f["check"]: f["images"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
     assert [sorted(pair) for pair in listed["two labels"]] == [["train/bee/001.jpg", "train/fly/x.jpg"]]
     page = (tmp_path / "audit/audit.html").read_text()
     assert "train/fly/x.jpg" in page and "data:image/jpeg;base64," in page
     assert "<b>broken" not in page and "&lt;b&gt;broken.jpg" in page
     with (tmp_path / "clean.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    kept = {str(Path(row["path"])).removeprefix("pictures/") for row in rows}
+    kept = {str(Path(row["path"])).removeprefix("images/") for row in rows}
     gone = {str(f.relative_to(parted)) for f in parted.rglob("*.jpg")} - kept
     lost = {"train/ant/000.jpg", "train/bee/001.jpg", "train/fly/x.jpg", "train/ant/again.jpg"}
     assert gone == lost | {"train/ant/<b>broken.jpg"}
@@ -253,8 +253,8 @@ GLANCED = [name for name in FAULTS if FAULTS[name][1] not in {"unreadable", "out
 
 
 @pytest.mark.parametrize("fault", GLANCED)
-def test_a_glance_at_decoded_pictures_finds_the_same(tidy, tmp_path, fault):
-    """All but what decoding and the split find already; a crop hides nothing of these pictures that counts."""
+def test_a_glance_at_decoded_images_finds_the_same(tidy, tmp_path, fault):
+    """All but what decoding and the split find already; a crop hides nothing of these images that counts."""
     plant, check, severity = FAULTS[fault]
     plant(tidy)
     data = Data(image_size=96, resize="crop", cache=str(tmp_path / "cache"))
@@ -276,7 +276,7 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
         (examples, read_facts(examples)),
         (found, facts_from_pixels(found, pixels, np.arange(len(found)))),
     ):
-        said = {f.message: [used.ids[row] for (row,) in f.pictures] for f in audit(used, facts) if f.check == "assumed"}
+        said = {f.message: [used.ids[row] for (row,) in f.images] for f in audit(used, facts) if f.check == "assumed"}
         assert said == {
             "1: more than one page, of which the first is used": ["ant/pages.tif"],
             "2: 12 of 16 bits are used, and scaled by that": ["bee/deep.png", "fly/deep.png"],
@@ -299,14 +299,14 @@ def test_what_has_few_pixels_is_no_copy_of_what_looks_like_it(tmp_path):
     assert not [f for f in findings(tmp_path / "p") if f.check.startswith("nearly equal")]
 
 
-def test_pictures_that_a_network_finds_alike(tidy):
+def test_images_that_a_network_finds_alike(tidy):
     examples = load_examples(str(tidy))
     features = np.random.default_rng(0).normal(size=(45, 64)).astype(np.float32)
     assert list(feature_duplicates(examples, features)) == []
     features[12] = 3 * features[4] + 0.3 * features[5]
     features[40] = features[20] + 0.3 * features[21]
     (found,) = feature_duplicates(examples, features)
-    assert (found.check, found.severity) == ("alike", "look") and found.pictures == [(4, 12), (20, 40)]
+    assert (found.check, found.severity) == ("alike", "look") and found.images == [(4, 12), (20, 40)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("template.data.audit.ALIKE", 0.0)
         assert list(feature_duplicates(examples, features)) == []
@@ -328,7 +328,7 @@ def weights(tmp_path) -> Path:
 
 
 def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
-    """Colours tell the classes; three pictures lie in the wrong folder."""
+    """Colours tell the classes; three images lie in the wrong folder."""
     wrong = {7, 23, 41}
     for number in range(60):
         tint, kind = number % 2, (number % 2) ^ (number in wrong)
@@ -338,7 +338,7 @@ def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
     settings = ["--backbone.name=tiny", f"--backbone.weights={weights}", "--data.image_size=32"]
     settings += [f"--data.cache={tmp_path / 'cache'}", "--augment.flip=false"]
     code, said, _ = run(tmp_path / "p", "--labels", "--out", tmp_path / "audit", *settings)
-    found = {f["check"]: f["pictures"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
+    found = {f["check"]: f["images"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
     assert {int(Path(group[0]).stem) for group in found["labels"][:3]} == wrong
     assert code in {0, 1} and "the most doubtful first" in said
 
@@ -352,7 +352,7 @@ def test_names_of_any_kind_are_audited_and_those_that_a_table_cannot_hold_are_na
         pytest.skip("this file system takes only UTF-8")
     code, said, _ = run(tidy, "--out", tmp_path / "audit", "--write-csv", tmp_path / "clean.csv")
     assert code in {0, 1}
-    assert "not in the table: 1 pictures whose names are not UTF-8, such as" in said and "\\udcff.jpg" in said
+    assert "not in the table: 1 images whose names are not UTF-8, such as" in said and "\\udcff.jpg" in said
     before, again = load_examples(str(tidy)), load_examples(str(tmp_path / "clean.csv"))
     assert len(again) == len(before) - 1 and again.class_names == before.class_names
     assert all(image.exists() for image in again.images)

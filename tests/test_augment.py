@@ -1,4 +1,4 @@
-"""Augmentation does what its policy says, to the picture that it says, the same way every time."""
+"""Augmentation does what its policy says, to the image that it says, the same way every time."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def u(**values: float) -> np.ndarray:
     [ALL, dataclasses.replace(ALL, only=3), *(dataclasses.replace(p, flip=True) for p in POLICIES.values())],
     ids=["all", "only 3", *POLICIES],
 )
-def test_a_picture_varies_the_same_whatever_the_batch(policy):
+def test_a_image_varies_the_same_whatever_the_batch(policy):
     """Its numbers are a function of seed, epoch and index: neither batch size nor order nor a resumed run counts."""
     images, indices = noise(37), np.arange(100, 137)
     whole = augment(images, policy, 1, 2, indices)
@@ -64,7 +64,7 @@ def test_a_picture_varies_the_same_whatever_the_batch(policy):
 
 
 @pytest.mark.parametrize("policy", [ALL, *POLICIES.values()], ids=["all", *POLICIES])
-def test_matrices_of_many_pictures_are_those_of_each(policy):
+def test_matrices_of_many_images_are_those_of_each(policy):
     many = choose(np.stack([draws(1, 2, index) for index in range(100)]), policy)
     for matrix, shape in (
         (lambda u: warp_matrix(u, policy, 224), (2, 3)),
@@ -119,7 +119,7 @@ def test_the_originals_are_not_written_to(policy):
 
 
 @pytest.mark.parametrize("name", ["light", "medium", "heavy", "random"])
-def test_named_policies_vary_every_picture_and_stronger_ones_more(name):
+def test_named_policies_vary_every_image_and_stronger_ones_more(name):
     y, x = np.mgrid[:64, :64]
     images = np.repeat(np.stack([4 * x, 4 * y, 2 * (x + y)], axis=2)[None].astype(np.uint8), 40, axis=0)
 
@@ -135,7 +135,7 @@ def test_named_policies_vary_every_picture_and_stronger_ones_more(name):
 
 
 def strengths(policy: Policy, n: int = 1200) -> np.ndarray:
-    """Of each picture and each of CHOSEN, the variation as a part of the most that the policy allows: [n, 6]."""
+    """Of each image and each of CHOSEN, the variation as a part of the most that the policy allows: [n, 6]."""
     u = choose(np.stack([draws(3, 4, index) for index in range(n)]), policy)
     out = []
     for name, most in CHOSEN.items():
@@ -200,11 +200,11 @@ def test_chosen_variations_reach_the_pixels():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("size", [32, 63, 224])
 def test_a_closer_look_shows_the_middle_two_thirds(size, dtype):
-    """In a picture whose colours are its coordinates, every pixel tells where it came from."""
+    """In an image whose colours are its coordinates, every pixel tells where it came from."""
     y, x = np.mgrid[:size, :size]
-    picture = np.stack([x, y, np.full_like(x, 77)], axis=2).astype(dtype)
-    out = zoom_center(picture[None])[0]
-    assert out.shape == picture.shape and out.dtype == dtype
+    image = np.stack([x, y, np.full_like(x, 77)], axis=2).astype(dtype)
+    out = zoom_center(image[None])[0]
+    assert out.shape == image.shape and out.dtype == dtype
     # From edge to edge: a sixth of the side is left out at each. A pixel's place is its middle.
     place = ((np.arange(size) + 0.5) / size * 2 / 3 + 1 / 6) * size - 0.5
     atol = 1 / 64 + (0.5 if dtype == np.uint8 else 0)  # OpenCV rounds places to 1/32 pixel
@@ -273,19 +273,19 @@ def test_corners_of_the_output_lie_where_they_should_in_the_input(policy, number
 
 
 def test_pixels_come_from_where_the_matrix_says():
-    """In a picture whose colours are its coordinates, every output pixel tells where it came from."""
+    """In an image whose colours are its coordinates, every output pixel tells where it came from."""
     size = 64
     y, x = np.mgrid[:size, :size]
-    picture = np.stack([3 * x, 3 * y, np.full_like(x, 77)], axis=2).astype(np.uint8)
+    image = np.stack([3 * x, 3 * y, np.full_like(x, 77)], axis=2).astype(np.uint8)
     for index in range(50):
-        result = augment(picture[None], GEOMETRY, 0, 0, np.array([index]))[0].astype(float)
+        result = augment(image[None], GEOMETRY, 0, 0, np.array([index]))[0].astype(float)
         matrix = warp_matrix(draws(0, 0, index), GEOMETRY, size)
         source = np.stack([x, y, np.ones_like(x)], axis=2) @ matrix.T
         inside = ((source >= 0) & (source <= size - 1)).all(axis=2)
         assert inside.mean() > 0.3
         # OpenCV rounds places to 1/32 pixel, which is 0.05 in value, and values to whole numbers.
         np.testing.assert_allclose(result[inside][:, :2], 3 * source[inside], atol=0.7)
-        np.testing.assert_array_equal(result[..., 2], 77)  # outside, the picture is continued by its mirror image
+        np.testing.assert_array_equal(result[..., 2], 77)  # outside, the image is continued by its mirror image
 
 
 def test_crops_show_the_stated_part_of_the_area_and_lie_inside():
@@ -298,7 +298,7 @@ def test_crops_show_the_stated_part_of_the_area_and_lie_inside():
         assert min(corner) > -0.5 - 1e-9 and max(right[0], below[1]) < SIZE - 0.5 + 1e-9
         areas.append(width * height / SIZE**2)
         aspects.append(width / height)
-    # A crop that would be wider than the picture is cut, so the smallest is a little below the stated area.
+    # A crop that would be wider than the image is cut, so the smallest is a little below the stated area.
     assert 0.45 < min(areas) < 0.55 and 0.9 < max(areas) <= 1
     assert 3 / 4 - 1e-9 < min(aspects) < 0.8 and 1.25 < max(aspects) < 4 / 3 + 1e-9
 
@@ -405,7 +405,7 @@ def test_what_is_off_takes_no_number_from_what_is_on():
         assert 15 < same.sum() < 53  # the others are as they were; the weakest blur does not show either
 
 
-def test_grey_pictures_have_equal_channels_of_their_luminance():
+def test_grey_images_have_equal_channels_of_their_luminance():
     images = noise(400)
     result = augment(images, Policy(grey=0.3), 0, 0, np.arange(400))
     grey = (result == result[..., :1]).all(axis=(1, 2, 3))
@@ -426,7 +426,7 @@ def test_blur_smooths_as_strongly_at_any_size_and_keeps_the_mean():
         np.testing.assert_array_equal(one, expected)
     assert result.std(axis=(1, 2, 3)).min() < 0.4 * images[0].std()
     tiny = augment(noise(60, 16), Policy(blur=0.999), 0, 0, np.arange(60))
-    assert (tiny != noise(60, 16)).any(axis=(1, 2, 3)).sum() > 30  # in little pictures it shows too
+    assert (tiny != noise(60, 16)).any(axis=(1, 2, 3)).sum() > 30  # in little images it shows too
     np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), images[0].mean(), atol=1)
     edge = np.zeros((1, 448, 448, 3), np.uint8)
     edge[:, :, 224:] = 200

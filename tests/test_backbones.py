@@ -64,7 +64,7 @@ HALF = {
 
 @dataclass
 class Built:
-    """A classifier that is not as it was initialised, two pictures, and what it says of them."""
+    """A classifier that is not as it was initialised, two images, and what it says of them."""
 
     settings: Backbone
     model: keras.Model
@@ -88,10 +88,10 @@ def preprocessing(name: str) -> keras.Model:
 
 
 def enliven(model: keras.Model, pixels: np.ndarray) -> None:
-    """Give every bias, scale and statistic a value of its own, as kernels have, and the statistics the pictures'.
+    """Give every bias, scale and statistic a value of its own, as kernels have, and the statistics the images'.
 
     In a network as it is initialised, they are equal in every copy, some blocks do nothing yet, and the features of
-    all pictures fade to almost the same: a test on it would see no difference.
+    all images fade to almost the same: a test on it would see no difference.
     """
     rng = np.random.default_rng(0)
     for weight in model.weights:
@@ -106,12 +106,12 @@ def enliven(model: keras.Model, pixels: np.ndarray) -> None:
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
         variance = np.asarray(layer.moving_variance)
-        layer.moving_variance.assign(np.maximum(variance, 0.1 * variance.mean()))  # of two pictures, some are near 0
+        layer.moving_variance.assign(np.maximum(variance, 0.1 * variance.mean()))  # of two images, some are near 0
 
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """One picture of noise and one of a slope in other colours, RGB 0-255."""
+    """One image of noise and one of a slope in other colours, RGB 0-255."""
     noise = np.random.default_rng(0).uniform(0, 255, (SIZE, SIZE, 3))
     slope = np.linspace(0, 1, SIZE)[:, None, None] * np.array([255.0, 120.0, 30.0]) * np.ones((1, SIZE, 1))
     return np.stack([noise, slope]).round().astype(np.float32)
@@ -226,7 +226,7 @@ def test_blocks_go_up_through_the_network_and_hold_its_weights(built):
     assert all(weights.values())
 
 
-def test_thawing_more_trains_more_up_to_all(built):
+def test_unfreezing_more_trains_more_up_to_all(built):
     model, settings = built.model, built.settings
     numbers = block_numbers(model, settings.name)
     found = sorted({number for number in numbers.values() if number is not None})
@@ -238,8 +238,10 @@ def test_thawing_more_trains_more_up_to_all(built):
         trained = {weight.path for weight in model.trainable_weights}
         assert head <= trained
         for layer in model.layers:
-            thawed = layer.name == "logits" or numbers[layer.name] in found[len(found) - k :]
-            assert thawed or not {weight.path for weight in layer.weights} & trained, f"{layer.name} with {k} thawed"
+            unfrozen = layer.name == "logits" or numbers[layer.name] in found[len(found) - k :]
+            assert unfrozen or not {weight.path for weight in layer.weights} & trained, (
+                f"{layer.name} with {k} unfrozen"
+            )
         if k:  # by its name it is the same
             assert freeze(model, settings, f"block{found[-k]}") == counts[-1]
             assert lowest_block(model, settings, k) == found[-k]

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import image
 
 from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.data.pipeline import ArrayDataset, eval_dataset
@@ -30,7 +30,7 @@ def coloured(n: int, seed: int, labels: np.ndarray | None = None) -> ArrayDatase
 def shapes(n: int, seed: int) -> ArrayDataset:
     """Stripes and discs of any colour."""
     rng, kinds = np.random.default_rng(seed), ("across", "disc", "upright")
-    pixels = np.stack([picture(kinds[i % 3], rng, SIZE) for i in range(n)])
+    pixels = np.stack([image(kinds[i % 3], rng, SIZE) for i in range(n)])
     return eval_dataset(pixels, np.arange(n), np.arange(n) % 3)
 
 
@@ -75,7 +75,7 @@ def test_the_learning_curve_falls_where_there_is_something_to_learn_and_takes_wh
     assert errors[-1] <= errors[0] and errors[-1] < 0.1
     files = set(store.folder.iterdir())
     probe_features(base, PRETRAINED, [train, val], store)  # what training looks at
-    assert files < set(store.folder.iterdir()), "the mirror images are new, and the pictures as they are were there"
+    assert files < set(store.folder.iterdir()), "the mirror images are new, and the images as they are were there"
     assert len(set(store.folder.iterdir())) == 2 * len(files)
 
 

@@ -1,4 +1,4 @@
-"""What the probe chooses is what training pictures show, and no accident; the head that it leaves is the probe."""
+"""What the probe chooses is what training images show, and no accident; the head that it leaves is the probe."""
 
 import dataclasses
 import shutil
@@ -140,7 +140,7 @@ def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, bas
         np.testing.assert_allclose(logits, said[0], atol=1e-5)
 
 
-def test_the_features_are_of_the_pictures_and_their_mirror_images_in_order(pretrained, base, store):
+def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrained, base, store):
     parts, how = [coloured(9, 0), coloured(5, 1)], config(pretrained)
     features, widths = probe_features(base, how, parts, store)
     assert features.dtype == np.float16 and widths == [64, 96], "of the top half, whatever the head"
@@ -198,7 +198,7 @@ def test_without_auto_nothing_is_computed(pretrained, store):
 
 
 def shown(how: dict[str, int]):
-    """A `look` at pictures whose colours tell the class only with some ways to make them square."""
+    """A `look` at images whose colours tell the class only with some ways to make them square."""
     sources = {option: coloured(30, 3, strength) for option, strength in how.items()}
     return lambda data: sources[data.resize]
 
@@ -227,7 +227,7 @@ def test_where_nothing_differs_the_first_option_stays(pretrained, store):
         ((1.0, 0.89, 0.70), "squash"),
         ((1.0, 0.95, 0.88), "squash"),
         ((0.0, 0.0, 0.0), "crop"),
-        ((float("nan"),) * 3, "crop"),  # a class of one picture cannot be held out
+        ((float("nan"),) * 3, "crop"),  # a class of one image cannot be held out
     ],
 )
 def test_an_option_has_to_be_better_by_a_standard_error_than_the_best_before_it(
@@ -282,7 +282,7 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
 
 @pytest.mark.parametrize("small", [True, False])
 def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base, pretrained, store, small):
-    """A dot among dots, or all of the picture but its middle."""
+    """A dot among dots, or all of the image but its middle."""
     generator, labels = np.random.default_rng(0), np.arange(60) % 2
     pixels = generator.integers(90, 160, (60, SIZE, SIZE, 3)).astype(np.uint8)
     if small:  # two bright spots against one that is dim: of other sizes where they are looked at closely
@@ -310,7 +310,7 @@ def test_the_votes_are_a_function_of_the_seed(pretrained, store):
     assert votes(1, before=1) != votes(0, before=1)
 
 
-def test_of_many_pictures_as_many_of_each_class_vote(pretrained, store, monkeypatch):
+def test_of_many_images_as_many_of_each_class_vote(pretrained, store, monkeypatch):
     voted = []
     original = module.fit_probe
 
@@ -336,9 +336,9 @@ def test_of_many_pictures_as_many_of_each_class_vote(pretrained, store, monkeypa
 
 
 @pytest.fixture(scope="module")
-def wide_pictures(tmp_path_factory) -> Path:
-    """Pictures three times as wide as high; what tells the class is at their left edge, which a crop cuts off."""
-    root, generator = tmp_path_factory.mktemp("wide") / "pictures", np.random.default_rng(0)
+def wide_images(tmp_path_factory) -> Path:
+    """Images three times as wide as high; what tells the class is at their left edge, which a crop cuts off."""
+    root, generator = tmp_path_factory.mktemp("wide") / "images", np.random.default_rng(0)
     for label, kind in enumerate(("blue", "green", "red")):
         (root / kind).mkdir(parents=True)
         for number in range(16):
@@ -354,14 +354,14 @@ def settings(pretrained, path: Path, cache: Path, **sections) -> Config:
     return config(pretrained, data=data, **how)
 
 
-def test_a_crop_that_cuts_off_what_matters_is_not_taken(pretrained, wide_pictures, store):
-    loaded = load_examples(str(wide_pictures))
+def test_a_crop_that_cuts_off_what_matters_is_not_taken(pretrained, wide_images, store):
+    loaded = load_examples(str(wide_images))
 
     def look(data: Data) -> ArrayDataset:
         examples, pixels = decode(loaded, data)
         return eval_dataset(pixels, np.arange(len(examples)), examples.labels)
 
-    chosen, _, votes = resolve_auto(settings(pretrained, wide_pictures, store.folder), look, store)
+    chosen, _, votes = resolve_auto(settings(pretrained, wide_images, store.folder), look, store)
     assert chosen.data.resize in {"pad", "squash"}
     assert votes["data.resize"]["crop"] > 1 > votes["data.resize"][chosen.data.resize]
 
@@ -370,9 +370,7 @@ class Enough(BaseException):
     """What a test raises when it has seen enough."""
 
 
-def test_no_picture_of_validation_or_test_is_read_to_choose_or_to_begin(
-    pretrained, wide_pictures, tmp_path, monkeypatch
-):
+def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained, wide_images, tmp_path, monkeypatch):
     read, parts = set(), []
     of, divide, start = ArrayFile.__getitem__, recipe.split, recipe.init_model
 
@@ -396,14 +394,14 @@ def test_no_picture_of_validation_or_test_is_read_to_choose_or_to_begin(
     monkeypatch.setattr(recipe, "split", divided)
     monkeypatch.setattr(recipe, "init_model", begun)
     with pytest.raises(Enough):
-        recipe.run(settings(pretrained, wide_pictures, tmp_path / "cache"), tmp_path)
+        recipe.run(settings(pretrained, wide_images, tmp_path / "cache"), tmp_path)
     assert read == set(np.flatnonzero(parts[0].parts == "train")) != set()
 
 
-def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, wide_pictures, tmp_path, monkeypatch):
+def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, wide_images, tmp_path, monkeypatch):
     """Those that choose, that become the head, and of the learning curve; and all that vote are of whole patients."""
     lines = [f"{kind}/{n}.png,{kind},{kind} {n // 2}" for kind in ("blue", "green", "red") for n in range(16)]
-    shutil.copytree(wide_pictures, tmp_path / "grouped")
+    shutil.copytree(wide_images, tmp_path / "grouped")
     shutil.copy(tmp_path / "grouped/red/0.png", tmp_path / "grouped/red/copy.png")
     table = tmp_path / "grouped" / "table.csv"
     table.write_text("\n".join(["path,label,group", *lines, "red/copy.png,red,red 7"]))
@@ -440,12 +438,12 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     assert all(groups is not None and len(groups) == len(labels) for labels, groups in given["baselines"])
 
 
-def test_a_class_of_one_training_picture_cannot_vote_and_stops_nothing(pretrained, wide_pictures, tmp_path):
+def test_a_class_of_one_training_image_cannot_vote_and_stops_nothing(pretrained, wide_images, tmp_path):
     """It cannot be held out, so there is no cross-entropy; that must not end a run that would be good without."""
     for kind, each in {"green": 8, "red": 8, "blue": 3}.items():
         (tmp_path / "few" / kind).mkdir(parents=True)
         for number in range(each):
-            shutil.copy(wide_pictures / kind / f"{number}.png", tmp_path / "few" / kind)
+            shutil.copy(wide_images / kind / f"{number}.png", tmp_path / "few" / kind)
     how = settings(pretrained, tmp_path / "few", tmp_path / "cache", train=Train(batch_size=8, final_fit="no"))
     result = recipe.run(how, tmp_path)
     chosen = configuration.load(tmp_path / "config.toml")
@@ -495,13 +493,13 @@ def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [48, 32])
 def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
-    pretrained, wide_pictures, tmp_path, monkeypatch, small_sizes, wins, size
+    pretrained, wide_images, tmp_path, monkeypatch, small_sizes, wins, size
 ):
     """It finds its choices made, and must not miss the random numbers that choosing has used up."""
     wins(size)
     pretrained = dataclasses.replace(pretrained, stochastic_depth=0.5)
     stages = (Stage(unfreeze=1, epochs=2, views=2, learning_rate=3e-3),)
-    how = settings(pretrained, wide_pictures, tmp_path / "cache", stages=stages)
+    how = settings(pretrained, wide_images, tmp_path / "cache", stages=stages)
     how = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size="auto"))
     assert how.head.dropout > 0, "its random numbers are what this is about"
     original = checkpoints.Checkpoint.on_epoch_end
@@ -526,7 +524,7 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     changing = {"seconds", "memory_gb"}
     assert {k: whole[k] for k in whole if k not in changing} == {k: resumed[k] for k in resumed if k not in changing}
     # And rebuilt by our code, with its levels and root, it says the same.
-    loaded = load_examples(str(wide_pictures))
+    loaded = load_examples(str(wide_images))
     examples, pixels = decode(loaded, config_.data)
     rows = [list(examples.ids).index(name) for name in one.ids]
     said = softmax(model.predict(pixels[np.array(rows)].astype("float32"), verbose=0), axis=1)
@@ -535,13 +533,13 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
 
 
 def fed(model: keras.Model, source: ArrayDataset) -> np.ndarray:
-    """What the first convolution receives of each picture."""
+    """What the first convolution receives of each image."""
     network = keras.Model(model.inputs[0], model.get_layer("preprocess").output)
     return np.asarray(network(source.read(0, np.arange(len(source))).astype("float32"), training=False))
 
 
 @pytest.mark.parametrize("name", ["tiny", "mobilenet"])
-def test_from_scratch_training_pictures_enter_with_mean_0_and_deviation_1(name, store):
+def test_from_scratch_training_images_enter_with_mean_0_and_deviation_1(name, store):
     how = config(Backbone(name=name, alpha=0.25, weights="none"))
     train, other = coloured(13, 1), coloured(9, 2, strength=0)
     model = init_model(build_backbone(how.backbone, SIZE), how, [train], store)
@@ -572,7 +570,7 @@ def test_pretrained_weights_keep_the_preprocessing_that_they_were_trained_with(s
     np.testing.assert_allclose(fed(model, train), train.read(0, np.arange(12)) / 127.5 - 1, atol=1e-6)
 
 
-def test_a_picture_all_of_one_colour_can_be_standardised(store):
+def test_a_image_all_of_one_colour_can_be_standardised(store):
     flat = ArrayDataset(lambda _, rows: np.full((len(rows), SIZE, SIZE, 3), 7, np.uint8), np.arange(4) % 2)
     model = init_model(build_backbone(TINY, SIZE), config(TINY), [flat], store)
     assert np.abs(fed(model, flat)).max() == 0

@@ -21,7 +21,7 @@ SIZE = 32
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """Noise in a colour for each picture; of noise alone, a network sees eight times almost the same."""
+    """Noise in a colour for each image; of noise alone, a network sees eight times almost the same."""
     rng = np.random.default_rng(0)
     return (rng.uniform(0, 1, (8, SIZE, SIZE, 3)) * rng.uniform(30, 255, (8, 1, 1, 3))).astype(np.float32)
 
@@ -415,12 +415,12 @@ def train(model: keras.Model, pixels: np.ndarray, epochs: int = 2) -> None:
 
 @pytest.fixture(params=["tiny", "mobilenet"])
 def pretrained(request, tmp_path, pixels) -> Backbone:
-    """A network whose weights come from a file, and whose batch normalisation has seen pictures."""
+    """A network whose weights come from a file, and whose batch normalisation has seen images."""
     settings = Backbone(name=request.param, alpha=0.25, weights="none")
     backbone = build_backbone(settings, SIZE)
     for layer in backbone.layers:
         if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.0  # the statistics become those of these pictures at once
+            layer.momentum = 0.0  # the statistics become those of these images at once
     backbone([pixels], training=True)
     backbone.save_weights(tmp_path / "mine.weights.h5")
     return Backbone(name=request.param, alpha=0.25, weights=str(tmp_path / "mine.weights.h5"))
@@ -443,7 +443,7 @@ def test_pretrained_batch_norm_stays_as_it_is_while_all_else_trains(pretrained, 
 
 
 def test_with_pretrained_batch_norm_training_and_inference_see_the_same_features(pretrained, pixels):
-    # The second of two stages thaws what the first has frozen: the statistics must stay in use then too.
+    # The second of two stages unfreezes what the first has frozen: the statistics must stay in use then too.
     model = build(pretrained, PLAIN, SIZE, [1, 1])
     for unfreeze in (0, 1, "all"):
         freeze(model, pretrained, unfreeze)
@@ -473,10 +473,10 @@ def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, p
     before = values(model)
     train(model, pixels)
     after = values(model)
-    thawed = {0: ("logits", "head_"), 1: ("logits", "head_", "block3", "top_"),
+    unfrozen = {0: ("logits", "head_"), 1: ("logits", "head_", "block3", "top_"),
               "block2": ("logits", "head_", "block3", "top_", "block2")}[unfreeze]  # fmt: skip
     for layer in model.layers:
-        moves = layer.name.startswith(thawed)
+        moves = layer.name.startswith(unfrozen)
         if settings is not TINY and isinstance(layer, layers.BatchNormalization):
             moves = False
         for weight in layer.weights:
@@ -489,7 +489,7 @@ def test_freezing_again_undoes_thawing():
     assert head_only == 96 * 2 + 2
     assert freeze(model, TINY, "all") > freeze(model, TINY, 1) > head_only
     assert freeze(model, TINY, 0) == head_only
-    # A pretrained network must not keep batch norms that another setting has thawed.
+    # A pretrained network must not keep batch norms that another setting has unfrozen.
     assert freeze(model, TINY, "all") > freeze(model, Backbone(name="tiny", weights="a file"), "all")
 
 

@@ -1,4 +1,4 @@
-"""What is fitted is fitted on validation alone, and does what it says on pictures that it has not seen."""
+"""What is fitted is fitted on validation alone, and does what it says on images that it has not seen."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ def test_a_temperature_changes_no_answer():
     assert given.scaled(4.2).probabilities.max(axis=1).mean() < given.probabilities.max(axis=1).mean()
 
 
-def test_reliability_counts_each_picture_once_and_tells_boasting_from_honesty():
+def test_reliability_counts_each_image_once_and_tells_boasting_from_honesty():
     for given, sign in ((honest(30_000, 3), 0), (honest(30_000, 3, boast=3.0), 1)):
         bins = reliability(given)
         assert sum(b["images"] for b in bins) == 30_000
@@ -184,7 +184,7 @@ def test_the_accuracy_that_is_promised_is_kept(n):
     assert not kept or (np.mean(kept) > 0.95 and np.mean(np.array(kept) < 0.93) < 0.1)
 
 
-def test_what_was_chosen_on_validation_holds_on_test_pictures():
+def test_what_was_chosen_on_validation_holds_on_test_images():
     val, test = honest(4000, 4, boast=2.0), honest(4000, 5, boast=2.0)
     found = calibrate(val, test)
     assert found["temperature"] == pytest.approx(2, rel=0.1)
@@ -199,7 +199,7 @@ def test_what_was_chosen_on_validation_holds_on_test_pictures():
         assert row["precision"]["value"] == pytest.approx((test.labels == label)[yes].mean())
 
 
-def test_a_wanted_precision_holds_on_test_pictures():
+def test_a_wanted_precision_holds_on_test_images():
     val, test = honest(4000, 11), honest(4000, 12)
     best, precise = calibrate(val, test), calibrate(val, test, precision=0.97)
     for name, row in precise["thresholds"].items():
@@ -208,7 +208,7 @@ def test_a_wanted_precision_holds_on_test_pictures():
         assert 0 < row["recall"]["value"] < best["thresholds"][name]["recall"]["value"]
 
 
-def test_test_pictures_decide_nothing():
+def test_test_images_decide_nothing():
     val = honest(500, 6, boast=2.0)
     one, other = calibrate(val, honest(500, 7)), calibrate(val, honest(500, 8, boast=0.2))
     assert one["temperature"] == other["temperature"]
@@ -229,7 +229,7 @@ def test_without_a_test_part_validation_is_measured():
 
 
 def test_nobody_is_sure_enough(tmp_path):
-    """A coin cannot be 95 % right, and a class without validation pictures has no threshold."""
+    """A coin cannot be 95 % right, and a class without validation images has no threshold."""
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=400)
     coin = Predictions(np.arange(400).astype(str), labels, np.zeros((400, 3), np.float32), ("a", "b", "c"))

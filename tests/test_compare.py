@@ -45,7 +45,7 @@ def test_a_run_does_not_differ_from_itself():
 
 
 def test_the_difference_is_paired():
-    """Of two that err on nearly the same pictures the difference is known far better than either score."""
+    """Of two that err on nearly the same images the difference is known far better than either score."""
     rng = np.random.default_rng(1)
     mask = rng.random(400) < 0.7
     better = mask.copy()
@@ -125,7 +125,7 @@ def test_two_lucky_patients_are_no_evidence():
     assert compare(first, alone)["mcnemar"]["p"] == pytest.approx(1e-4)
 
 
-def test_pictures_are_matched_by_their_ids():
+def test_images_are_matched_by_their_ids():
     one = right_on(np.random.default_rng(3).random(50) < 0.7)
     shuffled = one.take(np.random.default_rng(4).permutation(50))
     again = align([one, shuffled])[1]
@@ -139,7 +139,7 @@ def test_pictures_are_matched_by_their_ids():
         (lambda p: p.take(range(40)), r"Number 2 lacks 10 of 50, such as '0040', and has 0 others"),
         (lambda p: dataclasses.replace(p, ids=np.array([f"x{i}" for i in range(50)])), "lacks 50 of 50"),
         (lambda p: dataclasses.replace(p, class_names=("a", "b", "c")), "Received in number 2"),
-        (lambda p: dataclasses.replace(p, labels=(p.labels + (p.ids == "0003")) % 3), "1 pictures have another label"),
+        (lambda p: dataclasses.replace(p, labels=(p.labels + (p.ids == "0003")) % 3), "1 images have another label"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, message):
@@ -171,7 +171,7 @@ def test_the_script_says_who_is_better_and_when_nobody_is(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     parts = done.stdout.split("\n\n")
-    assert "300 pictures" in parts[0]
+    assert "300 images" in parts[0]
     assert "this run is more accurate" in parts[1] and "no real difference" not in parts[1]
     assert "no real difference in accuracy" in parts[2]
     saved = json.loads((tmp_path / "c.json").read_text())

@@ -155,13 +155,13 @@ def refusal(overrides=(), recipe=None) -> str:
             "vgg16 has none that it could. Received 0.2. Choose one of these, or leave it out",
         ),
         ("backbone.stochastic_depth=0.2", "efficientnetb0 has its own, 0.2. Received 0.2"),
-        ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the pictures of a batch with one another"),
+        ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the images of a batch with one another"),
         (
             "augment={policy='none', strength=2}",
             "augment: strength is a factor on what the policy does",
         ),
-        ("stages.0.l2=0.1", "stages.0: l2: for thawed blocks of the backbone, and unfreeze=0 thaws none."),
-        ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for thawed blocks"),
+        ("stages.0.l2=0.1", "stages.0: l2: for unfrozen blocks of the backbone, and unfreeze=0 unfreezes none."),
+        ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for unfrozen blocks"),
         ("stages.0.clip_by=norm", "stages.0: clip_by says what is shortened to clip, and clip=0 shortens nothing;"),
         (
             "train={class_weights='balanced', logit_adjustment=1}",

@@ -1,4 +1,4 @@
-"""Every picture is decoded once, is found again by its contents, and one that cannot be used is named."""
+"""Every image is decoded once, is found again by its contents, and one that cannot be used is named."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ def caches(folder) -> list[str]:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list:
-    """Grows by one picture whenever one is decoded."""
+    """Grows by one image whenever one is decoded."""
     seen = []
 
     def counting(source, how):
@@ -54,7 +54,7 @@ def test_pixels_are_those_of_load_image_in_the_order_of_the_examples(class_folde
     np.testing.assert_array_equal(pixels[np.arange(36)], expected)
 
 
-def test_a_second_run_finds_the_pictures_decoded_even_under_new_names(class_folder, tmp_path, decoded):
+def test_a_second_run_finds_the_images_decoded_even_under_new_names(class_folder, tmp_path, decoded):
     first = pixels_of(load_examples(str(class_folder)), settings(tmp_path))
     assert len(decoded) == 36
     (class_folder / "disc").rename(class_folder / "circle")
@@ -97,14 +97,14 @@ def test_equal_contents_have_equal_digests_whatever_the_source(class_folder, tmp
     assert digest["disc/copy.png"] == digest["disc/05.png"]
     assert len(set(digest.values())) == len(digest) - 1
     assert module._digest(file.read_bytes()) == digest["disc/05.png"]
-    # The same 12 numbers as another shape or type are another picture.
+    # The same 12 numbers as another shape or type are another image.
     arrays = [np.zeros((2, 2, 3), np.uint8), np.zeros((4, 3), np.uint8), np.zeros((2, 3), np.uint16)]
     assert len({module._digest(array) for array in arrays}) == 3
 
 
 @pytest.fixture
 def flawed_folder(class_folder):
-    """36 good pictures and, before, between and after them, six files that are none."""
+    """36 good images and, before, between and after them, six files that are none."""
     out = io.BytesIO()
     Image.open(class_folder / "disc" / "00.png").save(out, "JPEG")
     (class_folder / "across" / "!empty.jpg").write_bytes(b"")
@@ -118,7 +118,7 @@ def flawed_folder(class_folder):
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_files_that_are_no_pictures_are_named_with_a_reason_and_no_label_moves(flawed_folder, tmp_path, memory_gb):
+def test_files_that_are_no_images_are_named_with_a_reason_and_no_label_moves(flawed_folder, tmp_path, memory_gb):
     found = load_examples(str(flawed_folder))
     examples, pixels = decode(found, settings(tmp_path, memory_gb=memory_gb))
     reasons = dict(examples.skipped)
@@ -266,7 +266,7 @@ def test_disk_and_memory_give_the_same_pixels(class_folder, tmp_path, rows):
     assert disk[rows].dtype == memory[rows].dtype == np.uint8
 
 
-def test_pixels_are_named_by_the_pictures_and_how_they_became_square(class_folder, tmp_path):
+def test_pixels_are_named_by_the_images_and_how_they_became_square(class_folder, tmp_path):
     """What is computed from them is kept under this name: where it is equal, every pixel must be."""
     examples = load_examples(str(class_folder))
     key = decode(examples, settings(tmp_path))[1].key

@@ -15,14 +15,14 @@ from template.evaluate.predictions import Predictions
         ((100, 100), (70, 100), "overfits"),
         ((990, 1000), (850, 1000), "overfits"),
         ((100, 100), (99, 100), "neither"),
-        ((97, 100), (28, 30), "neither"),  # thirty pictures cannot tell
+        ((97, 100), (28, 30), "neither"),  # thirty images cannot tell
         ((200, 200), (23, 24), "neither"),  # nor can one of twenty-four
     ],
 )
 def test_the_larger_of_two_evils_is_named(trained, held_out, verdict):
     found = diagnose(trained, held_out)
     assert found.verdict == verdict and found.try_next
-    assert f"{100 * trained[0] / trained[1]:.1f} % right on training pictures" in found.because
+    assert f"{100 * trained[0] / trained[1]:.1f} % right on training images" in found.because
 
 
 def test_advice_is_of_settings_that_exist():
@@ -44,7 +44,7 @@ def test_a_power_law_is_found_again():
     assert power_law(sizes, noisy)[1] == pytest.approx(0.4, abs=0.1)
 
 
-def test_no_law_promises_that_more_pictures_do_harm_or_that_no_errors_are_left():
+def test_no_law_promises_that_more_images_do_harm_or_that_no_errors_are_left():
     assert power_law(np.array([10, 20]), np.array([0.2, 0.3]))[1] == 0
     assert power_law(np.array([10, 20]), np.array([0.0, 0.0])) == (0.0, 0.0)
     assert power_law(np.array([10, 20]), np.array([0.2, 0.0])) == (0.0, 0.0)
@@ -55,7 +55,7 @@ def test_a_promise_is_what_the_law_says_of_twice_as_many():
     found = extrapolate(sizes, [2.0 * n**-0.5 for n in sizes])
     assert (found["scale"], found["exponent"]) == pytest.approx((2.0, 0.5))
     assert found["twice"] == pytest.approx(2 / 400**0.5 - 2 / 800**0.5)
-    assert extrapolate([10, 20], [0.2, 0.3])["twice"] == 0, "never that more pictures do harm"
+    assert extrapolate([10, 20], [0.2, 0.3])["twice"] == 0, "never that more images do harm"
 
 
 def saying(*answers: int) -> Predictions:
@@ -66,7 +66,7 @@ def saying(*answers: int) -> Predictions:
 def test_disagreement_is_the_mean_over_pairs():
     found = disagreement([saying(0, 0, 1, 1), saying(0, 0, 1, 2)])
     assert found["differ"]["value"] == 0.25 and found["both_wrong"]["value"] == 0.25
-    # pairs differ on 1, 2 and 3 of ten pictures: on two of ten
+    # pairs differ on 1, 2 and 3 of ten images: on two of ten
     a, b, c = saying(*[0] * 10), saying(1, *[0] * 9), saying(0, 1, 1, *[0] * 7)
     assert disagreement([a, b, c])["differ"]["value"] == pytest.approx(0.2)
     assert disagreement([a, a])["differ"]["value"] == 0 and disagreement([a, a])["differ"]["high"] > 0.2

@@ -32,9 +32,9 @@ def test_trained_through_every_stage_it_says_the_same_after_reload(name, make_fo
     recipe.run(config, folder)
     _, class_names, model = load_run(folder)
     said = Predictions.load(folder / "predictions.npz")
-    pictures = [load_image(tmp_path / "pictures" / file, 64, "crop") for file in said.ids]
-    logits = model.predict(np.stack(pictures).astype("float32"), verbose=0)
+    images = [load_image(tmp_path / "images" / file, 64, "crop") for file in said.ids]
+    logits = model.predict(np.stack(images).astype("float32"), verbose=0)
     assert class_names == said.class_names
-    # The run saves the logarithm of probabilities: logits up to a constant a picture.
+    # The run saves the logarithm of probabilities: logits up to a constant an image.
     np.testing.assert_allclose(logits - logits.mean(axis=1, keepdims=True),
                                said.logits - said.logits.mean(axis=1, keepdims=True), atol=1e-5)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every source gives the right label to the right picture, and says what it left out."""
+"""Every source gives the right label to the right image, and says what it left out."""
 
 import dataclasses
 import io
@@ -110,7 +110,7 @@ def test_loose_files_are_left_out_and_listed(tmp_path):
     assert len(examples) == 3
 
 
-def test_litter_of_operating_systems_is_neither_class_nor_picture(tmp_path):
+def test_litter_of_operating_systems_is_neither_class_nor_image(tmp_path):
     touch(
         tmp_path,
         "cat/1.jpg", "cat/._1.jpg", "cat/.hidden.jpg", "cat/Thumbs.db", "cat/desktop.ini", "cat/.thumbs/1.jpg",
@@ -122,7 +122,7 @@ def test_litter_of_operating_systems_is_neither_class_nor_picture(tmp_path):
     named = {name for name, _ in examples.skipped}
     assert named == {
         "cat/.hidden.jpg", "cat/.thumbs", "dog/__MACOSX", "dog/@eaDir", "__MACOSX", "@eaDir", ".ipynb_checkpoints"
-    }, "what could be a person's own pictures is named; what every system leaves is not"  # fmt: skip
+    }, "what could be a person's own images is named; what every system leaves is not"  # fmt: skip
 
 
 WEIRD = ["with space", "new\nline", "'quote'", '"double"', "🌻", "写真", "[*]", "50 %", "-dash", "a,b", "=1+1"]
@@ -155,7 +155,7 @@ def test_names_of_another_encoding_can_be_written_to_a_table(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 @pytest.mark.parametrize("locked", [".", "cat", "cat/more"])
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, locked):
-    """Its pictures would be missing without a word."""
+    """Its images would be missing without a word."""
     root = touch(tmp_path / "photos", "cat/1.jpg", "cat/more/1.jpg", "dog/1.jpg")
     (root / locked).chmod(0)
     try:
@@ -599,7 +599,7 @@ def square(value: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def tfds():
-    """TensorFlow Datasets with three data sets of our own; 10 * label + number is the grey of a picture."""
+    """TensorFlow Datasets with three data sets of our own; 10 * label + number is the grey of an image."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class OwnSquares(tfds.core.GeneratorBasedBuilder):
@@ -648,7 +648,7 @@ def test_a_tensorflow_dataset_keeps_bytes_labels_and_parts(own_data):
     assert sorted(examples.ids) == [*(f"test/{i:06d}" for i in range(3)), *(f"train/{i:06d}" for i in range(6))]
     for part, labels in (("train", [2, 0, 1, 0, 2, 1]), ("test", [1, 2, 0])):
         rows = np.flatnonzero(examples.parts == part)
-        # The dataset has an order of its own. Each picture knows which one it is.
+        # The dataset has an order of its own. Each image knows which one it is.
         greys = [int(load_image(examples.images[row], 16, "crop")[0, 0, 0]) for row in rows]
         assert [10 * label for label in examples.labels[rows]] == [grey // 10 * 10 for grey in greys]
         assert sorted(greys) == sorted(10 * label + number for number, label in enumerate(labels))
@@ -661,7 +661,7 @@ def test_a_tensorflow_dataset_of_one_part_is_left_to_be_split(own_data):
     assert set(examples.parts) == {""}
 
 
-def test_pictures_without_a_label_do_not_get_the_last_one(own_data):
+def test_images_without_a_label_do_not_get_the_last_one(own_data):
     examples = load_examples("tfds:own_secret_labels")
     assert sorted(examples.labels) == [0, 1, 2]
     assert examples.skipped == (("test/000000", "it has no label"), ("test/000001", "it has no label"))

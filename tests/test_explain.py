@@ -47,7 +47,7 @@ def trained(planted) -> keras.Model:
 
 
 def inside(maps: np.ndarray, corners: np.ndarray) -> float:
-    """Share of pictures whose hottest place is on the square, one pixel of the map allowed for."""
+    """Share of images whose hottest place is on the square, one pixel of the map allowed for."""
     scale = SIZE / maps.shape[1]
     slack = max(4, scale)
     hits = []
@@ -91,7 +91,7 @@ def test_any_head_is_explained_also_where_all_is_frozen(head):
         np.testing.assert_array_equal(weight, old)
 
 
-def test_figures_are_small_pictures_of_the_right_rows(planted, trained):
+def test_figures_are_small_images_of_the_right_rows(planted, trained):
     pixels, labels, _ = planted
     rows = np.array([40, 3, 17])
     logits = np.eye(2, dtype=np.float32)[1 - labels[rows]]
@@ -101,10 +101,10 @@ def test_figures_are_small_pictures_of_the_right_rows(planted, trained):
     assert [f["true"] for f in shown] == [("red", "blue")[labels[row]] for row in rows]
     assert all(f["said"] != f["true"] and f["confidence"] == pytest.approx(np.e / (1 + np.e)) for f in shown)
     for figure, row in zip(shown, rows, strict=True):
-        kind, data = figure["picture"].split(",")
+        kind, data = figure["image"].split(",")
         assert kind == "data:image/jpeg;base64"
         image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         expected = cv2.resize(pixels[row], image.shape[:2], interpolation=cv2.INTER_AREA)
         assert np.abs(image.astype(int) - expected).mean() < 12
-        assert figure["heat"].startswith(kind) and figure["heat"] != figure["picture"]
+        assert figure["heat"].startswith(kind) and figure["heat"] != figure["image"]
     assert figures(trained, pixels, np.arange(0), said.take(np.arange(0))) == []

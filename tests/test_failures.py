@@ -1,4 +1,4 @@
-"""The pictures to look at first, and what the errors have in common where they have something in common."""
+"""The images to look at first, and what the errors have in common where they have something in common."""
 
 import numpy as np
 import pytest

@@ -49,9 +49,9 @@ def test_a_careless_writer_is_caught(tmp_path):
     assert any("crashes" in problem for problem in wrong) and any("full disks" in problem for problem in wrong)
 
 
-def test_no_label_shifts_and_no_picture_is_in_two_parts(tmp_path):
+def test_no_label_shifts_and_no_image_is_in_two_parts(tmp_path):
     result = faults.labels(tmp_path, cases=8)
-    assert result["wrong"] == [] and result["pictures"] > 200
+    assert result["wrong"] == [] and result["images"] > 200
     assert result["refused in words"] < 6
 
 

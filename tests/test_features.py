@@ -1,4 +1,4 @@
-"""Stored activations give what the pictures would have given, and are found again only if nothing has changed."""
+"""Stored activations give what the images would have given, and are found again only if nothing has changed."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ def bottom(model):
 
 @pytest.fixture(scope="module")
 def source():
-    """Six pictures that are brighter in every epoch; what they are called, nobody knows."""
+    """Six images that are brighter in every epoch; what they are called, nobody knows."""
     pixels = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3)).astype(np.uint8)
     return ArrayDataset(lambda epoch, rows: pixels[rows] + np.uint8(5 * epoch), np.arange(6) % 3)
 
@@ -159,7 +159,7 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
     assert min(same) > 0.95
 
 
-def test_what_does_not_fit_is_trained_on_pictures_and_says_so(model, source, store, capsys):
+def test_what_does_not_fit_is_trained_on_images_and_says_so(model, source, store, capsys):
     tensor, how, rows = boundary(model, BACKBONE, HEAD, 1), {"views": 4, "refresh": 0}, np.array([7, 5, 0])
     needed = 2 * (2 * 6 * 4 + 6) * int(np.prod(tensor.shape[1:]))  # float16, two parts of six in four views, and val
     for boundary_, limit, said in ((tensor, needed - 1, "would take"), (None, 1e9, "nothing is frozen")):
@@ -189,7 +189,7 @@ def test_the_activations_of_several_parts_stand_one_after_the_other(model, botto
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory):
-    """Ten pictures with a name, as `decode` gives them."""
+    """Ten images with a name, as `decode` gives them."""
     file = tmp_path_factory.mktemp("decoded") / "pixels"
     array = np.random.default_rng(1).integers(0, 255, (10, 32, 32, 3)).astype(np.uint8)
     return ArrayFile(write(file.open("w+b"), [array], array.shape[1:], np.uint8, {}), 1e9, key="pixels-0123")
@@ -372,7 +372,7 @@ def test_killed_in_the_middle_it_leaves_nothing_to_be_found(bottom, pixels, stor
     np.testing.assert_allclose(rows[np.arange(6)], through(bottom, source, 0, np.arange(6)), atol=2e-3)
 
 
-def test_a_picture_that_cannot_be_read_leaves_nothing_to_be_found(bottom, pixels, store):
+def test_a_image_that_cannot_be_read_leaves_nothing_to_be_found(bottom, pixels, store):
     def read(epoch, rows):
         if 5 in rows:
             raise OSError("the cable is out")
@@ -383,7 +383,7 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_to_be_found(bottom, pixels
     assert files(store) == []
 
 
-def test_of_no_pictures_there_are_no_activations(bottom, pixels, store):
+def test_of_no_images_there_are_no_activations(bottom, pixels, store):
     for _ in range(2):
         rows = store.outputs(bottom, augmented(pixels, rows=()), range(1))
         assert len(rows) == 0 and rows[np.arange(0)].shape == (0, *bottom.output_shape[1:])

@@ -80,7 +80,7 @@ def test_a_font_that_has_the_letters_is_used(tmp_path, font_of):
     assert fonts.drawable(names) == names and fonts.numbered(names) == {}
     assert {"Of Cats", "Of Korea"} <= set(fonts.families(names)) and fonts.families(names)[0] == fonts.PLAIN
     np.testing.assert_array_equal(drawn(["B", "\u732b"], tmp_path / "c.png"), drawn(["B", "A"], tmp_path / "a.png"))
-    # The letters are drawn as an A: a box would be another picture.
+    # The letters are drawn as an A: a box would be another image.
 
 
 def test_a_font_that_cannot_be_opened_is_none(tmp_path):

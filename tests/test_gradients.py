@@ -113,7 +113,7 @@ def test_an_epoch_that_is_done_again_has_one_row(tmp_path):
     assert [row[1] for row in watched(stack(), tmp_path, epochs=1)] == ["1"]
 
 
-def test_dead_units_are_those_that_no_picture_wakes(tmp_path):
+def test_dead_units_are_those_that_no_image_wakes(tmp_path):
     model = stack(layers.Dense(4, "relu", name="head_hidden"))
     model.get_layer("head_hidden").bias.assign([-1000.0, -1000.0, -1000.0, 1000.0])
     assert watched(model, tmp_path)[0][5] == "0.75"
@@ -133,7 +133,7 @@ def test_dead_units_are_those_that_no_picture_wakes(tmp_path):
     ],
     ids=["in the layer", "activation", "layer", "ReLU6", "relu6"],
 )
-def test_a_channel_is_dead_if_it_is_zero_everywhere_in_every_picture(relu):
+def test_a_channel_is_dead_if_it_is_zero_everywhere_in_every_image(relu):
     inputs = x = keras.Input((3, 3, 2))
     for layer in relu:
         x = layer(x)
@@ -142,7 +142,7 @@ def test_a_channel_is_dead_if_it_is_zero_everywhere_in_every_picture(relu):
     images = np.zeros((2, 3, 3, 2), np.float32)
     look = dead_relus(model, dict.fromkeys(names(model), "block1"))
     assert look(images) == {"block1": 1.0}
-    images[1, 2, 0, 0] = 0.1  # one place of one picture wakes the first channel
+    images[1, 2, 0, 0] = 0.1  # one place of one image wakes the first channel
     assert look(images) == {"block1": 0.75}
 
 
@@ -177,7 +177,7 @@ def test_a_gradient_that_is_no_number_explodes():
     assert "explode" in worries({"block1": float("nan"), "head": 1.0}, {})[0]
 
 
-def test_blocks_have_the_names_by_which_they_are_thawed():
+def test_blocks_have_the_names_by_which_they_are_unfrozen():
     tiny = Backbone(name="tiny", weights="none")
     found = block_names(build(tiny, Head(hidden=4), 32, [1, 1]), tiny)
     expected = {"stem": "stem", "block1_conv1": "block1", "top_bn": "block3", "pool_avg": "head", "logits": "head"}

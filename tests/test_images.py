@@ -1,4 +1,4 @@
-"""What a file becomes: the right pixels, the right way up, or a reason; never a wrong picture without a word."""
+"""What a file becomes: the right pixels, the right way up, or a reason; never a wrong image without a word."""
 
 import importlib.util
 import io
@@ -68,7 +68,7 @@ def test_every_format_is_read(kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
-def test_file_bytes_and_array_agree_to_the_bit(tmp_path, kind):
+def test_file_bytes_and_array_agree_bit_for_bit(tmp_path, kind):
     array = noise(40, 60)
     data = encode(Image.fromarray(array), kind)
     (tmp_path / "wrong_ending.jpg").write_bytes(data)  # the contents count, not the name
@@ -92,7 +92,7 @@ def test_file_bytes_and_array_agree_to_the_bit(tmp_path, kind):
         (99, lambda a: a),  # no such orientation
     ],
 )
-def test_exif_orientation_turns_the_picture(kind, orientation, upright):
+def test_exif_orientation_turns_the_image(kind, orientation, upright):
     stored = noise(20, 30)
     turned = load_image(encode(Image.fromarray(stored), kind, exif=exif(orientation)), 16, "squash")
     np.testing.assert_array_equal(turned, load_image(np.ascontiguousarray(upright(stored)), 16, "squash"))
@@ -107,7 +107,7 @@ def test_a_phone_held_upright_has_its_left_edge_on_top():
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow says so too
-def test_broken_exif_costs_no_picture():
+def test_broken_exif_costs_no_image():
     data = encode(flat("RGB", BLUE), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     np.testing.assert_allclose(load_image(data, 16, "crop")[0, 0], BLUE, atol=3)
 
@@ -205,7 +205,7 @@ def test_a_profile_that_cannot_be_used_costs_no_image(contents):
     assert "was ignored" in note
 
 
-def test_srgb_with_a_profile_is_left_to_the_bit():
+def test_srgb_with_a_profile_is_left_bit_for_bit():
     for image in (smooth(), smooth().convert("L")):
         pixels, note = said(encode(image, "PNG", icc_profile=SRGB.tobytes()), 96)
         np.testing.assert_array_equal(pixels, image.convert("RGB"))
@@ -275,7 +275,7 @@ def test_16_bits_are_scaled_by_their_range(make):
 
 
 @pytest.mark.parametrize("make", [lambda a: encode(Image.fromarray(a), "PNG"), pgm16, lambda a: a])
-def test_a_dark_16_bit_picture_of_a_set_that_uses_16_bits_stays_dark(make):
+def test_a_dark_16_bit_image_of_a_set_that_uses_16_bits_stays_dark(make):
     # Scaled by what it holds instead of by the range of its set, it would become bright.
     array = np.random.default_rng(0).integers(0, 6000, (16, 16)).astype(np.uint16)
     for bits in (16, with_bits(Data(), [make(array), make(ramp16())]).bits):
@@ -535,14 +535,14 @@ def test_squash_keeps_everything_and_changes_the_aspect():
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 31), (31, 1), (2, 3), (17, 16)])
-def test_the_smallest_and_longest_pictures_have_a_size_too(shape, resize):
+def test_the_smallest_and_longest_images_have_a_size_too(shape, resize):
     pixels = load_image(np.full((*shape, 3), 90, np.uint8), 16, resize)
     assert pixels.shape == (16, 16, 3)
     assert (pixels == 90).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 3000), (3000, 1)])
-def test_a_picture_that_padding_would_lose_is_refused(shape):
+def test_a_image_that_padding_would_lose_is_refused(shape):
     line = np.full((*shape, 3), 90, np.uint8)
     with pytest.raises(BadImageError, match="too narrow"):
         load_image(line, 16, "pad")
@@ -551,13 +551,13 @@ def test_a_picture_that_padding_would_lose_is_refused(shape):
 
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
-def test_making_a_picture_smaller_averages_and_does_not_pick(resize):
+def test_making_a_image_smaller_averages_and_does_not_pick(resize):
     """Uniform noise has a standard deviation of 73.9; tf.image.resize leaves 37 of it after a reduction by 16."""
     assert noise(512, 512).std() > 70
     assert load_image(noise(512, 512), 32, resize).std() < 4
 
 
-def test_a_large_jpeg_decoded_at_a_part_of_its_size_is_the_same_picture():
+def test_a_large_jpeg_decoded_at_a_part_of_its_size_is_the_same_image():
     """With waves as fine as the result can show; decoded at less than twice the result, they would blur by 7 to 10."""
     y, x = np.mgrid[:900, :1200]
     waves = [127 + 120 * np.sin(2 * np.pi * x / 48), y * 255 / 900, 127 + 120 * np.sin(2 * np.pi * (x + y) / 48)]
@@ -569,7 +569,7 @@ def test_a_large_jpeg_decoded_at_a_part_of_its_size_is_the_same_picture():
         assert np.abs(difference).max() < 8
 
 
-# A reason instead of a picture -----------------------------------------------------------------------------------
+# A reason instead of an image -----------------------------------------------------------------------------------
 
 
 def jpeg() -> bytes:

@@ -20,7 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, picture
+from conftest import SCRIPTS, call, image
 from PIL import Image
 from scipy.special import softmax
 
@@ -40,7 +40,7 @@ def photographs(root: Path, each: int, size: int = 48) -> Path:
     for kind in CLASSES:
         (root / kind).mkdir(parents=True)
         for number in range(each):
-            Image.fromarray(picture(kind, rng, size)[: 3 * size // 4]).save(root / kind / f"{number:02d}.jpg")
+            Image.fromarray(image(kind, rng, size)[: 3 * size // 4]).save(root / kind / f"{number:02d}.jpg")
     return root
 
 
@@ -90,7 +90,7 @@ class Journey:
 
 
 def on_the_test_part(journey: Journey, run: Path, photos: Path) -> None:
-    """What predict.py and evaluate.py say of the test pictures is what the run's report says of them."""
+    """What predict.py and evaluate.py say of the test images is what the run's report says of them."""
     said, metrics = Predictions.load(run / "predictions.npz"), json.loads((run / "metrics.json").read_text())
     others = journey.home / "other_photos"
     shutil.rmtree(others, ignore_errors=True)
@@ -115,7 +115,7 @@ def on_the_test_part(journey: Journey, run: Path, photos: Path) -> None:
 
 
 def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
-    """One readable picture for each that is explained."""
+    """One readable image for each that is explained."""
     shutil.rmtree(journey.home / "heat", ignore_errors=True)
     journey.walk("explain", "--run", run, *inputs)
     drawn = sorted((journey.home / "heat").iterdir())
@@ -123,7 +123,7 @@ def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
         with Image.open(file) as image:
             image.load()
             assert image.format == "PNG" and image.width == 2 * image.height
-            assert np.ptp(np.asarray(image)[:, : image.height].astype(int)) > 50, "the picture, and not an empty square"
+            assert np.ptp(np.asarray(image)[:, : image.height].astype(int)) > 50, "the image, and not an empty square"
     return drawn
 
 
@@ -164,7 +164,7 @@ def run(journey) -> Path:
     resume = re.search(r"train.py --resume (\S+)", said)[1]
     (journey.home / "elsewhere").mkdir()
     said = journey.walk("train", "--resume", journey.home / resume, here="elsewhere")
-    assert list((journey.home / "elsewhere").iterdir()) == [], "pictures, weights and cache are where they were"
+    assert list((journey.home / "elsewhere").iterdir()) == [], "images, weights and cache are where they were"
     assert not re.search(r"epoch +1/2", said), "that was done"
     (journey.home / "said.txt").write_text(said)
     (folder,) = journey.home.glob("runs/*")
@@ -206,7 +206,7 @@ def test_what_enters_the_network_is_drawn(journey):
         assert image.height > 3 * 32
 
 
-def test_a_learning_rate_is_suggested_from_a_picture(journey):
+def test_a_learning_rate_is_suggested_from_a_image(journey):
     code, said = journey.end("find_lr", *QUICK)
     assert (code == 0) == ("suggested: --stages.0.learning_rate=" in said)
     with Image.open(journey.home / "find_lr.png") as image:
@@ -235,7 +235,7 @@ def test_odd_files_are_classified_or_named_with_a_reason(journey, run):
     for name in ("good.jpg", ".hidden.jpg", "no ending"):
         shutil.copy(good, folder / name)
     (folder / "half.jpg").write_bytes(good.read_bytes()[:300])
-    (folder / "notes.jpg").write_text("not a picture")
+    (folder / "notes.jpg").write_text("not an image")
     said = journey.walk("predict", "--run", run, good, folder, "--out", "odd.csv")
     rows = list(csv.DictReader((journey.home / "odd.csv").read_text(encoding="utf-8").splitlines()))
     answers = {Path(row["path"]).name: row for row in rows}
@@ -249,7 +249,7 @@ def test_odd_files_are_classified_or_named_with_a_reason(journey, run):
     assert {**row, "path": ""} == {**answers["00.jpg"], "path": ""}, "by name, it is classified"
 
 
-def test_one_picture_of_the_evidence_for_each_photograph(journey, run):
+def test_one_image_of_the_evidence_for_each_photograph(journey, run):
     assert len(explained(journey, run, journey.home / "photos" / "disc" / "00.jpg")) == 1
     assert len(explained(journey, run, journey.home / "photos" / "upright", "--occlusion")) == 13
 
@@ -257,7 +257,7 @@ def test_one_picture_of_the_evidence_for_each_photograph(journey, run):
 def test_a_run_is_no_better_than_itself_and_is_held_against_another(journey, run, other):
     assert "no real difference" in journey.walk("compare", run, run)
     said, test = journey.walk("compare", run, other), Predictions.load(run / "predictions.npz")
-    assert f"{len(test.ids)} pictures" in said and str(other) in said
+    assert f"{len(test.ids)} images" in said and str(other) in said
 
 
 def test_two_runs_are_diagnosed(journey, run, other):
@@ -266,7 +266,7 @@ def test_two_runs_are_diagnosed(journey, run, other):
     assert verdict in said and "2 runs, on average of two" in said
 
 
-def test_a_person_names_a_picture_and_is_compared(journey, run, monkeypatch):
+def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
     from http.server import ThreadingHTTPServer
 
     serve = ThreadingHTTPServer.serve_forever
@@ -274,7 +274,7 @@ def test_a_person_names_a_picture_and_is_compared(journey, run, monkeypatch):
     def answer(server) -> None:
         address, test = f"http://127.0.0.1:{server.server_address[1]}", Predictions.load(run / "predictions.npz")
         names = dict(zip(map(str, test.ids), test.labels, strict=True))
-        with urllib.request.urlopen(f"{address}/picture/0") as shown:
+        with urllib.request.urlopen(f"{address}/image/0") as shown:
             assert shown.status == 200
         said = {"row": 0, "said": test.class_names[names[str(server.questions.examples.ids[0])]]}
         request = urllib.request.Request(
@@ -293,7 +293,7 @@ def test_a_person_names_a_picture_and_is_compared(journey, run, monkeypatch):
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", until_ctrl_c)
     said = journey.walk("annotate", "--run", run, "--count", 3, "--port", 0)
-    assert "1 pictures named" in said and "you          100.0 %" in said
+    assert "1 images named" in said and "you          100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 1
 
 

@@ -44,7 +44,7 @@ def test_blocks_are_squares_of_7_or_half_the_map_in_each_channel_anew_and_the_me
     after = run(drop, maps, training=True)
     holes = after == 0
     assert holes.mean() == pytest.approx(0.2, abs=0.04)
-    kept = 1 - holes.mean(axis=(1, 2, 3), keepdims=True)  # of each picture: count_ones / count
+    kept = 1 - holes.mean(axis=(1, 2, 3), keepdims=True)  # of each image: count_ones / count
     np.testing.assert_allclose(after, np.where(holes, 0, maps / kept), rtol=1e-5)
     assert run(drop, np.ones_like(maps), training=True).mean(axis=(1, 2, 3)) == pytest.approx(1, abs=1e-5)
 
@@ -196,7 +196,7 @@ def last_block(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs[0], [add.input[0], drop.input, add.output])
 
 
-def test_pictures_drop_a_branch_whole_and_on_average_nothing_changes(pixels):
+def test_images_drop_a_branch_whole_and_on_average_nothing_changes(pixels):
     model = last_block(build(DEEP, Head(), SIZE, [1, 1]))
     for layer in model.layers:
         if isinstance(layer, (layers.BatchNormalization, StochasticDepth)):
@@ -207,11 +207,11 @@ def test_pictures_drop_a_branch_whole_and_on_average_nothing_changes(pixels):
     for _ in range(100):
         total = np.asarray(model(pixels, training=True)[2])
         without, double = (np.isclose(total, shortcut + k * branch, atol=1e-4).all(axis=(1, 2, 3)) for k in (0, 2))
-        assert (without ^ double).all(), "a picture has none of its branch, or all of it scaled up"
+        assert (without ^ double).all(), "an image has none of its branch, or all of it scaled up"
         sums.append(total)
         dropped.append(without)
     assert np.mean(dropped) == pytest.approx(0.5, abs=0.07)
-    assert any(0 < row.sum() < 8 for row in dropped), "for each picture anew"
+    assert any(0 < row.sum() < 8 for row in dropped), "for each image anew"
     np.testing.assert_allclose(np.mean(sums, axis=0), plain, atol=0.5 * np.abs(branch).max())
 
 

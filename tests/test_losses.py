@@ -36,7 +36,7 @@ def gradient(loss: keras.losses.Loss, labels: np.ndarray, logits: np.ndarray) ->
 
 
 def at_margin(margin: float) -> np.ndarray:
-    """Logits of a picture of class 0, right by so much, or wrong if negative."""
+    """Logits of an image of class 0, right by so much, or wrong if negative."""
     return np.array([[margin, 0, 0]], np.float32)
 
 
@@ -75,13 +75,13 @@ def test_balanced_weights_are_those_of_scikit_learn_and_effective_ones_lie_betwe
         assert class_weights(COUNTS, kind)[labels].mean() == pytest.approx(1)
     assert class_weights(COUNTS, "none").tolist() == [1, 1, 1]
     few, many = class_weights([1, 2], "effective"), class_weights([5000, 10000], "effective")
-    assert few[0] / few[1] == pytest.approx(2, rel=0.01), "few pictures show different things"
+    assert few[0] / few[1] == pytest.approx(2, rel=0.01), "few images show different things"
     assert many[0] / many[1] == pytest.approx(1), "of many the rest is more of the same"
 
 
 def test_the_table_says_what_every_class_counts():
     lines = weight_table(["ant", "bee", "cat"], COUNTS, "balanced").splitlines()
-    assert lines[1:] == ["  ant: 100 pictures x 0.417", "  bee: 20 pictures x 2.08", "  cat: 5 pictures x 8.33"]
+    assert lines[1:] == ["  ant: 100 images x 0.417", "  bee: 20 images x 2.08", "  cat: 5 images x 8.33"]
 
 
 def test_weights_by_name_find_their_class_count_beside_a_1_and_have_a_mean_of_1(some):
@@ -91,7 +91,7 @@ def test_weights_by_name_find_their_class_count_beside_a_1_and_have_a_mean_of_1(
     np.testing.assert_allclose(weights / weights[1], [0.5, 1, 4])
     assert weights @ COUNTS / COUNTS.sum() == pytest.approx(1)
     lines = weight_table(names, COUNTS, table).splitlines()
-    assert lines[0].startswith("class weights (by name") and lines[3] == f"  St. Bernard: 5 pictures x {weights[2]:.3g}"
+    assert lines[0].startswith("class weights (by name") and lines[3] == f"  St. Bernard: 5 images x {weights[2]:.3g}"
     expected = -(weights[labels] * log_softmax(logits.astype(float), axis=1)[np.arange(40), labels]).mean()
     loss = training_loss(Train(class_weights=table), COUNTS, names)
     assert float(loss(np.eye(3)[labels], logits)) == pytest.approx(expected, rel=1e-5)
@@ -109,7 +109,7 @@ def test_a_weight_for_a_class_that_there_is_not_is_refused_with_those_there_are(
     )
 
 
-def test_each_picture_counts_as_its_class_does_and_mixed_labels_mix_their_weights(some):
+def test_each_image_counts_as_its_class_does_and_mixed_labels_mix_their_weights(some):
     logits, labels = some
     loss = training_loss(Train(class_weights="balanced"), COUNTS)
     weights, log_p = class_weights(COUNTS, "balanced"), log_softmax(logits.astype(float), axis=1)
@@ -174,7 +174,7 @@ def test_with_everything_off_the_loss_is_that_of_keras():
     assert type(training_loss(Train(label_smoothing=0.1), COUNTS)) is keras.losses.CategoricalCrossentropy
 
 
-def test_weights_come_from_the_pictures_that_are_trained_on_and_never_reach_validation(tmp_path):
+def test_weights_come_from_the_images_that_are_trained_on_and_never_reach_validation(tmp_path):
     keras.utils.set_random_seed(0)
     pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 16, 3)).astype(np.uint8)
     train, val = (ArrayDataset(lambda _, rows: pixels[rows], np.repeat(range(3), n)) for n in ([8, 3, 1], [4, 1, 1]))

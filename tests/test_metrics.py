@@ -131,10 +131,10 @@ def test_wilson_interval_worked_by_hand():
     assert intervals.wilson_interval(10, 10) == pytest.approx({"value": 1.0, "low": 0.72247, "high": 1.0}, abs=1e-5)
 
 
-def test_bootstrap_on_counts_agrees_with_one_on_pictures():
+def test_bootstrap_on_counts_agrees_with_one_on_images():
     given = noisy(150, 4, 1.0)
     rng = np.random.default_rng(1)
-    drawn = rng.integers(150, size=(2_000, 150))  # the plain way: draw pictures, and score them again
+    drawn = rng.integers(150, size=(2_000, 150))  # the plain way: draw images, and score them again
     scores = np.array([sklearn.metrics.f1_score(given.labels[r], given.predicted[r], average="macro") for r in drawn])
     found = metrics.score(given)["macro_f1"]
     # The ends of the middle 95 % of 1,000 draws have a Monte-Carlo error of about 0.08 standard deviations.
@@ -169,7 +169,7 @@ def test_a_class_never_predicted_counts_as_zero():
     assert found["macro_f1"]["value"] == pytest.approx((4 / 6 + 0) / 2)
 
 
-def test_a_class_absent_from_pictures_and_predictions_is_left_out():
+def test_a_class_absent_from_images_and_predictions_is_left_out():
     found = metrics.score(saying([0, 0, 1, 1], [0, 0, 1, 0], classes=3))
     row = of_class(found, "class2")
     assert row == dict.fromkeys(row, None) | {"images": 0}
@@ -235,7 +235,7 @@ def test_a_k_that_makes_no_sense_is_refused(k):
         metrics.score(noisy(20, 10, 1.0), k=k)
 
 
-def test_order_of_pictures_changes_nothing():
+def test_order_of_images_changes_nothing():
     given = noisy(120, 4, 1.0)
     rows = np.random.default_rng(1).permutation(120)
     before, after = (metrics.score(p) for p in (given, make(given.labels[rows], given.logits[rows])))
@@ -299,8 +299,8 @@ def test_a_thousand_classes_fit_into_memory(monkeypatch):
     assert most < 2e8
 
 
-def test_pictures_of_a_group_are_one_witness():
-    """Ten copies of each picture tell no more than one."""
+def test_images_of_a_group_are_one_witness():
+    """Ten copies of each image tell no more than one."""
     given = noisy(60, 3, 1.0)
     rows = np.repeat(np.arange(60), 10)
     copies = dataclasses.replace(given.take(rows), groups=rows)
@@ -347,7 +347,7 @@ def test_one_class_alone_has_no_curve():
 
 
 def test_intervals_of_ranks_agree_with_the_bootstrap():
-    """Influence functions against drawing pictures and scoring again, where both can be had."""
+    """Influence functions against drawing images and scoring again, where both can be had."""
     given = noisy(300, 3, 1.0)
     truth, rng = np.eye(3)[given.labels], np.random.default_rng(1)
     drawn = rng.integers(300, size=(400, 300))
@@ -368,9 +368,9 @@ def test_intervals_of_ranks_agree_with_the_bootstrap():
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "least"), [(60, 0.88), (200, 0.92), (1000, 0.92)])
 def test_intervals_contain_the_truth_as_often_as_they_say(n, least):
-    """1,000 test parts of one population; the truth is what 300,000 pictures of it say.
+    """1,000 test parts of one population; the truth is what 300,000 images of it say.
 
-    Of 60 pictures, six of them of the rarest class, intervals are a little too narrow: that is known and measured.
+    Of 60 images, six of them of the rarest class, intervals are a little too narrow: that is known and measured.
     """
     truth, held, many = metrics.score(noisy(300_000, 4, 1.2, seed=99)), dict.fromkeys(KEYS, 0), 1000
     for seed in range(many):
@@ -392,5 +392,5 @@ def test_result_is_json(tmp_path):
     [([], "Received: 0, 0 without"), ([0, -1, 1], "Received: 3, 1 without"), ([-1], "Received: 1, 1 without")],
 )
 def test_nothing_to_score_is_an_error(labels, message):
-    with pytest.raises(ValueError, match=f"at least one picture, all with labels. {message}"):
+    with pytest.raises(ValueError, match=f"at least one image, all with labels. {message}"):
         metrics.score(make(labels, np.zeros((len(labels), 2))))

@@ -42,7 +42,7 @@ class Executed:
     def printed(self, cell: str) -> str:
         return "".join(o.text for o in self.outputs(cell) if o.output_type == "stream" and o.name == "stdout")
 
-    def pictures(self, cell: str) -> int:
+    def images(self, cell: str) -> int:
         return sum("image/png" in output.get("data", {}) for output in self.outputs(cell))
 
     def noise(self) -> list[str]:
@@ -62,18 +62,18 @@ def test_first_result(tmp_path):
     done = Executed("01_first_result.ipynb", tmp_path, epochs=2)
     accuracy = done.metrics["test"]["accuracy"]["value"]
     assert accuracy > 0.8  # ten classes, two epochs
-    assert f"{accuracy:.1%} of {done.metrics['test']['images']} test pictures" in done.printed("number")
-    assert done.pictures("plots") == 2
-    assert done.pictures("mistakes") == 1
+    assert f"{accuracy:.1%} of {done.metrics['test']['images']} test images" in done.printed("number")
+    assert done.images("plots") == 2
+    assert done.images("mistakes") == 1
     assert done.printed("use").count("with probability") == 3
     assert done.noise() == []
 
 
 def test_your_own_images(tmp_path):
     done = Executed("02_your_own_images.ipynb", tmp_path)
-    assert "120 pictures of 3 classes" in done.printed("look")
+    assert "120 images of 3 classes" in done.printed("look")
     assert "disc/broken.jpg: text, not an image" in done.printed("look")
-    assert done.pictures("look") == 1
+    assert done.images("look") == 1
     assert done.metrics["test"]["accuracy"]["low"] > done.metrics["test"]["majority_baseline"]
     (report,) = done.outputs("report")
     assert f"{100 * done.metrics['test']['accuracy']['value']:.1f} %" in report.data["text/markdown"]

@@ -1,4 +1,4 @@
-"""Penalties reach thawed kernels of the backbone and nothing else, pull where they say, and stay out of files."""
+"""Penalties reach unfrozen kernels of the backbone and nothing else, pull where they say, and stay out of files."""
 
 import keras
 import numpy as np
@@ -44,13 +44,13 @@ def total(model: keras.Model) -> float:
 
 
 @pytest.mark.parametrize("unfreeze", [1, "all"])
-def test_what_is_penalised_is_what_is_thawed_of_the_backbone_also_in_a_tail(unfreeze):
+def test_what_is_penalised_is_what_is_unfrozen_of_the_backbone_also_in_a_tail(unfreeze):
     model = tiny(unfreeze=unfreeze)
     held(model, Stage(unfreeze=unfreeze, l1=0.03, l2=0.2, l2_sp=0.5))
-    thawed = kernels(model, "block3") if unfreeze == 1 else kernels(model, "block", "stem")
-    for kernel in thawed:
+    unfrozen = kernels(model, "block3") if unfreeze == 1 else kernels(model, "block", "stem")
+    for kernel in unfrozen:
         kernel.assign_add(np.full(kernel.shape, 0.1, np.float32))
-    weights = [kernel.numpy() for kernel in thawed]
+    weights = [kernel.numpy() for kernel in unfrozen]
     expected = sum(0.03 * np.abs(w).sum() + 0.2 * (w**2).sum() + 0.5 * 0.1**2 * w.size for w in weights)
     assert len(weights) == (3 if unfreeze == 1 else 9)
     assert total(model) == pytest.approx(expected, rel=1e-4)

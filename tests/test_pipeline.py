@@ -1,4 +1,4 @@
-"""Batches: every picture once an epoch, with its own label, in an order that can be repeated."""
+"""Batches: every image once an epoch, with its own label, in an order that can be repeated."""
 
 import dataclasses
 import gc
@@ -41,7 +41,7 @@ PLAIN = Augment(policy="none", flip=False)
 
 
 def numbered(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of one colour that is their number, and labels that follow from it."""
+    """Images of one colour that is their number, and labels that follow from it."""
     pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 3)).copy()
     return pixels, np.arange(n) % CLASSES
 
@@ -52,7 +52,7 @@ def source(n: int, rows=None, settings: Augment = PLAIN) -> ArrayDataset:
 
 
 def numbers(batches) -> list[list[int]]:
-    """Which pictures are in each batch; every label must be that of its picture."""
+    """Which images are in each batch; every label must be that of its image."""
     found = []
     for inputs, labels in batches.as_numpy_iterator():
         number = inputs[:, 4, 4, 0]
@@ -66,7 +66,7 @@ def shuffled(source_: ArrayDataset, batch_size: int = 8, seed: int = 0, epochs: 
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(33, 8), (32, 8), (31, 8), (9, 8), (5, 8), (1, 8), (17, 1), (100, 32)])
-def test_every_picture_is_trained_on_once_an_epoch_in_batches_of_nearly_one_size(n, batch_size):
+def test_every_image_is_trained_on_once_an_epoch_in_batches_of_nearly_one_size(n, batch_size):
     """No tail is dropped, and none is much smaller than the others: batch normalisation would suffer from it."""
     for epoch in (0, 3):
         batches = shuffled(source(n), batch_size, epochs=range(epoch, epoch + 1))
@@ -103,8 +103,8 @@ def test_starting_at_an_epoch_gives_the_batches_of_a_longer_run(settings, mixing
 
 
 @pytest.mark.parametrize("counts", [[80, 57, 41, 29, 4], [3, 200, 1], [7, 7, 7], [5, 0, 9]], ids=str)
-def test_balanced_every_class_comes_as_often_and_its_pictures_in_turn(counts):
-    """Give or take one, in each epoch and over all that came before: no picture waits while another comes twice."""
+def test_balanced_every_class_comes_as_often_and_its_images_in_turn(counts):
+    """Give or take one, in each epoch and over all that came before: no image waits while another comes twice."""
     labels = np.random.default_rng(0).permutation(np.repeat(range(len(counts)), counts))
     n, classes, times = len(labels), np.count_nonzero(counts), np.zeros(len(labels), int)
     for epoch in range(12):
@@ -128,7 +128,7 @@ def test_without_balance_an_epoch_is_the_permutation_that_it_always_was():
             assert rows.tolist() == wanted.tolist() and set(passes) == {epoch}
 
 
-def test_a_picture_that_comes_again_in_an_epoch_is_varied_as_in_another():
+def test_a_image_that_comes_again_in_an_epoch_is_varied_as_in_another():
     """As it would be in the epoch with the number of its pass, so that stored views serve too."""
     pixels, labels = noise(20), np.repeat(range(CLASSES), [12, 6, 2])
     data = train_dataset(pixels, np.arange(20), labels, Augment(policy="medium"), seed=5)
@@ -146,7 +146,7 @@ def test_a_picture_that_comes_again_in_an_epoch_is_varied_as_in_another():
     assert len(again) == len(set(again)) >= 3
 
 
-def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_picture():
+def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_image():
     """By its row in the whole data set, so that it stays the same however the data are split or batched."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     rows = np.array([3, 19, 7, 0])
@@ -159,7 +159,7 @@ def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_picture():
 
 
 @pytest.mark.parametrize(("flip", "policy"), [(True, "light"), (False, "light"), (True, "none")])
-def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
+def test_images_are_mirrored_only_if_the_settings_say_so(flip, policy):
     pixels = np.zeros((64, 16, 16, 3), np.uint8)
     pixels[:, :, :8] = 200
     data = train_dataset(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
@@ -167,7 +167,7 @@ def test_pictures_are_mirrored_only_if_the_settings_say_so(flip, policy):
     assert 16 < turned.sum() < 48 if flip and policy != "none" else not turned.any()
 
 
-def test_each_setting_of_augmentation_reaches_the_pictures():
+def test_each_setting_of_augmentation_reaches_the_images():
     pixels, rows = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40)
 
     def read(**settings) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_each_setting_of_augmentation_reaches_the_pictures():
 
 
 def test_a_source_reads_its_own_rows_only():
-    """Training rows in a shuffled order, out of a data set that holds validation pictures as well."""
+    """Training rows in a shuffled order, out of a data set that holds validation images as well."""
     rows = np.array([29, 3, 14, 8, 21, 0, 17])
     pixels, labels = numbered(30)
     for data in (source(30, rows), eval_dataset(pixels, rows, labels)):
@@ -228,7 +228,7 @@ def test_evaluation_of_many_batches_keeps_the_order_though_threads_make_them():
         assert sum(batches, []) == list(range(250))
 
 
-def test_a_part_without_pictures_has_no_batches():
+def test_a_part_without_images_has_no_batches():
     """As the test part has if data.test_fraction is 0."""
     pixels, labels = numbered(5)
     empty = eval_dataset(pixels, np.array([], int), labels)
@@ -281,7 +281,7 @@ def test_types_and_shapes_are_known_before_the_first_batch():
         assert labels == tf.TensorSpec((None, CLASSES), tf.float32)
 
 
-def test_other_inputs_than_pictures_keep_their_type():
+def test_other_inputs_than_images_keep_their_type():
     """Features of a frozen network are float vectors."""
     features = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float16)
     data = ArrayDataset(lambda epoch, rows: features[rows] + np.float16(epoch), np.arange(6) % CLASSES)
@@ -303,13 +303,13 @@ def noise(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
 
 
-def test_views_are_of_the_pictures_that_the_source_gives_in_that_epoch():
+def test_views_are_of_the_images_that_the_source_gives_in_that_epoch():
     data = train_dataset(noise(9), np.arange(9), np.arange(9) % CLASSES, Augment(policy="medium"), seed=5)
     chosen = np.array([7, 2, 2])
-    pictures = data.read(3, chosen)
-    np.testing.assert_array_equal(hflip(data).read(3, chosen), np.flip(pictures, axis=2))
-    np.testing.assert_array_equal(center_zoom(data).read(3, chosen), zoom_center(pictures))
-    np.testing.assert_array_equal(hflip(center_zoom(data)).read(3, chosen), np.flip(zoom_center(pictures), axis=2))
+    images = data.read(3, chosen)
+    np.testing.assert_array_equal(hflip(data).read(3, chosen), np.flip(images, axis=2))
+    np.testing.assert_array_equal(center_zoom(data).read(3, chosen), zoom_center(images))
+    np.testing.assert_array_equal(hflip(center_zoom(data)).read(3, chosen), np.flip(zoom_center(images), axis=2))
     for view in (hflip(data), center_zoom(data), hflip(center_zoom(data))):
         np.testing.assert_array_equal(view.labels, data.labels)
         ((inputs, _),) = ordered_batches(view, CLASSES, 9).as_numpy_iterator()
@@ -368,13 +368,13 @@ def test_mixed_labels_are_the_shares_of_the_pixels(mixing, dtype):
     inputs, labels = black_or_white(16, dtype, 14, 10, 3)
     inputs, kept, shares, cuts = inputs.astype(dtype), (inputs.copy(), labels.copy()), [], 0
     for number in range(60):
-        pictures, said = mix_batch(inputs, labels, mixing, 0, 0, number)
-        assert pictures.dtype == dtype and said.dtype == np.float32 and pictures.shape == inputs.shape
-        cut = bool(np.isin(pictures, [0, 200]).all() and (np.ptp(pictures, axis=(1, 2, 3)) > 0).any())
+        images, said = mix_batch(inputs, labels, mixing, 0, 0, number)
+        assert images.dtype == dtype and said.dtype == np.float32 and images.shape == inputs.shape
+        cut = bool(np.isin(images, [0, 200]).all() and (np.ptp(images, axis=(1, 2, 3)) > 0).any())
         np.testing.assert_allclose(said.sum(axis=1), 1, atol=1e-6)
-        # Blended values are rounded to their type; of a cut picture every pixel is one or the other.
+        # Blended values are rounded to their type; of a cut image every pixel is one or the other.
         atol = 1e-6 if cut else 0.6 / 200
-        np.testing.assert_allclose(pictures.mean(axis=(1, 2, 3), dtype=float) / 200, said[:, 1], atol=atol)
+        np.testing.assert_allclose(images.mean(axis=(1, 2, 3), dtype=float) / 200, said[:, 1], atol=atol)
         cuts += cut
         shares.append(said[:, 1])
     assert cuts == 0 if not mixing.cutmix else cuts > 45 if not mixing.mixup else 15 < cuts < 45
@@ -384,7 +384,7 @@ def test_mixed_labels_are_the_shares_of_the_pixels(mixing, dtype):
 
 
 def test_a_blend_is_of_two_inputs_of_the_batch_by_one_share():
-    """Of features, which have no area, as of pictures."""
+    """Of features, which have no area, as of images."""
     inputs = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
     blend, shares = mix_batch(inputs, np.eye(6, dtype=np.float32), Mixing(mixup=1.0), 3, 4, 5)
     np.testing.assert_allclose(blend, shares @ inputs, atol=1e-5)
@@ -421,7 +421,7 @@ def test_a_batch_is_mixed_by_seed_epoch_and_number(other):
         np.testing.assert_array_equal(one[1], again[1])
 
 
-def test_pictures_are_mixed_until_the_epoch_that_was_said_and_never_in_evaluation():
+def test_images_are_mixed_until_the_epoch_that_was_said_and_never_in_evaluation():
     data = source(16)
     plain, short = (
         list(shuffled_batches(data, CLASSES, 8, 0, range(3), mixing).as_numpy_iterator())

@@ -1,4 +1,4 @@
-"""Predictions keep pictures, labels and logits together, in order, and refuse what does not fit together."""
+"""Predictions keep images, labels and logits together, in order, and refuse what does not fit together."""
 
 import keras
 import numpy as np
@@ -66,10 +66,10 @@ def test_labels_out_of_range_are_refused(label):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_are_refused_naming_the_first_picture(bad):
+def test_logits_that_are_not_finite_are_refused_naming_the_first_image(bad):
     logits = np.zeros((5, 3), np.float32)
     logits[3, 1] = logits[4, 0] = bad
-    with pytest.raises(ValueError, match=r"2 pictures are not finite, the first: 'köln/3\|é.png'"):
+    with pytest.raises(ValueError, match=r"2 images are not finite, the first: 'köln/3\|é.png'"):
         some(logits=logits)
 
 
@@ -99,14 +99,14 @@ def test_average_is_the_mean_of_the_probabilities():
 
 
 @pytest.mark.parametrize("changes", [{"ids": some().ids[::-1]}, {"class_names": ("c", "b", "a")}], ids=["ids", "names"])
-def test_predictions_of_other_pictures_or_classes_are_not_averaged(changes):
-    with pytest.raises(ValueError, match="same pictures and classes, in the same order"):
+def test_predictions_of_other_images_or_classes_are_not_averaged(changes):
+    with pytest.raises(ValueError, match="same images and classes, in the same order"):
         average([some(), some(**changes)])
 
 
 @pytest.fixture(scope="module")
 def colour_means() -> keras.Model:
-    """The logits of a picture are the means of its colours, so that each row tells which picture it is of."""
+    """The logits of an image are the means of its colours, so that each row tells which image it is of."""
     pixels = keras.Input((4, 4, 3))
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(pixels))
 
@@ -126,7 +126,7 @@ def test_predict_keeps_the_order_and_the_smaller_last_batch(colour_means, n, bat
     assert found.class_names == ("r", "g", "b")
 
 
-def test_predict_of_no_pictures_is_no_predictions(colour_means):
+def test_predict_of_no_images_is_no_predictions(colour_means):
     # A run without a test part.
     batches = tf.data.Dataset.from_tensor_slices(np.zeros((0, 4, 4, 3), np.float32)).batch(4)
     found = predict(colour_means, batches, [], np.zeros(0), ["r", "g", "b"])

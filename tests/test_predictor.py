@@ -14,7 +14,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import image
 
 from template import disk, runs
 from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
@@ -45,7 +45,7 @@ APPS = {
 @pytest.fixture
 def images() -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.stack([picture(kind, rng, SIZE) for kind in ("across", "disc")]).astype("float32")
+    return np.stack([image(kind, rng, SIZE) for kind in ("across", "disc")]).astype("float32")
 
 
 def run(model: keras.Model, images: np.ndarray) -> np.ndarray:

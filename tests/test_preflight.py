@@ -65,8 +65,8 @@ def like(source: ArrayDataset, change: Callable) -> ArrayDataset:
 def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
     pixels, labels = coloured(60, 0)
     source = train_dataset(pixels, np.arange(60), labels, Augment(policy="light"), seed=0)
-    check, picture = checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=16), Mixing())
-    assert check.passed and picture.size == (8 * 164, 2 * 178)
+    check, image = checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=16), Mixing())
+    assert check.passed and image.size == (8 * 164, 2 * 178)
     wrong = (lambda x: (x / 255).astype(np.float32)), (lambda x: x.astype(np.float32) - 127)
     scaled, centred = (checks.input_grid(like(source, how), ("r", "g", "b"), Train(), Mixing())[0] for how in wrong)
     assert not scaled.passed and not centred.passed
@@ -83,15 +83,15 @@ def test_the_grid_is_of_the_very_pixels_and_labels(monkeypatch):
         assert name == ("red", "green", "blue")[labels[row]]
 
 
-def tile(picture: Image.Image, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of a tile of a grid of pictures of 32 pixels, and of the words below it."""
+def tile(image: Image.Image, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of a tile of a grid of images of 32 pixels, and of the words below it."""
     top, left = row * 178, column * 164
-    cut = np.asarray(picture)[top : top + 178, left : left + 160]
+    cut = np.asarray(image)[top : top + 178, left : left + 160]
     return cut[2:160:5, 2::5], cut[160:]
 
 
 @pytest.mark.parametrize("sampling", ["all", "balanced"])
-def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it(monkeypatch, sampling):
+def test_each_image_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it(monkeypatch, sampling):
     pixels, labels = coloured(24, 0)
     labels, names = np.sort(labels), ("red", "green", "blue")
     plain = eval_dataset(pixels, np.arange(24), labels)
@@ -101,13 +101,13 @@ def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it
     monkeypatch.setattr(
         checks, "grid", lambda images, names, columns: said.extend(names) or draw(images, names, columns)
     )
-    picture = checks.epochs_grid(plain, augmented, names, settings, mixing, 3)
-    assert picture.size == (4 * 164, 12 * 178)
+    drawn = checks.epochs_grid(plain, augmented, names, settings, mixing, 3)
+    assert drawn.size == (4 * 164, 12 * 178)
     rows = [0, 2, 4, 7, 8, 10, 12, 15, 16, 18, 20, 23]
     batches = list(shuffled_batches(augmented, 3, 8, 0, range(3), mixing, sampling).as_numpy_iterator())
     order = [batch for epoch in range(3) for batch in shuffled_rows(labels, 8, 0, epoch, sampling)]
     for line, row in enumerate(rows):
-        np.testing.assert_array_equal(tile(picture, line, 0)[0], pixels[row])
+        np.testing.assert_array_equal(tile(drawn, line, 0)[0], pixels[row])
         assert said[4 * line] == names[labels[row]]
         times = [
             (number, images[i], given[i])
@@ -116,7 +116,7 @@ def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it
         ]
         assert len(times) == 3, "classes of equal size: once an epoch, balanced or not"
         for column, (number, image, label) in enumerate(times, start=1):
-            np.testing.assert_array_equal(tile(picture, line, column)[0], image)
+            np.testing.assert_array_equal(tile(drawn, line, column)[0], image)
             words = said[4 * line + column].split()
             assert words[:2] == ["epoch", f"{number // 3 + 1}:"]
             if len(words) > 3:
@@ -128,14 +128,14 @@ def test_each_picture_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it
     assert sum(len(words.split()) > 3 for words in said) > 8
 
 
-def test_a_picture_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does_not_is_left_white():
+def test_a_image_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does_not_is_left_white():
     pixels, labels = coloured(24, 0)[0], np.repeat(range(3), [20, 3, 1])
     data = eval_dataset(pixels, np.arange(24), labels)
-    picture = checks.epochs_grid(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
+    image = checks.epochs_grid(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
     lines = {row: line for line, row in enumerate([0, 6, 12, 19, 20, 21, 22, 23])}
     for row, line in lines.items():
         for column in (1, 2):
-            (shown, words), times = tile(picture, line, column), 0
+            (shown, words), times = tile(image, line, column), 0
             for epoch in (0, 1):
                 order = shuffled_rows(labels, 8, 0, epoch, "balanced")
                 times += sum(int((members == row).sum()) for _, members in order)
@@ -151,14 +151,14 @@ def test_a_label_says_its_shares():
     assert checks.label_text(np.array([0.999, 0.001, 0]), names) == "red"
 
 
-def test_preflight_shows_mixed_pictures_as_they_are_trained_on():
+def test_preflight_shows_mixed_images_as_they_are_trained_on():
     pixels, labels = coloured(12, 0)
     source = train_dataset(pixels, np.arange(12), labels, Augment(policy="none"), seed=0)
     mixing = Mixing(mixup=1.0, until=1)
-    _, picture = checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=12), mixing)
+    _, drawn = checks.input_grid(source, ("red", "green", "blue"), Train(batch_size=12), mixing)
     images, _ = next(shuffled_batches(source, 3, 12, 0, range(1), mixing).as_numpy_iterator())
     for number, image in enumerate(images):
-        np.testing.assert_array_equal(tile(picture, number // 8, number % 8)[0], image)
+        np.testing.assert_array_equal(tile(drawn, number // 8, number % 8)[0], image)
 
 
 def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, train):
@@ -186,17 +186,17 @@ def test_a_network_that_does_not_look_is_found(train, val):
     assert not checks.depends_on_input(model, val).passed
 
 
-def test_a_few_pictures_are_learned_by_heart_unless_they_are_all_the_same(train):
+def test_a_few_images_are_memorised_unless_they_are_all_the_same(train):
     names, loose = ("red", "green", "blue"), Head(dropout=0, l2=0)
-    check, picture = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
-    assert check.passed and "9 of 9 right" in check.found and picture.size == (8 * 164, 2 * 178)
+    check, image = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
+    assert check.passed and "9 of 9 right" in check.found and image.size == (8 * 164, 2 * 178)
     grey = like(train, lambda x: np.full_like(x, 127))
     check, _ = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, grey, names, steps=30)
     assert not check.passed and "3 of 9 right" in check.found
 
 
 def test_what_is_frozen_is_not_asked_to_learn(train):
-    """The tail alone learns by heart; with nothing that trains, nothing is learned."""
+    """The tail alone memorises them; with nothing that trains, nothing is learned."""
     names, given = ("red", "green", "blue"), Backbone(name="tiny", weights="given.h5")
     model = build(TINY, Head(dropout=0, l2=0), SIZE, [1] * CLASSES)
     freeze(model, given, 1)
@@ -210,7 +210,7 @@ def test_what_is_frozen_is_not_asked_to_learn(train):
     assert not checks.overfit_small_batch(model, tensor, train, names, steps=10)[0].passed
 
 
-def test_a_picture_that_depends_on_its_neighbours_is_found(model, train):
+def test_a_image_that_depends_on_its_neighbours_is_found(model, train):
     assert checks.no_batch_leakage(model, train).passed, "from scratch it is asked at inference"
     weights = Backbone(name="tiny", weights="given.h5")
     freeze(model, weights, 2)
@@ -250,7 +250,7 @@ def test_pixels_that_differ_by_one_are_found(train):
 
 
 @pytest.mark.parametrize("apart", [0, 9], ids=["one cloud", "classes far apart"])
-def test_labels_by_lot_are_guessed_unless_the_parts_share_pictures(apart):
+def test_labels_by_lot_are_guessed_unless_the_parts_share_images(apart):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         clouds = apart * rng.integers(0, 2, (240, 1))

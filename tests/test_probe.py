@@ -35,7 +35,7 @@ def by_scikit_learn(views: np.ndarray, labels: np.ndarray, strength: float) -> n
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize(
     ("n", "width", "views"), [(120, 20, 1), (24, 200, 1), (24, 200, 2), (24, 40, 2)],
-    ids=["many pictures", "more features than pictures", "than views", "than pictures, but not than views"],
+    ids=["many images", "more features than images", "than views", "than images, but not than views"],
 )  # fmt: skip
 def test_it_is_the_regression_of_scikit_learn_in_the_units_of_the_features(classes, n, width, views):
     features, labels = clouds(n, classes, 0.4, width=width)
@@ -124,9 +124,9 @@ def test_noise_is_penalised_hard_and_signal_is_not():
     assert signal.cross_entropy < 0.1 and signal.accuracy == 1
 
 
-@pytest.mark.parametrize("width", [20, 400], ids=["few features", "enough to know each picture by heart"])
+@pytest.mark.parametrize("width", [20, 400], ids=["few features", "enough to memorise each image"])
 def test_the_cross_validated_accuracy_is_honest_about_noise_with_mirrored_views(width):
-    """A view of a held-out picture in the training folds would make noise look learnable."""
+    """A view of a held-out image in the training folds would make noise look learnable."""
     noise, labels = clouds(90, 3, 0.0, width=width)
     views = np.stack([noise, noise + np.float32(0.01)])
     probe = fit_probe(views, labels, 3, seed=0)
@@ -135,8 +135,8 @@ def test_the_cross_validated_accuracy_is_honest_about_noise_with_mirrored_views(
     assert (probabilities(probe, noise).argmax(axis=1) == labels).mean() > (0.9 if width == 400 else 0.4)
 
 
-def test_no_view_of_a_held_out_picture_is_learned_from(monkeypatch):
-    """Each feature vector carries the number of its picture; in cross-validation, learned and judged never meet."""
+def test_no_view_of_a_held_out_image_is_learned_from(monkeypatch):
+    """Each feature vector carries the number of its image; in cross-validation, learned and judged never meet."""
     features, labels = clouds(20, 2, 0.5, width=3)
     features[:, 0] = np.arange(20)
     learned, met = set(), []
@@ -163,8 +163,8 @@ def test_no_view_of_a_held_out_picture_is_learned_from(monkeypatch):
 
 
 @pytest.mark.parametrize(("n", "repeats"), [(60, 5), (300, 4), (600, 2), (1000, 1), (1200, 1)])
-def test_few_pictures_are_divided_several_times_and_each_counts_once(monkeypatch, n, repeats):
-    """A probe that knows nothing loses log 2 on every picture, however often it was held out."""
+def test_few_images_are_divided_several_times_and_each_counts_once(monkeypatch, n, repeats):
+    """A probe that knows nothing loses log 2 on every image, however often it was held out."""
     monkeypatch.setattr(module, "STRENGTHS", np.array([1e-4]))
     fits, fit = [], LogisticRegression.fit
     monkeypatch.setattr(LogisticRegression, "fit", lambda self, x, y: fits.append(len(x)) or fit(self, x, y))
@@ -201,7 +201,7 @@ def test_the_probabilities_judged_are_the_mean_of_those_of_the_views():
     assert same.cross_entropy == pytest.approx(alone.cross_entropy, abs=1e-6)
 
 
-def test_a_class_of_one_picture_can_still_be_fitted():
+def test_a_class_of_one_image_can_still_be_fitted():
     features, labels = clouds(9, 2, 3.0)
     labels = np.array([0] * 8 + [1])
     probe = fit_probe(features[None], labels, 2, seed=0)
@@ -221,10 +221,10 @@ def test_features_that_know_the_patient_are_not_judged_on_images_of_patients_tha
     assert fooled.accuracy == 1.0 and fooled.cross_entropy < 0.1
     assert abs(honest.accuracy - 0.5) < 0.23  # 2 standard deviations of 20 patients
     assert honest.cross_entropy > np.log(2) - 0.05
-    assert honest.strength < fooled.strength, "what is known by heart is worth nothing"
+    assert honest.strength < fooled.strength, "what is memorised is worth nothing"
 
 
-def test_without_groups_nothing_is_another_to_the_bit():
+def test_without_groups_nothing_is_another_bit_for_bit():
     features, labels = clouds(60, 3, 0.3)
     alone, named = (fit_probe(features[None], labels, 3, 0, groups=g) for g in (None, np.arange(60)[::-1]))
     assert alone.kernel.tobytes() == named.kernel.tobytes() and alone.losses.tobytes() == named.losses.tobytes()
@@ -264,7 +264,7 @@ def test_images_of_a_group_are_one_witness():
     assert paired_z(np.zeros(4), np.ones(4), np.array([0, 0, 1, 1])) == np.inf
 
 
-def test_views_do_not_change_the_weight_of_a_picture():
+def test_views_do_not_change_the_weight_of_a_image():
     features, labels = clouds(120, 3, 0.7)
     once, twice = (fit_probe(np.stack([features] * views), labels, 3, seed=0) for views in (1, 2))
     np.testing.assert_allclose(once.kernel, twice.kernel, atol=0.01)

@@ -1,4 +1,4 @@
-"""What a run leaves behind is true, no test picture is learned from, and a killed run ends as a whole one."""
+"""What a run leaves behind is true, no test image is learned from, and a killed run ends as a whole one."""
 
 import contextlib
 import csv
@@ -50,8 +50,8 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(home) -> Path:
-    folder = class_folders(home / "pictures")
+def images(home) -> Path:
+    folder = class_folders(home / "images")
     whole = (folder / "disc" / "00.png").read_bytes()
     (folder / "disc" / "cut-short.png").write_bytes(whole[: len(whole) // 2])
     return folder
@@ -105,8 +105,8 @@ def train(config: Config, folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def run(home, pictures) -> Run:
-    return train(settings(pictures, STAGES, {"final_fit": "yes"}), home / "run")
+def run(home, images) -> Run:
+    return train(settings(images, STAGES, {"final_fit": "yes"}), home / "run")
 
 
 def test_the_saved_recipe_is_the_configuration(run):
@@ -120,11 +120,11 @@ def test_the_record_names_the_versions_and_the_split(run):
     assert record["split_sha256"] == hashlib.sha256((run.folder / "split.csv").read_bytes()).hexdigest()
 
 
-def test_the_split_lists_every_used_picture_once_with_the_hash_of_its_file(run, pictures):
+def test_the_split_lists_every_used_image_once_with_the_hash_of_its_file(run, images):
     used = {f"{kind}/{number:02d}.png" for kind in CLASSES for number in range(12)}
     assert sorted(row["id"] for row in run.split) == sorted(used)
     for row in run.split:
-        assert row["sha256"] == hashlib.sha256((pictures / row["id"]).read_bytes()).hexdigest()
+        assert row["sha256"] == hashlib.sha256((images / row["id"]).read_bytes()).hexdigest()
         assert row["label"] == row["id"].partition("/")[0]
     for kind in CLASSES:
         parts = [row["part"] for row in run.split if row["label"] == kind]
@@ -159,9 +159,9 @@ def test_predictions_are_of_the_whole_test_part(run):
     assert [str(i) for i in run.val.ids] == [row["id"] for row in run.split if row["part"] == "val"]
 
 
-def test_the_saved_model_says_what_the_predictions_say(run, pictures):
+def test_the_saved_model_says_what_the_predictions_say(run, images):
     model = keras.saving.load_model(run.folder / "model.keras", compile=False)
-    pixels = np.stack([load_image(pictures / str(name), 32, "crop") for name in run.test.ids])
+    pixels = np.stack([load_image(images / str(name), 32, "crop") for name in run.test.ids])
     logits = model.predict(pixels.astype(np.float32), verbose=0)
     np.testing.assert_allclose(log_softmax(logits, axis=1), log_softmax(run.test.logits, axis=1), rtol=0, atol=1e-5)
 
@@ -203,7 +203,7 @@ def test_the_first_line_of_the_report_is_the_accuracy(run):
     first = (run.folder / "report.md").read_text().splitlines()[0]
     accuracy = accuracy_score(run.test.labels, run.test.predicted)
     assert first.startswith(f"# {100 * accuracy:.1f} %")
-    assert "9 test pictures" in first
+    assert "9 test images" in first
 
 
 def test_the_page_shows_the_number_the_errors_and_what_it_was_made_from(run):
@@ -211,7 +211,7 @@ def test_the_page_shows_the_number_the_errors_and_what_it_was_made_from(run):
     assert f"{100 * accuracy_score(run.test.labels, run.test.predicted):.1f} %" in page
     wrong = run.test.ids[run.test.predicted != run.test.labels]
     assert ("Wrong and sure of it" in page) == bool(len(wrong))
-    assert all(str(name) in page for name in run.test.ids), "nine pictures are all among the least sure"
+    assert all(str(name) in page for name in run.test.ids), "nine images are all among the least sure"
     assert page.count("data:image/jpeg;base64,") == 2 * (len(wrong) + 9)
     assert json.loads((run.folder / "run.json").read_text())["split_sha256"] in page
     assert len(page) < 5e6 and "disc/cut-short.png" in page
@@ -228,7 +228,7 @@ def test_temperature_and_thresholds_are_those_of_validation(run):
     assert {key: run.result["calibration"][key] for key in decided} == decided
 
 
-def test_the_report_says_what_holds_it_back_and_what_is_odd_about_the_pictures(run):
+def test_the_report_says_what_holds_it_back_and_what_is_odd_about_the_images(run):
     found, right = run.result["diagnosis"], int((run.test.predicted == run.test.labels).sum())
     assert f"{100 * right / 9:.1f} % [" in found["because"] and found["verdict"] in {"underfits", "overfits", "neither"}
     page = (run.folder / "report.html").read_text(encoding="utf-8")
@@ -240,10 +240,10 @@ def test_the_report_says_what_holds_it_back_and_what_is_odd_about_the_pictures(r
     assert set(watched["ids"]) <= set(run.val.ids) and len(watched["probability_of_label"]) == 5
 
 
-def test_what_is_odd_about_the_pictures_is_said_before_training(home, pictures, capsys):
+def test_what_is_odd_about_the_images_is_said_before_training(home, images, capsys):
     """The same scene in training and, recoded, in a given test part: the number would be flattered."""
     root = home / "odd"
-    shutil.copytree(pictures, root / "train", ignore=shutil.ignore_patterns("cut-short.png"))
+    shutil.copytree(images, root / "train", ignore=shutil.ignore_patterns("cut-short.png"))
     for number, kind in enumerate(("across", "disc", "upright")):
         (root / "test" / kind).mkdir(parents=True)
         original = Image.open(sorted((root / "train" / kind).iterdir())[0])
@@ -252,7 +252,7 @@ def test_what_is_odd_about_the_pictures_is_said_before_training(home, pictures, 
     config = dataclasses.replace(settings(root, stages=SHORT[:1]), backbone=Backbone(name="tiny", weights="none"))
     result = recipe.run(config, home / "of odd")
     said = capsys.readouterr().out
-    assert "mend: Nearly equal pictures" in said and "in training and in validation or test" in said
+    assert "mend: Nearly equal images" in said and "in training and in validation or test" in said
     assert "scripts/audit.py" in said
     assert "nearly equal across parts" in [f["check"] for f in result["audit"] if f["severity"] == "mend"]
     assert "in training and in validation or test" in (home / "of odd" / "report.html").read_text(encoding="utf-8")
@@ -264,7 +264,7 @@ def test_nothing_temporary_is_left(run):
 
 @pytest.fixture(scope="module")
 def given_parts(home) -> tuple[Path, Path]:
-    """Two folders of train/, val/ and test/ with the same names, and other pictures in test/ alone."""
+    """Two folders of train/, val/ and test/ with the same names, and other images in test/ alone."""
     one, two = home / "one", home / "two"
     for part, each, seed in (("train", 6, 1), ("val", 3, 2), ("test", 3, 3)):
         class_folders(one / part, each=each, seed=seed)
@@ -285,11 +285,11 @@ def two(home, given_parts) -> Run:
     return train(settings(given_parts[1], SHORT, {"final_fit": "yes"}), home / "run-two")
 
 
-def test_no_test_picture_is_learned_from(one, two):
-    # Other pictures in test/ and the same weights, to the last bit: they had no part in them, neither as pixels nor
+def test_no_test_image_is_learned_from(one, two):
+    # Other images in test/ and the same weights, to the last bit: they had no part in them, neither as pixels nor
     # through the order of the batches, the best epoch or the statistics of batch normalisation.
     assert one.test.ids.tolist() == two.test.ids.tolist()
-    assert not np.allclose(one.test.logits, two.test.logits), "the test pictures were not exchanged"
+    assert not np.allclose(one.test.logits, two.test.logits), "the test images were not exchanged"
     assert one.weights == two.weights
 
 
@@ -301,11 +301,11 @@ def test_a_result_is_a_function_of_the_seed(home, given_parts, one, two):
 
 
 def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_while_it_trains(
-    home, pictures, tmp_path, monkeypatch
+    home, images, tmp_path, monkeypatch
 ):
     """What was decoded is enough: for the whole view of what is predicted, for slices, galleries and report."""
-    path, begin = tmp_path / "pictures", recipe.init_model
-    shutil.copytree(pictures, path)
+    path, begin = tmp_path / "images", recipe.init_model
+    shutil.copytree(images, path)
     config = settings(path, SHORT, {"final_fit": "yes"}, memory_gb=0.0)
     config = dataclasses.replace(config, evaluate=Evaluate(whole=True, mirror=True, magnify=True))
     whole = train(config, tmp_path / "undisturbed")
@@ -326,10 +326,10 @@ def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_
     assert (done.folder / "audit.json").read_bytes() == (whole.folder / "audit.json").read_bytes()
 
 
-def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_their_names(pictures, tmp_path):
+def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_their_names(images, tmp_path):
     """An image that goes between two decodings would shift every label behind it."""
-    path = tmp_path / "pictures"
-    shutil.copytree(pictures, path)
+    path = tmp_path / "images"
+    shutil.copytree(images, path)
     _, _, see = recipe.load_data(settings(path))
     (path / "across" / "03.png").unlink()
     with pytest.raises(DataError, match=r"'across/03.png': no such file"):
@@ -337,15 +337,15 @@ def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_th
 
 
 @pytest.fixture(scope="module")
-def cut(home, pictures) -> Run:
+def cut(home, images) -> Run:
     """A run that was stopped in the middle of its fourth epoch, the second of stage 2."""
-    path = home / "copy" / "pictures"
-    shutil.copytree(pictures, path)
+    path = home / "copy" / "images"
+    shutil.copytree(images, path)
     config, folder, batches = settings(path, STAGES, {"final_fit": "yes"}), home / "cut", []
 
     def stop(self, batch, logs=None):
         batches.append(batch)
-        if len(batches) == 3 * 3 + 2:  # 18 pictures are 3 batches an epoch
+        if len(batches) == 3 * 3 + 2:  # 18 images are 3 batches an epoch
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -354,8 +354,8 @@ def cut(home, pictures) -> Run:
     return Run(config, folder, {}, "")
 
 
-def moved(pictures: Path) -> None:
-    (pictures / "disc" / "03.png").rename(pictures / "across" / "disc03.png")
+def moved(images: Path) -> None:
+    (images / "disc" / "03.png").rename(images / "across" / "disc03.png")
 
 
 @pytest.mark.parametrize(
@@ -373,12 +373,12 @@ def moved(pictures: Path) -> None:
         pytest.param("gone or unreadable: 'disc/03.png'", moved, id="another label"),
     ],
 )
-def test_an_interrupted_run_does_not_go_on_with_other_pictures(cut, tmp_path, change, named):
+def test_an_interrupted_run_does_not_go_on_with_other_images(cut, tmp_path, change, named):
     path, before = Path(cut.config.data.path), snapshot(cut.folder)
     shutil.copytree(path, tmp_path / "kept")
     try:
         change(path)
-        with pytest.raises(DataError, match="pictures or their split have changed") as refusal:
+        with pytest.raises(DataError, match="images or their split have changed") as refusal:
             train(cut.config, cut.folder)
         assert named in str(refusal.value) and "Put them back" in str(refusal.value)
     finally:
@@ -440,19 +440,19 @@ def test_an_interrupted_run_that_goes_on_ends_as_a_whole_one(cut, run):
     }
 
 
-def test_without_a_test_part_the_report_says_so(home, pictures):
-    done = train(settings(pictures, STAGES[:1], test_fraction=0), home / "no-test")
+def test_without_a_test_part_the_report_says_so(home, images):
+    done = train(settings(images, STAGES[:1], test_fraction=0), home / "no-test")
     assert done.result["test"] is None
     assert {row["part"] for row in done.split} == {"train", "val"}
     report = (done.folder / "report.md").read_text()
-    assert "validation pictures" in report.splitlines()[0]
+    assert "validation images" in report.splitlines()[0]
     assert "There was no test part" in report
     assert "27 train, 9 val, 0 test" in done.printed
     assert "final fit" not in report
 
 
-def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(home, pictures, run, monkeypatch):
-    """The final fit learns from those pictures: its heat maps beside answers from before would be another network's."""
+def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(home, images, run, monkeypatch):
+    """The final fit learns from those images: its heat maps beside answers from before would be another network's."""
     shown, original, counting = [], publish.figures, []
 
     def spy(model, pixels, rows, said):
@@ -461,7 +461,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
         return original(model, pixels, rows, said)
 
     held_out = next(row["id"] for row in run.split if row["part"] == "test")  # by its hash, the first to be held out
-    looked_at = load_image(pictures / held_out, 32, "crop")[None].astype(np.float32)
+    looked_at = load_image(images / held_out, 32, "crop")[None].astype(np.float32)
 
     def counted(model, *_):
         counting.append(model.predict(looked_at, verbose=0))
@@ -469,7 +469,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
 
     monkeypatch.setattr(recipe, "train_accuracy", counted)
     monkeypatch.setattr(publish, "figures", spy)
-    done = train(settings(pictures, STAGES, {"final_fit": "yes"}, test_fraction=0), home / "no-test-refit")
+    done = train(settings(images, STAGES, {"final_fit": "yes"}, test_fraction=0), home / "no-test-refit")
     logits = {str(name): row for name, row in zip(done.test.ids, log_softmax(done.test.logits, axis=1), strict=True)}
     assert shown
     for answers, ids in shown:
@@ -482,12 +482,12 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
         assert "before the final fit; model.keras has" in (done.folder / name).read_text()
 
 
-def test_a_run_in_mixed_precision_measures_the_float32_network_that_it_saves_and_serves(home, pictures):
-    done = train(settings(pictures, STAGES[:1], {"precision": "mixed_bfloat16"}), home / "mixed")
+def test_a_run_in_mixed_precision_measures_the_float32_network_that_it_saves_and_serves(home, images):
+    done = train(settings(images, STAGES[:1], {"precision": "mixed_bfloat16"}), home / "mixed")
     keras.config.set_dtype_policy("float32")  # predict.py knows nothing of the run's precision
     config, _, model = load_run(done.folder)
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
-    files = [pictures / str(name) for name in done.test.ids]
+    files = [images / str(name) for name in done.test.ids]
     served = np.stack([probabilities for _, probabilities in classify(model, config, files)])
     np.testing.assert_allclose(served, done.test.probabilities, rtol=0, atol=1e-6)
     logits = done.test.logits
@@ -519,8 +519,8 @@ def left_open(path: Path, weights: Path, **data) -> Config:
 
 
 @pytest.fixture(scope="module")
-def probed(home, pictures, weights) -> Run:
-    return train(left_open(pictures, weights), home / "probed")
+def probed(home, images, weights) -> Run:
+    return train(left_open(images, weights), home / "probed")
 
 
 def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
@@ -540,15 +540,15 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     assert chosen.train == probed.config.train
 
 
-def test_a_warm_start_says_which_held_out_pictures_its_weights_have_learned(home, pictures, run):
-    begun = settings(pictures, stages=(), split_seed=3)
+def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, images, run):
+    begun = settings(images, stages=(), split_seed=3)
     old = Backbone(name="tiny", weights=str(run.folder / "model.keras"))
     done = train(dataclasses.replace(begun, backbone=old, head=Head()), home / "warm")
     learned = {row["sha256"] for row in run.split if row["part"] in {"train", "val"}}
     spoiled = {row["id"] for row in done.split if row["part"] in {"val", "test"} and row["sha256"] in learned}
     assert spoiled
     (finding,) = (f for f in json.loads((done.folder / "audit.json").read_text()) if f["check"] == "warm start")
-    assert {name for (name,) in finding["pictures"]} == spoiled
+    assert {name for (name,) in finding["images"]} == spoiled
     assert "mend: " in done.printed and "whose weights this run begins with" in done.printed
     assert "whose weights this run begins with" in (done.folder / "report.html").read_text()
     assert "whose weights this run begins with" in (done.folder / "report.md").read_text()
@@ -559,7 +559,7 @@ def test_mirror_images_that_training_never_sees_are_said(probed, run):
     assert "mirror images" not in run.printed
 
 
-def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):
+def test_with_few_images_the_probe_is_reported_as_the_training(probed):
     assert configuration.load(probed.folder / "config.toml").stages == ()
     assert "stages from the data: none" in probed.printed
     assert probed.result["probe"] == probed.result["val"]
@@ -569,11 +569,11 @@ def test_with_few_pictures_the_probe_is_reported_as_the_training(probed):
     assert "learning_curves" not in (probed.folder / "report.md").read_text(), "a report of no epochs shows none"
 
 
-def test_the_predictor_says_what_the_run_said(probed, pictures):
+def test_the_predictor_says_what_the_run_said(probed, images):
     """All views that the settings ask for, as the run had averaged them."""
     config, classes, model = load_run(probed.folder)
     assert classes == CLASSES
-    files = [pictures / str(name) for name in probed.test.ids]
+    files = [images / str(name) for name in probed.test.ids]
     said = np.stack([probabilities for _, probabilities in classify(model, config, files)])
     np.testing.assert_allclose(said, probed.test.probabilities, rtol=0, atol=1e-5)
     softer = np.stack([p for _, p in classify(model, config, files, temperature=2.0)])
@@ -602,11 +602,11 @@ def alive() -> int:
 
 
 @pytest.mark.slow
-def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, pictures, weights, monkeypatch):
+def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, images, weights, monkeypatch):
     monkeypatch.setenv("HOME", str(home / "user"))
     monkeypatch.chdir(home)
     config = dataclasses.replace(
-        settings(pictures, SHORT, {"final_fit": "yes"}, cache="~/cache"),
+        settings(images, SHORT, {"final_fit": "yes"}, cache="~/cache"),
         backbone=Backbone(name="tiny", weights=str(weights)),
     )
     before = alive()
@@ -619,9 +619,9 @@ def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, pictu
     assert list((home / "user" / "cache").glob("features-*")) and not (home / "~").exists()
 
 
-def test_a_class_of_one_training_picture_leaves_nothing_to_vote_with(home, weights, tmp_path):
+def test_a_class_of_one_training_image_leaves_nothing_to_vote_with(home, weights, tmp_path):
     """It cannot be held out, so no option can be judged: the first of each is taken."""
-    folder = class_folders(tmp_path / "pictures")
+    folder = class_folders(tmp_path / "images")
     for number in range(3, 12):
         (folder / "disc" / f"{number:02d}.png").unlink()
     done = train(left_open(folder, weights), tmp_path / "run")
@@ -630,8 +630,8 @@ def test_a_class_of_one_training_picture_leaves_nothing_to_vote_with(home, weigh
     json.loads((done.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_stages_are_taken_from_the_number_of_pictures_only_where_the_recipe_names_none(pictures, weights):
-    config = left_open(pictures, weights)
+def test_stages_are_taken_from_the_number_of_images_only_where_the_recipe_names_none(images, weights):
+    config = left_open(images, weights)
     config = dataclasses.replace(config, head=Head())
     assert recipe.with_stages(config, 100).stages == ()
     assert [stage.unfreeze for stage in recipe.with_stages(config, 500).stages] == [1]

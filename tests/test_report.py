@@ -1,4 +1,4 @@
-"""The report says first what matters, says it whole, and no name in it is taken for markup; the plots are pictures."""
+"""The report says first what matters, says it whole, and no name in it is taken for markup; the plots are images."""
 
 import re
 import warnings
@@ -48,14 +48,14 @@ def cells(text: str, first: str) -> list[str]:
 def test_the_headline_is_the_test_accuracy_with_its_interval():
     text = write(test=scores(right=45, wrong=5))
     # Wilson: 45 of 50
-    assert text.splitlines()[0] == "# 90.0 % [78.6, 95.7] accuracy on 50 test pictures"
+    assert text.splitlines()[0] == "# 90.0 % [78.6, 95.7] accuracy on 50 test images"
     assert "no test part" not in text
 
 
 def test_without_a_test_part_the_report_says_so_at_once():
     text = write(test=None, val=scores(right=30, wrong=10))
     lines = text.splitlines()
-    assert lines[0] == "# 75.0 % [59.8, 85.8] accuracy on 40 validation pictures"
+    assert lines[0] == "# 75.0 % [59.8, 85.8] accuracy on 40 validation images"
     assert lines[2].startswith("**There was no test part.**")
     assert "flattering" in lines[2]
     for row in ("accuracy", "macro F1", "top-2 accuracy", "cross-entropy"):
@@ -96,17 +96,17 @@ def test_an_epoch_that_went_wrong_is_not_the_best():
     assert cells(write(rows=history(float("nan"), 0.5)), "1")[1:3] == ["2", "0.500"]
 
 
-def test_pictures_left_out_are_listed_with_reasons():
-    text = write(skipped=[("cat/1.png", "truncated"), ("dog/2.png", "not a picture")])
-    assert "## 2 pictures were left out" in text
+def test_images_left_out_are_listed_with_reasons():
+    text = write(skipped=[("cat/1.png", "truncated"), ("dog/2.png", "not an image")])
+    assert "## 2 images were left out" in text
     assert re.search(r"cat/1\.png.*truncated", text)
-    assert re.search(r"dog/2\.png.*not a picture", text)
+    assert re.search(r"dog/2\.png.*not an image", text)
     assert "left out" not in write()
 
 
-def test_of_many_pictures_left_out_the_first_fifty_are_listed_and_all_are_counted():
+def test_of_many_images_left_out_the_first_fifty_are_listed_and_all_are_counted():
     text = write(skipped=[(f"{i:03d}.png", "truncated") for i in range(60)])
-    assert "## 60 pictures were left out" in text
+    assert "## 60 images were left out" in text
     assert "049.png" in text
     assert "050.png" not in text
     assert "and 10 more, in skipped.json" in text
@@ -181,17 +181,17 @@ class Page(HTMLParser):
 
 def test_the_page_says_the_number_first_with_its_interval_and_the_baselines():
     text = " ".join(Page(page()).text.split())
-    assert "accuracy on 60 test pictures 90.0 % 79.9 to 95.3 tiny, 32 pixels." in text  # Wilson: 54 of 60
+    assert "accuracy on 60 test images 90.0 % 79.9 to 95.3 tiny, 32 pixels." in text  # Wilson: 54 of 60
     assert text.index("90.0 %") < text.index("always the commonest class, test 33.3 %")
     assert "no test part" not in text
     without = " ".join(Page(page(test=False)).text.split())
-    assert "accuracy on 60 validation pictures" in without and "There was no test part." in without
+    assert "accuracy on 60 validation images" in without and "There was no test part." in without
     assert "undefined" not in text
 
 
 def test_the_page_needs_nothing_but_itself():
-    picture = "data:image/jpeg;base64,AAAA"
-    shown = {"id": "a.jpg", "true": "cat", "said": "dog", "confidence": 0.9, "picture": picture, "heat": picture}
+    image = "data:image/jpeg;base64,AAAA"
+    shown = {"id": "a.jpg", "true": "cat", "said": "dog", "confidence": 0.9, "image": image, "heat": image}
     text = page(galleries={"Wrong": [shown], "Empty": []})
     addresses = [a for a in Page(text).addresses if not a.startswith(("#", "data:"))]
     assert addresses == []
@@ -205,10 +205,10 @@ def test_the_page_needs_nothing_but_itself():
 
 def test_no_name_is_taken_for_markup_in_the_page():
     plain = [f"class {i}" for i in range(len(NASTY))]
-    picture = "data:image/jpeg;base64,AAAA"
+    image = "data:image/jpeg;base64,AAAA"
 
     def of(names) -> Page:
-        shown = [{"id": n, "true": n, "said": n, "confidence": 0.9, "picture": picture, "heat": picture} for n in names]
+        shown = [{"id": n, "true": n, "said": n, "confidence": 0.9, "image": image, "heat": image} for n in names]
         return Page(page(names, skipped=[(n, n) for n in names], galleries={n: shown for n in names}))
 
     nasty, simple = of(NASTY), of(plain)
@@ -231,9 +231,9 @@ def test_a_page_of_no_epochs_and_undefined_scores():
     assert "undefined" in page(numbers={"test": found})
 
 
-def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_pictures():
+def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_images():
     curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
-    found = {"verdict": "overfits", "because": "99 % here, 80 % there", "try_next": ["more <b>pictures</b>"]}
+    found = {"verdict": "overfits", "because": "99 % here, 80 % there", "try_next": ["more <b>images</b>"]}
     odd = [{"check": "equal", "severity": "look", "message": "<i>twice</i>", "advice": "Look."}]
     numbers = {"diagnosis": found, "learning_curve": curve, "audit": odd, "colours": intervals.wilson_interval(30, 60)}
     numbers["preflight"] = {"validation accuracy, a small network from scratch": 0.7, "validation accuracy, x": 0.123}
@@ -241,8 +241,8 @@ def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_pictures(
     curves["prediction_dynamics"] = plots.prediction_dynamics(np.full((2, 3), 0.5), ["a", "b", "c"])
     html = page(numbers=numbers, drawn=curves)
     text = " ".join(Page(html).text.split())
-    assert "It overfits : 99 % here, 80 % there." in text and "more <b>pictures</b>" in text
-    assert "Twice the pictures: about +3.8 points" in text and "<i>twice</i> Look." in text
+    assert "It overfits : 99 % here, 80 % there." in text and "more <b>images</b>" in text
+    assert "Twice the images: about +3.8 points" in text and "<i>twice</i> Look." in text
     assert "colours alone, test 50.0 %" in text and "from scratch, validation 70.0 %" in text and "12.3 %" not in text
     assert "<i>twice" not in html and html.count("<svg") == page(drawn={}).count("<svg") + 2
     said = report.markdown(
@@ -260,7 +260,7 @@ def test_a_learning_curve_draws_each_error_and_the_law_to_twice_as_many(tmp_path
     assert law.get_xdata()[-1] == pytest.approx(200) and law.get_ydata()[-1] == pytest.approx(0.8 * 200**-0.3)
 
 
-def test_prediction_dynamics_have_the_hardest_picture_on_top_and_an_epoch_a_column(tmp_path, figures):
+def test_prediction_dynamics_have_the_hardest_image_on_top_and_an_epoch_a_column(tmp_path, figures):
     watched = np.array([[0.9, 0.2, 0.5], [0.8, 0.1, np.nan]])
     plots.save(plots.prediction_dynamics(watched, ["easy", "hard $", "middle"]), tmp_path / "d.png")
     check_png(tmp_path / "d.png")
@@ -301,7 +301,7 @@ def figures(monkeypatch) -> list[Figure]:
 
 
 def check_png(path) -> None:
-    """A whole picture, with something in it."""
+    """A whole image, with something in it."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         image.verify()
@@ -330,7 +330,7 @@ def test_confusion_matrix_has_the_truth_in_rows(tmp_path, figures):
 
 @pytest.mark.parametrize("n", [2, 30, 31, 120])
 def test_confusion_matrix_of_few_and_many_classes(tmp_path, n):
-    counts = np.diag(np.arange(n))  # the first class has no pictures
+    counts = np.diag(np.arange(n))  # the first class has no images
     plots.save(
         plots.confusion_matrix(counts, [f"class number {i} with a long name" for i in range(n)]), tmp_path / "c.png"
     )

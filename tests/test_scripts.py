@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, class_folders, picture
+from conftest import SCRIPTS, call, class_folders, image
 from PIL import Image
 
 from template import config as configuration
@@ -40,8 +40,8 @@ class Finished:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.pictures = class_folders(home / "my pictures")
-        settings = [f"--data.path={self.pictures}", f"--data.cache={home / 'cache'}", *TINY]
+        self.images = class_folders(home / "my images")
+        settings = [f"--data.path={self.images}", f"--data.cache={home / 'cache'}", *TINY]
         settings += ["--data.val_fraction=0.25", "--data.test_fraction=0.25"]
         settings += ["--augment.policy=light", "--train.patience=99", "--train.final_fit=no"]
         settings += ["--train.checkpoint_seconds=0"]
@@ -142,7 +142,7 @@ def test_a_resumed_run_lists_what_has_changed_and_refuses_what_would_spoil_it(fi
 
 def flat(root: Path) -> None:
     for name in ("a.png", "b.png"):
-        Image.fromarray(picture("disc", np.random.default_rng(0), 32)).save(root / name)
+        Image.fromarray(image("disc", np.random.default_rng(0), 32)).save(root / name)
 
 
 def single(root: Path) -> None:
@@ -160,16 +160,16 @@ def broken(root: Path) -> None:
     ("make", "message"),
     [
         (lambda root: root.rmdir(), "does not exist"),
-        (flat, "has no class folders, only 2 files. Put the pictures of each class into a folder of its own."),
+        (flat, "has no class folders, only 2 files. Put the images of each class into a folder of its own."),
         (single, "Expected at least two classes. Received: ['disc']"),
-        (broken, "Class 'across' has 0 usable pictures"),
+        (broken, "Class 'across' has 0 usable images"),
     ],
 )
-def test_pictures_that_cannot_be_trained_on(tmp_path, monkeypatch, make, message):
+def test_images_that_cannot_be_trained_on(tmp_path, monkeypatch, make, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    make(tmp_path / "pictures")
-    last_words, _ = call("train", "--data.path=pictures", *TINY)
+    (tmp_path / "images").mkdir()
+    make(tmp_path / "images")
+    last_words, _ = call("train", "--data.path=images", *TINY)
     assert isinstance(last_words, str), "Python exits with 1 and prints them"
     assert message in last_words
     assert "no folder is left" in last_words and list((tmp_path / "runs").iterdir()) == []
@@ -196,10 +196,10 @@ def test_a_resumed_run_that_is_refused_keeps_its_folder(class_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("script", ["train", "preflight", "find_lr", "show"])
-def test_a_weight_for_a_class_that_there_is_not_is_refused_before_a_picture_is_decoded(tmp_path, monkeypatch, script):
+def test_a_weight_for_a_class_that_there_is_not_is_refused_before_a_image_is_decoded(tmp_path, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
-    class_folders(tmp_path / "pictures", each=4)
-    code, said = call(script, "--data.path=pictures", *TINY, "--train.class_weights.disk=2")
+    class_folders(tmp_path / "images", each=4)
+    code, said = call(script, "--data.path=images", *TINY, "--train.class_weights.disk=2")
     said = code if script == "train" else said
     assert code == 2 or script == "train"
     assert "train.class_weights: expected names of classes. Received: 'disk'. Did you mean 'disc'?" in said
@@ -214,13 +214,13 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    class_folders(tmp_path / "pictures")
+    class_folders(tmp_path / "images")
     monkeypatch.setattr(recipe, "decode", stop)
-    code, said = call("train", "--data.path=pictures", *TINY)
+    code, said = call("train", "--data.path=images", *TINY)
     assert code == 130
     folder = Path(re.search(r"--resume (\S+)", said)[1])
     saved = configuration.load(folder / "config.toml")
-    assert saved.data.path == str(tmp_path / "pictures") and saved.data.cache == str(tmp_path / "cache")
+    assert saved.data.path == str(tmp_path / "images") and saved.data.cache == str(tmp_path / "cache")
 
 
 # predict.py
@@ -234,19 +234,17 @@ def odd(finished) -> Path:
     names = ["=cmd.png", "+1.png", "@sum.png", "\ttab.png", "with space.png", "new\nline.png", 'comma, "quote".png']
     for name in [*names, os.fsdecode(b"latin-\xe9.png")]:
         with contextlib.suppress(OSError):  # not every file system takes every name
-            Image.fromarray(picture("disc", rng, 40)).save(folder / name)
-    (folder / "notes.txt").write_text("not a picture")
+            Image.fromarray(image("disc", rng, 40)).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
     (folder / "empty.jpg").touch()
     return folder
 
 
 @pytest.fixture(scope="module")
 def table(finished, odd) -> list[dict]:
-    """What predict.py prints for the odd files, given by name, and for all the training's pictures."""
+    """What predict.py prints for the odd files, given by name, and for all the training's images."""
     names = [file.name for file in sorted(odd.iterdir())]
-    done = command(
-        "predict", "--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.pictures, cwd=odd
-    )
+    done = command("predict", "--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.images, cwd=odd)
     assert (done.returncode, done.stderr) == (1, "not there: 'missing.jpg'\n"), (
         "the other rows are written all the same"
     )
@@ -255,7 +253,7 @@ def table(finished, odd) -> list[dict]:
 
 def test_there_is_one_row_an_input_in_order(table, finished, odd):
     names = [os.fsencode(file.name).decode("utf-8", "backslashreplace") for file in sorted(odd.iterdir())]
-    expected = [*names, "missing.jpg", *map(str, sorted(finished.pictures.rglob("*.png")))]
+    expected = [*names, "missing.jpg", *map(str, sorted(finished.images.rglob("*.png")))]
     assert [row["path"].removeprefix("'") for row in table] == expected
 
 
@@ -282,11 +280,11 @@ def test_a_spreadsheet_runs_no_file_name(table):
     assert {"'=cmd.png", "'+1.png", "'@sum.png", "'\ttab.png"} <= set(cells)
 
 
-def test_predictions_for_the_test_pictures_are_those_of_the_run(table, finished):
+def test_predictions_for_the_test_images_are_those_of_the_run(table, finished):
     rows = {row["path"]: row for row in table}
     said = finished.test.scaled(json.loads((finished.folder / "calibration.json").read_text())["temperature"])
     for name, probabilities in zip(said.ids, said.probabilities, strict=True):
-        row = rows[str(finished.pictures / str(name))]
+        row = rows[str(finished.images / str(name))]
         best = np.argsort(-probabilities)[:2]
         assert [row["class_1"], row["class_2"]] == [CLASSES[i] for i in best]
         assert [float(row["probability_1"]), float(row["probability_2"])] == pytest.approx(
@@ -299,7 +297,7 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     code, said = call("predict", "--run", finished.folder, "--out", out, odd)
     assert code == 0
     total = len(list(odd.iterdir()))
-    assert f"{total} pictures, {total - 2} classified, 2 could not be read" in said
+    assert f"{total} images, {total - 2} classified, 2 could not be read" in said
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["path", *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability")), "problem"]
@@ -308,7 +306,7 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
 
 
 def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
-    source = sorted(finished.pictures.rglob("*.png"))
+    source = sorted(finished.images.rglob("*.png"))
     (tmp_path / "in" / "@eaDir").mkdir(parents=True)
     (tmp_path / "else").mkdir()
     for place in ("in/1.png", "in/.hidden.png", "in/@eaDir/2.png", "else/3.png"):
@@ -316,7 +314,7 @@ def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
     (tmp_path / "in" / "more").symlink_to(tmp_path / "else")
     (tmp_path / "in" / "Thumbs.db").touch()
     code, said = call("predict", "--run", finished.folder, "--out", tmp_path / "p.csv", tmp_path / "in")
-    assert code == 0 and "1 pictures, 1 classified" in said
+    assert code == 0 and "1 images, 1 classified" in said
     assert "4 left out" in said and ".hidden.png': a hidden file" in said and "1 small files" in said
     assert "@eaDir': a hidden folder, or litter" in said and "more': a link to a folder is not followed" in said
     done = command("predict", "--run", finished.folder, tmp_path / "in", cwd=tmp_path)
@@ -326,9 +324,9 @@ def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
 
 @pytest.mark.parametrize("script", ["predict", "explain"])
 def test_exit_codes_tell_whether_all_that_was_named_was_there(finished, tmp_path, script):
-    fine = sorted(finished.pictures.rglob("*.png"))[0]
+    fine = sorted(finished.images.rglob("*.png"))[0]
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     run = ("--run", finished.folder, "--out", tmp_path / "out")
     for given, expected in (
         ([tmp_path / "empty"], "none of the files could be read as an image"),
@@ -341,7 +339,7 @@ def test_exit_codes_tell_whether_all_that_was_named_was_there(finished, tmp_path
 
 
 def test_a_name_of_255_bytes_is_explained(finished, tmp_path):
-    source = sorted(finished.pictures.rglob("*.png"))[0]
+    source = sorted(finished.images.rglob("*.png"))[0]
     (tmp_path / "long").mkdir()
     for name in ("x" * 251, "\u732b" * 83 + "yy", "z"):
         shutil.copy(source, tmp_path / "long" / f"{name}.png")
@@ -383,7 +381,7 @@ def without(name):
 def test_a_run_that_cannot_be_used_is_named(finished, odd, tmp_path, damage, message):
     run = shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     damage(run)
-    for script, arguments in (("predict", [odd]), ("evaluate", ["--path", finished.pictures])):
+    for script, arguments in (("predict", [odd]), ("evaluate", ["--path", finished.images])):
         last_words, _ = call(script, "--run", run, *arguments)
         assert isinstance(last_words, str) and message in last_words
 
@@ -401,7 +399,7 @@ def test_scoring_a_run_again_takes_no_tensorflow_and_gives_its_numbers(finished)
     assert "heavy []" in said
     test = json.loads((finished.folder / "metrics.json").read_text())["test"]
     value, low, high = (100 * test["accuracy"][key] for key in ("value", "low", "high"))
-    assert f"test predictions of {finished.folder}: {test['images']} pictures" in said
+    assert f"test predictions of {finished.folder}: {test['images']} images" in said
     assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in said
     for name in ("ROC AUC", "Brier score", "calibration error", "Matthews"):
         assert re.search(rf"^ +{name}.*\d\.\d\d\d \[\d", said, re.M), name
@@ -419,7 +417,7 @@ def test_several_runs_are_scored_by_the_mean_of_what_they_say(finished, tmp_path
     assert f"{100 * right / len(mean):.1f} %" in said.splitlines()[1]
     finished.test.take(np.arange(2)).save(tmp_path / "predictions.npz")
     last_words, _ = call("evaluate", "--run", finished.folder, tmp_path)
-    assert "Expected predictions of the same pictures" in last_words
+    assert "Expected predictions of the same images" in last_words
 
 
 @pytest.mark.parametrize("k", [0, 3])
@@ -444,10 +442,10 @@ def test_a_folder_that_lacks_a_class_is_scored_by_names(finished, tmp_path):
     kept = [row for row, name in enumerate(test.ids) if not str(name).startswith("across/")]
     for name in test.ids[kept]:
         (tmp_path / "others" / str(name)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(finished.pictures / str(name), tmp_path / "others" / str(name))
+        shutil.copy(finished.images / str(name), tmp_path / "others" / str(name))
     code, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / "others", "--out", tmp_path / "out")
     assert code == 0
-    assert "no pictures of ['across']" in said
+    assert "no images of ['across']" in said
     again = Predictions.load(tmp_path / "out" / "predictions.npz")
     assert again.class_names == CLASSES
     assert again.ids.tolist() == test.ids[kept].tolist()
@@ -459,16 +457,14 @@ def test_a_folder_that_lacks_a_class_is_scored_by_names(finished, tmp_path):
     assert f"{100 * right:.1f} %" in said
 
 
-def test_pictures_that_a_run_has_seen_are_counted_and_the_others_scored(finished, tmp_path):
-    """By contents, under any name; its own report of the training pictures would be a hundred percent of nothing."""
+def test_images_that_a_run_has_seen_are_counted_and_the_others_scored(finished, tmp_path):
+    """By contents, under any name; its own report of the training images would be a hundred percent of nothing."""
     new = class_folders(tmp_path / "others" / "photos", each=2, seed=77)
     for row in csv.DictReader((finished.folder / "split.csv").open(newline="", encoding="utf-8")):
-        shutil.copy(finished.pictures / row["id"], new / row["label"] / f"again-{Path(row['id']).name}")
+        shutil.copy(finished.images / row["id"], new / row["label"] / f"again-{Path(row['id']).name}")
     code, said = call("evaluate", "--run", finished.folder, "--path", new)
     assert code == 0
-    assert (
-        "has learned from 18 of these pictures, and chosen its weights by 9; 9 are its test pictures, 6 are new" in said
-    )
+    assert "has learned from 18 of these images, and chosen its weights by 9; 9 are its test images, 6 are new" in said
     assert said.index("CAREFUL") < said.index("top-")
     (folder,) = finished.folder.glob("evaluation-photos-*")
     scores, answers = json.loads((folder / "metrics.json").read_text()), Predictions.load(folder / "predictions.npz")
@@ -502,7 +498,7 @@ def test_evaluations_of_two_folders_of_one_name_stay_apart_and_of_one_are_replac
 
 
 def test_a_class_that_the_model_does_not_know_is_refused(finished, tmp_path):
-    others = shutil.copytree(finished.pictures, tmp_path / "others")
+    others = shutil.copytree(finished.images, tmp_path / "others")
     (others / "disc").rename(others / "ring")
     last_words, _ = call("evaluate", "--run", finished.folder, "--path", others)
     assert "not trained on: ['ring']" in last_words
@@ -510,11 +506,11 @@ def test_a_class_that_the_model_does_not_know_is_refused(finished, tmp_path):
     assert not list(finished.folder.glob("evaluation-*"))
 
 
-def test_a_folder_of_broken_pictures_has_no_score(finished, tmp_path):
+def test_a_folder_of_broken_images_has_no_score(finished, tmp_path):
     (tmp_path / "others").mkdir()
     broken(tmp_path / "others")
     last_words, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / "others")
-    assert isinstance(last_words, str) and "none of the pictures could be read" in last_words
+    assert isinstance(last_words, str) and "none of the images could be read" in last_words
     assert "across/00.png" in said
 
 
@@ -522,8 +518,8 @@ def test_a_folder_of_broken_pictures_has_no_score(finished, tmp_path):
 
 
 @pytest.mark.parametrize("how", [[], ["--occlusion"]], ids=["grad-cam", "occlusion"])
-def test_a_picture_is_explained_beside_itself_and_a_broken_one_is_named(finished, odd, tmp_path, how):
-    files = [finished.pictures / str(finished.test.ids[0]), odd / "notes.txt"]
+def test_a_image_is_explained_beside_itself_and_a_broken_one_is_named(finished, odd, tmp_path, how):
+    files = [finished.images / str(finished.test.ids[0]), odd / "notes.txt"]
     code, said = call("explain", "--run", finished.folder, *files, "--out", tmp_path / "heat", *how)
     assert code == 0
     (file,) = (tmp_path / "heat").iterdir()
@@ -536,7 +532,7 @@ def test_a_picture_is_explained_beside_itself_and_a_broken_one_is_named(finished
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(finished):
-    line = f"{sys.executable} {SCRIPTS / 'predict.py'} --run '{finished.folder}' '{finished.pictures}'"
+    line = f"{sys.executable} {SCRIPTS / 'predict.py'} --run '{finished.folder}' '{finished.images}'"
     done = subprocess.run(f"{line} | true", shell=True, capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
@@ -561,7 +557,7 @@ def test_two_runs_are_held_against_each_other(finished, tmp_path):
     assert code == 0 and f"{100 / len(test.ids):.1f} % [" in said and "with another answer" in said
     test.take(np.arange(3)).save(other / "predictions.npz")
     last_words, _ = call("diagnose", "--run", finished.folder, other)
-    assert "the same pictures" in last_words
+    assert "the same images" in last_words
 
 
 @pytest.mark.parametrize("script", ["diagnose", "annotate"])
@@ -588,10 +584,10 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", answer_then_stop)
     code, said = call("annotate", "--run", run, "--count", "5", "--port", "0")
-    assert code == 0 and "5 pictures to name: http://127.0.0.1:" in said
-    assert "4 pictures named" in said and "you          100.0 %" in said
+    assert code == 0 and "5 images to name: http://127.0.0.1:" in said
+    assert "4 images named" in said and "you          100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 4
-    assert "1 pictures to name" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
+    assert "1 images to name" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
 
 
 # train.py --preflight
@@ -599,22 +595,22 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
 
 def test_what_enters_the_network_is_shown_without_any_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pictures = class_folders(tmp_path / "pictures")
-    line = ["--data.path=pictures", "--data.image_size=32", "--augment.policy=none", "--head.levels=1"]
+    images = class_folders(tmp_path / "images")
+    line = ["--data.path=images", "--data.image_size=32", "--augment.policy=none", "--head.levels=1"]
     line += ["--stages.0.unfreeze=1", "--stages.0.views=2"]
     code, said = call("show", *line, "--out", "none.png")
     assert code == 0 and "none.png" in said
     with Image.open("none.png") as image:
         shown = np.asarray(image)
     assert shown.shape == (12 * 178, 6 * 164, 3)
-    files = [np.asarray(Image.open(file)) for file in sorted(pictures.rglob("*.png"))]
+    files = [np.asarray(Image.open(file)) for file in sorted(images.rglob("*.png"))]
     for top in range(0, len(shown), 178):
         tiles = [shown[top + 2 : top + 160 : 5, left + 2 : left + 160 : 5] for left in range(0, 6 * 164, 164)]
-        assert any(np.array_equal(tiles[0], file) for file in files), "policy none shows the pictures as they are"
+        assert any(np.array_equal(tiles[0], file) for file in files), "policy none shows the images as they are"
         assert all(np.array_equal(tile, tiles[0]) for tile in tiles)
     code, said = call("show", *line, "--train.mixup=1", "--out", "mixed.png")
     assert code == 0 and "activations of the frozen blocks" in said
-    code, said = call("show", "--data.path=pictures", "--augment.strenth=2")
+    code, said = call("show", "--data.path=images", "--augment.strenth=2")
     assert code == 2 and "Did you mean 'augment.strength'?" in said
     code, said = call("show", "--data.path=nowhere")
     assert code == 2 and "does not exist" in said
@@ -625,10 +621,10 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
     from template.train.checks import Check
 
     monkeypatch.chdir(tmp_path)
-    class_folders(tmp_path / "pictures")
+    class_folders(tmp_path / "images")
     wrong, grid = Check("a check", False, "0", "1", "Mend it."), Image.new("RGB", (8, 8))
     monkeypatch.setattr(preflight, "inspect", lambda config: ([wrong], {"seconds": 1.0}, {"preflight.png": grid}))
-    last_words, said = call("train", "--preflight", "--data.path=pictures", *TINY)
+    last_words, said = call("train", "--preflight", "--data.path=images", *TINY)
     assert "Nothing was trained" in last_words and "FAIL  a check: 0 (expected: 1)" in said and "Mend it." in said
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "preflight.png").exists() and not (folder / "history.csv").exists()
@@ -643,11 +639,11 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
     ("script", "option", "kind", "rest"),
     [
         ("predict", "--out", "file", ["--run", "RUN", "x.png"]),
-        ("evaluate", "--out", "folder", ["--run", "RUN", "--path", "pictures"]),
+        ("evaluate", "--out", "folder", ["--run", "RUN", "--path", "images"]),
         ("explain", "--out", "folder", ["--run", "RUN", "x.png"]),
-        ("audit", "--out", "folder", ["pictures"]),
-        ("audit", "--write-csv", "file", ["pictures"]),
-        ("audit", "--data.cache", "folder", ["pictures", "--labels"]),
+        ("audit", "--out", "folder", ["images"]),
+        ("audit", "--write-csv", "file", ["images"]),
+        ("audit", "--data.cache", "folder", ["images", "--labels"]),
         ("compare", "--out", "file", ["RUN", "RUN"]),
         ("find_lr", "--out", "file", []),
         ("show", "--out", "file", []),
@@ -687,12 +683,12 @@ def test_a_run_of_another_machine_is_evaluated_with_a_cache_of_this_one(finished
     shutil.copytree(finished.folder, run)
     text = re.sub(r"(?m)^cache = .*", 'cache = "/proc/home/alice/cache"', (run / "config.toml").read_text())
     (run / "config.toml").write_text(text)
-    code, said = call("evaluate", "--run", run, "--path", finished.pictures)
+    code, said = call("evaluate", "--run", run, "--path", finished.images)
     assert code == 0 and "'/proc/home/alice/cache' cannot be written to here: 'cache' is used (--data.cache)" in said
-    code, said = call("evaluate", "--run", run, "--path", finished.pictures, "--data.cache", tmp_path / "mine")
+    code, said = call("evaluate", "--run", run, "--path", finished.images, "--data.cache", tmp_path / "mine")
     assert code == 0 and "is used" not in said
     assert list((tmp_path / "cache").glob("pixels-*")) and list((tmp_path / "mine").glob("pixels-*"))
-    code, said = call("evaluate", "--run", run, "--path", finished.pictures, "--data.cache=/proc/x")
+    code, said = call("evaluate", "--run", run, "--path", finished.images, "--data.cache=/proc/x")
     assert "'/proc/x' cannot be written" in str(code)
 
 

@@ -76,7 +76,7 @@ def test_the_clock_of_an_image_counts_what_it_draws(speed, monkeypatch):
     assert drawn == 40 + 30, "the first batches are not counted, and batches are drawn until there are enough images"
 
 
-def test_an_epoch_of_either_kind_sees_every_picture(speed, tmp_path, monkeypatch):
+def test_an_epoch_of_either_kind_sees_every_image(speed, tmp_path, monkeypatch):
     seen, original = [], keras.Model.fit
 
     def fit(self, batches, **how):
@@ -87,15 +87,15 @@ def test_an_epoch_of_either_kind_sees_every_picture(speed, tmp_path, monkeypatch
     monkeypatch.setattr(keras.Model, "fit", fit)
     result = speed.tail(tmp_path, images=40, rounds=3, name="tiny", size=32)
     check(result, 3)
-    (stored, _), (pictures, _) = seen[:2]
-    assert pictures == (32, 32, 3) and stored != pictures
-    assert seen == [(stored, 40), (pictures, 40)] * 3, "in turns"
+    (stored, _), (on_images, _) = seen[:2]
+    assert on_images == (32, 32, 3) and stored != on_images
+    assert seen == [(stored, 40), (on_images, 40)] * 3, "in turns"
     assert min(result["filling"]) > 0
     _, same_losses = result["claims"]
     assert same_losses["holds"] and same_losses["value"] < 1e-3
 
 
-def test_with_every_setting_off_and_by_hand_the_same_is_trained_on_the_same_pictures(speed, tmp_path, monkeypatch):
+def test_with_every_setting_off_and_by_hand_the_same_is_trained_on_the_same_images(speed, tmp_path, monkeypatch):
     seen, original = [], keras.Model.fit
 
     def fit(self, batches, **how):
@@ -120,14 +120,16 @@ def test_the_loss_of_a_step_is_the_same_on_stored_activations(speed, tmp_path):
 def test_random_weights_keep_the_values_in_range(speed, tmp_path):
     """Else float16 would store zeros only."""
     backbone = speed.random_weights(configuration.Backbone(name="mobilenet", alpha=0.25, weights="none"), 64, tmp_path)
-    network = speed.thawed(backbone, configuration.Head(), 64, tmp_path)[0]
+    network = speed.unfrozen(backbone, configuration.Head(), 64, tmp_path)[0]
     values = network.get_layer("pool_avg").output
-    features = keras.Model(network.inputs[0], values).predict(speed.pictures(8, 64)[0].astype("float32"), verbose=0)
+    features = keras.Model(network.inputs[0], values).predict(
+        speed.sample_images(8, 64)[0].astype("float32"), verbose=0
+    )
     assert 0.01 < features.std() < 10
 
 
-def test_written_pictures_are_no_smaller_than_photographs(speed, tmp_path):
-    speed.write_pictures(tmp_path, 9)
+def test_written_images_are_no_smaller_than_photographs(speed, tmp_path):
+    speed.write_images(tmp_path, 9)
     examples = load_examples(str(tmp_path))
     assert np.bincount(examples.labels).tolist() == [3, 3, 3]
     assert min(file.stat().st_size for file in examples.images) > 2048
@@ -141,11 +143,11 @@ from pathlib import Path
 ballast = b"x" * (300 << 20)
 time.sleep(0.3)
 given = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
-pictures = list(Path(given["data.path"]).rglob("*.jpg"))
+images = list(Path(given["data.path"]).rglob("*.jpg"))
 run = Path(given["runs"]) / "run"
 run.mkdir(parents=True)
 with (run / "split.csv").open("w") as file:
-    csv.writer(file).writerows([["id"], *[[picture.name] for picture in pictures]])
+    csv.writer(file).writerows([["id"], *[[image.name] for image in images]])
 (run / "metrics.json").write_text(json.dumps({"seconds": {"decode": 0.1, "features": 0.05, "total": 0.2}}))
 """
 
@@ -185,9 +187,9 @@ def test_memory_of_a_real_run(speed, tmp_path):
 
 def test_a_run_that_fails_is_said_with_its_last_words(speed, tmp_path, monkeypatch):
     script = tmp_path / "train.py"
-    script.write_text("raise SystemExit('no pictures today')")
+    script.write_text("raise SystemExit('no images today')")
     monkeypatch.setattr(speed, "TRAIN", script)
-    with pytest.raises(SystemExit, match="ended with 1. Its last words:\nno pictures today"):
+    with pytest.raises(SystemExit, match="ended with 1. Its last words:\nno images today"):
         speed.trained(tmp_path / "6", configuration.Backbone(name="tiny", weights="none"), 6, 32)
 
 

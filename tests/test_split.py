@@ -1,4 +1,4 @@
-"""Who trains, chooses and measures: in the stated proportions, the same every time, and never one picture twice."""
+"""Who trains, chooses and measures: in the stated proportions, the same every time, and never one image twice."""
 
 import csv
 import dataclasses
@@ -16,17 +16,17 @@ DEFAULTS = {"val_fraction": 0.2, "test_fraction": 0.1, "seed": 0}
 
 
 def make(labels, digests=None, parts=None, groups=None) -> Examples:
-    """Examples of these labels; all pictures are different, no part is given and nobody belongs together, unless said.
+    """Examples of these labels; all images are different, no part is given and nobody belongs together, unless said.
 
     Args:
-        labels: one a picture.
-        digests: contents of each picture.
+        labels: one an image.
+        digests: contents of each image.
         parts: given parts.
         groups: given groups.
     """
     n = len(labels)
     return Examples(
-        ids=np.array([f"picture {i}" for i in range(n)]),
+        ids=np.array([f"image {i}" for i in range(n)]),
         images=[b""] * n,
         labels=np.array(labels, np.int64),
         class_names=tuple("abcdefgh"[: max(labels) + 1]),
@@ -80,7 +80,7 @@ def test_another_seed_is_another_split():
     assert counts(dataclasses.replace(examples, parts=one), "val") == [20, 20]
 
 
-def test_a_new_picture_moves_at_most_two_others():
+def test_a_new_image_moves_at_most_two_others():
     """One over each of the two borders of its class; with a shuffled list, a third of all would move."""
     before = by_content(split(make([0, 1, 2] * 50), **DEFAULTS))
     for new in range(1000, 1050):
@@ -89,9 +89,9 @@ def test_a_new_picture_moves_at_most_two_others():
 
 
 def clusters(examples: Examples) -> list[set[int]]:
-    """Sets of rows that belong together, found the slow way: join what shares a picture or a group, until none does."""
+    """Sets of rows that belong together, found the slow way: join what shares an image or a group, until none does."""
     keys = [
-        {("picture", digest)} | ({("group", group)} if group else set())
+        {("image", digest)} | ({("group", group)} if group else set())
         for digest, group in zip(examples.digests, examples.groups, strict=True)
     ]
     found = []
@@ -103,10 +103,10 @@ def clusters(examples: Examples) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("case", range(25))
-def test_equal_pictures_and_groups_are_never_divided(case):
+def test_equal_images_and_groups_are_never_divided(case):
     rng = np.random.default_rng(case)
     digests = rng.integers(0, 240, 240)
-    labels = digests % 3  # equal pictures agree about their label; groups go across classes
+    labels = digests % 3  # equal images agree about their label; groups go across classes
     groups = [f"g{n}" if n < 60 else "" for n in rng.integers(0, 200, 240)]
     examples = split(make(labels.tolist(), digests, groups=groups), **DEFAULTS)
     for rows in clusters(examples):
@@ -116,7 +116,7 @@ def test_equal_pictures_and_groups_are_never_divided(case):
         assert abs((examples.parts == part).mean() - fraction) < 0.04
 
 
-def test_groups_that_meet_in_one_picture_stay_together():
+def test_groups_that_meet_in_one_image_stay_together():
     """Of a-b and b-c, a and c share nothing, and yet none may leave."""
     groups = ["a"] * 3 + ["b"] * 3 + [""] * 54
     digests = [0, 1, 2, 2, 3, 4, *range(5, 59)]
@@ -150,19 +150,19 @@ def test_given_parts_are_kept_and_missing_ones_are_taken_from_train(given, taken
         assert counts(dataclasses.replace(done.take(np.arange(40))), part) == [20 * DEFAULTS[f"{part}_fraction"]] * 2
 
 
-def test_training_copies_of_held_out_pictures_are_left_out():
+def test_training_copies_of_held_out_images_are_left_out():
     parts = ["train"] * 20 + ["val"] * 4 + ["test"] * 4
     digests = list(range(28))
     digests[0] = digests[20]  # train = val
     digests[1] = digests[25]  # train = test
-    digests[22] = digests[26]  # val = test: the test picture stays
+    digests[22] = digests[26]  # val = test: the test image stays
     digests[2] = digests[4]  # twice in train: no harm
     done = split(make([row % 2 for row in range(28)], digests, parts=parts), **DEFAULTS)
     assert np.flatnonzero(done.parts == "").tolist() == [0, 1, 22]
     assert done.skipped == (
-        ("picture 0", "the same picture is in val/"),
-        ("picture 1", "the same picture is in test/"),
-        ("picture 22", "the same picture is in test/"),
+        ("image 0", "the same image is in val/"),
+        ("image 1", "the same image is in test/"),
+        ("image 22", "the same image is in test/"),
     )
     others = [row for row in range(28) if row not in (0, 1, 22)]
     assert done.parts[others].tolist() == [parts[row] for row in others]
@@ -173,7 +173,7 @@ def test_the_rest_of_a_held_out_group_does_not_train(source):
     parts = [source] * 40 + ["test"] * 4
     groups = ["patient 1", "patient 1", "patient 2", "patient 2", *[""] * 36, "patient 1", "", "", ""]
     done = split(make([row % 2 for row in range(44)], parts=parts, groups=groups), **DEFAULTS)
-    assert done.skipped == tuple((f"picture {row}", "the same group is in test/") for row in (0, 1))
+    assert done.skipped == tuple((f"image {row}", "the same group is in test/") for row in (0, 1))
     assert done.parts[:2].tolist() == ["", ""]
     assert len(set(done.parts[2:4])) == 1 and done.parts[2] != "test"
 
@@ -186,16 +186,16 @@ def test_clusters_are_what_shares_contents_or_group_directly_or_through_others()
     assert len(set(module.clusters(make([0] * 7, range(7))))) == 7
 
 
-def test_a_copy_of_a_training_picture_is_no_leak_where_its_part_is_not_given():
+def test_a_copy_of_a_training_image_is_no_leak_where_its_part_is_not_given():
     done = split(make([0, 1] * 20, [0, 1, 0, 1, *range(4, 40)], parts=["train"] * 2 + [""] * 38), **DEFAULTS)
     assert done.skipped == ()
     assert done.parts[0] == done.parts[2] and done.parts[1] == done.parts[3]
 
 
-def test_equal_pictures_with_different_labels_are_left_out_all_of_them():
+def test_equal_images_with_different_labels_are_left_out_all_of_them():
     done = split(make([0, 1] * 20, [7, 7, 7, *range(10, 47)]), **DEFAULTS)
-    reason = "the same picture has several labels: ['a', 'b']"
-    assert done.skipped == tuple((f"picture {row}", reason) for row in (0, 1, 2))
+    reason = "the same image has several labels: ['a', 'b']"
+    assert done.skipped == tuple((f"image {row}", reason) for row in (0, 1, 2))
     assert np.flatnonzero(done.parts == "").tolist() == [0, 1, 2]
 
 
@@ -234,16 +234,16 @@ def test_the_number_that_a_small_class_is_said_to_need_suffices_and_one_less_doe
         ({"groups": [""] * 40 + ["one patient"] * 20}, 1),
         ({"digests": [*range(40), *[40, 41] * 10]}, 2),
     ],
-    ids=["given test", "one group", "two pictures"],
+    ids=["given test", "one group", "two images"],
 )
 def test_a_class_with_too_little_to_divide_is_told_how_much_that_is(extra, usable):
     message = refusal(make([0] * 40 + [1] * 20, **extra))
-    assert message.startswith(f"Class 'b' has {usable} usable pictures")
+    assert message.startswith(f"Class 'b' has {usable} usable images")
     assert int(re.search(r"need at least (\d+)", message)[1]) > usable
 
 
 def test_a_class_is_never_said_to_need_what_it_has():
-    """With large fractions, 5 pictures can be divided and 7 cannot."""
+    """With large fractions, 5 images can be divided and 7 cannot."""
     for val in (0.05, 0.2, 0.5, 0.7, 0.9):
         for test in (0.0, 0.04, 0.1, 0.4):
             for size in range(1, 30):
@@ -256,7 +256,7 @@ def test_a_class_is_never_said_to_need_what_it_has():
 
 @pytest.mark.parametrize("groups", [6, 8, 12])
 def test_groups_of_very_different_sizes_can_be_divided(groups):
-    """One patient with most of the pictures must not leave the other parts empty."""
+    """One patient with most of the images must not leave the other parts empty."""
     for seed in range(50):
         sizes = np.random.default_rng(seed).permutation([60] + [5] * (groups - 1))
         names = np.repeat([f"patient {i}" for i in range(groups)], sizes)
@@ -268,7 +268,7 @@ def test_groups_of_very_different_sizes_can_be_divided(groups):
 def test_a_class_that_a_given_part_lacks_is_named():
     examples = make([0, 1] * 20, parts=["train"] * 30 + ["val"] * 5 + ["test"] * 5)
     rows = (examples.parts != "test") | (examples.labels == 0)
-    assert "Class 'b' has no picture in the given ['test'] part" in refusal(examples.take(rows))
+    assert "Class 'b' has no image in the given ['test'] part" in refusal(examples.take(rows))
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     assert list((folder / "tensorboard").glob("events*"))
 
 
-def test_a_monitored_run_has_the_same_history_to_the_bit_and_a_row_for_each_block(whole, pretrained, tmp_path):
+def test_a_monitored_run_has_the_same_history_bit_for_bit_and_a_row_for_each_block(whole, pretrained, tmp_path):
     settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
     _, state = train(pretrained, tmp_path, STAGES[:2], settings)
     for looked, plain in zip(state.history, whole[1].history, strict=False):
@@ -186,7 +186,7 @@ def test_a_monitored_run_has_the_same_history_to_the_bit_and_a_row_for_each_bloc
         (5, "lost"),
         (7, "kept"),
     ],
-    ids=["in a stage", "at its end", "before new views, and none kept", "on pictures"],
+    ids=["in a stage", "at its end", "before new views, and none kept", "on images"],
 )
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretrained, tmp_path, epochs, cache):
     model, state, _, copies = whole
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, m
 
 
 def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) -> ArrayDataset:
-    """`coloured` with names, and NaN for the pictures that `where(epoch, rows)` says."""
+    """`coloured` with names, and NaN for the images that `where(epoch, rows)` says."""
     source = coloured(n, seed)
 
     def read(epoch: int, rows: np.ndarray) -> np.ndarray:
@@ -244,18 +244,18 @@ def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) 
         pixels[where(epoch, rows)] = np.nan
         return pixels
 
-    return ArrayDataset(read, source.labels, names=[f"picture {i}" for i in range(n)])
+    return ArrayDataset(read, source.labels, names=[f"image {i}" for i in range(n)])
 
 
 ALL = (Stage(unfreeze="all", epochs=4, learning_rate=3e-3),)
 
 
-def test_a_picture_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path):
+def test_a_image_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path):
     bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
     model = fresh(pretrained)
     with pytest.raises(guard.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
         fit(model, bad, coloured(12, 1), how(pretrained, tmp_path, ALL), tmp_path)
-    named = re.findall(r"'picture (\d+)'", str(error.value))
+    named = re.findall(r"'image (\d+)'", str(error.value))
     assert "7" in named and len(named) == 8, "the batch and no more"
     assert "learning rate" in str(error.value)
     state, saved = checkpoints.read_checkpoint(tmp_path / "checkpoints")
@@ -265,8 +265,8 @@ def test_a_picture_that_is_not_finite_stops_training_before_anything_is_saved(pr
     assert all(a.tobytes() == b.tobytes() for a, b in zip(model.get_weights(), best, strict=True)), "the best are back"
 
 
-def test_with_balanced_sampling_the_pictures_of_a_bad_batch_are_named_as_well(pretrained, tmp_path):
-    """The last picture is one of two of its class, and is read for the third time in the first epoch already."""
+def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pretrained, tmp_path):
+    """The last image is one of two of its class, and is read for the third time in the first epoch already."""
     bad = poisoned(24, 0, lambda pass_, rows: (rows == 23) & (pass_ == 2))
     bad = dataclasses.replace(bad, labels=np.repeat(range(CLASSES), [18, 4, 2]))
     settings = dataclasses.replace(SETTINGS, sampling="balanced", mixup=0.0, cutmix=0.0)
@@ -274,7 +274,7 @@ def test_with_balanced_sampling_the_pictures_of_a_bad_batch_are_named_as_well(pr
         fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
     number = int(re.search(r"batch (\d)", str(error.value))[1]) - 1
     passes, rows = shuffled_rows(bad.labels, 8, settings.seed, 0, "balanced")[number]
-    assert re.findall(r"'picture (\d+)'", str(error.value)) == [str(row) for row in rows]
+    assert re.findall(r"'image (\d+)'", str(error.value)) == [str(row) for row in rows]
     assert ((rows == 23) & (passes == 2)).any()
 
 
@@ -291,7 +291,7 @@ def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_fr
     with pytest.MonkeyPatch.context() as patched, pytest.raises(guard.NonFiniteError, match="epoch 3, batch") as error:
         patched.setattr(module, "first_bad_batch", spy)
         fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
-    named = re.findall(r"'picture (\d+)'", str(error.value))
+    named = re.findall(r"'image (\d+)'", str(error.value))
     order = shuffled_rows(bad.labels, 8, settings.seed, 2)
     assert [str(row) for row in next(rows for _, rows in order if 7 in rows)] == named
     assert seen == [(range(3), [0])], "from the beginning of the stage, before the first step"
@@ -382,7 +382,7 @@ def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp
 
 
 @pytest.mark.parametrize("epochs", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
+def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too(
     pretrained, tmp_path, monkeypatch, epochs
 ):
     stages = (Stage(unfreeze=1, epochs=3, views=2), Stage(unfreeze="all", epochs=2))
@@ -409,7 +409,7 @@ def test_balanced_sampling_is_resumed_to_the_bit_and_balances_the_final_fit_too(
     off = dataclasses.replace(settings, mixup=0.0, cutmix=0.0)
     refit(fresh(pretrained, off), [rare, coloured(12, 1)], plan, how(pretrained, tmp_path, stages, off), tmp_path)
     counts = sum(labels.sum(axis=0) for _, labels in seen[0].as_numpy_iterator())
-    assert counts.tolist() == [24, 24, 24], "36 pictures twice, of which 20, 10 and 6 are of these classes"
+    assert counts.tolist() == [24, 24, 24], "36 images twice, of which 20, 10 and 6 are of these classes"
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
@@ -512,7 +512,7 @@ def test_what_is_watched_is_what_the_network_said_at_the_end_of_the_epoch(whole,
     _, state, _, copies = whole
     val, model = coloured(12, 1), fresh(pretrained)
     assert len(state.watched) == len(state.history)
-    for epoch, tolerance in ((2, 0.01), (len(state.history), 2e-4)):  # on stored float16 activations, and on pictures
+    for epoch, tolerance in ((2, 0.01), (len(state.history), 2e-4)):  # on stored float16 activations, and on images
         _, arrays = checkpoints.read_checkpoint(copies / str(epoch) / "checkpoints")
         module.assign(model.variables, arrays["model"])
         said = softmax(model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0), axis=1)
@@ -597,7 +597,7 @@ def planned(monkeypatch, choice: int) -> None:
     ],
     ids=["half way", "average", "best epoch", "before"],
 )
-def test_repeat_on_the_same_pictures_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
+def test_repeat_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
     """With nothing added, the final fit is the first one over again: same order, schedule, average and share."""
     stages = (Stage(unfreeze=unfreeze, epochs=3, learning_rate=3e-3, views=2),)
     planned(monkeypatch, choice)
@@ -654,9 +654,9 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
         np.testing.assert_allclose(in_parts, whole, rtol=0, atol=0.005 * moved)
 
 
-def test_a_step_of_more_pictures_than_there_are_is_refused_before_any_trains(pretrained, tmp_path):
+def test_a_step_of_more_images_than_there_are_is_refused_before_any_trains(pretrained, tmp_path):
     """An epoch might end without one, and the average of its weights would be that of none."""
-    settings = dataclasses.replace(SETTINGS, accumulate=4)  # 24 pictures are 3 batches of 8
+    settings = dataclasses.replace(SETTINGS, accumulate=4)  # 24 images are 3 batches of 8
     with pytest.raises(ConfigError, match=r"train.accumulate: expected at most 3, .* Received: 4"):
         train(pretrained, tmp_path, settings=settings)
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
@@ -816,7 +816,7 @@ def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained
 
 
 def logits_of(wrong, n: int = 100, sure: float = 3.0) -> np.ndarray:
-    """Of `n` pictures of class 0 and 1 in turn, with these told wrong."""
+    """Of `n` images of class 0 and 1 in turn, with these told wrong."""
     labels = np.arange(n) % 2
     said = np.where(np.isin(np.arange(n), list(wrong)), 1 - labels, labels)
     return sure * np.eye(2)[said]
@@ -869,7 +869,7 @@ def test_an_average_that_is_clearly_worse_than_before_is_rejected(monitor):
 @pytest.mark.parametrize(("better", "errors"), [(BEFORE, 1), (BEST, 3)], ids=["before", "best epoch"])
 @pytest.mark.parametrize(("mended", "broken"), [(0, 0), (3, 2), (9, 5), (10, 2), (12, 0), (30, 0), (2, 9)])
 def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monitor, better, errors, mended, broken):
-    """It mends some of the pictures that the average gets wrong, and breaks others."""
+    """It mends some of the images that the average gets wrong, and breaks others."""
     average, other = set(range(40)), set(range(mended, 40)) | set(range(60, 60 + broken))
     says = dict.fromkeys([BEFORE, HALFWAY, AVERAGE, BEST], logits_of(average)) | {better: logits_of(other)}
     losses = [per_image_losses(logits_of(wrong), np.arange(100) % 2, monitor) for wrong in (average, other)]
@@ -934,7 +934,7 @@ def test_how_sure_a_network_is_of_itself_does_not_count(factor):
     np.testing.assert_allclose(per_image_losses(factor * logits, labels, "cross_entropy"), expected, atol=1e-3)
 
 
-def test_the_loss_of_a_picture_is_its_cross_entropy_at_the_best_temperature():
+def test_the_loss_of_a_image_is_its_cross_entropy_at_the_best_temperature():
     logits, labels = blurred()
     losses = per_image_losses(logits.astype(np.float32), labels, "cross_entropy")
     assert losses.shape == (400,) and losses.dtype == np.float64

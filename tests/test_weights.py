@@ -73,7 +73,7 @@ def test_a_run_with_another_head_gives_its_backbone(tmp_path):
         np.testing.assert_array_equal(weight, other)
 
 
-def test_a_network_that_drops_branches_sees_its_pictures_as_one_that_does_not(tmp_path):
+def test_a_network_that_drops_branches_sees_its_images_as_one_that_does_not(tmp_path):
     before = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
     standardise(before, np.array([10.0, 90, 200]), np.array([4.0, 900, 25]))
     before.save_weights(tmp_path / "tiny.weights.h5")

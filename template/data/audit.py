@@ -1,6 +1,6 @@
-"""What is wrong with a set of pictures, before anything is trained on it. Looks, and never deletes or moves a file.
+"""What is wrong with a set of images, before anything is trained on it. Looks, and never deletes or moves a file.
 
-Most failed projects fail here: the same picture in training and test, under two labels, or a class that gives itself
+Most failed projects fail here: the same image in training and test, under two labels, or a class that gives itself
 away by the size of its files (Karpathy 2019, "A recipe for training neural networks": become one with the data).
 """
 
@@ -32,11 +32,11 @@ from .rows import ArrayFile
 SIDE = 64
 """Pixels of the small copies that everything here looks at."""
 NEAR_BITS = 10
-"""Of the 64 of a perceptual hash: pictures that differ in no more are compared closely."""
+"""Of the 64 of a perceptual hash: images that differ in no more are compared closely."""
 NEAR_CORRELATION = 0.96
-"""Of two small copies in grey: those above it count as the same picture."""
+"""Of two small copies in grey: those above it count as the same image."""
 ALIKE = 0.4
-"""Of the median distance of a picture to the one most like it: features closer than that are of copies."""
+"""Of the median distance of an image to the one most like it: features closer than that are of copies."""
 DARK, BRIGHT, FLAT, TINY, NARROW = 15, 240, 3.0, 48, 4.0
 """Mean brightness below and above, standard deviation below, shorter side below, aspect above: worth a look."""
 
@@ -47,22 +47,22 @@ class Finding:
 
     Args:
         check: what was looked for.
-        severity: `mend` (a number measured on these pictures would be wrong), `look` (perhaps), `know` (a fact).
+        severity: `mend` (a number measured on these images would be wrong), `look` (perhaps), `know` (a fact).
         message: what was found, with the number and what would be expected.
         advice: what to do about it.
-        pictures: groups of rows of the examples that it is about; those of a pair stand together.
+        images: groups of rows of the examples that it is about; those of a pair stand together.
     """
 
     check: str
     severity: Literal["mend", "look", "know"]
     message: str
     advice: str = ""
-    pictures: Sequence[tuple[int, ...]] = ()
+    images: Sequence[tuple[int, ...]] = ()
 
 
 @dataclass
 class Facts:
-    """What is known of each picture, [n] each; NaN, zero or "" where it could not be read.
+    """What is known of each image, [n] each; NaN, zero or "" where it could not be read.
 
     Args:
         reason: why it could not be read, or "".
@@ -101,7 +101,7 @@ class Facts:
 
 
 def read_facts(examples: Examples, data: Data | None = None) -> Facts:
-    """Read every picture once, in threads, into a small copy and a few facts, as these settings of reading say."""
+    """Read every image once, in threads, into a small copy and a few facts, as these settings of reading say."""
     how = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=SIDE, resize="squash")
     with device.threads() as pool:
         rows = list(pool.map(lambda source: _look_at(source, how), examples.images))
@@ -110,7 +110,7 @@ def read_facts(examples: Examples, data: Data | None = None) -> Facts:
 
 
 def facts_from_pixels(examples: Examples, pixels: ArrayFile, rows: np.ndarray) -> Facts:
-    """The same of pictures that have been decoded already, of whose files only the headers are read again.
+    """The same of images that have been decoded already, of whose files only the headers are read again.
 
     Of a file that has gone since, the reason says so.
 
@@ -123,8 +123,8 @@ def facts_from_pixels(examples: Examples, pixels: ArrayFile, rows: np.ndarray) -
         reasons, *headers = zip(*pool.map(_header_again, examples.images), strict=True)
     small = np.zeros((len(examples), SIDE, SIDE, 3), np.uint8)
     for start in range(0, len(rows), 256):
-        for row, picture in enumerate(pixels[rows[start : start + 256]], start):
-            small[row] = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        for row, image in enumerate(pixels[rows[start : start + 256]], start):
+            small[row] = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return Facts(np.array(reasons), examples.digests, *map(np.array, headers), small, examples.notes)
 
 
@@ -148,18 +148,18 @@ def clean_rows(examples: Examples, findings: Sequence[Finding]) -> np.ndarray:
     out = set()
     for finding in findings:
         if finding.check in {"unreadable", "two labels", "nearly equal, two labels"}:
-            out |= set(itertools.chain(*finding.pictures))
+            out |= set(itertools.chain(*finding.images))
         elif finding.check in {"equal", "nearly equal", "equal across parts", "nearly equal across parts"}:
-            for pair in finding.pictures:  # what is held out stays, and of equals the first
+            for pair in finding.images:  # what is held out stays, and of equals the first
                 kept = min(pair, key=lambda row: ({"test": 0, "val": 1}.get(str(examples.parts[row]), 2), row))
                 out |= set(pair) - {kept}
     return np.array([row for row in range(len(examples)) if row not in out], np.int64)
 
 
 def perceptual_hashes(small: np.ndarray) -> np.ndarray:
-    """64 bits of each picture that recoding and resizing hardly change, uint64 [n, 8]: as it is, turned and mirrored.
+    """64 bits of each image that recoding and resizing hardly change, uint64 [n, 8]: as it is, turned and mirrored.
 
-    The signs of the 8 x 8 lowest frequencies of the grey picture, about their median (Zauner 2010, "Implementation and
+    The signs of the 8 x 8 lowest frequencies of the grey image, about their median (Zauner 2010, "Implementation and
     benchmarking of perceptual image hash functions").
 
     Args:
@@ -168,15 +168,15 @@ def perceptual_hashes(small: np.ndarray) -> np.ndarray:
     grey = small.astype(np.float32).mean(axis=3)
     turned = [np.rot90(g, k, axes=(1, 2)) for g in (grey, grey[:, :, ::-1]) for k in range(4)]
     hashes = []
-    for pictures in turned:
-        low = dctn(pictures, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(small), 64)
+    for images in turned:
+        low = dctn(images, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(small), 64)
         bits = low > np.median(low[:, 1:], axis=1, keepdims=True)
         hashes.append(np.packbits(bits, axis=1).view(np.uint64)[:, 0])
     return np.stack(hashes, axis=1)
 
 
 def near_pairs(small: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows that show the same picture, perhaps recoded, resized, turned or mirrored.
+    """Pairs of rows that show the same image, perhaps recoded, resized, turned or mirrored.
 
     Candidates by the distance of their hashes, then by the correlation of the small copies in grey.
 
@@ -187,7 +187,7 @@ def near_pairs(small: np.ndarray) -> list[tuple[int, int]]:
     grey = small.astype(np.float32).mean(axis=3).reshape(len(small), 16, 4, 16, 4).mean(axis=(2, 4))
     centred = grey - grey.mean(axis=(1, 2), keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=(1, 2))) + 1e-6
-    varied = norms > 16 * FLAT  # of a picture without contrast every other is a copy
+    varied = norms > 16 * FLAT  # of an image without contrast every other is a copy
     for row in range(len(small) - 1):
         if not varied[row]:
             continue
@@ -201,10 +201,10 @@ def near_pairs(small: np.ndarray) -> list[tuple[int, int]]:
 
 
 def feature_duplicates(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
-    """Pictures that a network finds alike: copies that were cropped, turned a little or recoloured.
+    """Images that a network finds alike: copies that were cropped, turned a little or recoloured.
 
-    By the cosine of their features. How alike strangers are differs between networks and kinds of pictures; so a pair
-    counts whose distance is small beside that of most pictures to their nearest.
+    By the cosine of their features. How alike strangers are differs between networks and kinds of images; so a pair
+    counts whose distance is small beside that of most images to their nearest.
 
     Args:
         examples: n of them.
@@ -219,7 +219,7 @@ def feature_duplicates(examples: Examples, features: np.ndarray) -> Iterator[Fin
         yield Finding(
             "alike",
             "look",
-            f"Pictures that the network finds alike (cropped, turned a little, recoloured): {len(pairs)}",
+            f"Images that the network finds alike (cropped, turned a little, recoloured): {len(pairs)}",
             "If they are of one thing, keep them in one part: give them one `group` in a CSV file.",
             pairs,
         )
@@ -238,7 +238,7 @@ def _look_at(source: ImageSource, how: Data) -> tuple:
 
 
 def _header_again(source: ImageSource) -> tuple:
-    """Reason, format, mode, width, height and bytes of a picture that could be read a while ago."""
+    """Reason, format, mode, width, height and bytes of an image that could be read a while ago."""
     try:
         return "", *_header_of(source)
     except (OSError, ValueError) as error:
@@ -246,7 +246,7 @@ def _header_again(source: ImageSource) -> tuple:
 
 
 def _header_of(source: ImageSource) -> tuple[str, str, int, int, int]:
-    """Format, mode, width, height and bytes of a picture that can be read; decodes nothing."""
+    """Format, mode, width, height and bytes of an image that can be read; decodes nothing."""
     if isinstance(source, np.ndarray):
         return *header(source), source.nbytes
     return *header(source), len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -271,7 +271,7 @@ def _outside(examples: Examples, _: Facts) -> Iterator[Finding]:
             "outside",
             "look",
             f"{len(names)} were passed over: {', '.join(map(repr, names[:5]))}: {reason}",
-            "If they are pictures, put them into the folder of their class.",
+            "If they are images, put them into the folder of their class.",
         )
 
 
@@ -291,13 +291,13 @@ def _few(examples: Examples, facts: Facts) -> Iterator[Finding]:
     counts = np.bincount(examples.labels[facts.readable], minlength=len(examples.class_names))
     names = examples.class_names
     table = ", ".join(f"{name!r} {count}" for name, count in zip(names, counts, strict=True))
-    yield Finding("classes", "know", f"{len(names)} classes, {facts.readable.sum()} pictures: {table}")
+    yield Finding("classes", "know", f"{len(names)} classes, {facts.readable.sum()} images: {table}")
     few = [names[i] for i in np.flatnonzero(counts < 10)]
     if few:
         yield Finding(
             "few",
             "look",
-            f"Fewer than 10 pictures: {few}. Expected: 20 and more a class.",
+            f"Fewer than 10 images: {few}. Expected: 20 and more a class.",
             "Collect more, or merge classes; with so few, validation and test parts measure little.",
         )
     if counts.min() and counts.max() > 10 * counts.min():
@@ -316,7 +316,7 @@ def _duplicates(examples: Examples, facts: Facts) -> Iterator[Finding]:
     groups: dict[int, list[int]] = {}
     for row in rows:
         groups.setdefault(int(group[row]), []).append(int(row))
-    yield from _same(examples, [tuple(members) for members in groups.values()], "equal", "Equal pictures")
+    yield from _same(examples, [tuple(members) for members in groups.values()], "equal", "Equal images")
 
 
 def _nearly_equal(examples: Examples, facts: Facts) -> Iterator[Finding]:
@@ -324,11 +324,11 @@ def _nearly_equal(examples: Examples, facts: Facts) -> Iterator[Finding]:
     good = np.flatnonzero(facts.readable & (np.minimum(facts.width, facts.height) >= SIDE // 2))
     pairs = [(int(good[a]), int(good[b])) for a, b in near_pairs(facts.small[good])]
     pairs = [(a, b) for a, b in pairs if facts.digest[a] != facts.digest[b]]
-    yield from _same(examples, pairs, "nearly equal", "Nearly equal pictures (recoded, resized, turned or mirrored)")
+    yield from _same(examples, pairs, "nearly equal", "Nearly equal images (recoded, resized, turned or mirrored)")
 
 
 def _same(examples: Examples, groups: list[tuple[int, ...]], check: str, what: str) -> Iterator[Finding]:
-    """Groups of pictures that are the same: under two labels, across parts, or only repeated."""
+    """Groups of images that are the same: under two labels, across parts, or only repeated."""
     labels, parts = examples.labels, examples.parts
     contradicting = [g for g in groups if len({int(labels[row]) for row in g}) > 1]
     across = [g for g in groups if g not in contradicting and len({str(parts[row]) for row in g}) > 1]
@@ -362,7 +362,7 @@ def _same(examples: Examples, groups: list[tuple[int, ...]], check: str, what: s
 
 
 def _shortcuts(examples: Examples, facts: Facts) -> Iterator[Finding]:
-    """Can the class be told without looking at the picture?"""
+    """Can the class be told without looking at the image?"""
     good, labels = facts.readable, examples.labels[facts.readable]
     counts = np.bincount(labels)
     if (counts > 0).sum() < 2 or counts[counts > 0].min() < 5:
@@ -388,7 +388,7 @@ def _shortcuts(examples: Examples, facts: Facts) -> Iterator[Finding]:
                 "look" if inside else "mend",
                 f"{clue} alone tells the class in {100 * accuracy:.0f} % (the commonest class: "
                 f"{100 * commonest:.0f} %).",
-                "If that is how the pictures were made and not what they show, a network will learn it and "
+                "If that is how the images were made and not what they show, a network will learn it and "
                 "fail elsewhere. Bring the classes into one form.",
             )
 
@@ -470,25 +470,25 @@ def _folders_of_parts(examples: Examples, _: Facts) -> Iterator[Finding]:
 
 
 def as_json(examples: Examples, findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Findings with the ids of their pictures."""
+    """Findings with the ids of their images."""
     return [
         {
             "check": f.check,
             "severity": f.severity,
             "message": f.message,
             "advice": f.advice,
-            "pictures": [[str(examples.ids[row]) for row in group] for group in f.pictures],
+            "images": [[str(examples.ids[row]) for row in group] for group in f.images],
         }
         for f in findings
     ]
 
 
 def as_page(title: str, examples: Examples, facts: Facts, findings: Sequence[Finding], most: int = 24) -> str:
-    """Findings as a page that needs nothing but itself, with at most so many groups of pictures each."""
+    """Findings as a page that needs nothing but itself, with at most so many groups of images each."""
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
 
     def shown(row: int) -> dict[str, str]:
-        return {"id": str(examples.ids[row]), "picture": address(facts.small[row]) if facts.readable[row] else ""}
+        return {"id": str(examples.ids[row]), "image": address(facts.small[row]) if facts.readable[row] else ""}
 
     shown_findings = [
         {
@@ -496,8 +496,8 @@ def as_page(title: str, examples: Examples, facts: Facts, findings: Sequence[Fin
             "severity": f.severity,
             "message": f.message,
             "advice": f.advice,
-            "groups": [[shown(row) for row in group] for group in f.pictures[:most]],
-            "more": max(0, len(f.pictures) - most),
+            "groups": [[shown(row) for row in group] for group in f.images[:most]],
+            "more": max(0, len(f.images) - most),
         }
         for f in findings
     ]

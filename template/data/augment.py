@@ -1,8 +1,8 @@
-"""Variation of training pictures: one affine warp and one colour matrix a picture, then blur, solarizing, erasing.
+"""Variation of training images: one affine warp and one colour matrix an image, then blur, solarizing, erasing.
 
 Several geometric layers in a row resample several times, slower and blurrier; here crop, scale, aspect, flip,
 rotation, shear and translation are one 2x3 matrix (one bilinear resampling), and brightness, contrast, saturation and
-hue one 3x4 matrix. All random numbers of a picture are a function of (seed, epoch, index) alone, so neither batch
+hue one 3x4 matrix. All random numbers of an image are a function of (seed, epoch, index) alone, so neither batch
 size, nor threads, nor a resumed run changes them.
 """
 
@@ -20,9 +20,9 @@ class Policy:
     """Ranges to draw from, uniformly unless said otherwise."""
 
     flip: bool = False
-    """Mirror half of the pictures left to right."""
+    """Mirror half of the images left to right."""
     area: float = 1.0
-    """Smallest part of the picture's area that a crop shows, in (0, 1]; the largest is 1."""
+    """Smallest part of the image's area that a crop shows, in (0, 1]; the largest is 1."""
     aspect: float = 1.0
     """A crop's width / height lies in [1 / aspect, aspect] (uniform in its logarithm)."""
     rotation: float = 0.0
@@ -46,12 +46,12 @@ class Policy:
     """Chance that all colours become the grey of their luminance (Chen et al. 2020, SimCLR)."""
     blur: float = 0.0
     """Chance of a Gaussian blur with a sigma of 0.1 pixel to a 112th of the side, 2 pixels of 224 (Chen et al. 2020,
-    SimCLR); to 1 pixel in pictures so small that this would not show."""
+    SimCLR); to 1 pixel in images so small that this would not show."""
     solarize: float = 0.0
     """Chance that the upper half of each channel's range is turned upside down: 128-255 become 127-0
     (Cubuk et al. 2019, AutoAugment; Grill et al. 2020, BYOL)."""
     only: int = 0
-    """Of rotation, shear, brightness, contrast, saturation and hue, apply so many to a picture, drawn anew for each,
+    """Of rotation, shear, brightness, contrast, saturation and hue, apply so many to an image, drawn anew for each,
     at full strength (as in RandAugment, Cubuk et al. 2020); 0 for all of them, at a strength drawn from the range."""
 
 
@@ -69,7 +69,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _SMALLEST_AREA = 0.08
 """A crop shows no less, as in Szegedy et al. 2015: less is seldom of the class any more."""
 _MOST_COLOUR = 0.9
-"""Brightness, contrast and saturation vary by no more: at 1, a picture could become black or grey all over."""
+"""Brightness, contrast and saturation vary by no more: at 1, an image could become black or grey all over."""
 
 
 def strengthen(policy: Policy, strength: float) -> Policy:
@@ -90,14 +90,14 @@ def strengthen(policy: Policy, strength: float) -> Policy:
 
 
 def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """Vary a batch of pictures.
+    """Vary a batch of images.
 
     Args:
         images: uint8 [n, size, size, 3].
         policy: what to draw from.
         seed: of the run.
         epoch: pass over the data, or number of the view.
-        indices: [n] position of each picture in its data set.
+        indices: [n] position of each image in its data set.
 
     Returns:
         uint8 [n, size, size, 3].
@@ -124,7 +124,7 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
 
 
 def zoom_center(images: np.ndarray) -> np.ndarray:
-    """The middle of pictures [n, size, size, 3], two thirds of each side, at the size of the whole."""
+    """The middle of images [n, size, size, 3], two thirds of each side, at the size of the whole."""
     size, out = images.shape[1], np.empty_like(images)
     matrix = np.column_stack([np.eye(2) * 2 / 3, np.full(2, (size - 1) / 6)])
     for image, result in zip(images, out, strict=True):
@@ -133,7 +133,7 @@ def zoom_center(images: np.ndarray) -> np.ndarray:
 
 
 def draws(seed: int, epoch: int, index: int) -> np.ndarray:
-    """30 uniform numbers in [0, 1) that belong to this picture in this epoch (Philox, a counter-based generator)."""
+    """30 uniform numbers in [0, 1) that belong to this image in this epoch (Philox, a counter-based generator)."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(30)
 
 
@@ -189,7 +189,7 @@ def _either_way(u: np.ndarray, most: float | np.ndarray) -> np.ndarray:
 
 
 def _rectangle(u: np.ndarray, size: int) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of a rectangle of 2 to 20 % of the area with aspect 0.3 to 3.3, inside the picture."""
+    """Top, left, bottom, right of a rectangle of 2 to 20 % of the area with aspect 0.3 to 3.3, inside the image."""
     side, stretch = size * np.sqrt(0.02 + 0.18 * u[0]), np.sqrt(0.3 * 11 ** u[1])
     width, height = int(min(side * stretch, size)), int(min(side / stretch, size))
     left, top = int(u[2] * (size - width + 1)), int(u[3] * (size - height + 1))

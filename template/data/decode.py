@@ -1,4 +1,4 @@
-"""Every picture is decoded once, and kept as uint8 in a cache file that later runs find by the pictures' contents."""
+"""Every image is decoded once, and kept as uint8 in a cache file that later runs find by the images' contents."""
 
 import dataclasses
 import hashlib
@@ -17,10 +17,10 @@ from .rows import ArrayFile
 
 
 def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:
-    """Decode all pictures, or find them in the cache from an earlier run.
+    """Decode all images, or find them in the cache from an earlier run.
 
-    The cache is known by the contents of the pictures in their order, so moving the folder keeps it, and changing a
-    picture makes a new one. Of examples with digests no file is read if the cache has them.
+    The cache is known by the contents of the images in their order, so moving the folder keeps it, and changing a
+    image makes a new one. Of examples with digests no file is read if the cache has them.
 
     Returns:
         The examples that could be read, with digests and notes, those that could not in `skipped`; and their pixels.
@@ -121,12 +121,12 @@ def _memory(data: Data, size: float) -> float:
     wanted, free = data.memory_gb * 2**30, device.available_memory() / 2
     if free < size <= wanted:
         needed = disk.format_bytes(size)
-        print(f"decoded pictures take {needed}, more than half of the free memory: read from {data.cache}")
+        print(f"decoded images take {needed}, more than half of the free memory: read from {data.cache}")
     return min(wanted, free)
 
 
 def _digest(source: ImageSource) -> str | ReadError:
-    """sha256 of a picture's bytes, of an array's shape and values, or why a file's bytes cannot be had."""
+    """sha256 of an image's bytes, of an array's shape and values, or why a file's bytes cannot be had."""
     if isinstance(source, np.ndarray):
         return hashlib.sha256(f"{source.dtype} {source.shape}".encode() + source.tobytes()).hexdigest()
     try:

@@ -1,4 +1,4 @@
-"""Where pictures and labels come from. Every source becomes the same `Examples`."""
+"""Where images and labels come from. Every source becomes the same `Examples`."""
 
 import dataclasses
 import itertools
@@ -18,16 +18,16 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures with labels, from any source.
+    """Images with labels, from any source.
 
     Args:
-        ids: what a person would call each picture: its path below the data folder, or `digits/0001`.
-        images: file, bytes or array, one a picture.
+        ids: what a person would call each image: its path below the data folder, or `digits/0001`.
+        images: file, bytes or array, one an image.
         labels: int64 [n], index into `class_names`.
         class_names: one a class, in index order.
         parts: [n] of "train", "val", "test", or "" where the source does not say.
         groups: [n] of names that must not be divided between parts (patient, camera, video), or None.
-        digests: [n] sha256 of each picture's contents, once they have been read.
+        digests: [n] sha256 of each image's contents, once they have been read.
         notes: [n] what had to be assumed to see something in it, or "", once it has been decoded.
         skipped: (id, reason) of what was found beside these and left out.
     """
@@ -70,7 +70,7 @@ class Examples:
         unknown = sorted(set(self.class_names) - set(known))
         if unknown:
             raise DataError(
-                f"The pictures have classes that the model was not trained on: {unknown}. "
+                f"The images have classes that the model was not trained on: {unknown}. "
                 f"It knows {list(class_names)}. Rename or remove these folders or labels."
             )
         index = np.array([list(class_names).index(known[name]) for name in self.class_names])
@@ -83,7 +83,7 @@ def first_lines(lines: Sequence[str], most: int = 10) -> str:
 
 
 def load_examples(path: str) -> Examples:
-    """Find the pictures and labels at a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
+    """Find the images and labels at a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
 
     Raises:
         DataError: if there is nothing there to train on, saying what was found instead.

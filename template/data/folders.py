@@ -28,9 +28,9 @@ _PATTERNS = re.compile(r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle
 _OF_DETECTION = {"images", "imgs", "jpegimages", "labels", "annotations", "masks", "bboxes", "xml", "xmls", "gt"}
 _OF_DETECTION |= {"imagesets", "segmentationclass", "segmentationobject"}
 
-HIDDEN_FOLDER = "a hidden folder, or litter of a system or program; rename it if it holds pictures"
+HIDDEN_FOLDER = "a hidden folder, or litter of a system or program; rename it if it holds images"
 HIDDEN_FILE = "a hidden file; rename it if it is wanted"
-LINKED = "a link to a folder is not followed; copy the pictures, or give the folder itself"
+LINKED = "a link to a folder is not followed; copy the images, or give the folder itself"
 UNLISTED = "the folder cannot be listed"
 
 
@@ -214,7 +214,7 @@ def _parts(root: Path) -> dict[str, Path]:
         return {"": root}
     if len({*parts}) < len(parts):
         raise DataError(
-            f"{str(root)!r} names a part twice: {[f.name for f in folders]}. Put the pictures of one part into one "
+            f"{str(root)!r} names a part twice: {[f.name for f in folders]}. Put the images of one part into one "
             "folder; if these are classes, give them other names."
         )
     if "train" not in parts:
@@ -237,13 +237,11 @@ def _same_inside(folder: Path, part: str) -> Path:
 
 
 def _parts_beside(root: Path, named: dict[Path, str], strangers: list[str]) -> dict[str, Path]:
-    """Folders called as parts beside others: classes, if it is only a `train` with pictures; otherwise refused."""
+    """Folders called as parts beside others: classes, if it is only a `train` with images; otherwise refused."""
     parts = {folder.name for folder, part in named.items() if part}
     trains = [folder for folder, part in named.items() if part == "train"]
     if len(parts) == len(trains) == 1 and not subfolders(trains[0]):
-        print(
-            f"{str(root)!r}: {trains[0].name!r} is taken for a class: it holds pictures, and stands beside {strangers}"
-        )
+        print(f"{str(root)!r}: {trains[0].name!r} is taken for a class: it holds images, and stands beside {strangers}")
         return {"": root}
     if trains:
         raise DataError(
@@ -273,8 +271,8 @@ def _instead(root: Path, loose: Sequence[Path]) -> str:
     if tables:
         return f", but a table: use --data.path={str(root / tables[0])!r}"
     if loose:
-        return f", only {len(loose)} files. Put the pictures of each class into a folder of its own."
-    return ". Put the pictures of each class into a folder of its own, below it."
+        return f", only {len(loose)} files. Put the images of each class into a folder of its own."
+    return ". Put the images of each class into a folder of its own, below it."
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The one way a picture becomes pixels, for training, evaluation and prediction alike.
+"""The one way an image becomes pixels, for training, evaluation and prediction alike.
 
 Pillow and not TensorFlow: TensorFlow's decoders ignore EXIF rotation, drop alpha, misread palette BMPs, and can be made
 to stall for seconds by a few hostile bytes.
@@ -73,7 +73,7 @@ _default = functools.cache(lambda size, resize: Data(image_size=size, resize=res
 
 
 def load(source: ImageSource, how: Data) -> tuple[np.ndarray, str]:
-    """Decode, turn upright, flatten to sRGB and resize a picture.
+    """Decode, turn upright, flatten to sRGB and resize an image.
 
     Args:
         source: file, bytes or array.
@@ -83,7 +83,7 @@ def load(source: ImageSource, how: Data) -> tuple[np.ndarray, str]:
         uint8 [size, size, 3], RGB; and a note on what had to be assumed to see something, or "".
 
     Raises:
-        BadImageError: with the reason, if the picture cannot be read; ReadError, if that may pass.
+        BadImageError: with the reason, if the image cannot be read; ReadError, if that may pass.
     """
     notes: list[str] = []
     try:
@@ -107,7 +107,7 @@ def load(source: ImageSource, how: Data) -> tuple[np.ndarray, str]:
 
 
 def header(source: ImageSource) -> tuple[str, str, int, int]:
-    """Format, mode, width and height of a picture that `load` can read, before it is turned upright."""
+    """Format, mode, width and height of an image that `load` can read, before it is turned upright."""
     if isinstance(source, np.ndarray):
         return "array", str(source.dtype), source.shape[1], source.shape[0]
     try:
@@ -150,7 +150,7 @@ def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "squ
     if resize == "crop":
         return ImageOps.fit(image, (size, size), bilinear)
     if resize == "pad":
-        if 2 * size * min(image.size) <= max(image.size):  # Pillow would return the border and no picture
+        if 2 * size * min(image.size) <= max(image.size):  # Pillow would return the border and no image
             raise BadImageError(
                 f"{image.width} x {image.height} is too narrow to keep its aspect in {size} pixels; crop it"
             )
@@ -169,7 +169,7 @@ def read(path: Path, most: int | None = None) -> bytes:
         if not stat.S_ISREG(facts.st_mode):
             raise ReadError("a directory, pipe or device and not a file; remove it")
         if facts.st_size > MAX_BYTES:
-            raise ReadError(f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it a picture? Make it smaller")
+            raise ReadError(f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it an image? Make it smaller")
         if most is None:
             return path.read_bytes()
         with path.open("rb") as file:

@@ -26,7 +26,7 @@ class ArrayDataset:
         read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
         labels: int64 [n].
         key: names the inputs: of two sources with one key they are equal. Empty if nobody knows.
-        names: [n], what a person calls each picture, for messages; or nothing.
+        names: [n], what a person calls each image, for messages; or nothing.
         groups: int64 [n], numbers of what must not be divided in cross-validation (`split.clusters`), or None.
     """
 
@@ -87,13 +87,13 @@ def eval_dataset(
 
 
 def hflip(source: ArrayDataset) -> ArrayDataset:
-    """The pictures of a source, left and right exchanged."""
+    """The images of a source, left and right exchanged."""
     key = source.key and f"{source.key} mirrored"
     return dataclasses.replace(source, read=lambda epoch, rows: source.read(epoch, rows)[:, :, ::-1], key=key)
 
 
 def center_zoom(source: ArrayDataset) -> ArrayDataset:
-    """The middle of the pictures of a source, as large as the whole: two thirds of the width and of the height."""
+    """The middle of the images of a source, as large as the whole: two thirds of the width and of the height."""
     key = source.key and f"{source.key} magnified"
     return dataclasses.replace(source, read=lambda epoch, rows: zoom_center(source.read(epoch, rows)), key=key)
 
@@ -113,7 +113,7 @@ def subset(source: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
 
 
 def subsample(source: ArrayDataset, most: int) -> ArrayDataset:
-    """At most so many pictures of a source, from all over it, which is from all classes where they lie together."""
+    """At most so many images of a source, from all over it, which is from all classes where they lie together."""
     return subset(source, evenly_spaced(len(source), most))
 
 
@@ -123,7 +123,7 @@ def evenly_spaced(n: int, most: int) -> np.ndarray:
 
 
 def channel_statistics(source: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each channel over all pixels of a source of pictures, float64 [3] each, exact."""
+    """Mean and variance of each channel over all pixels of a source of images, float64 [3] each, exact."""
     total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     for row in range(len(source)):
         pixels = source.read(0, np.array([row])).reshape(-1, 3).astype(np.int64)
@@ -241,9 +241,9 @@ def _shuffled_batch(
 def shuffled_rows(
     labels: np.ndarray, batch_size: int, seed: int, epoch: int, sampling: str = "all"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each batch of an epoch, the pictures in it: how often each was read before (its pass), and their rows.
+    """For each batch of an epoch, the images in it: how often each was read before (its pass), and their rows.
 
-    An epoch has as many places as there are pictures. Instead of dropping the last batch, or training batch
+    An epoch has as many places as there are images. Instead of dropping the last batch, or training batch
     normalisation on a batch of one, batches differ in size by at most one.
 
     Args:
@@ -251,9 +251,9 @@ def shuffled_rows(
         batch_size: at most.
         seed: of the run; with the epoch it says the order.
         epoch: from 0.
-        sampling: `all`: every picture once. `balanced`: every class as often, give or take one place. Its pictures come
+        sampling: `all`: every image once. `balanced`: every class as often, give or take one place. Its images come
             in turn, from epoch to epoch, so that at any time all of them have been read as often, give or take one. In
-            each pass a picture is varied as it would be in the epoch with that number: no two are alike.
+            each pass an image is varied as it would be in the epoch with that number: no two are alike.
     """
     n = len(labels)
     passes, rows = _balanced_rows(labels, seed, epoch) if sampling == "balanced" else (np.full(n, epoch), np.arange(n))
@@ -289,7 +289,7 @@ def mix_batch(
     """A batch mixed with itself in another order, by mixup or cutmix, whichever is on or the lot falls on.
 
     Args:
-        inputs: pictures, maps or (mixup alone) vectors, [n, ...], of any number type.
+        inputs: images, maps or (mixup alone) vectors, [n, ...], of any number type.
         labels: shares of the classes, float32 [n, classes].
         mixing: how; one of the two must be on.
         seed: of the run.
@@ -306,7 +306,7 @@ def mix_batch(
         inputs, share = _cutmix(inputs, inputs[others], generator.beta(mixing.cutmix, mixing.cutmix), place)
     else:
         share = np.float32(generator.beta(mixing.mixup, mixing.mixup))
-        share = max(share, 1 - share)  # a picture stays mostly itself; of all pairs of a batch it makes the same
+        share = max(share, 1 - share)  # an image stays mostly itself; of all pairs of a batch it makes the same
         inputs = _mixup(inputs, inputs[others], share)
     return inputs, share * labels + (1 - share) * labels[others]
 
@@ -368,7 +368,7 @@ def _batches(source: ArrayDataset, make: Callable, numbers: range, *beside: tupl
 
     Beside its inputs a batch has float32 arrays of these shapes.
     """
-    cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one picture
+    cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one image
     example = source.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
     # TensorFlow never lets go of a function that it was given, and with it of all that the function holds.
     held = [source]

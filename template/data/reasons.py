@@ -31,7 +31,7 @@ _MOST_TEXT = 2**20
 
 
 class BadImageError(ValueError):
-    """A picture that cannot be used; the message is the reason, without the file's name."""
+    """An image that cannot be used; the message is the reason, without the file's name."""
 
 
 class ReadError(BadImageError):

@@ -1,4 +1,4 @@
-"""Which pictures train, which choose and which measure: decided once, by content, and written down."""
+"""Which images train, which choose and which measure: decided once, by content, and written down."""
 
 import csv
 import dataclasses
@@ -13,10 +13,10 @@ from .examples import DataError, Examples
 
 
 def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed: int) -> Examples:
-    """Give every example a part, stratified by class; groups and equal pictures are never divided.
+    """Give every example a part, stratified by class; groups and equal images are never divided.
 
     A part that the source gives is kept; `val` and `test` are taken from the given `train` where they are missing.
-    Pictures are placed by the hash of their contents and the seed: the same pictures get the same parts under any
+    Images are placed by the hash of their contents and the seed: the same images get the same parts under any
     name and in any order, and adding a few moves few others.
 
     Args:
@@ -26,12 +26,12 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
         seed: another number, another split.
 
     Returns:
-        The same examples in the same order with parts train, val or test, and "" for pictures left out (also in
-        `skipped`): equal pictures with different labels, and training pictures that are equal to given val or test
-        pictures or of their groups.
+        The same examples in the same order with parts train, val or test, and "" for images left out (also in
+        `skipped`): equal images with different labels, and training images that are equal to given val or test
+        images or of their groups.
 
     Raises:
-        DataError: if a class would have no picture in a part that others have, with the number it needs.
+        DataError: if a class would have no image in a part that others have, with the number it needs.
     """
     reasons = _conflicts(examples)
     fractions = {"test": test_fraction, "val": val_fraction}
@@ -91,7 +91,7 @@ def to_csv(examples: Examples) -> str:
 
 
 def differences(before: str, now: str) -> list[str]:
-    """What has changed between two tables of `to_csv`, a line each picture: what was there and is not comes first."""
+    """What has changed between two tables of `to_csv`, a line each image: what was there and is not comes first."""
     old, new = ({row["id"]: row for row in csv.DictReader(io.StringIO(text, newline=""))} for text in (before, now))
     gone = [f"gone or unreadable: {name!r}" for name in old if name not in new]
     both = [(name, row, new[name]) for name, row in old.items() if name in new]
@@ -113,24 +113,23 @@ def _groups(examples: Examples) -> np.ndarray:
 
 
 def _conflicts(examples: Examples) -> dict[int, str]:
-    """Row and reason of equal pictures with different labels, and of pictures whose equal or group is held out."""
+    """Row and reason of equal images with different labels, and of images whose equal or group is held out."""
     rank = {"test": 0, "val": 1, "train": 2, "": 2}
     ties = [
-        (("picture", digest), ("group", group))
-        for digest, group in zip(examples.digests, _groups(examples), strict=True)
+        (("image", digest), ("group", group)) for digest, group in zip(examples.digests, _groups(examples), strict=True)
     ]
     labels_of: dict[tuple[str, str], set[int]] = {}
     part_of: dict[tuple[str, str], str] = {}
-    for (picture, group), label, part in zip(ties, examples.labels, examples.parts, strict=True):
-        labels_of.setdefault(picture, set()).add(int(label))
-        for tie in (picture, group):
+    for (image, group), label, part in zip(ties, examples.labels, examples.parts, strict=True):
+        labels_of.setdefault(image, set()).add(int(label))
+        for tie in (image, group):
             part_of[tie] = min(part_of.get(tie, part), part, key=rank.__getitem__)
     reasons: dict[int, str] = {}
-    for row, ((picture, group), part) in enumerate(zip(ties, examples.parts, strict=True)):
-        elsewhere = [tie for tie in (picture, group) if rank[part_of[tie]] < rank[part]]
-        if len(labels_of[picture]) > 1:
-            names = [examples.class_names[label] for label in sorted(labels_of[picture])]
-            reasons[row] = f"the same picture has several labels: {names}"
+    for row, ((image, group), part) in enumerate(zip(ties, examples.parts, strict=True)):
+        elsewhere = [tie for tie in (image, group) if rank[part_of[tie]] < rank[part]]
+        if len(labels_of[image]) > 1:
+            names = [examples.class_names[label] for label in sorted(labels_of[image])]
+            reasons[row] = f"the same image has several labels: {names}"
         elif elsewhere:
             reasons[row] = f"the same {elsewhere[0][0]} is in {part_of[elsewhere[0]]}/"
     return reasons
@@ -147,21 +146,21 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
         if held and held <= {"val", "test"}:
             raise DataError(
                 f"Class {name!r} is in {' and '.join(f'{part}/' for part in sorted(held))} alone: nothing can be "
-                "learned of it. If its pictures have no labels, move them elsewhere and classify them with predict.py; "
+                "learned of it. If its images have no labels, move them elsewhere and classify them with predict.py; "
                 "else put some of them into the train part too."
             )
         given = [part for part in missing if part != "train" and not fractions.get(part)]
         if given and usable.any():
-            raise DataError(f"Class {name!r} has no picture in the given {given} part, though other classes have.")
+            raise DataError(f"Class {name!r} has no image in the given {given} part, though other classes have.")
         if missing:
             free = examples.take(usable & np.isin(examples.parts, ["", "train"]))
             count = len(set(clusters(free)))
             need = next((n for n in range(count + 1, 10_000) if _counts(n, fractions) > 0), 10_000)
             raise DataError(
-                f"Class {name!r} has {count} usable pictures to divide (equal ones, and those of "
+                f"Class {name!r} has {count} usable images to divide (equal ones, and those of "
                 f"a group, count as one); {fractions['val']:.0%} val and {fractions['test']:.0%} test need at least "
                 f"{need}, or more if groups differ much in size. "
-                "Add pictures, remove the class, or set data.val_fraction and data.test_fraction." + _left_out(examples)
+                "Add images, remove the class, or set data.val_fraction and data.test_fraction." + _left_out(examples)
             )
 
 
@@ -172,6 +171,6 @@ def _left_out(examples: Examples) -> str:
 
 
 def _counts(n: int, fractions: dict[str, float]) -> int:
-    """Size of the smallest wanted part when n pictures are divided."""
+    """Size of the smallest wanted part when n images are divided."""
     held = [round(n * fraction) for fraction in fractions.values() if fraction > 0]
     return min([*held, n - sum(held)])

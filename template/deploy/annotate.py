@@ -1,4 +1,4 @@
-"""How well does a person do? A small local page that shows test pictures, and what one said of them."""
+"""How well does a person do? A small local page that shows test images, and what one said of them."""
 
 import dataclasses
 import json
@@ -22,10 +22,10 @@ SIDE = 640
 
 
 class Questions:
-    """Pictures to be named by a person, and what was said of them so far.
+    """Images to be named by a person, and what was said of them so far.
 
     Args:
-        examples: the pictures to show.
+        examples: the images to show.
         file: JSON, {id: class name}; written whole after every answer, and read if it is there.
         data: how the run read them, for what a person sees to be what the classifier saw.
     """
@@ -36,29 +36,29 @@ class Questions:
         self.said: dict[str, str] = runs.read_json(file) if file.exists() else {}
 
     def answers(self) -> list[str | None]:
-        """What was said of each picture, None of those that are still to be named."""
+        """What was said of each image, None of those that are still to be named."""
         return [self.said.get(str(name)) for name in self.examples.ids]
 
     def answer(self, row: int, said: str) -> None:
         """Keep an answer, in memory and on disk.
 
         Raises:
-            ValueError: if there is no such picture or class.
+            ValueError: if there is no such image or class.
         """
         if row not in range(len(self.examples)) or said not in self.examples.class_names:
             raise ValueError(
-                f"Expected a picture from 0 to {len(self.examples) - 1} and a class. Received: {row} {said!r}"
+                f"Expected an image from 0 to {len(self.examples) - 1} and a class. Received: {row} {said!r}"
             )
         self.said[str(self.examples.ids[row])] = said
         runs.write_json(self.file, self.said)
 
-    def picture(self, row: int) -> str:
-        """A picture as an address: the whole of it, and nothing that gives its label or name away."""
+    def image(self, row: int) -> str:
+        """An image as an address: the whole of it, and nothing that gives its label or name away."""
         return address(load(self.examples.images[row], self.how)[0])
 
 
 def drawn(examples: Examples, predictions: Predictions, count: int) -> Examples:
-    """So many of the pictures that a run was measured on, in an order that says nothing.
+    """So many of the images that a run was measured on, in an order that says nothing.
 
     Raises:
         DataError: if one of them is not among the examples any more.
@@ -67,12 +67,12 @@ def drawn(examples: Examples, predictions: Predictions, count: int) -> Examples:
     where = {str(name): row for row, name in enumerate(examples.ids)}
     gone = [str(name) for name in predictions.ids[rows] if str(name) not in where]
     if gone:
-        raise DataError(f"{len(gone)} pictures that the run was measured on are gone, such as {gone[0]!r}.")
+        raise DataError(f"{len(gone)} images that the run was measured on are gone, such as {gone[0]!r}.")
     return examples.take([where[str(name)] for name in predictions.ids[rows]])
 
 
 def compared(said: dict[str, str], predictions: Predictions) -> dict[str, Any]:
-    """A person against labels and against the classifier, on the pictures that the person has named.
+    """A person against labels and against the classifier, on the images that the person has named.
 
     Returns:
         `images`; `person` and `classifier`, their accuracies, and `same`, how often they agree, with intervals;
@@ -121,17 +121,17 @@ class _Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        """The page, the answers so far, or a picture."""
+        """The page, the answers so far, or an image."""
         if not self._from_here():
             return
         if self.path == "/":
             self._send(200, self.server.page, "text/html; charset=utf-8")
         elif self.path == "/answers":
             self._send(200, json.dumps(self.server.questions.answers()))
-        elif self.path.removeprefix("/picture/").isdecimal():
-            row = int(self.path.removeprefix("/picture/"))
+        elif self.path.removeprefix("/image/").isdecimal():
+            row = int(self.path.removeprefix("/image/"))
             try:
-                self._send(200, json.dumps(self.server.questions.picture(row)))
+                self._send(200, json.dumps(self.server.questions.image(row)))
             except (IndexError, BadImageError) as error:
                 self._send(404, json.dumps(str(error)))
         else:

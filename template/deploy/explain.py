@@ -1,4 +1,4 @@
-"""Which part of a picture an answer comes from."""
+"""Which part of an image an answer comes from."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ THUMBNAIL = 160
 
 
 def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, said: Predictions) -> list[dict[str, Any]]:
-    """Pictures for a page, each with what spoke for the answer.
+    """Images for a page, each with what spoke for the answer.
 
     Args:
         model: from `build`.
@@ -26,7 +26,7 @@ def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, said: Predi
         said: predictions with labels.
 
     Returns:
-        `id`, `true`, `said`, `confidence`; `picture` and `heat` (the picture under its Grad-CAM) as data addresses.
+        `id`, `true`, `said`, `confidence`; `image` and `heat` (the image under its Grad-CAM) as data addresses.
     """
     if not len(rows):
         return []
@@ -38,7 +38,7 @@ def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, said: Predi
             "true": names[said.labels[i]],
             "said": names[said.predicted[i]],
             "confidence": float(said.probabilities[i].max()),
-            "picture": _address(images[i]),
+            "image": _address(images[i]),
             "heat": _address(_under(images[i], heats[i])),
         }
         for i in range(len(rows))
@@ -46,14 +46,14 @@ def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, said: Predi
 
 
 def side_by_side(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A picture uint8 [size, size, 3] and, to its right, the same under a heat map of any size and range."""
+    """An image uint8 [size, size, 3] and, to its right, the same under a heat map of any size and range."""
     size, positive = image.shape[1::-1], np.clip(heat, 0, None) / max(float(heat.max()), 1e-12)
     large = cv2.resize(positive.astype(np.float32), size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
     return Image.fromarray(np.hstack([image, _under(image, large)]))
 
 
 def _under(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A picture in grey, with a heat map [size, size] in [0, 1] over it."""
+    """An image in grey, with a heat map [size, size] in [0, 1] over it."""
     grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     colours = cv2.cvtColor(cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return (0.45 * grey + 0.55 * colours).astype(np.uint8)
@@ -71,7 +71,7 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     Args:
         model: from `build`, with any backbone and head.
         pixels: [n, size, size, 3], RGB 0-255.
-        classes: int [n], what to explain in each picture.
+        classes: int [n], what to explain in each image.
 
     Returns:
         float32 [n, size, size] in [0, 1], each with maximum 1 (all zero where nothing speaks for the class).

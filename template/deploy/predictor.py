@@ -135,7 +135,7 @@ def _digest(model: keras.Model) -> str:
 def classify(
     model: keras.Model, config: Config, sources: Sequence[ImageSource], temperature: float = 1.0
 ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
-    """Class probabilities of pictures, a batch at a time, so that memory does not grow with their number.
+    """Class probabilities of images, a batch at a time, so that memory does not grow with their number.
 
     Args:
         model: from `load_run`.

@@ -60,7 +60,7 @@ def lower_bound(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
 
 
 def reliability(predictions: Predictions) -> list[dict[str, Any]]:
-    """Accuracy by confidence, in the bins of the calibration error that have pictures.
+    """Accuracy by confidence, in the bins of the calibration error that have images.
 
     Returns:
         `images`, mean `confidence`, and `accuracy` with its interval, of each bin from low to high.
@@ -81,7 +81,7 @@ def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | Non
     """Probability from which to say yes.
 
     Args:
-        evidence: probabilities of one class, [n], of validation pictures.
+        evidence: probabilities of one class, [n], of validation images.
         positive: bool [n], whether they are of that class.
         precision: share of right answers wanted among the yeses, in (0, 1): the threshold with the most yeses of
             which `lower_bound` so many are right. By default the threshold with the best F1.
@@ -110,7 +110,7 @@ def risk_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.
     """What is left if the least sure answers are withheld (El-Yaniv and Wiener 2010, risk-coverage curve).
 
     Returns:
-        Confidences to withhold answers below, falling; share of pictures answered; accuracy among them. Pictures of
+        Confidences to withhold answers below, falling; share of images answered; accuracy among them. Images of
         equal confidence are answered together.
     """
     confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
@@ -129,7 +129,7 @@ def confidence_for(predictions: Predictions, accuracy: float) -> float | None:
 
 
 def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str, Any]:
-    """`risk_coverage` (share of pictures answered with at least this confidence) and `accuracy` among them, or null."""
+    """`risk_coverage` (share of images answered with at least this confidence) and `accuracy` among them, or null."""
     sure = predictions.probabilities.max(axis=1) >= confidence
     right = int((predictions.predicted == predictions.labels)[sure].sum())
     return {
@@ -142,7 +142,7 @@ def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str,
 def calibrate(
     val: Predictions, test: Predictions | None, accuracy: float = 0.95, precision: float | None = None
 ) -> dict[str, Any]:
-    """Fit temperature, thresholds and reject option on validation, and see what they do on test pictures.
+    """Fit temperature, thresholds and reject option on validation, and see what they do on test images.
 
     Args:
         val: with labels; decides everything.
@@ -152,7 +152,7 @@ def calibrate(
 
     Returns:
         `temperature` (1 unless another lowers the `smoothed_losses` by more than a standard error); of the test
-        pictures (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
+        images (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
         accuracy `wanted` and what `selective_accuracy` says of it, null where no confidence suffices; `thresholds`: by
         class the probability from which to say yes, and `precision` and `recall` there.
     """

@@ -1,4 +1,4 @@
-"""Is one run better than another, or only luckier? Both must have said something about the same pictures."""
+"""Is one run better than another, or only luckier? Both must have said something about the same images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "matthews_corrcoef", "cros
 
 
 def align(several: Sequence[Predictions]) -> list[Predictions]:
-    """The same pictures in the order of the first.
+    """The same images in the order of the first.
 
     Raises:
-        ValueError: if they are not of the same pictures with the same labels and classes, saying what differs.
+        ValueError: if they are not of the same images with the same labels and classes, saying what differs.
     """
     first, result = several[0], []
     for number, other in enumerate(several, start=1):
@@ -31,14 +31,14 @@ def align(several: Sequence[Predictions]) -> list[Predictions]:
         if rows.keys() != set(first.ids):
             absent, extra = set(first.ids) - rows.keys(), rows.keys() - set(first.ids)
             raise ValueError(
-                f"Expected predictions of the same pictures. Number {number} lacks {len(absent)} of {len(first.ids)}"
+                f"Expected predictions of the same images. Number {number} lacks {len(absent)} of {len(first.ids)}"
                 f"{f', such as {str(min(absent))!r}' if absent else ''}, and has {len(extra)} others. "
                 "Evaluate both on one folder: python scripts/evaluate.py --run RUN --path FOLDER"
             )
         result.append(other.take([rows[name] for name in first.ids]))
         others = int((result[-1].labels != first.labels).sum())
         if others:
-            raise ValueError(f"{others} pictures have another label in number {number}.")
+            raise ValueError(f"{others} images have another label in number {number}.")
     return alike(result)
 
 
@@ -53,10 +53,10 @@ def alike(several: Sequence[Predictions]) -> list[Predictions]:
 
 
 def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Any]:
-    """Second against first, on the same pictures in the same order.
+    """Second against first, on the same images in the same order.
 
     Returns:
-        `mcnemar`: pictures that only `first` and only `second` got right, and `p`, the exact two-sided probability of
+        `mcnemar`: images that only `first` and only `second` got right, and `p`, the exact two-sided probability of
         a split as uneven if both were equally good (McNemar 1947), or with groups, of which one of the two may have
         any, that of exchanging the two within whole groups. Of each score in NAMES `first`, `second`, and
         their `difference` (second - first) with its interval, of both on the same bootstrap samples.

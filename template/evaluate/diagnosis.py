@@ -1,4 +1,4 @@
-"""What holds a classifier back, and what more pictures would bring."""
+"""What holds a classifier back, and what more images would bring."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ class Diagnosis:
 
 
 def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
-    """The flow of the recipe of deep learning: is it bad on training pictures, or only on others?
+    """The flow of the recipe of deep learning: is it bad on training images, or only on others?
 
     Args:
-        trained: right answers and pictures among those that it learned from, as they are.
+        trained: right answers and images among those that it learned from, as they are.
         held_out: likewise of those that it has not seen.
     """
     learned, others = wilson_interval(*trained), wilson_interval(*held_out)
     error, gap = 1 - learned["value"], learned["value"] - others["value"]
     numbers = (
-        f"{100 * learned['value']:.1f} % right on training pictures, {100 * others['value']:.1f} % "
+        f"{100 * learned['value']:.1f} % right on training images, {100 * others['value']:.1f} % "
         f"[{100 * others['low']:.1f}, {100 * others['high']:.1f}] on others"
     )
     if error > GOOD and error >= gap:
@@ -41,9 +41,9 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
             "underfits",
             f"{numbers}: it does not know even what it was shown",
             [
-                "thaw more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
+                "unfreeze more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
                 "a higher learning rate, if the loss still falls in the last epochs",
-                "a larger network, larger pictures: backbone.name, data.image_size",
+                "a larger network, larger images: backbone.name, data.image_size",
                 "less of what holds back: augment.policy=light, head.dropout=0, head.l2=0",
                 "labels that contradict each other: scripts/audit.py --labels",
             ],
@@ -51,18 +51,18 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
     if gap > GOOD and others["high"] < learned["low"]:
         return Diagnosis(
             "overfits",
-            f"{numbers}: it knows by heart what it has not understood",
+            f"{numbers}: it has memorised what it has not understood",
             [
-                "more pictures: see what the learning curve promises",
+                "more images: see what the learning curve promises",
                 "more variation: augment.policy=heavy",
                 "more of what holds back: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
-                "fewer thawed blocks: stages.0.unfreeze",
-                "test pictures of another kind than the training ones: compare scripts/audit.py of both",
+                "fewer unfrozen blocks: stages.0.unfreeze",
+                "test images of another kind than the training ones: compare scripts/audit.py of both",
             ],
         )
     return Diagnosis(
         "neither",
-        f"{numbers}: no gap that these pictures could show",
+        f"{numbers}: no gap that these images could show",
         ["look at the errors in report.html: is what is left a matter of labels, or of what can be seen at all?"],
     )
 
@@ -71,12 +71,12 @@ def extrapolate(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]
     """What a learning curve promises.
 
     Args:
-        sizes: numbers of training pictures, rising.
+        sizes: numbers of training images, rising.
         errors: error rates.
 
     Returns:
         `sizes` and `errors` as given; `scale` and `exponent` of the power law through them; `twice`, by how much
-        accuracy rises with twice the most pictures, if the law holds.
+        accuracy rises with twice the most images, if the law holds.
     """
     scale, exponent = power_law(np.array(sizes), np.array(errors))
     twice = scale * sizes[-1] ** -exponent - scale * (2 * sizes[-1]) ** -exponent
@@ -86,13 +86,13 @@ def extrapolate(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]
 def disagreement(several: Sequence[Predictions]) -> dict[str, dict[str, float]]:
     """How often runs that differ in their seed alone answer differently; the mean over all pairs, with its interval.
 
-    What they disagree on is chance and falls with averaging or more pictures; an error that they share does not.
+    What they disagree on is chance and falls with averaging or more images; an error that they share does not.
 
     Args:
-        several: two or more, of the same pictures in the same order (`compare.align`).
+        several: two or more, of the same images in the same order (`compare.align`).
 
     Returns:
-        `differ`, shares of pictures with another answer; `both_wrong`, with the same wrong answer.
+        `differ`, shares of images with another answer; `both_wrong`, with the same wrong answer.
     """
     differ, both = [], []
     for a, b in itertools.combinations(several, 2):
@@ -110,7 +110,7 @@ def power_law(sizes: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
     learning scaling is predictable, empirically").
 
     Args:
-        sizes: numbers of training pictures, at least two different ones.
+        sizes: numbers of training images, at least two different ones.
         errors: error rates in (0, 1]; those of zero are left out.
     """
     seen = np.asarray(errors) > 0

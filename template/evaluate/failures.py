@@ -1,4 +1,4 @@
-"""Where a classifier fails: which pictures, and what they have in common."""
+"""Where a classifier fails: which images, and what they have in common."""
 
 from pathlib import PurePath
 from typing import Any
@@ -22,7 +22,7 @@ def least_confident(predictions: Predictions, most: int) -> np.ndarray:
 
 
 def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Error rate of pictures that have something in common.
+    """Error rate of images that have something in common.
 
     Args:
         predictions: with labels.
@@ -44,7 +44,7 @@ def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[
 
 
 def folders(ids: np.ndarray) -> np.ndarray:
-    """Folder of each picture, as far as its id tells, without the last one, which mostly is the class."""
+    """Folder of each image, as far as its id tells, without the last one, which mostly is the class."""
     return np.array([str(PurePath(str(name)).parent.parent) for name in ids])
 
 

@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson for proportions, bootstrap of pictures or groups, influence functions for ranks."""
+"""95 % intervals: Wilson for proportions, bootstrap of images or groups, influence functions for ranks."""
 
 from collections.abc import Iterator
 
@@ -18,12 +18,12 @@ def wilson_interval(successes: int, trials: int) -> dict[str, float]:
 
 
 def bootstrap_weights(n: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:
-    """How often each picture occurs in bootstrap samples, float64 [a few, n], RESAMPLES rows in all.
+    """How often each image occurs in bootstrap samples, float64 [a few, n], RESAMPLES rows in all.
 
     Args:
-        n: pictures.
-        groups: [n] names of what was drawn together (a patient, a camera): whole groups are drawn, since pictures of
-            one group are no independent witnesses. None: every picture is drawn alone.
+        n: images.
+        groups: [n] names of what was drawn together (a patient, a camera): whole groups are drawn, since images of
+            one group are no independent witnesses. None: every image is drawn alone.
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
@@ -55,13 +55,13 @@ def basic_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | No
 def influence_interval(
     value: float, influence: np.ndarray, groups: np.ndarray | None, least: int
 ) -> dict[str, float | None]:
-    """Interval in (0, 1) of a value that pictures move by influence / n each, symmetric in its log-odds.
+    """Interval in (0, 1) of a value that images move by influence / n each, symmetric in its log-odds.
 
     Args:
         value: in [0, 1].
         influence: [n], mean zero (Hampel 1974; for the area under a ROC curve that is DeLong et al. 1988).
         groups: as in `bootstrap_weights`.
-        least: pictures in the smallest class it depends on: where nothing is out of order and the spread is zero, the
+        least: images in the smallest class it depends on: where nothing is out of order and the spread is zero, the
             interval ends where Wilson's would for so many successes of so many.
     """
     if np.isnan(value):
@@ -78,7 +78,7 @@ def influence_interval(
 
 
 def paired_z(losses: np.ndarray, rivals: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """By how many standard errors losses [n] are on average below a rival's of the same pictures.
+    """By how many standard errors losses [n] are on average below a rival's of the same images.
 
     Images of one group [n] are no independent witnesses: the error is that of sums over groups.
 

@@ -24,23 +24,23 @@ from .predictions import Predictions
 BINS = 15
 """Of equal width, for the calibration error, as in Guo et al. 2017."""
 CLASSWISE = 200_000
-"""Pictures times classes up to which the classwise calibration error is shown: beyond, its interval takes minutes."""
+"""Images times classes up to which the classwise calibration error is shown: beyond, its interval takes minutes."""
 
 
 def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict[str, Any]:
     """All metrics of labelled predictions.
 
     Args:
-        predictions: with a label for every picture.
+        predictions: with a label for every image.
         k: of top-k; by default 5, or one less than there are classes.
         seed: of the bootstrap.
 
     Returns:
         JSON-ready. `images`, `groups` (or null), `majority_baseline` (accuracy of always saying the commonest class).
         With `value`, `low` and `high` (95 %; null where undefined): `accuracy`, `top_k` (with `k`, and in `tied` the
-        pictures where only the order of classes decided), `balanced_accuracy`, `macro_precision`, `macro_f1`,
+        images where only the order of classes decided), `balanced_accuracy`, `macro_precision`, `macro_f1`,
         `weighted_precision`, `weighted_f1`, `matthews_corrcoef`, `cohen_kappa`, `cross_entropy` (nats), `brier`
-        (0 to 2), `ece`, `classwise_ece` (null for many pictures of many classes), `roc_auc_ovr` (each
+        (0 to 2), `ece`, `classwise_ece` (null for many images of many classes), `roc_auc_ovr` (each
         class against the rest, mean), `roc_auc_ovo` (each pair of classes, mean), `average_precision` (mean over
         classes). `classes`: the same of each class taken as positive
         (`precision`, `recall`, `f1`, `roc_auc_ovr`, `average_precision`, `images`). `top_confusions`: the commonest.
@@ -51,14 +51,14 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
     """
     labels, n, classes = predictions.labels, len(predictions.labels), len(predictions.class_names)
     if n == 0 or (labels < 0).any():
-        raise ValueError(f"Expected at least one picture, all with labels. Received: {n}, {(labels < 0).sum()} without")
+        raise ValueError(f"Expected at least one image, all with labels. Received: {n}, {(labels < 0).sum()} without")
     k = max(1, min(5, classes - 1)) if k is None else k
     if not 1 <= k <= max(1, classes - 1):
         raise ValueError(f"Expected k from 1 to {max(1, classes - 1)}, one less than there are classes. Received: {k}")
-    right, pictures = predictions.predicted == labels, _by_picture(predictions, k)
+    right, images = predictions.predicted == labels, _by_image(predictions, k)
     counts, sampled = (
         class_counts(labels, predictions.predicted, classes),
-        bootstrap_scores(predictions, seed, pictures),
+        bootstrap_scores(predictions, seed, images),
     )
 
     def share(hits: np.ndarray, name: str) -> dict[str, float]:
@@ -71,7 +71,7 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
         "groups": None if predictions.groups is None else len(np.unique(predictions.groups)),
         "majority_baseline": float(np.bincount(labels).max() / n),
         "accuracy": share(right, "accuracy"),
-        "top_k": {"k": k, "tied": int(pictures["tied"].sum()), **share(pictures["top_k"], "top_k")},
+        "top_k": {"k": k, "tied": int(images["tied"].sum()), **share(images["top_k"], "top_k")},
     }
     floor = result["accuracy"]["low"]
     for name, metric in COUNT_METRICS.items():
@@ -79,7 +79,7 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
         if right.all() and result[name]["value"] is not None:  # resampling right answers shows no spread
             result[name]["low"] = min(floor, result[name]["low"])
     ranks, by_class = ranking_scores(predictions)
-    result |= _of_probabilities(predictions, pictures, sampled) | ranks
+    result |= _of_probabilities(predictions, images, sampled) | ranks
     return result | {
         "classes": _per_class(predictions, counts, sampled, by_class),
         "top_confusions": top_confusions(predictions),
@@ -88,12 +88,12 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
 
 def probability_scores(predictions: Predictions, seed: int = 0) -> dict[str, dict[str, float | None]]:
     """Of `score` what a temperature changes: cross-entropy, Brier and the calibration errors."""
-    pictures = _by_picture(predictions, k=1)
-    return _of_probabilities(predictions, pictures, bootstrap_scores(predictions, seed, pictures))
+    images = _by_image(predictions, k=1)
+    return _of_probabilities(predictions, images, bootstrap_scores(predictions, seed, images))
 
 
 def confusion_counts(predictions: Predictions) -> np.ndarray:
-    """int64 [classes, classes]: pictures of a true class (row) taken for a class (column)."""
+    """int64 [classes, classes]: images of a true class (row) taken for a class (column)."""
     return confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(predictions.class_names)))
 
 
@@ -118,13 +118,13 @@ def top_confusions(predictions: Predictions, most: int = 10) -> list[dict[str, A
 def class_counts(
     labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures of each class that are `hits`, that are `true` and that were `said`, float64 [..., classes].
+    """Images of each class that are `hits`, that are `true` and that were `said`, float64 [..., classes].
 
     Args:
         labels: int64 [n].
         predicted: int64 [n].
         classes: how many there are.
-        weights: how often each picture counts, [samples, n]; once by default, and then no axis of samples.
+        weights: how often each image counts, [samples, n]; once by default, and then no axis of samples.
     """
     right = labels == predicted
     rows = [np.ones(len(labels))] if weights is None else weights
@@ -142,7 +142,7 @@ def precision(hits: np.ndarray, _: np.ndarray, said: np.ndarray) -> np.ndarray:
 
 
 def recall(hits: np.ndarray, true: np.ndarray, _: np.ndarray) -> np.ndarray:
-    """Share of the class that was recognised; NaN for a class without pictures."""
+    """Share of the class that was recognised; NaN for a class without images."""
     return _divide(hits, true)
 
 
@@ -166,7 +166,7 @@ def cohen_kappa(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndar
 
 
 def _mean(metric: Callable, weighted: bool = False) -> Callable:
-    """Mean of a metric over the classes where it is defined, or over pictures (of their true class)."""
+    """Mean of a metric over the classes where it is defined, or over images (of their true class)."""
 
     def mean(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
         values = metric(hits, true, said)
@@ -193,7 +193,7 @@ CLASS_METRICS: dict[str, Callable] = {"precision": precision, "recall": recall, 
 def ece(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Expected calibration error: mean distance of confidence and accuracy over bins of confidence, in [0, 1].
 
-    Naeini et al. 2015, as in Guo et al. 2017. Biased upwards: with 100 pictures a perfect classifier shows 0.05.
+    Naeini et al. 2015, as in Guo et al. 2017. Biased upwards: with 100 images a perfect classifier shows 0.05.
 
     Args:
         confidence: [n], probability of what was said.
@@ -224,7 +224,7 @@ def classwise_ece(predictions: Predictions, weights: np.ndarray | None = None) -
 
 
 def ranking_scores(predictions: Predictions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Areas under ROC curves and average precision: how well probabilities sort pictures, whatever the threshold.
+    """Areas under ROC curves and average precision: how well probabilities sort images, whatever the threshold.
 
     Returns:
         `roc_auc_ovr` and `average_precision` (each class against all others; mean over classes) and `roc_auc_ovo` (mean
@@ -291,8 +291,8 @@ def _ranks(
     return np.array([against_rest, against_each, mean_precision]), np.stack(influence)
 
 
-def _by_picture(predictions: Predictions, k: int) -> dict[str, np.ndarray]:
-    """What each picture adds to a mean, [n] each: `top_k`, `tied`, `cross_entropy`, `brier`; and its `confidence`."""
+def _by_image(predictions: Predictions, k: int) -> dict[str, np.ndarray]:
+    """What each image adds to a mean, [n] each: `top_k`, `tied`, `cross_entropy`, `brier`; and its `confidence`."""
     n, classes = predictions.logits.shape
     result = {name: np.zeros(n) for name in ("top_k", "tied", "cross_entropy", "brier", "confidence")}
     for start in range(0, n, max(1, 10**7 // classes)):
@@ -313,27 +313,27 @@ def _by_picture(predictions: Predictions, k: int) -> dict[str, np.ndarray]:
 
 
 def bootstrap_scores(
-    predictions: Predictions, seed: int = 0, pictures: dict[str, np.ndarray] | None = None
+    predictions: Predictions, seed: int = 0, images: dict[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
     """Scores of bootstrap samples, [samples] each, those of a class [samples, classes].
 
-    For as many pictures the same seed draws the same samples, so that scores of two runs can be subtracted.
+    For as many images the same seed draws the same samples, so that scores of two runs can be subtracted.
 
     Args:
-        predictions: with a label for every picture.
+        predictions: with a label for every image.
         seed: of the draws.
-        pictures: from `_by_picture`, if it is there already.
+        images: from `_by_image`, if it is there already.
     """
-    pictures = pictures or _by_picture(predictions, k=1)
+    images = images or _by_image(predictions, k=1)
     n, classes = predictions.logits.shape
     right = predictions.predicted == predictions.labels
-    means = {"accuracy": right, **{name: pictures[name] for name in ("top_k", "cross_entropy", "brier")}}
+    means = {"accuracy": right, **{name: images[name] for name in ("top_k", "cross_entropy", "brier")}}
     collected: dict[str, list] = {}
     for weights in bootstrap_weights(n, predictions.groups, seed):
         counts = class_counts(predictions.labels, predictions.predicted, classes, weights)
         some = {name: metric(*counts) for name, metric in {**COUNT_METRICS, **CLASS_METRICS}.items()}
         some |= {name: weights @ values / weights.sum(axis=1) for name, values in means.items()}
-        some["ece"] = ece(pictures["confidence"], right, weights)
+        some["ece"] = ece(images["confidence"], right, weights)
         if predictions.logits.size <= CLASSWISE:
             some["classwise_ece"] = classwise_ece(predictions, weights)
         for name, values in some.items():
@@ -342,11 +342,11 @@ def bootstrap_scores(
 
 
 def _of_probabilities(
-    predictions: Predictions, pictures: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
+    predictions: Predictions, images: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float | None]]:
-    result = {name: percentile_bootstrap(pictures[name].mean(), sampled[name]) for name in ("cross_entropy", "brier")}
+    result = {name: percentile_bootstrap(images[name].mean(), sampled[name]) for name in ("cross_entropy", "brier")}
     right, name = predictions.predicted == predictions.labels, "classwise_ece"
-    value = ece(pictures["confidence"], right)
+    value = ece(images["confidence"], right)
     result["ece"] = basic_bootstrap(value, sampled["ece"])
     result[name] = basic_bootstrap(classwise_ece(predictions), sampled[name]) if name in sampled else undefined()
     return result

@@ -1,4 +1,4 @@
-"""Pictures of finished numbers."""
+"""Images of finished numbers."""
 
 import io
 import re
@@ -79,27 +79,27 @@ def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
 def risk_coverage(
     answered: np.ndarray, accuracy: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: float
 ) -> Figure:
-    """Draw accuracy among the surest answers, with its interval, by the share of pictures answered; all [n]."""
+    """Draw accuracy among the surest answers, with its interval, by the share of images answered; all [n]."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(answered, accuracy, lw=1.5)
     axes.fill_between(answered, low, high, alpha=0.15, lw=0)
     axes.axhline(wanted, ls=":", color="0.5")
-    axes.set(xlabel="share of pictures answered, the surest first", ylabel="accuracy among them", xlim=(0, 1.02))
+    axes.set(xlabel="share of images answered, the surest first", ylabel="accuracy among them", xlim=(0, 1.02))
     axes.grid(alpha=0.3)
     return figure
 
 
 def learning_curve(curve: dict[str, Any]) -> Figure:
-    """Draw error rates by training pictures, and the power law through them, to twice the most (from `extrapolate`)."""
+    """Draw error rates by training images, and the power law through them, to twice the most (from `extrapolate`)."""
     sizes, scale, exponent = curve["sizes"], curve["scale"], curve["exponent"]
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(sizes, curve["errors"], "o", label="regression, validation")
     if scale:
         more = np.geomspace(min(sizes), 2 * max(sizes), 50)
-        axes.plot(more, scale * more**-exponent, "--", label=f"{scale:.2g} / pictures^{exponent:.2f}")
-    axes.set(xlabel="training pictures", ylabel="error rate", xscale="log")
+        axes.plot(more, scale * more**-exponent, "--", label=f"{scale:.2g} / images^{exponent:.2f}")
+    axes.set(xlabel="training images", ylabel="error rate", xscale="log")
     axes.set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
@@ -108,7 +108,7 @@ def learning_curve(curve: dict[str, Any]) -> Figure:
 
 
 def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Draw the probability of its own label by epoch, [epochs, pictures], one picture a row, the hardest on top.
+    """Draw the probability of its own label by epoch, [epochs, images], one image a row, the hardest on top.
 
     Labels must be `fonts.drawable`.
     """

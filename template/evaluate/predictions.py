@@ -1,4 +1,4 @@
-"""What a model said about some pictures: everything in this wing takes it, and a run saves it."""
+"""What a model said about some images: everything in this wing takes it, and a run saves it."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ from .. import runs
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of n pictures, in the order of their ids.
+    """Logits of n images, in the order of their ids.
 
     Args:
-        ids: [n] names of the pictures.
+        ids: [n] names of the images.
         labels: int64 [n] true classes, -1 where unknown.
         logits: float32 [n, classes], finite.
         class_names: one a class, in index order.
@@ -41,12 +41,12 @@ class Predictions:
                 f"Received: logits {self.logits.shape}, labels {self.labels.shape}"
             )
         if self.groups is not None and self.groups.shape != expected[:1]:
-            raise ValueError(f"Expected a group for each of {expected[0]} pictures. Received: {self.groups.shape}")
+            raise ValueError(f"Expected a group for each of {expected[0]} images. Received: {self.groups.shape}")
         if len(self.labels) and not -1 <= self.labels.min() <= self.labels.max() < expected[1]:
             raise ValueError(f"Expected labels from -1 to {expected[1] - 1}. Received: {np.unique(self.labels)}")
         bad = self.ids[~np.isfinite(self.logits).all(axis=1)]
         if len(bad):
-            raise ValueError(f"The logits of {len(bad)} pictures are not finite, the first: {str(bad[0])!r}")
+            raise ValueError(f"The logits of {len(bad)} images are not finite, the first: {str(bad[0])!r}")
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -59,7 +59,7 @@ class Predictions:
         return self.logits.argmax(axis=1)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Predictions":
-        """The predictions of the pictures at these positions."""
+        """The predictions of the images at these positions."""
         groups = None if self.groups is None else self.groups[rows]
         return dataclasses.replace(
             self, ids=self.ids[rows], labels=self.labels[rows], logits=self.logits[rows], groups=groups
@@ -92,7 +92,7 @@ def predict(
     Args:
         model: keras.Model to logits.
         batches: what its `predict` takes, in the order of `ids`; what lies beyond them, to fill up a batch, is cut off.
-        ids: names of the pictures.
+        ids: names of the images.
         labels: true classes, -1 where unknown.
         class_names: one a column of the logits.
     """
@@ -102,17 +102,17 @@ def predict(
 
 
 def average(several: Sequence[Predictions]) -> Predictions:
-    """One prediction from several of the same pictures (test-time views, or an ensemble): mean probabilities.
+    """One prediction from several of the same images (test-time views, or an ensemble): mean probabilities.
 
     Raises:
-        ValueError: if they are not of the same pictures and classes in the same order.
+        ValueError: if they are not of the same images and classes in the same order.
     """
     first = several[0]
     if len(several) == 1:
         return first
     for other in several[1:]:
         if not np.array_equal(first.ids, other.ids) or first.class_names != other.class_names:
-            raise ValueError("Expected predictions of the same pictures and classes, in the same order.")
+            raise ValueError("Expected predictions of the same images and classes, in the same order.")
     mean = np.mean([p.probabilities for p in several], axis=0)
     logits = np.log(np.clip(mean, 1e-30, None)).astype(np.float32)
     return dataclasses.replace(first, logits=logits)

@@ -49,11 +49,11 @@ def html(
     Args:
         metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`, and perhaps with `colours`,
             `preflight` (accuracies by name), `diagnosis`, `learning_curve` (from `extrapolate`) and `audit` (findings).
-        said: predictions of the test pictures, or where there are none, of those of validation.
+        said: predictions of the test images, or where there are none, of those of validation.
         what: one line on the data and the model.
         drawn: figures of the training: `learning_curves`, `prediction_dynamics`, `learning_curve`, if there are.
-        skipped: (id, reason) of pictures that were left out.
-        galleries: by title, answers to look at: `id`, `true`, `said`, `confidence`, and as addresses `picture` and
+        skipped: (id, reason) of images that were left out.
+        galleries: by title, answers to look at: `id`, `true`, `said`, `confidence`, and as addresses `image` and
             `heat`, which is where the answer comes from.
         made_from: versions, settings and digests.
     """
@@ -102,18 +102,18 @@ def markdown(
             the best epoch of a stage was chosen.
         what: one line on the data and the model.
         history: one row an epoch.
-        skipped: (id, reason) of pictures that were left out.
+        skipped: (id, reason) of images that were left out.
     """
     test, val = metrics["test"], metrics["val"]
     measured = test or val
     lines = [f"# {percent(measured['accuracy'])} accuracy on {measured['images']} {'test' if test else 'validation'} "
-             "pictures"]  # fmt: skip
+             "images"]  # fmt: skip
     if test is None:
-        lines += ["", "**There was no test part.** These pictures also chose the weights, so the number is flattering."]
+        lines += ["", "**There was no test part.** These images also chose the weights, so the number is flattering."]
     lines += [
         "",
         f"{what} Always guessing the commonest class would give {100 * measured['majority_baseline']:.1f} %. "
-        f"Brackets are 95 % intervals: with other test pictures of the same kind the number would move about as much.",
+        f"Brackets are 95 % intervals: with other test images of the same kind the number would move about as much.",
         "",
         "| | test | validation (chose the weights) |",
         "|---|---|---|",
@@ -123,7 +123,7 @@ def markdown(
         "",
         "## Class by class",
         "",
-        "| class | pictures | precision | recall | F1 |",
+        "| class | images | precision | recall | F1 |",
         "|---|---|---|---|---|",
     ]
     for name, row in measured["classes"].items():
@@ -132,7 +132,7 @@ def markdown(
     lines += _holds_back(metrics) + ["", "## Training", ""]
     if metrics.get("choices"):
         lines += [
-            "Settings left open, and the cross-entropy of each option in cross-validation on training pictures:",
+            "Settings left open, and the cross-entropy of each option in cross-validation on training images:",
             "",
         ]
         for setting, losses in metrics["choices"].items():
@@ -153,25 +153,25 @@ def markdown(
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in metrics["seconds"].items())
     lines += ["", f"Seconds: {seconds}."]
     if skipped:
-        lines += ["", f"## {len(skipped)} pictures were left out", ""]
+        lines += ["", f"## {len(skipped)} images were left out", ""]
         lines += [f"- {_safe(repr(name))}: {_safe(reason)}" for name, reason in skipped[:50]]
         lines += [f"- and {len(skipped) - 50} more, in skipped.json"] if len(skipped) > 50 else []
     return "\n".join(lines) + "\n"
 
 
 def _holds_back(metrics: dict[str, Any]) -> list[str]:
-    """The diagnosis, what more pictures promise, and what is odd about those there are."""
+    """The diagnosis, what more images promise, and what is odd about those there are."""
     lines, found, curve = [], metrics.get("diagnosis"), metrics.get("learning_curve")
     if found:
         lines += ["", f"## It {found['verdict']}" if found["verdict"] != "neither" else "## What holds it back", ""]
         lines += [f"{found['because'][0].upper()}{found['because'][1:]}. To try:", ""]
         lines += [f"- {line}" for line in found["try_next"]]
     if curve and curve["scale"]:
-        gain = f"Twice the pictures: about {100 * curve['twice']:+.1f} points of accuracy"
+        gain = f"Twice the images: about {100 * curve['twice']:+.1f} points of accuracy"
         how = "by the power law through the errors of a regression on 10 to 100 % of them"
         lines += ["", f"{gain}, {how}.", "", "![learning curve](learning_curve.png)"]
     if metrics.get("audit"):
-        lines += ["", "## About the pictures", "", *(f"- {_safe(f['message'])}" for f in metrics["audit"])]
+        lines += ["", "## About the images", "", *(f"- {_safe(f['message'])}" for f in metrics["audit"])]
     return lines
 
 

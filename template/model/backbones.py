@@ -1,4 +1,4 @@
-"""The networks that pictures are seen with: builder, preprocessing and blocks of each, in one table.
+"""The networks that images are seen with: builder, preprocessing and blocks of each, in one table.
 
 Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, cut, save and load.
 """
@@ -44,7 +44,7 @@ def _caffe(pixels: KerasTensor) -> KerasTensor:
 
 
 def _standardised(pixels: KerasTensor) -> KerasTensor:
-    """About -1 to 1 as well, until `standardise` has seen the training pictures. Its numbers are weights."""
+    """About -1 to 1 as well, until `standardise` has seen the training images. Its numbers are weights."""
     layer = layers.Normalization(dtype="float32", name="preprocess")
     standardised = layer(pixels)
     _set(layer, np.full(3, 127.5), np.full(3, 127.5**2))
@@ -52,7 +52,7 @@ def _standardised(pixels: KerasTensor) -> KerasTensor:
 
 
 def standardise(base: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
-    """Let a network from scratch see its pictures with mean 0 and deviation 1 in each channel.
+    """Let a network from scratch see its images with mean 0 and deviation 1 in each channel.
 
     LeCun et al. 1998, "Efficient BackProp". The numbers are saved with the network, and are the same for whatever it
     sees later. EfficientNet and ConvNeXt, which bring their own preprocessing, and pretrained networks, which need that
@@ -60,7 +60,7 @@ def standardise(base: keras.Model, mean: np.ndarray, variance: np.ndarray) -> No
 
     Args:
         base: from `build_backbone`.
-        mean: of the training pictures, [3], 0-255.
+        mean: of the training images, [3], 0-255.
         variance: likewise, >= 0.
     """
     layer = next((layer for layer in base.layers if layer.name == "preprocess"), None)
@@ -91,7 +91,7 @@ class Family:
 
 
 def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
-    """Small residual network for pictures of about 16 to 64 pixels: 3 blocks, 0.2 million weights.
+    """Small residual network for images of about 16 to 64 pixels: 3 blocks, 0.2 million weights.
 
     Pre-activation residual blocks (He et al. 2016, "Identity Mappings in Deep Residual Networks") of width 32, 64, 96.
     """
@@ -156,7 +156,7 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
 
     Raises:
         WeightsError: if its weights are neither here nor can be downloaded; never a silent fall-back to random ones.
-        ConfigError: if it does not exist in this width or takes no pictures this small.
+        ConfigError: if it does not exist in this width or takes no images this small.
     """
     family = BACKBONES[settings.name]
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
@@ -209,7 +209,7 @@ def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Mode
     Branches that the network drops in training are dropped by layers that do not while they are frozen. With a rate,
     those of a residual network are dropped that it has not dropped itself: Huang et al. 2016, "Deep networks with
     stochastic depth", with its linear rule: of L branches, the l-th from below is dropped with the chance rate * l / L,
-    for each picture anew, and scaled up where it is not.
+    for each image anew, and scaled up where it is not.
 
     Args:
         network: with a rate, each of its Add layers takes the shortcut and the branch, in this order.

@@ -61,9 +61,9 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
 
 
 def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
-    """Features of pictures, [n, features]: the outputs of the top `head.levels` blocks, pooled, the topmost last.
+    """Features of images, [n, features]: the outputs of the top `head.levels` blocks, pooled, the topmost last.
 
-    Low blocks see edges and colours, high ones the things of ImageNet. Where the pictures are far from ImageNet, a
+    Low blocks see edges and colours, high ones the things of ImageNet. Where the images are far from ImageNet, a
     linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
     """
     outputs = levels(base, backbone)
@@ -124,7 +124,7 @@ def freeze(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> int:
 
 
 def lowest_block(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> float:
-    """Number of the lowest block that `unfreeze` thaws; infinite for none.
+    """Number of the lowest block that `unfreeze` unfreezes; infinite for none.
 
     Raises:
         ConfigError: if there is no such block, naming those there are.
@@ -159,7 +159,7 @@ def depths(model: keras.Model, backbone: Backbone) -> dict[str, int]:
 def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int | str) -> keras.KerasTensor | None:
     """Tensor below which everything is frozen and which everything above comes from; None for "all".
 
-    It is the input of the head, or of the lowest thawed block; of a lower one if the head looks at lower levels.
+    It is the input of the head, or of the lowest unfrozen block; of a lower one if the head looks at lower levels.
     """
     if unfreeze == "all":
         return None

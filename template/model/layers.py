@@ -15,7 +15,7 @@ class DropBlock(layers.Layer):
 
     Ghiasi et al. 2018, "DropBlock: a regularization method for convolutional networks". Blocks of 7 x 7, and of half
     the side on maps of less than 14, or they would leave nothing; every channel has blocks of its own. What is left of
-    a picture is scaled up by count / count_ones, so that the mean stays. At inference, nothing happens.
+    an image is scaled up by count / count_ones, so that the mean stays. At inference, nothing happens.
 
     Args:
         rate: part of the values to drop, in [0, 1); a little less, as blocks may overlap. The paper lets it rise from 0
@@ -54,7 +54,7 @@ class DropConnect(layers.Dense):
     """A dense layer that drops weights of its kernel in training, others for each batch, and scales up those left.
 
     Wan et al. 2013, "Regularization of neural networks using DropConnect", but for one mask a batch (theirs is one a
-    picture, which needs a kernel for each) and the mean kernel at inference, as with dropout. Its weights, penalties
+    image, which needs a kernel for each) and the mean kernel at inference, as with dropout. Its weights, penalties
     and constraints are those of Dense.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a run has to beat, and what more pictures would bring."""
+"""What a run has to beat, and what more images would bring."""
 
 import cv2
 import keras
@@ -15,19 +15,19 @@ from .features import FeatureCache
 from .probe import fit_probe
 
 FEW = 200
-"""Training pictures that tell whether they were learned."""
+"""Training images that tell whether they were learned."""
 SIDE = 48
-"""Pixels of the pictures that a small network from scratch sees."""
+"""Pixels of the images that a small network from scratch sees."""
 STEPS = 150
 """Of the small network from scratch."""
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
 DRAWS = 3
 MOST = 2000
-"""Training pictures of the largest regression in the learning curve."""
+"""Training images of the largest regression in the learning curve."""
 
 
 def train_accuracy(model: keras.Model, train: ArrayDataset, batch_size: int) -> tuple[int, int]:
-    """Right answers, and pictures asked: a few of those that the model has learned from, as they are."""
+    """Right answers, and images asked: a few of those that the model has learned from, as they are."""
     few = subsample(train, FEW)
     said = model.predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
     return int((said.argmax(axis=1) == few.labels).sum()), len(few)
@@ -55,18 +55,18 @@ def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> 
 def learning_curve(
     base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, store: FeatureCache
 ) -> tuple[list[int], list[float]]:
-    """Training pictures, and mean validation error of logistic regression on the features of so many of them.
+    """Training images, and mean validation error of logistic regression on the features of so many of them.
 
     Each class gives the same share, group by group; the smaller ones are drawn several times.
 
     Args:
         base: from `build_backbone`, before its weights are trained.
         config: without `auto`.
-        train: pictures as they are.
+        train: images as they are.
         val: likewise.
         store: for features.
     """
-    plain = Config(  # one look at each picture: nothing that training has not stored already
+    plain = Config(  # one look at each image: nothing that training has not stored already
         data=config.data, backbone=config.backbone, head=config.head,
         augment=Augment(flip=False), evaluate=Evaluate(magnify=False),
     )  # fmt: skip
@@ -100,7 +100,7 @@ def _drawn(source: ArrayDataset, draw: int, seed: int) -> np.ndarray:
 
 
 def _shrunk(source: ArrayDataset) -> ArrayDataset:
-    """Its pictures, SIDE pixels wide, in memory."""
+    """Its images, SIDE pixels wide, in memory."""
     rows = np.arange(len(source))
     small = [cv2.resize(source.read(0, rows[[i]])[0], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for i in rows]
     return eval_dataset(np.stack(small), rows, source.labels)

@@ -17,10 +17,10 @@ from .features import FeatureCache
 from .probe import Probe, fit_probe
 
 MAX_CV_IMAGES = 1000
-"""Training pictures that decide about `auto` settings; more would take longer and say the same."""
+"""Training images that decide about `auto` settings; more would take longer and say the same."""
 
 MAX_STATISTICS_IMAGES = 1000
-"""Training pictures whose mean and variance stand for those of all: millions of pixels in each channel."""
+"""Training images whose mean and variance stand for those of all: millions of pixels in each channel."""
 
 
 def starts_from_probe(config: Config) -> bool:
@@ -38,14 +38,14 @@ def without_auto(config: Config) -> Config:
 def resolve_auto(
     config: Config, look: Callable[[Data], ArrayDataset], store: FeatureCache
 ) -> tuple[Config, keras.Model, dict]:
-    """Replace every `auto` by the option that cross-validation of the probe on training pictures likes best.
+    """Replace every `auto` by the option that cross-validation of the probe on training images likes best.
 
-    One setting after another, each with the best of those before it; no gradient is needed, and every picture votes.
+    One setting after another, each with the best of those before it; no gradient is needed, and every image votes.
     An option replaces those before it in the list only if its losses are lower by more than one standard error.
 
     Args:
         config: with or without `auto`.
-        look: training pictures as they are, for settings of size and squaring.
+        look: training images as they are, for settings of size and squaring.
         store: for features.
 
     Returns:
@@ -71,7 +71,7 @@ def resolve_auto(
             best = option if paired_z(losses[option], losses[best], groups) > 1 else best
         chosen = _replace(chosen, section, name, best)
         if np.isnan(losses[best]).any():
-            print(f"{section}.{name} = {best}: nobody can vote, a class has one training picture or group")
+            print(f"{section}.{name} = {best}: nobody can vote, a class has one training image or group")
             continue
         votes[f"{section}.{name}"] = {str(option): round(float(loss.mean()), 4) for option, loss in losses.items()}
         said = ", ".join(f"{option} {loss.mean():.3f}" for option, loss in losses.items())
@@ -85,7 +85,7 @@ def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset],
     Args:
         base: from `build_backbone`; from scratch, its input becomes standardised.
         config: without `auto`.
-        train: training pictures as they are, in one part or several.
+        train: training images as they are, in one part or several.
         store: for features.
     """
     labels = np.concatenate([part.labels for part in train])
@@ -97,7 +97,7 @@ def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset],
 
 
 def standardise_input(base: keras.Model, config: Config, train: ArrayDataset) -> None:
-    """Let a network from scratch see its pictures with the mean and deviation of those of training; no other."""
+    """Let a network from scratch see its images with the mean and deviation of those of training; no other."""
     if config.backbone.weights == "none":
         standardise(base, *channel_statistics(subsample(train, MAX_STATISTICS_IMAGES)))
 
@@ -105,7 +105,7 @@ def standardise_input(base: keras.Model, config: Config, train: ArrayDataset) ->
 def init_head_from_probe(
     model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], store: FeatureCache
 ) -> Probe:
-    """Fit a probe on training pictures, and make it the output layer of a model."""
+    """Fit a probe on training images, and make it the output layer of a model."""
     labels = np.concatenate([part.labels for part in train])
     head = model.get_layer("logits")
     features, widths = select_levels(probe_features(base, config, train, store), config.head)
@@ -114,8 +114,8 @@ def init_head_from_probe(
     head.set_weights([probe.kernel, probe.bias])
     found = f"accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} (cross-validated; "
     if math.isnan(probe.accuracy):
-        found = "(not cross-validated: a class has a single picture or group, which cannot be held out; "
-    print(f"probe on {len(labels)} pictures: {found}strength {probe.strength:.2g})")
+        found = "(not cross-validated: a class has a single image or group, which cannot be held out; "
+    print(f"probe on {len(labels)} images: {found}strength {probe.strength:.2g})")
     return probe
 
 
@@ -124,7 +124,7 @@ def probe_features(
 ) -> tuple[np.ndarray, list[int]]:
     """What a probe of any number of levels could learn from: float16 [views, n, features], and features a level.
 
-    Always of the top half of the blocks, so that they are computed once, whatever is chosen of them. Of the pictures as
+    Always of the top half of the blocks, so that they are computed once, whatever is chosen of them. Of the images as
     they are, and as evaluation or augmentation would show them.
     """
     most = max(config.head.levels, *_level_options(config))
@@ -141,7 +141,7 @@ def probe_features(
 
 @functools.lru_cache(maxsize=2)
 def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[keras.Model, list[int]]:
-    """From pictures to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
+    """From images to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
     outputs = levels(base, backbone)[-head.levels :]
     widths = [level.shape[-1] * (2 if head.pooling == "both" else 1) for level in outputs]
     return keras.Model(base.inputs[0], pool_features(base, backbone, head)), widths
@@ -156,7 +156,7 @@ def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[n
 
 
 def count_forward_passes(config: Config, images: int) -> int:
-    """How many pictures `choose` and `begin` send through the backbone at most, for so many training pictures.
+    """How many images `choose` and `begin` send through the backbone at most, for so many training images.
 
     Args:
         config: with its `auto`.
@@ -194,7 +194,7 @@ def _replace(config: Config, section: str, name: str, value: object) -> Config:
 
 
 def _voters(source: ArrayDataset, seed: int) -> ArrayDataset:
-    """Pictures of a source that decide, as many of each class where there are too many."""
+    """Images of a source that decide, as many of each class where there are too many."""
     classes = int(source.labels.max()) + 1
     generator, most = np.random.default_rng(seed), max(5, MAX_CV_IMAGES // classes)
     voters = [generator.permutation(np.flatnonzero(source.labels == label))[:most] for label in range(classes)]

@@ -45,7 +45,7 @@ class TrainState:
     history: list[dict] = field(default_factory=list)
     """One row an epoch."""
     watched: list[list[float]] = field(default_factory=list)
-    """Probability of its own label for each of a few validation pictures; one row an epoch."""
+    """Probability of its own label for each of a few validation images; one row an epoch."""
     plan: list[dict] = field(default_factory=list)
     """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`,
     which `share` of the way, and after which epochs the step size `drops`."""

@@ -35,9 +35,9 @@ from ..evaluate import fonts
 from .features import split_model
 
 FEW = 256
-"""Pictures that a check of the whole model looks at."""
+"""Images that a check of the whole model looks at."""
 GRID_ROWS = 12
-"""Pictures that `epochs_grid` shows, about; at least one of each class."""
+"""Images that `epochs_grid` shows, about; at least one of each class."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ def epochs_grid(
     mixing: Mixing,
     epochs: int,
 ) -> Image.Image:
-    """A few pictures of each class, a row each: as it is, then each time that it enters the network, as it does then.
+    """A few images of each class, a row each: as it is, then each time that it enters the network, as it does then.
 
-    Cut from the very batches of training. With balanced sampling a picture may enter an epoch several times, or never.
+    Cut from the very batches of training. With balanced sampling an image may enter an epoch several times, or never.
 
     Args:
-        plain: training pictures as they are.
+        plain: training images as they are.
         augmented: the same, varied.
         class_names: in the order of the labels.
         settings: batch size, seed and sampling.
         mixing: of the batches.
-        epochs: to look at, from the first on; also the most times that a picture is shown.
+        epochs: to look at, from the first on; also the most times that an image is shown.
     """
     each, class_names = max(1, GRID_ROWS // len(class_names)), fonts.drawable(class_names)
     rows = [np.flatnonzero(plain.labels == label) for label in range(len(class_names))]
@@ -128,7 +128,7 @@ def label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Image:
-    """Pictures [n, size, size, 3] in 0-255, row by row, pixel by pixel, each with its name below.
+    """Images [n, size, size, 3] in 0-255, row by row, pixel by pixel, each with its name below.
 
     Small ones are enlarged by a whole number, so that every pixel is a square of one colour.
     """
@@ -151,7 +151,7 @@ def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:
 
     Args:
         model: without dropout, as it begins; seen as in training, where batch normalisation is what it will be.
-        train: pictures as they are.
+        train: images as they are.
     """
     images, labels = _read(subsample(train, FEW))
     parts = np.array_split(np.random.default_rng(0).permutation(len(labels)), -(-len(labels) // 32))
@@ -169,7 +169,7 @@ def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:
 
 
 def depends_on_input(model: keras.Model, train: ArrayDataset) -> Check:
-    """Black pictures must be worse than real ones, of those that the model was fitted to.
+    """Black images must be worse than real ones, of those that the model was fitted to.
 
     Of others, a handful may well be worse than black ones: a weak network that is sure of itself.
     """
@@ -177,7 +177,7 @@ def depends_on_input(model: keras.Model, train: ArrayDataset) -> Check:
     both = (model.predict(pixels.astype(np.float32), verbose=0) for pixels in (images, np.zeros_like(images)))
     real, black = (_cross_entropy(logits, labels) for logits in both)
     return Check(
-        "black pictures instead of real ones",
+        "black images instead of real ones",
         real < black,
         f"loss {real:.3f} real, {black:.3f} black",
         "real ones are better",
@@ -192,17 +192,17 @@ def overfit_small_batch(
     class_names: Sequence[str],
     steps: int = 200,
 ) -> tuple[Check, Image.Image]:
-    """Two or three pictures a class must be learned by heart by what the first stage trains.
+    """Two or three images per class must be memorised by what the first stage trains.
 
     Args:
         model: without dropout and penalties, frozen as in that stage; it is changed.
         boundary: where what trains begins, or None if all of it does.
-        train: pictures as they are.
+        train: images as they are.
         class_names: in the order of the labels.
         steps: of gradient descent, at most.
 
     Returns:
-        The check, and the pictures with their labels and what is said of them.
+        The check, and the images with their labels and what is said of them.
     """
     each = max(1, min(3, 40 // len(class_names)))
     rows = [np.flatnonzero(train.labels == label)[:each] for label in range(len(class_names))]
@@ -221,17 +221,17 @@ def overfit_small_batch(
     shown = fonts.drawable(class_names)
     names = [f"{shown[true]}: {shown[answer]}" for true, answer in zip(labels, said, strict=True)]
     check = Check(
-        f"{len(rows)} pictures learned by heart",
+        f"{len(rows)} images memorised",
         loss < 0.1,
         f"loss {loss:.4f}, {(said == labels).sum()} of {len(rows)} right",
         "a loss below 0.1",
-        "Different pictures look equal to it (is something frozen or cut off?), or their labels contradict.",
+        "Different images look equal to it (is something frozen or cut off?), or their labels contradict.",
     )
     return check, grid(pixels, names)
 
 
 def no_batch_leakage(model: keras.Model, train: ArrayDataset) -> Check:
-    """What the head sees of one picture must not depend on the others of its batch, also while training.
+    """What the head sees of one image must not depend on the others of its batch, also while training.
 
     Except where batch normalisation trains, as it does from scratch: there it is asked of the model at inference.
     """
@@ -243,7 +243,7 @@ def no_batch_leakage(model: keras.Model, train: ArrayDataset) -> Check:
         first = tf.reduce_sum(features(images, training=not norms)[0])
     reach = tf.reduce_max(tf.abs(tape.gradient(first, images)), axis=(1, 2, 3)).numpy()
     return Check(
-        "one picture's answer depends on the others",
+        "one image's answer depends on the others",
         bool(reach[1:].max() == 0 and reach[0] > 0),
         f"gradient {reach[0]:.2g} of itself, {reach[1:].max():.2g} of others",
         "something, and exactly 0",
@@ -289,17 +289,17 @@ def train_serve_parity(trained: np.ndarray, served: np.ndarray) -> Check:
 
 
 def random_labels(digests: Sequence[str], classes: int, seed: int) -> np.ndarray:
-    """Labels that only the contents of the pictures decide, int64 [n]: equal pictures get equal ones."""
+    """Labels that only the contents of the images decide, int64 [n]: equal images get equal ones."""
     return np.array([int(sha256(f"{seed} {digest}".encode()).hexdigest(), 16) % classes for digest in digests])
 
 
 def random_label_accuracy(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> Check:
-    """Labels drawn by lot can be learned by heart and not understood: of held-out pictures they are guessed.
+    """Labels drawn by lot can be memorised and not understood: of held-out images they are guessed.
 
     Args:
-        features: float32 [n, f], of training pictures.
+        features: float32 [n, f], of training images.
         labels: theirs, from `random_labels`.
-        held_out: float32 [m, f], of validation pictures.
+        held_out: float32 [m, f], of validation images.
         truth: theirs, likewise.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=1000)).fit(features, labels)
@@ -309,7 +309,7 @@ def random_label_accuracy(features: np.ndarray, labels: np.ndarray, held_out: np
         binomtest(hits, len(truth), chance, alternative="greater").pvalue > 0.001,
         f"validation accuracy {hits / len(truth):.3f}",
         f"no better than {chance:.3f}, chance",
-        "Pictures of validation are among those of training: look at split.csv.",
+        "Images of validation are among those of training: look at split.csv.",
     )
 
 
@@ -327,7 +327,7 @@ def disk_space(folder: Path, needed_bytes: float) -> Check:
 
 
 def memory(needed_bytes: float) -> Check:
-    """Free memory for decoded pictures, activations and the network."""
+    """Free memory for decoded images, activations and the network."""
     free = device.available_memory()
     return Check(
         "free memory",
@@ -339,7 +339,7 @@ def memory(needed_bytes: float) -> Check:
 
 
 def _read(source: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures and labels."""
+    """All images and labels."""
     return source.read(0, np.arange(len(source))), source.labels
 
 

@@ -31,9 +31,9 @@ def split_model(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.
     return keras.Model(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
 
 
-@functools.lru_cache(maxsize=4)  # tracing takes as long as the passes of a hundred pictures
+@functools.lru_cache(maxsize=4)  # tracing takes as long as the passes of a hundred images
 def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A network as a compiled function from pictures of any number type to float32, not training."""
+    """A network as a compiled function from images of any number type to float32, not training."""
     return tf.function(
         lambda inputs: tf.cast(network(tf.cast(inputs, tf.float32), training=False), tf.float32), reduce_retracing=True
     )
@@ -48,7 +48,7 @@ def activations(network: Callable, source: ArrayDataset, epoch: int, batch_size:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of activations, each known by what it was computed from: network, weights and pictures.
+    """A folder of activations, each known by what it was computed from: network, weights and images.
 
     So the final fit finds what the stages computed, and tomorrow's run what today's did.
 
@@ -85,7 +85,7 @@ class FeatureCache:
                     for number, batch in enumerate(activations(function, source, epoch, self.batch_size)):
                         if np.isnan(batch).any():
                             raise NonFiniteError(
-                                f"The network gives NaN for pictures of batch {number + 1} of its input. Its weights "
+                                f"The network gives NaN for images of batch {number + 1} of its input. Its weights "
                                 "are damaged (backbone.weights), or too large for train.precision: use float32."
                             )
                         # Beyond the range: an infinity would become NaN in the first step.
@@ -175,28 +175,28 @@ def cache_frozen(
     refresh: int,
     store: FeatureCache,
 ) -> tuple[keras.Model, ArrayDataset, ArrayDataset | None]:
-    """What to train, and on what: the tail above a boundary on stored activations, or the whole model on pictures.
+    """What to train, and on what: the tail above a boundary on stored activations, or the whole model on images.
 
     Storing pays whenever something is frozen: with no more views than epochs it never computes more than training on
-    pictures would. It is not done where the activations would not fit. Says which and why.
+    images would. It is not done where the activations would not fit. Says which and why.
 
     Args:
         model: with everything below the boundary frozen.
         boundary: input of its lowest trainable block, or None if nothing is frozen.
-        train: pictures, augmented, in one part or several.
-        val: pictures, or None.
-        views: epochs of the pictures to store.
+        train: images, augmented, in one part or several.
+        val: images, or None.
+        views: epochs of the images to store.
         refresh: compute other views after so many epochs, 0 for never.
         store: for activations.
     """
     if boundary is None:
-        print("  on pictures: nothing is frozen below what trains")
+        print("  on images: nothing is frozen below what trains")
         return model, concatenate(train), val
     bottom, tail = split_model(model, boundary)
     inputs = sum(map(len, train)) * views + (len(val) if val else 0)
     size = 2 * inputs * int(np.prod(bottom.output_shape[1:]))
     if size > store.limit_bytes:
-        print(f"  on pictures: {views} views of activations would take {size / 2**30:.1f} GiB")
+        print(f"  on images: {views} views of activations would take {size / 2**30:.1f} GiB")
         return model, concatenate(train), val
     print(f"  on {views} stored views, activations {bottom.output_shape[1:]}, {size / 2**20:,.0f} MiB")
     parts = [cached(bottom, part, views, refresh, store) for part in train]

@@ -21,7 +21,7 @@ BATCHES = 3
 
 @dataclass(frozen=True)
 class StageTiming:
-    """Seconds of a stage: `start` until it runs, and a picture `below` what trains, in `training` and `validation`."""
+    """Seconds of a stage: `start` until it runs, and an image `below` what trains, in `training` and `validation`."""
 
     start: float
     below: float
@@ -30,7 +30,7 @@ class StageTiming:
 
 
 def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int) -> float:
-    """Seconds a picture takes through the whole network."""
+    """Seconds an image takes through the whole network."""
     batch = subsample(train, batch_size)
     network, pixels = inference(model), batch.read(0, np.arange(len(batch)))
     return _seconds(lambda: network(pixels).numpy())[1] / len(pixels)
@@ -62,7 +62,7 @@ def forecast(
 
     Args:
         config: with its `auto`, which may turn out to be what takes longest.
-        counts: pictures of train, val and test.
+        counts: images of train, val and test.
         a_look: from `look`.
         stages: each with its pace.
     """

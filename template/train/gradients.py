@@ -39,16 +39,16 @@ class Gradients(keras.callbacks.Callback):
     - gradient: Euclidean norm of the gradient of the training loss, penalties included, over all weights of the block;
       of one batch, as training sees it, before clipping.
     - update: how far the epoch moved the weights, as a part of their own size: |after - before| / |before|.
-    - dead: part of the block's ReLUs (units, or channels of a map) that are zero everywhere in every picture of the
+    - dead: part of the block's ReLUs (units, or channels of a map) that are zero everywhere in every image of the
       batch; nothing for a block without ReLUs.
 
     Says once a stage if gradients vanish or explode or ReLUs are dead, and what to try (Pascanu et al. 2013, "On the
     difficulty of training recurrent neural networks"; Glorot and Bengio 2010; Lu et al. 2019, "Dying ReLU and
-    initialization"). Leaves the training as it was, to the bit: what a look moves (batch statistics, random generators)
-    is put back.
+    initialization"). Leaves the training as it was, bit for bit: what a look moves (batch statistics, random
+    generators) is put back.
 
     Args:
-        inputs: the pictures to look at, as the network in training takes them.
+        inputs: the images to look at, as the network in training takes them.
         blocks: name of each layer's block, from `block_names`.
         stage: its number, from 1.
         folder: the run's.
@@ -128,7 +128,7 @@ def gradients(network: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> lis
 
 
 def dead_relus(network: keras.Model, blocks: Mapping[str, str]) -> Callable[[tf.Tensor], dict[str, float]]:
-    """What tells, of pictures as the network takes them, which part of each block's ReLUs is zero all over all of them.
+    """What tells, of images as the network takes them, which part of each block's ReLUs is zero all over all of them.
 
     A layer that is a ReLU (at most 6 or not) or has one as its activation counts; one with a slope below zero does not
     die. Only what the network contains is looked at, which may be the top of another.
@@ -183,7 +183,8 @@ def worries(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[st
     elif lengths.max() > 0 and lengths.min() < VANISHING * lengths.max():
         said.append(
             f"gradients vanish, hardly any reaches {min(gradient, key=gradient.get)}. Try a backbone with residuals "
-            "and normalisation (resnet50, mobilenetv2), pretrained weights, or thaw fewer blocks (stages.N.unfreeze)."
+            "and normalisation (resnet50, mobilenetv2), pretrained weights, or unfreeze fewer blocks "
+            "(stages.N.unfreeze)."
         )
     dying = [block for block, part in dead.items() if part > DEAD]
     if "head" in dying:

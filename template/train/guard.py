@@ -14,7 +14,7 @@ class NonFiniteError(RuntimeError):
 
 ADVICE = (
     "Nothing of this epoch was saved. Start a new run with a lower learning rate (--stages.N.learning_rate), or with "
-    "--train.precision=float32 if it was another; if it happens again, look at the pictures (scripts/audit.py)."
+    "--train.precision=float32 if it was another; if it happens again, look at the images (scripts/audit.py)."
 )
 
 
@@ -44,7 +44,7 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
             if found := self.find(epoch):
                 where = f"epoch {found[0] + 1}, batch {found[1] + 1}"
                 said = ", ".join(repr(str(name)) for name in found[2])
-            said = f" The pictures of this batch: {said}" if said else ""
+            said = f" The images of this batch: {said}" if said else ""
             raise NonFiniteError(f"The loss became {logs['loss']} in {where}. {ADVICE}{said}")
         floats = [v for v in self.whole.variables if "float" in v.dtype]
         finite = np.asarray(tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in floats]))  # one wait for all

@@ -13,24 +13,24 @@ from ..data.names import matched
 FOCUS = 2.0
 """Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
 OVERLAP = 0.99
-"""Beta of the effective number: the hundredth picture of a class still shows 37 % of what the first one did."""
+"""Beta of the effective number: the hundredth image of a class still shows 37 % of what the first one did."""
 
 
 def class_weights(
     counts: Sequence[int], kind: str | Mapping[str, float], class_names: Sequence[str] = ()
 ) -> np.ndarray:
-    """What a picture of each class counts in the training loss.
+    """What an image of each class counts in the training loss.
 
     Args:
-        counts: training pictures of each class, >= 1.
+        counts: training images of each class, >= 1.
         kind: `none`: 1. `balanced`: 1 / count, so that every class counts the same. `effective`: 1 / effective number,
-            which is (1 - beta^count) / (1 - beta): pictures of a class resemble one another, and a thousand do not show
+            which is (1 - beta^count) / (1 - beta): images of a class resemble one another, and a thousand do not show
             ten times what a hundred do (Cui et al. 2019, "Class-balanced loss based on effective number of samples").
             Or what each of these classes counts beside the others, which count 1.
         class_names: in the order of the counts; only needed to find classes by name.
 
     Returns:
-        float64 [classes]. Their mean over the training pictures is 1, so that the learning rate need not change.
+        float64 [classes]. Their mean over the training images is 1, so that the learning rate need not change.
     """
     counts = np.asarray(counts, np.float64)
     worth = {"none": np.ones_like(counts), "balanced": counts, "effective": (1 - OVERLAP**counts) / (1 - OVERLAP)}
@@ -57,9 +57,9 @@ def refuse_unknown(kind: str | Mapping[str, float], class_names: Sequence[str]) 
 
 
 def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | Mapping[str, float]) -> str:
-    """One line a class: its training pictures, and what each counts."""
+    """One line a class: its training images, and what each counts."""
     rows = zip(class_names, counts, class_weights(counts, kind, class_names), strict=True)
-    lines = [f"  {name}: {count} pictures x {weight:.3g}" for name, count, weight in rows]
+    lines = [f"  {name}: {count} images x {weight:.3g}" for name, count, weight in rows]
     said = "by name" if isinstance(kind, Mapping) else kind
     return "\n".join([f"class weights ({said}, mean of 1; validation is not weighted):", *lines])
 
@@ -69,7 +69,7 @@ def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[
 
     Args:
         settings: `loss`, `label_smoothing`, `class_weights`, `logit_adjustment`.
-        counts: training pictures of each class, >= 1.
+        counts: training images of each class, >= 1.
         class_names: in their order; only needed where `class_weights` names classes.
     """
     if settings.loss == "cross_entropy" and settings.class_weights == "none" and not settings.logit_adjustment:
@@ -83,12 +83,12 @@ def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[
 
 
 class WeightedLoss(keras.losses.Loss):
-    """Mean over pictures of sum_k label_k * weight_k * ((1 - e) * l_k + e * mean_j l_j), with
+    """Mean over images of sum_k label_k * weight_k * ((1 - e) * l_k + e * mean_j l_j), with
     l_k = -(1 - p_k)^focus * log p_k and p = softmax(logits + shift).
 
-    It holds the weights itself, so that no picture needs to carry one; where labels are mixed, so are the weights.
+    It holds the weights itself, so that no image needs to carry one; where labels are mixed, so are the weights.
 
-    Keras's focal loss clips probabilities at 1e-7: a picture that is wrong by a margin of 17 has no gradient any more,
+    Keras's focal loss clips probabilities at 1e-7: an image that is wrong by a margin of 17 has no gradient any more,
     and those are the ones it is for. This one takes the logarithm of the softmax, and has one.
 
     Args:

@@ -141,7 +141,7 @@ def apply_layer_decay(
 ) -> None:
     """Give each layer its own step size: `decay` to the power of its depth, weight decay included.
 
-    Low blocks see edges, which every picture has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's
+    Low blocks see edges, which every image has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's
     MultiOptimizer, with an optimizer for each block, would clip each block's gradient for itself.
 
     Args:

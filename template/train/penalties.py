@@ -1,4 +1,4 @@
-"""Penalties on thawed pretrained kernels, as a part of the training loss; those of the head are its own."""
+"""Penalties on unfrozen pretrained kernels, as a part of the training loss; those of the head are its own."""
 
 from collections.abc import Mapping, Sequence
 

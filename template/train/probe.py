@@ -1,11 +1,11 @@
 """The convex first stage: logistic regression on frozen features, which also initialises the head.
 
-With 10 to 100 pictures a class it beats ten epochs of gradient descent on the head, in seconds; and fine-tuning that
+With 10 to 100 images per class it beats ten epochs of gradient descent on the head, in seconds; and fine-tuning that
 starts from it does not tear pretrained features apart while a random head settles (Kumar et al. 2022, "Fine-tuning
 can distort pretrained features and underperform out-of-distribution").
 
 Its cross-validation is also the cheapest judge of everything that comes before the head: which blocks to pool, how
-large the pictures, how they become square. No gradient is needed for that, and every training picture votes.
+large the images, how they become square. No gradient is needed for that, and every training image votes.
 """
 
 import math
@@ -32,8 +32,8 @@ class Probe:
         kernel: float32 [features, classes].
         bias: float32 [classes].
         strength: the inverse penalty that cross-validation chose.
-        losses: out-of-fold cross-entropy of each picture, in nats, of the probabilities averaged over the views;
-            float64 [n], NaN if a class has a single picture or group and none could be held out.
+        losses: out-of-fold cross-entropy of each image, in nats, of the probabilities averaged over the views;
+            float64 [n], NaN if a class has a single image or group and none could be held out.
         accuracy: out-of-fold, likewise.
     """
 
@@ -56,14 +56,14 @@ def fit_probe(
     """Fit a multinomial logistic regression, with its L2 penalty chosen by stratified cross-validation.
 
     Args:
-        features: float32 [views, n, features], the first view being the pictures as they are. Folds are of pictures,
-            so that no view of a held-out picture is trained on.
+        features: float32 [views, n, features], the first view being the images as they are. Folds are of images,
+            so that no view of a held-out image is trained on.
         labels: int64 [n]; every class occurs.
         classes: how many there are.
         seed: of the folds.
         widths: numbers of features that belong together, such as those of one block, with the sum of all. The penalty
             treats groups alike, whatever the units and width of each. By default there is one group.
-        most_repeats: how often few pictures may be divided into folds, for the strength; once is quick and less sure.
+        most_repeats: how often few images may be divided into folds, for the strength; once is quick and less sure.
         groups: [n], what no two folds share (`split.clusters`): features that know the patient would be judged on
             images of patients whose label they have learned. By default each image is a group of its own.
     """
@@ -78,7 +78,7 @@ def fit_probe(
         rotated, basis = _rotated((features - mean) / scale)
         divisions = folds(labels, classes, seed, most_repeats, groups)
         strength, losses, accuracy = _strength(rotated, labels, divisions)
-        # Each picture counts once, however many views of it there are.
+        # Each image counts once, however many views of it there are.
         model = _regression(tolerance=1e-4).set_params(C=strength / len(features))
         model.fit(rotated.reshape(-1, rotated.shape[-1]), np.tile(labels, len(features)))
     kernel, bias = basis @ model.coef_.T, model.intercept_

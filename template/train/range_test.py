@@ -68,8 +68,8 @@ def sweep(
     batches = shuffled_batches(inputs, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
     losses: list[float] = []
     found: list[float] = []
-    for pictures, labels in batches.take(count * each):
-        found.append(trial.train_on_batch(pictures, labels, return_dict=True)["loss"])
+    for images, labels in batches.take(count * each):
+        found.append(trial.train_on_batch(images, labels, return_dict=True)["loss"])
         if not math.isfinite(found[-1]):
             break
         if len(found) % each == 0:

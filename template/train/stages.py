@@ -1,4 +1,4 @@
-"""Fine-tuning as a list of stages: thaw, train, average, keep the best, thaw more."""
+"""Fine-tuning as a list of stages: unfreeze, train, average, keep the best, unfreeze more."""
 
 import functools
 import math
@@ -33,7 +33,7 @@ class TrainContext:
     Args:
         backbone: the settings that the model was built with.
         head: likewise.
-        stages: what to thaw, how long and how fast.
+        stages: what to unfreeze, how long and how fast.
         settings: batch size, monitor, patience, seed.
         store: for activations of frozen blocks.
         pretrained: values of the model's variables before anything trained, to which `l2_sp` holds on.
@@ -74,7 +74,7 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, how: TrainCo
     batches = steps(train, how.settings.batch_size)
     if batches < how.settings.accumulate:
         raise ConfigError(
-            f"train.accumulate: expected at most {batches}, the batches of an epoch of {len(train)} pictures, so that "
+            f"train.accumulate: expected at most {batches}, the batches of an epoch of {len(train)} images, so that "
             f"each epoch makes a step. Received: {how.settings.accumulate}"
         )
     needed = 3 * _checkpoint_bytes(model, how.settings)
@@ -151,12 +151,12 @@ def refit(
 ) -> None:
     """Train a fresh model as `fit` did, for as many epochs and with the same averages, but without validation.
 
-    So the pictures that made the choices are learned from too: with few pictures that is worth more than knowing the
+    So the images that made the choices are learned from too: with few images that is worth more than knowing the
     best epoch exactly. Goes on where an earlier call with the same folder stopped.
 
     Args:
         model: as `fit` received it.
-        train: augmented inputs, in parts: the training pictures and those of validation.
+        train: augmented inputs, in parts: the training images and those of validation.
         plan: from `fit`: `start`, `epochs`, `averaged`, `share` and `drops` of each stage.
         how: as in `fit`.
         folder: for final/, which holds its checkpoints.
@@ -169,7 +169,7 @@ def refit(
     state, saved = read_checkpoint(folder / "final")
     for number, (stage, done) in list(enumerate(zip(how.stages, plan, strict=True)))[state.stage :]:
         if done["share"]:
-            print(f"again on all {images} pictures: stage {number + 1}, {done['epochs']} epochs")
+            print(f"again on all {images} images: stage {number + 1}, {done['epochs']} epochs")
             freeze(model, how.backbone, stage.unfreeze)
             assign(model.variables, saved.get("model", model.variables))
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
@@ -248,13 +248,13 @@ def compile_stage(
     how: TrainContext,
     averaged: bool = True,
 ) -> tuple[keras.Model, ArrayDataset, ArrayDataset | None]:
-    """What a stage trains, compiled, and on what: the tail on stored activations if that pays, else all on pictures.
+    """What a stage trains, compiled, and on what: the tail on stored activations if that pays, else all on images.
 
     Args:
         model: the whole, frozen as the stage wants it.
         stage: what to do with it.
-        train: augmented pictures, in parts. Steps and class weights are theirs: in a final fit there are more.
-        val: validation pictures, or None.
+        train: augmented images, in parts. Steps and class weights are theirs: in a final fit there are more.
+        val: validation images, or None.
         how: the rest.
         averaged: as in `optimizer`.
     """
@@ -302,13 +302,13 @@ def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
 def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixing:
     """What the settings ask for in a stage that begins at this epoch, and its input allows.
 
-    The last quarter of the epochs (at least one) sees pictures as they are, as validation does.
+    The last quarter of the epochs (at least one) sees images as they are, as validation does.
 
     Args:
         settings: alphas of mixup and cutmix.
         stage: its epochs.
         start: number of its first epoch.
-        maps: whether what trains takes pictures or maps, which have an area to cut, and not pooled features.
+        maps: whether what trains takes images or maps, which have an area to cut, and not pooled features.
     """
     if settings.cutmix and not maps:
         instead = "mixup only" if settings.mixup else "nothing is mixed in this stage"
