@@ -248,8 +248,8 @@ class Stage:
         idle = [name for name, value in unfrozen.items() if value]
         if self.unfreeze == 0 and idle:
             raise ValueError(
-                f"{', '.join(idle)}: for unfrozen blocks of the backbone, and unfreeze=0 unfreezes none. Unfreeze some, "
-                "or leave it out (the head has head.l1 and head.l2)"
+                f"{', '.join(idle)}: for unfrozen blocks of the backbone, and unfreeze=0 unfreezes none. Unfreeze "
+                "some, or leave it out (the head has head.l1 and head.l2)"
             )
         return self
 
