@@ -152,7 +152,7 @@ def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrai
     assert not np.array_equal(features[0], features[1])
     alone, _ = probe_features(base, config(pretrained, augment=Augment(flip=False)), parts, store)
     np.testing.assert_array_equal(alone, features[:1])
-    closer, _ = probe_features(base, config(pretrained, evaluate=Evaluate(zoom_center=True)), parts, store)
+    closer, _ = probe_features(base, config(pretrained, evaluate=Evaluate(magnify=True)), parts, store)
     seen = zoom_center(pixels.astype(np.uint8)).astype("float32")
     np.testing.assert_array_equal(closer[[0, 2]], features)
     np.testing.assert_allclose(closer[1], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
@@ -260,7 +260,7 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
 
     monkeypatch.setattr(module, "_choices", small)
     monkeypatch.setattr(module, "_vote", vote)
-    open_data, left_open = {"image_size": "auto", "resize": "auto"}, Evaluate(zoom_center="auto")
+    open_data, left_open = {"image_size": "auto", "resize": "auto"}, Evaluate(magnify="auto")
     how = config(pretrained, head=Head(levels="auto", root="auto"), data=open_data, evaluate=left_open)
 
     def look(data):
@@ -295,7 +295,7 @@ def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base,
         pixels[labels == 1] = pixels[labels == 1] // 2
         pixels[:, 6:-6, 6:-6] = middle
     source = ArrayDataset(lambda _, rows: pixels[rows], labels, f"dots {small}")
-    chosen, _, votes = resolve_auto(config(pretrained, evaluate=Evaluate(zoom_center="auto")), lambda _: source, store)
+    chosen, _, votes = resolve_auto(config(pretrained, evaluate=Evaluate(magnify="auto")), lambda _: source, store)
     assert chosen.evaluate.magnify is small, votes
 
 
