@@ -92,9 +92,9 @@ def _settings(images: Path, weights: Path, cache: Path, number: int) -> list[str
     return [
         f"--data.path={images}", f"--data.cache={cache}", "--data.image_size=16", "--backbone.name=tiny",
         f"--backbone.weights={weights if number % 2 else 'none'}", "--augment.flip=false", "--augment.policy=medium",
-        "--head.dropout=0.3", "--train.batch_size=32", "--train.patience=4", "--train.final_fit=yes",
+        "--head.dropout=0.3", "--train.batch_size=32", "--train.patience=4", "--train.refit_on_train_val=yes",
         f"--train.seed={number}", "--train.checkpoint_seconds=0",
-        '--stages=[{unfreeze=1, epochs=8, views=2, refresh=2, learning_rate=3e-3}, '
+        '--stages=[{unfreeze=1, epochs=8, cached_augmentations=2, refresh=2, learning_rate=3e-3}, '
         '{unfreeze="all", epochs=12, learning_rate=1e-2}]',
     ]  # fmt: skip
 
@@ -615,7 +615,7 @@ def near(folder: Path, data: Path | None = None, photographs: int = 150) -> dict
         files = [file for file in sorted(data.rglob("*")) if file.is_file()]
         chosen = generator.permutation(len(files))[:photographs]
         originals = [Image.open(files[row]).convert("RGB") for row in chosen]
-    small = [load_image(_as_bytes(image, "PNG"), SIDE, "squash") for image in originals]
+    small = [load_image(_as_bytes(image, "PNG"), SIDE, "stretch") for image in originals]
     found = {"recoded": 0, "half the size": 0}
     for image, own in zip(originals, small, strict=True):
         half = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BICUBIC)
@@ -623,7 +623,7 @@ def near(folder: Path, data: Path | None = None, photographs: int = 150) -> dict
             ("recoded", _as_bytes(image, "JPEG", quality=30)),
             ("half the size", _as_bytes(half, "PNG")),
         ):
-            found[name] += bool(near_pairs(np.stack([own, load_image(data_, SIDE, "squash")])))
+            found[name] += bool(near_pairs(np.stack([own, load_image(data_, SIDE, "stretch")])))
     false = near_pairs(np.stack(small))
     pairs = len(small) * (len(small) - 1) // 2
     recall = {name: count / len(small) for name, count in found.items()}
@@ -687,7 +687,7 @@ def fuzz_worker(data: Path, number: int, seconds: float, seed: int) -> dict:
         mutated = _mutated(generator, originals)
         start = time.thread_time()
         try:
-            array = load_image(mutated, 16, generator.choice(("crop", "pad", "squash")))
+            array = load_image(mutated, 16, generator.choice(("crop", "pad", "stretch")))
             counts["decoded"] += array.shape == (16, 16, 3) and array.dtype == np.uint8
         except BadImageError:
             counts["refused"] += 1
@@ -779,7 +779,7 @@ def cache_worker(folder: Path, seconds: float, seed: int) -> None:
     while time.monotonic() < end:
         counts: dict[str, Any] = {"pixels": 0, "activations": 0, "wrong": []}
         data = Data(
-            image_size=generator.choice((16, 20, 24)), resize=generator.choice(("crop", "squash")),
+            image_size=generator.choice((16, 20, 24)), resize=generator.choice(("crop", "stretch")),
             cache=str(folder / "cache"), cache_gb=CACHE_LIMIT / 2**30, memory_gb=generator.choice((0.0, 1.0)),
         )  # fmt: skip
         used, pixels = decode(examples, data)

@@ -57,7 +57,7 @@ def drawn(config: configuration.Config) -> Image.Image:
     plain = eval_dataset(see(config.data), rows, examples.labels)
     augmented = train_dataset(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     if stage.unfreeze != "all":  # activations of frozen blocks are stored, for a few views
-        views = min(stage.views or stage.epochs, stage.epochs)
+        views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         read = augmented.read
         augmented = dataclasses.replace(augmented, read=lambda epoch, i: read(epoch % views, i))
         if config.train.mixup or config.train.cutmix:

@@ -250,7 +250,12 @@ def trained(folder: Path, backbone: Backbone, images: int, size: int) -> dict:
     line = [f"--runs={folder / 'runs'}", f"--data.path={folder / 'images'}", f"--data.cache={folder / 'cache'}"]
     line += [f"--backbone.{key}={value}" for key, value in dataclasses.asdict(backbone).items()]
     line += [f"--data.image_size={size}", "--data.memory_gb=0.5", "--data.cache_gb=8"]
-    line += [f"--stages.0.unfreeze={UNFROZEN}", "--stages.0.epochs=2", "--stages.0.views=1", "--train.final_fit=no"]
+    line += [
+        f"--stages.0.unfreeze={UNFROZEN}",
+        "--stages.0.epochs=2",
+        "--stages.0.cached_augmentations=1",
+        "--train.refit_on_train_val=no",
+    ]
     print(f"training on {images:,} images", flush=True)
     log, peak, start = folder / "log", 0, time.perf_counter()
     with log.open("w") as out, subprocess.Popen([sys.executable, TRAIN, *line], stdout=out, stderr=out) as process:

@@ -46,7 +46,7 @@ class Data:
     """Side in pixels of the square that enters the network. `auto`: 288, or 224 if the probe clearly likes that better.
     (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.
     2019, "Fixing the train-test resolution discrepancy".)"""
-    resize: Literal["auto", "crop", "pad", "squash"] = "crop"
+    resize: Literal["auto", "crop", "pad", "stretch"] = "crop"
     """How an image becomes square: cut the longer side, add a grey border, change the aspect, or what the probe likes
     best of these (`auto`)."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -151,12 +151,12 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Head:
-    levels: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = 1
+    feature_levels: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = 1
     """Outputs of how many of the top blocks are features, side by side; more than 1 helps where the images are far
     from ImageNet. `auto`: what the probe likes best of 1, 2 and the top half."""
     pooling: Literal["avg", "max", "both"] = "avg"
     """How a feature map becomes one vector an image: mean, maximum, or the two side by side."""
-    root: Literal["auto"] | bool = False
+    power_norm: Literal["auto"] | bool = False
     """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: yes,
     unless the probe clearly likes them better as they are."""
     hidden: Annotated[int, Field(ge=0, le=8192)] = 0
@@ -166,7 +166,7 @@ class Head:
     `gelu` and `silu` are smooth, `maxout` takes the larger of two linear units and has twice the weights."""
     dropout: Fraction = 0.3
     """Part of the features dropped at random in training (before the hidden layer, and again after it)."""
-    noise: Annotated[float, Field(ge=0, le=3)] = 0.0
+    gaussian_dropout: Annotated[float, Field(ge=0, le=3)] = 0.0
     """Each feature is multiplied, in training, by a normal random number of mean 1 and this standard deviation; 0 for
     off. 1 varies them as much as dropout 0.5 does, and loses none."""
     drop_block: Fraction = 0.0
@@ -216,11 +216,11 @@ class Stage:
     of train.patience epochs."""
     warmup: Fraction = 0.1
     """Part of the stage's steps over which the step size rises from zero."""
-    clip: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    clipnorm: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """A gradient longer than this is shortened to it; 0 for never. 1 where the loss jumps or becomes NaN."""
     clip_by: Literal["global_norm", "norm", "value"] = "global_norm"
-    """What is shortened to stages.N.clip: the gradient over all weights together, which keeps its direction, that of
-    each array of weights (a kernel, a bias), or each single number."""
+    """What is shortened to stages.N.clipnorm: the gradient over all weights together, which keeps its direction, that
+    of each array of weights (a kernel, a bias), or each single number."""
     weight_decay: Fraction = 1e-4
     """Decoupled weight decay on kernels: each step takes off this times the step size. Not on biases or
     normalisation, and not with `adam`, which is `adamw` without it."""
@@ -232,7 +232,7 @@ class Stage:
     l2_sp: Penalty = 0.0
     """Penalty on the distance of unfrozen kernels from the pretrained ones: l2_sp * sum (w - start)^2 is added to the
     training loss. 0.01 where fine-tuning forgets more than it learns; more where more blocks unfreeze."""
-    views: Annotated[int, Field(ge=0)] = 4
+    cached_augmentations: Annotated[int, Field(ge=0)] = 4
     """While lower blocks are frozen, their activations are computed once for this many augmented views of each
     image, which the epochs take in turn; 0 for a view an epoch."""
     refresh: Annotated[int, Field(ge=0)] = 0
@@ -255,10 +255,10 @@ class Stage:
 
     @model_validator(mode="after")
     def _there_is_something_to_clip_to(self):
-        if not self.clip and self.clip_by != "global_norm":
+        if not self.clipnorm and self.clip_by != "global_norm":
             raise ValueError(
-                f"clip_by says what is shortened to clip, and clip=0 shortens nothing; received {self.clip_by}. Give "
-                "a length (clip=1), or leave it out"
+                f"clip_by says what is shortened to clipnorm, and clipnorm=0 shortens nothing; received "
+                f"{self.clip_by}. Give a length (clipnorm=1), or leave it out"
             )
         return self
 
@@ -267,7 +267,7 @@ class Stage:
 class Train:
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Images per batch, which is a step, unless gradients are accumulated."""
-    accumulate: Annotated[int, Field(ge=1, le=256)] = 1
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=256)] = 1
     """Average the gradients of this many batches before each step: what a batch so many times as large would do, in
     the memory of one. At most the batches of an epoch; they are counted on from epoch to epoch, and what is left at
     the end of a stage makes no step. Batch normalisation from scratch still sees small batches."""
@@ -312,7 +312,7 @@ class Train:
     """Seed of weights, order, augmentation and dropout."""
     probe: bool = True
     """Begin with logistic regression on the frozen features, and start the head from it (pretrained backbones)."""
-    final_fit: Literal["auto", "yes", "no"] = "auto"
+    refit_on_train_val: Literal["auto", "yes", "no"] = "auto"
     """After the choices are made, train once more, the same way, on training and validation images together; auto:
     with pretrained weights and fewer than 5,000 images."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
@@ -345,17 +345,21 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Evaluate:
-    mirror: Literal["auto"] | bool = "auto"
-    """Average the probabilities of each image and its mirror image, in validation, test and predict.py: a little
-    more accurate, twice the time. `auto`: where training sees mirror images too (augment.flip)."""
-    whole: bool = False
+class TTA:
+    hflip: Literal["auto"] | bool = "auto"
+    """Test-time augmentation: average the probabilities of each image and its mirror image, in validation, test and
+    predict.py: a little more accurate, twice the time. `auto`: where training sees mirror images too (augment.flip)."""
+    full_image: bool = False
     """Average also with those of the whole image, its aspect changed, where data.resize is crop: what the crop cuts
     off is seen too. A little more accurate, twice the time."""
-    magnify: Literal["auto"] | bool = False
+    center_zoom: Literal["auto"] | bool = False
     """Average also with those of a closer look at the middle of the image (two thirds of each side), and let the
     probe learn from it: twice the time once more. Good where what matters is in the middle and may be small. `auto`:
     if the probe clearly likes that better."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Evaluate:
     wanted_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of the answers that are given, if unsure ones may be withheld: the report says how many images that leaves, and
     calibration.json from which confidence on. It must be likely, and not luck, which 27 validation images can promise
@@ -372,6 +376,7 @@ class Config:
     backbone: Backbone = Field(default_factory=Backbone)
     head: Head = Field(default_factory=Head)
     train: Train = Field(default_factory=Train)
+    tta: TTA = Field(default_factory=TTA)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     stages: tuple[Stage, ...] = ()
     """Fine-tuning, one stage after another; in a recipe, one `[[stages]]` table each. None: chosen from the data, see
@@ -391,13 +396,25 @@ class Config:
         if self.train.sampling == "balanced" and any(stage.refresh for stage in self.stages):
             raise ValueError(
                 "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its images "
-                "at a pace of its own. Leave refresh out, and take more stages.N.views"
+                "at a pace of its own. Leave refresh out, and take more stages.N.cached_augmentations"
             )
         return self
 
 
-RENAMED = {"train.feature_cache_gb": "data.cache_gb"}
-"""Settings of earlier versions, in recipes and saved runs, and what they are called now."""
+RENAMED = {
+    "train.feature_cache_gb": "data.cache_gb",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.final_fit": "train.refit_on_train_val",
+    "head.levels": "head.feature_levels",
+    "head.root": "head.power_norm",
+    "head.noise": "head.gaussian_dropout",
+    "stages.views": "stages.cached_augmentations",
+    "stages.clip": "stages.clipnorm",
+    "evaluate.mirror": "tta.hflip",
+    "evaluate.whole": "tta.full_image",
+    "evaluate.magnify": "tta.center_zoom",
+}
+"""Settings of version 0.1, in recipes and saved runs, and what they are called now. Goes away with 0.3."""
 
 
 class ConfigError(ValueError):
@@ -444,12 +461,20 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
 
 def _rename(tree: dict[str, Any]) -> None:
     """Give the settings of a recipe that an earlier version wrote their names of today."""
+    found = []
     for old, new in RENAMED.items():
         (section, name), (section_now, name_now) = old.split("."), new.split(".")
-        if isinstance(tree.get(section), dict) and name in tree[section]:
-            value = tree[section].pop(name)
-            tree.setdefault(section_now, {}).setdefault(name_now, value)
-            print(f"{old} is called {new} now; taken as that", file=sys.stderr)
+        for table in tree[section] if isinstance(tree.get(section), list) else [tree.get(section)]:
+            if isinstance(table, dict) and name in table:
+                value = table.pop(name)
+                now = table if section == section_now else tree.setdefault(section_now, {})
+                now.setdefault(name_now, value)
+                found.append(f"{old} is called {new} now")
+    if isinstance(data := tree.get("data"), dict) and data.get("resize") == "squash":
+        data["resize"] = "stretch"
+        found.append("data.resize=squash is called stretch now")
+    if found:
+        print(f"settings of an earlier version: {', '.join(dict.fromkeys(found))}; taken as that", file=sys.stderr)
 
 
 def pair_up(arguments: Sequence[str]) -> Iterator[str]:
@@ -523,7 +548,7 @@ def absolute(config: Config) -> Config:
 MAY_CHANGE = (
     "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
     "train.checkpoint_seconds",
-    "evaluate.mirror", "evaluate.whole", "evaluate.wanted_*",
+    "tta.hflip", "tta.full_image", "evaluate.wanted_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
 result one that no uninterrupted run could have had. (Another path must lead to the same images; that is checked.
@@ -630,8 +655,8 @@ def _explain(error: dict) -> tuple[str, str]:
 
 def _nearest(key: str) -> str:
     """Nearest real setting to a wrong one: by its whole name, else by its last part alone."""
-    if key in RENAMED:
-        return f"It is called {RENAMED[key]!r} now."
+    if (old := re.sub(r"\.\d+", "", key)) in RENAMED:
+        return f"It is called {RENAMED[old].replace('stages.', key.rpartition('.')[0] + '.')!r} now."
     known = [*Config.__pydantic_fields__, *(k for k, _, _ in _settings(Config))]
     near = difflib.get_close_matches(re.sub(r"\.\d+", ".0", key), known, n=1, cutoff=0.6)
     last = key.rpartition(".")[2]
@@ -655,7 +680,7 @@ def _type_of(key: str) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    """`int >= 16 <= 1024`, `crop | pad | squash`: what help and errors show for a type."""
+    """`int >= 16 <= 1024`, `crop | pad | stretch`: what help and errors show for a type."""
     if typing.get_origin(hint) is Annotated:
         base, *extras = typing.get_args(hint)
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

@@ -88,7 +88,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
 
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
     entering, entered = checks.input_grid(augmented, names, config.train, mixing)
-    off = ("dropout", "noise", "drop_block", "drop_connect", "l1", "l2", "max_norm")
+    off = ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm")
     loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
     at_init = checks.loss_at_init(loose, train)
     bottom = boundary(loose, config.backbone, config.head, unfrozen)

@@ -185,8 +185,8 @@ def with_stages(config: Config, images: int) -> Config:
     if not config.stages:
         pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
         how = {"pretrained": pretrained, "probed": starts_from_probe(config)}
-        batch = config.train.batch_size * config.train.accumulate
-        stages = suggest.stages(images, batch, blocks, config.head.levels, **how)
+        batch = config.train.batch_size * config.train.gradient_accumulation_steps
+        stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
         said = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
         print(f"stages from the data: {said or f'none; with {images} images the probe is the best there is'}")
         config = dataclasses.replace(config, stages=stages)
@@ -202,12 +202,12 @@ def build_views(examples: Examples, pixels: ArrayFile, rows: np.ndarray, config:
         DataError: if images that must be decoded once more cannot be read any more.
     """
     views = [eval_dataset(pixels, rows, examples.labels)]
-    if config.evaluate.magnify:
+    if config.tta.center_zoom:
         views.append(center_zoom(views[0]))
-    if config.evaluate.whole and config.data.resize == "crop":
+    if config.tta.full_image and config.data.resize == "crop":
         mine = examples.take(rows)
-        squashed = _same(mine, *decode(mine, dataclasses.replace(config.data, resize="squash", memory_gb=0.0)))
-        views.append(eval_dataset(squashed, np.arange(len(mine)), mine.labels))
+        stretched = _same(mine, *decode(mine, dataclasses.replace(config.data, resize="stretch", memory_gb=0.0)))
+        views.append(eval_dataset(stretched, np.arange(len(mine)), mine.labels))
     return views + ([hflip(view) for view in views] if suggest.uses_hflip(config) else [])
 
 
@@ -232,8 +232,8 @@ def _print_device(config: Config) -> None:
         print(f"warning: {warning}")
     if suggest.uses_hflip(config) and not config.augment.flips:
         print(
-            "warning: evaluate.mirror=true answers by mirror images too, and training sees none (augment.flip=false or "
-            "augment.policy=none). Where left and right differ that costs accuracy; evaluate.mirror=auto follows it"
+            "warning: tta.hflip=true answers by mirror images too, and training sees none (augment.flip=false or "
+            "augment.policy=none). Where left and right differ that costs accuracy; tta.hflip=auto follows it"
         )
 
 

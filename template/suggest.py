@@ -6,7 +6,7 @@ from .config import Config, Stage
 
 
 def stages(
-    images: int, batch_size: int, blocks: int, levels: int, *, pretrained: bool, probed: bool
+    images: int, batch_size: int, blocks: int, feature_levels: int, *, pretrained: bool, probed: bool
 ) -> tuple[Stage, ...]:
     """Stages for a recipe that names none.
 
@@ -19,7 +19,7 @@ def stages(
         images: in the training part.
         batch_size: images a step.
         blocks: of the backbone.
-        levels: of the head.
+        feature_levels: of the head.
         pretrained: whether it has weights to be careful with.
         probed: whether the head is a logistic regression already; if not, it is trained first.
     """
@@ -32,11 +32,11 @@ def stages(
         return (Stage(unfreeze="all", epochs=epochs(480), learning_rate=3e-3),)
     top, half = max(1, round(blocks / 6)), max(2, math.ceil(blocks / 2))
     plan = [] if probed else [Stage(unfreeze=0, epochs=epochs(240), learning_rate=1e-3)]
-    if images >= 1000 and levels > 1:
+    if images >= 1000 and feature_levels > 1:
         plan += [Stage(unfreeze=half, epochs=epochs(240), learning_rate=1e-3)]
-    elif images >= 200 and levels == 1:
+    elif images >= 200 and feature_levels == 1:
         plan += [Stage(unfreeze=top, epochs=epochs(80), learning_rate=2e-4)]
-    if images >= 2000 and levels == 1:
+    if images >= 2000 and feature_levels == 1:
         plan += [Stage(unfreeze=half, epochs=epochs(128), learning_rate=2e-4, only_if_gain=0.1)]
     return tuple(plan)
 
@@ -44,10 +44,10 @@ def stages(
 OF_STAGES = {
     "augment": ("policy", "strength", "erase", "blur", "grey", "solarize"),
     "backbone": ("stochastic_depth",),
-    "head": ("dropout", "noise", "drop_block", "drop_connect", "l1", "l2", "max_norm"),
+    "head": ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm"),
     "train": (
-        "accumulate", "monitor", "patience", "loss", "class_weights", "logit_adjustment", "sampling", "label_smoothing",
-        "mixup", "cutmix", "checkpoint_seconds", "monitor_gradients",
+        "gradient_accumulation_steps", "monitor", "patience", "loss", "class_weights", "logit_adjustment", "sampling",
+        "label_smoothing", "mixup", "cutmix", "checkpoint_seconds", "monitor_gradients",
     ),
 }  # fmt: skip
 """Settings, by section, of gradient steps; the linear probe, which takes none, is as it is whatever they are."""
@@ -69,7 +69,7 @@ def settings_without_effect(config: Config, images: int) -> dict[str, str]:
     if not config.backbone.name.startswith("mobilenet"):
         found["backbone.alpha"] = f"{config.backbone.name} has one width; mobilenet and mobilenetv2 have several"
     if config.data.resize != "crop":
-        found["evaluate.whole"] = f"with data.resize={config.data.resize} the whole image is seen already"
+        found["tta.full_image"] = f"with data.resize={config.data.resize} the whole image is seen already"
 
     def value(of: Config, key: str) -> object:
         section, _, name = key.partition(".")
@@ -86,9 +86,9 @@ def refits(config: Config, images: int) -> bool:
         images: used, in all parts.
     """
     few = config.backbone.weights != "none" and images < 5000
-    return config.train.final_fit == "yes" or (config.train.final_fit == "auto" and few)
+    return config.train.refit_on_train_val == "yes" or (config.train.refit_on_train_val == "auto" and few)
 
 
 def uses_hflip(config: Config) -> bool:
     """Whether an answer is the mean over an image and its mirror image; by itself where training sees such."""
-    return config.augment.flips if config.evaluate.mirror == "auto" else config.evaluate.mirror
+    return config.augment.flips if config.tta.hflip == "auto" else config.tta.hflip

@@ -284,7 +284,9 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
 
 
 def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
-    examples, pixels = decode(load_examples(str(tidy)), Data(image_size=64, resize="squash", cache=str(tmp_path / "c")))
+    examples, pixels = decode(
+        load_examples(str(tidy)), Data(image_size=64, resize="stretch", cache=str(tmp_path / "c"))
+    )
     rows = np.array([7, 3, 30])
     facts, whole = facts_from_pixels(examples.take(rows), pixels, rows), read_facts(examples)
     assert np.array_equal(facts.small, pixels[rows]) and facts.readable.all()

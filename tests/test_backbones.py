@@ -14,7 +14,7 @@ from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
 from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
-from template.model.build import attach, boundary, build, freeze, levels, lowest_block
+from template.model.build import attach, block_outputs, boundary, build, freeze, lowest_block
 from template.model.layers import StochasticDepth, renormalise, strip_training_layers
 from template.train.features import split_model
 
@@ -341,14 +341,14 @@ def test_the_boundary_of_the_head_and_of_all(built):
 
 def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built):
     name = built.settings.name
-    head = Head(levels=math.ceil(BACKBONES[name].blocks / 2))
+    head = Head(feature_levels=math.ceil(BACKBONES[name].blocks / 2))
     expected = [*(built.model.get_layer(end).output for end in HALF[name]), built.backbone.output]
-    assert len(expected) == head.levels >= 2
-    found = levels(built.backbone, built.settings)
+    assert len(expected) == head.feature_levels >= 2
+    found = block_outputs(built.backbone, built.settings)
     assert len(found) == BACKBONES[name].blocks
-    assert all(one is other for one, other in zip(found[-head.levels :], expected, strict=True))
-    for k in (2, head.levels):
-        model = attach(built.backbone, built.settings, Head(levels=k), [1, 2, 3])
+    assert all(one is other for one, other in zip(found[-head.feature_levels :], expected, strict=True))
+    for k in (2, head.feature_levels):
+        model = attach(built.backbone, built.settings, Head(feature_levels=k), [1, 2, 3])
         features = model.get_layer("logits").input
         assert features.shape[1] == sum(level.shape[-1] for level in expected[-k:])
     *maps, features = keras.Model(model.input, [*expected, features])(built.pixels, training=False)
@@ -358,7 +358,7 @@ def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built):
 
 def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built):
     blocks = BACKBONES[built.settings.name].blocks
-    head = Head(levels=math.ceil(blocks / 2), root=True)
+    head = Head(feature_levels=math.ceil(blocks / 2), power_norm=True)
     model = attach(built.backbone, built.settings, head, [1, 2, 3])
     logits = run(model, built.pixels)
     for unfreeze in (1, blocks):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import image
 
-from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
+from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.pipeline import ArrayDataset, eval_dataset
 from template.model.backbones import build_backbone
 from template.model.build import build
@@ -106,10 +106,10 @@ def test_looks_counts_what_choose_and_begin_send_through_the_network():
     assert count_forward_passes(PRETRAINED, 300) == 600, "as they are and mirrored"
     still = Config(backbone=PRETRAINED.backbone, augment=Augment(flip=False))
     assert count_forward_passes(still, 300) == 300
-    assert count_forward_passes(Config(backbone=PRETRAINED.backbone, evaluate=Evaluate(magnify=True)), 300) == 1200
+    assert count_forward_passes(Config(backbone=PRETRAINED.backbone, tta=TTA(center_zoom=True)), 300) == 1200
     voting = Config(
-        backbone=PRETRAINED.backbone, augment=Augment(flip=False), head=Head(levels="auto", root="auto"),
-        data=Data(image_size="auto", resize="auto"), evaluate=Evaluate(magnify="auto"),
+        backbone=PRETRAINED.backbone, augment=Augment(flip=False), head=Head(feature_levels="auto", power_norm="auto"),
+        data=Data(image_size="auto", resize="auto"), tta=TTA(center_zoom="auto"),
     )  # fmt: skip
     assert count_forward_passes(voting, 300) == 2 * 300 + 3 * 300, (
         "closer too, another size, two other ways to a square"
@@ -121,10 +121,8 @@ def test_looks_counts_what_choose_and_begin_send_through_the_network():
 
 
 def test_a_forecast_adds_up():
-    stage = Stage(unfreeze=1, epochs=10, views=4)
-    config = Config(
-        backbone=PRETRAINED.backbone, augment=Augment(flip=False), stages=(stage,), evaluate=Evaluate(mirror=True)
-    )
+    stage = Stage(unfreeze=1, epochs=10, cached_augmentations=4)
+    config = Config(backbone=PRETRAINED.backbone, augment=Augment(flip=False), stages=(stage,), tta=TTA(hflip=True))
     pace = StageTiming(start=5.0, below=0.1, training=0.02, validation=0.01)
     counts = {"train": 100, "val": 50, "test": 30}
     seconds = forecast.forecast(config, counts, 0.2, [(stage, pace)])

@@ -12,7 +12,7 @@ from template.train.batch_norm import BATCHES, update_bn
 from template.train.features import split_model
 
 TINY, SIZE, CLASSES = Backbone(name="tiny", weights="none"), 32, 3
-HEAD = Head(dropout=0.5, drop_block=0.3, noise=1.0)
+HEAD = Head(dropout=0.5, drop_block=0.3, gaussian_dropout=1.0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3)).astype(np.uint8)
 
 

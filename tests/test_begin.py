@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from template import config as configuration
 from template import recipe
-from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
+from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.augment import zoom_center
 from template.data.decode import decode
 from template.data.examples import load_examples
@@ -42,7 +42,7 @@ from template.train.features import FeatureCache, split_model
 
 SIZE, CLASSES = 32, 3
 TINY = Backbone(name="tiny", weights="none")
-OPTIONS = ("crop", "pad", "squash")
+OPTIONS = ("crop", "pad", "stretch")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,12 @@ def test_a_probe_begins_what_is_pretrained_and_has_no_hidden_layer(pretrained):
     assert not starts_from_probe(config(Backbone(name="tiny", weights="none")))
 
 
-HEADS = [Head(), Head(levels=2, root=True), Head(levels=2, pooling="both"), Head(root=True, pooling="max")]
+HEADS = [
+    Head(),
+    Head(feature_levels=2, power_norm=True),
+    Head(feature_levels=2, pooling="both"),
+    Head(power_norm=True, pooling="max"),
+]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=["plain", "levels and root", "levels, both pools", "root of the maximum"])
@@ -119,10 +124,10 @@ def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, bas
     plain = config(pretrained)
     other = {
         "augment": Augment(policy="heavy", strength=2.0, erase=0.1, blur=0.1, grey=0.1, solarize=0.1),
-        "head": Head(dropout=0.6, noise=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
+        "head": Head(dropout=0.6, gaussian_dropout=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
         "train": Train(
-            accumulate=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced", label_smoothing=0.1,
-            mixup=0.1, cutmix=0.1, checkpoint_seconds=0, monitor_gradients=True,
+            gradient_accumulation_steps=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced",
+            label_smoothing=0.1, mixup=0.1, cutmix=0.1, checkpoint_seconds=0, monitor_gradients=True,
         ),
     }  # fmt: skip
     given = config(pretrained, **other)
@@ -145,14 +150,14 @@ def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrai
     features, widths = probe_features(base, how, parts, store)
     assert features.dtype == np.float16 and widths == [64, 96], "of the top half, whatever the head"
     pixels = np.concatenate([part.read(0, np.arange(len(part))) for part in parts]).astype("float32")
-    both = attach(base, pretrained, Head(levels=2), np.ones(CLASSES))
+    both = attach(base, pretrained, Head(feature_levels=2), np.ones(CLASSES))
     bottom, _ = split_model(both, both.get_layer("logits").input)
     for view, seen in enumerate((pixels, pixels[:, :, ::-1])):
         np.testing.assert_allclose(features[view], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
     assert not np.array_equal(features[0], features[1])
     alone, _ = probe_features(base, config(pretrained, augment=Augment(flip=False)), parts, store)
     np.testing.assert_array_equal(alone, features[:1])
-    closer, _ = probe_features(base, config(pretrained, evaluate=Evaluate(magnify=True)), parts, store)
+    closer, _ = probe_features(base, config(pretrained, tta=TTA(center_zoom=True)), parts, store)
     seen = zoom_center(pixels.astype(np.uint8)).astype("float32")
     np.testing.assert_array_equal(closer[[0, 2]], features)
     np.testing.assert_allclose(closer[1], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
@@ -161,11 +166,15 @@ def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrai
 
 def test_a_head_sees_the_top_of_the_features():
     values = np.arange(-6, 6).reshape(1, 2, 6).astype(np.float16)
-    for head, expected in ((Head(), values[..., 3:]), (Head(levels=2), values[..., 1:]), (Head(levels=3), values)):
+    for head, expected in (
+        (Head(), values[..., 3:]),
+        (Head(feature_levels=2), values[..., 1:]),
+        (Head(feature_levels=3), values),
+    ):
         seen, widths = select_levels((values, [1, 2, 3]), head)
         np.testing.assert_array_equal(seen, expected)
-        assert seen.dtype == np.float32 and widths == [1, 2, 3][-head.levels :]
-        rooted, _ = select_levels((values, [1, 2, 3]), dataclasses.replace(head, root=True))
+        assert seen.dtype == np.float32 and widths == [1, 2, 3][-head.feature_levels :]
+        rooted, _ = select_levels((values, [1, 2, 3]), dataclasses.replace(head, power_norm=True))
         np.testing.assert_allclose(rooted, np.sign(expected) * np.sqrt(np.abs(expected)), atol=0.01)
         assert rooted.dtype == np.float32 and isinstance(rooted, np.ndarray)
 
@@ -173,9 +182,16 @@ def test_a_head_sees_the_top_of_the_features():
 @pytest.mark.parametrize(
     "how",
     [
-        {"data": {"image_size": "auto", "resize": "auto"}, "head": Head(levels="auto", root="auto", hidden=4)},
+        {
+            "data": {"image_size": "auto", "resize": "auto"},
+            "head": Head(feature_levels="auto", power_norm="auto", hidden=4),
+        },
         {"data": {"image_size": "auto", "resize": "auto"}, "train": Train(probe=False)},
-        {"data": {"resize": "auto"}, "head": Head(root="auto"), "backbone": Backbone(name="tiny", weights="none")},
+        {
+            "data": {"resize": "auto"},
+            "head": Head(power_norm="auto"),
+            "backbone": Backbone(name="tiny", weights="none"),
+        },
     ],
     ids=["hidden layer", "no probe", "from scratch"],
 )
@@ -191,7 +207,7 @@ def test_without_a_probe_auto_is_the_first_option(pretrained, store, how, monkey
 
 
 def test_without_auto_nothing_is_computed(pretrained, store):
-    how = config(pretrained, head=Head(levels=2, root=True))
+    how = config(pretrained, head=Head(feature_levels=2, power_norm=True))
     chosen, base, votes = resolve_auto(how, never, store)
     assert chosen == how and votes == {} and base.input_shape == (None, SIZE, SIZE, 3)
     assert not store.folder.exists()
@@ -224,8 +240,8 @@ def test_where_nothing_differs_the_first_option_stays(pretrained, store):
     [
         ((1.0, 0.95, 0.91), "crop"),
         ((1.0, 0.89, 0.88), "pad"),
-        ((1.0, 0.89, 0.70), "squash"),
-        ((1.0, 0.95, 0.88), "squash"),
+        ((1.0, 0.89, 0.70), "stretch"),
+        ((1.0, 0.95, 0.88), "stretch"),
         ((0.0, 0.0, 0.0), "crop"),
         ((float("nan"),) * 3, "crop"),  # a class of one image cannot be held out
     ],
@@ -246,7 +262,7 @@ def test_an_option_has_to_be_better_by_a_standard_error_than_the_best_before_it(
 
 def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, store, monkeypatch):
     seen = []
-    better = {"levels": 2, "root": False, "image_size": 48, "resize": "pad", "magnify": True}
+    better = {"feature_levels": 2, "power_norm": False, "image_size": 48, "resize": "pad", "center_zoom": True}
     options = module._auto_settings
 
     def small(how):
@@ -260,24 +276,35 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
 
     monkeypatch.setattr(module, "_choices", small)
     monkeypatch.setattr(module, "_vote", vote)
-    open_data, left_open = {"image_size": "auto", "resize": "auto"}, Evaluate(magnify="auto")
-    how = config(pretrained, head=Head(levels="auto", root="auto"), data=open_data, evaluate=left_open)
+    open_data, left_open = {"image_size": "auto", "resize": "auto"}, TTA(center_zoom="auto")
+    how = config(pretrained, head=Head(feature_levels="auto", power_norm="auto"), data=open_data, tta=left_open)
 
     def look(data):
         pixels = np.zeros((6, data.image_size, data.image_size, 3), np.uint8)
         return ArrayDataset(lambda _, rows: pixels[rows], np.arange(6) % 3)
 
     chosen, base, votes = resolve_auto(how, look, store)
-    assert (chosen.head.levels, chosen.head.root, chosen.data.image_size, chosen.data.resize) == (2, False, 48, "pad")
-    assert base.input_shape[1] == 48 and chosen.evaluate.magnify is True
+    assert (chosen.head.feature_levels, chosen.head.power_norm, chosen.data.image_size, chosen.data.resize) == (
+        2,
+        False,
+        48,
+        "pad",
+    )
+    assert base.input_shape[1] == 48 and chosen.tta.center_zoom is True
     assert seen == [
         (1, True, 64, "crop", False), (2, True, 64, "crop", False),
         (2, True, 64, "crop", False), (2, False, 64, "crop", False),
         (2, False, 64, "crop", False), (2, False, 48, "crop", False),
-        (2, False, 48, "crop", False), (2, False, 48, "pad", False), (2, False, 48, "squash", False),
+        (2, False, 48, "crop", False), (2, False, 48, "pad", False), (2, False, 48, "stretch", False),
         (2, False, 48, "pad", False), (2, False, 48, "pad", True),
     ]  # fmt: skip
-    assert list(votes) == ["head.levels", "head.root", "data.image_size", "data.resize", "evaluate.magnify"]
+    assert list(votes) == [
+        "head.feature_levels",
+        "head.power_norm",
+        "data.image_size",
+        "data.resize",
+        "tta.center_zoom",
+    ]
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -295,15 +322,15 @@ def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base,
         pixels[labels == 1] = pixels[labels == 1] // 2
         pixels[:, 6:-6, 6:-6] = middle
     source = ArrayDataset(lambda _, rows: pixels[rows], labels, f"dots {small}")
-    chosen, _, votes = resolve_auto(config(pretrained, evaluate=Evaluate(magnify="auto")), lambda _: source, store)
-    assert chosen.evaluate.magnify is small, votes
+    chosen, _, votes = resolve_auto(config(pretrained, tta=TTA(center_zoom="auto")), lambda _: source, store)
+    assert chosen.tta.center_zoom is small, votes
 
 
 @pytest.mark.slow
 def test_the_votes_are_a_function_of_the_seed(pretrained, store):
     def votes(seed: int, before: int) -> dict:
         keras.utils.set_random_seed(before)  # whatever was drawn before
-        how = config(pretrained, head=Head(levels="auto"), train=Train(seed=seed))
+        how = config(pretrained, head=Head(feature_levels="auto"), train=Train(seed=seed))
         return resolve_auto(how, lambda _: coloured(30, 3, 10), store)[2]
 
     assert votes(0, before=1) == votes(0, before=2)
@@ -350,7 +377,10 @@ def wide_images(tmp_path_factory) -> Path:
 
 def settings(pretrained, path: Path, cache: Path, **sections) -> Config:
     data = {"path": str(path), "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(cache), "resize": "auto"}
-    how = {"head": Head(levels="auto", root="auto"), "train": Train(batch_size=8, checkpoint_seconds=0)} | sections
+    how = {
+        "head": Head(feature_levels="auto", power_norm="auto"),
+        "train": Train(batch_size=8, checkpoint_seconds=0),
+    } | sections
     return config(pretrained, data=data, **how)
 
 
@@ -362,7 +392,7 @@ def test_a_crop_that_cuts_off_what_matters_is_not_taken(pretrained, wide_images,
         return eval_dataset(pixels, np.arange(len(examples)), examples.labels)
 
     chosen, _, votes = resolve_auto(settings(pretrained, wide_images, store.folder), look, store)
-    assert chosen.data.resize in {"pad", "squash"}
+    assert chosen.data.resize in {"pad", "stretch"}
     assert votes["data.resize"]["crop"] > 1 > votes["data.resize"][chosen.data.resize]
 
 
@@ -428,7 +458,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     monkeypatch.setattr(baselines, "fit_probe", spy_of("baselines"))
     with pytest.raises(Enough):
         data = {"path": str(table), "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(tmp_path / "cache")}
-        recipe.run(config(pretrained, data=data, head=Head(root="auto")), tmp_path)
+        recipe.run(config(pretrained, data=data, head=Head(power_norm="auto")), tmp_path)
     rows = parts[0].parts == "train"
     names = np.array(["red 0" if name == "red 7" else name for name in parts[0].groups[rows]])  # by the copy
     for labels, groups in given["begin"]:
@@ -444,10 +474,10 @@ def test_a_class_of_one_training_image_cannot_vote_and_stops_nothing(pretrained,
         (tmp_path / "few" / kind).mkdir(parents=True)
         for number in range(each):
             shutil.copy(wide_images / kind / f"{number}.png", tmp_path / "few" / kind)
-    how = settings(pretrained, tmp_path / "few", tmp_path / "cache", train=Train(batch_size=8, final_fit="no"))
+    how = settings(pretrained, tmp_path / "few", tmp_path / "cache", train=Train(batch_size=8, refit_on_train_val="no"))
     result = recipe.run(how, tmp_path)
     chosen = configuration.load(tmp_path / "config.toml")
-    assert (chosen.head, chosen.data.resize) == (Head(levels=1, root=True), "crop")
+    assert (chosen.head, chosen.data.resize) == (Head(feature_levels=1, power_norm=True), "crop")
     assert (tmp_path / "report.md").exists() and result["test"]["images"] > 0
 
 
@@ -498,7 +528,7 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     """It finds its choices made, and must not miss the random numbers that choosing has used up."""
     wins(size)
     pretrained = dataclasses.replace(pretrained, stochastic_depth=0.5)
-    stages = (Stage(unfreeze=1, epochs=2, views=2, learning_rate=3e-3),)
+    stages = (Stage(unfreeze=1, epochs=2, cached_augmentations=2, learning_rate=3e-3),)
     how = settings(pretrained, wide_images, tmp_path / "cache", stages=stages)
     how = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size="auto"))
     assert how.head.dropout > 0, "its random numbers are what this is about"

@@ -11,7 +11,7 @@ from scipy.special import expit, ndtr, softmax
 
 from template.config import Backbone, ConfigError, Head
 from template.model.backbones import block_numbers, build_backbone
-from template.model.build import GAINS, attach, boundary, build, freeze, levels, pool_features, root
+from template.model.build import GAINS, attach, block_outputs, boundary, build, freeze, pool_features, power_norm
 from template.train.features import split_model
 
 TINY = Backbone(name="tiny", weights="none")
@@ -125,25 +125,27 @@ BLOCKS = ["block1_add", "block2_add", "top_relu"]  # last layers of tiny's
 @pytest.mark.parametrize("pooling", ["avg", "max", "both"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(count, pooling, pixels):
-    model = build(TINY, Head(levels=count, pooling=pooling, dropout=0.0), SIZE, [1, 1])
+    model = build(TINY, Head(feature_levels=count, pooling=pooling, dropout=0.0), SIZE, [1, 1])
     pools = {"avg": [np.mean], "max": [np.max], "both": [np.mean, np.max]}[pooling]
     maps = [feature_map(model, name, pixels) for name in BLOCKS[-count:]]
     expected = np.concatenate([pool(level, axis=(1, 2)) for level in maps for pool in pools], axis=1)
     vector = model.get_layer("logits").input
     np.testing.assert_allclose(run(keras.Model(model.input, vector), pixels), expected, rtol=1e-4, atol=1e-5)
-    shapes = [level.shape[1:] for level in levels(model, TINY)[:-1]]
+    shapes = [level.shape[1:] for level in block_outputs(model, TINY)[:-1]]
     assert shapes == [(32, 32, 32), (16, 16, 64)], "of a classifier as of a backbone"
 
 
 @pytest.mark.parametrize("count", [4, 16])
 def test_more_levels_than_blocks_are_an_error_that_says_how_many_there_are(count):
-    with pytest.raises(ConfigError, match=rf"head.levels: tiny has 3 blocks.*Received: {count}\. Choose 1 to 3"):
-        build(TINY, Head(levels=count), SIZE, [1, 1])
+    with pytest.raises(
+        ConfigError, match=rf"head.feature_levels: tiny has 3 blocks.*Received: {count}\. Choose 1 to 3"
+    ):
+        build(TINY, Head(feature_levels=count), SIZE, [1, 1])
 
 
 def test_root_keeps_signs_and_order_and_is_close_to_the_square_root():
     x = np.concatenate([-np.logspace(3, -6, 500), [0], np.logspace(-6, 3, 500)]).astype(np.float32)
-    y = np.asarray(root(x))
+    y = np.asarray(power_norm(x))
     assert (np.sign(y) == np.sign(x)).all()
     assert (np.diff(y) > 0).all()
     np.testing.assert_array_equal(y, -y[::-1])
@@ -157,8 +159,8 @@ def test_root_keeps_signs_and_order_and_is_close_to_the_square_root():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_root_is_taken_of_the_features_and_of_nothing_else(count, pixels):
-    plain = build(TINY, Head(levels=count, dropout=0.0), SIZE, [1, 1])
-    rooted = build(TINY, Head(levels=count, root=True, dropout=0.0), SIZE, [1, 1])
+    plain = build(TINY, Head(feature_levels=count, dropout=0.0), SIZE, [1, 1])
+    rooted = build(TINY, Head(feature_levels=count, power_norm=True, dropout=0.0), SIZE, [1, 1])
     rooted.set_weights(plain.get_weights())
     before, after = (run(keras.Model(m.input, m.get_layer("head_dropout").input), pixels) for m in (plain, rooted))
     np.testing.assert_allclose(after, before / np.sqrt(np.abs(before) + 0.01), rtol=1e-4, atol=1e-6)
@@ -170,7 +172,9 @@ def test_gradients_are_those_of_finite_differences(policy, rooted):
     """What is our own in the network is its root and how levels are pooled: in float64, to seven digits."""
     policy("float64")
     base = build_backbone(TINY, SIZE)
-    features = keras.Model(base.inputs[0], pool_features(base, TINY, Head(levels=3, root=rooted, pooling="both")))
+    features = keras.Model(
+        base.inputs[0], pool_features(base, TINY, Head(feature_levels=3, power_norm=rooted, pooling="both"))
+    )
     rng = np.random.default_rng(0)
     images, weights = rng.uniform(0, 255, (2, SIZE, SIZE, 3)), rng.normal(size=features.output_shape[1:])
 
@@ -192,8 +196,11 @@ def test_gradients_are_those_of_finite_differences(policy, rooted):
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1, 2, 3, "block2", "all"])
-@pytest.mark.parametrize("head", [Head(levels=2), Head(levels=3, root=True, pooling="both"), Head(root=True)],
-                         ids=["2", "3, rooted, both", "1, rooted"])  # fmt: skip
+@pytest.mark.parametrize(
+    "head",
+    [Head(feature_levels=2), Head(feature_levels=3, power_norm=True, pooling="both"), Head(power_norm=True)],
+    ids=["2", "3, normalised, both", "1, normalised"],
+)
 def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest(head, unfreeze, pixels):
     model = build(TINY, head, SIZE, [1, 2])
     freeze(model, TINY, unfreeze)
@@ -207,13 +214,15 @@ def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest
     assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights} != set()
     if unfreeze:
         numbers = block_numbers(model, "tiny")
-        lowest = min({1: 3, 2: 2, 3: 1, "block2": 2}[unfreeze], 5 - head.levels if head.levels > 1 else 3)
+        lowest = min(
+            {1: 3, 2: 2, 3: 1, "block2": 2}[unfreeze], 5 - head.feature_levels if head.feature_levels > 1 else 3
+        )
         assert tensor is next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])
 def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixels):
-    head = Head(levels=3, root=True, dropout=0.0)
+    head = Head(feature_levels=3, power_norm=True, dropout=0.0)
     model = build(TINY, head, SIZE, [1, 1])
     freeze(model, TINY, unfreeze)
     bottom, tail = split_model(model, boundary(model, TINY, head, unfreeze))
@@ -227,7 +236,7 @@ def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixel
 
 
 def test_a_model_with_levels_and_root_is_saved_and_loaded_unchanged(tmp_path, pixels):
-    head = Head(levels=2, root=True, pooling="both", hidden=5)
+    head = Head(feature_levels=2, power_norm=True, pooling="both", hidden=5)
     model = build(TINY, head, SIZE, [1, 2, 3])
     for weight in model.trainable_weights:
         weight.assign(np.asarray(weight) + np.random.default_rng(0).uniform(0, 0.1, weight.shape))
@@ -242,8 +251,8 @@ def test_a_model_with_levels_and_root_is_saved_and_loaded_unchanged(tmp_path, pi
 def test_several_heads_may_sit_on_one_backbone(pixels):
     """The probe tries some before the run attaches its own."""
     base = build_backbone(TINY, SIZE)
-    one = attach(base, TINY, Head(levels=2), [1, 1])
-    two = attach(base, TINY, Head(levels=2, root=True), [1, 1, 1])
+    one = attach(base, TINY, Head(feature_levels=2), [1, 1])
+    two = attach(base, TINY, Head(feature_levels=2, power_norm=True), [1, 1, 1])
     assert one.output_shape[1:] == (2,) and two.output_shape[1:] == (3,)
     assert one.get_layer("block3_conv1") is two.get_layer("block3_conv1")
     assert one.get_layer("logits") is not two.get_layer("logits")
@@ -341,7 +350,7 @@ def test_dropout_works_in_training_and_only_there(hidden, pixels):
 
 @pytest.mark.parametrize("noise", [0.1, 1.0])
 def test_noise_multiplies_the_features_in_training_keeps_their_mean_and_is_off_at_inference(noise):
-    model = build(TINY, Head(noise=noise, dropout=0.0), SIZE, [1, 1])
+    model = build(TINY, Head(gaussian_dropout=noise, dropout=0.0), SIZE, [1, 1])
     head = keras.Model(model.get_layer("head_dropout").output, model.get_layer("logits").input)
     features = np.tile(np.logspace(-2, 2, 96, dtype=np.float32), (2000, 1))
     factors = run(head, features, training=True) / features
@@ -351,19 +360,19 @@ def test_noise_multiplies_the_features_in_training_keeps_their_mean_and_is_off_a
 
 
 def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_saved_model_loads(tmp_path, pixels):
-    noisy, plain = (build(TINY, Head(noise=noise, levels=2), SIZE, [1, 1]) for noise in (0.5, 0.0))
+    noisy, plain = (build(TINY, Head(gaussian_dropout=noise, feature_levels=2), SIZE, [1, 1]) for noise in (0.5, 0.0))
     assert {layer.name for layer in noisy.layers} - {layer.name for layer in plain.layers} == {"head_noise"}
     noisy.save(tmp_path / "model.keras")
-    rebuilt = build(TINY, Head(noise=0.5, levels=2), SIZE, [1, 1])
+    rebuilt = build(TINY, Head(gaussian_dropout=0.5, feature_levels=2), SIZE, [1, 1])
     rebuilt.load_weights(tmp_path / "model.keras")
     plain.set_weights(noisy.get_weights())
     for again in (rebuilt, plain):
         np.testing.assert_array_equal(run(again, pixels), run(noisy, pixels))
 
 
-@pytest.mark.parametrize(("unfreeze", "levels"), [(0, 1), (0, 2), (1, 2)])
-def test_noise_is_above_the_boundary(unfreeze, levels):
-    head = Head(noise=0.5, levels=levels)
+@pytest.mark.parametrize(("unfreeze", "feature_levels"), [(0, 1), (0, 2), (1, 2)])
+def test_noise_is_above_the_boundary(unfreeze, feature_levels):
+    head = Head(gaussian_dropout=0.5, feature_levels=feature_levels)
     model = build(TINY, head, SIZE, [1, 1])
     bottom, tail = split_model(model, boundary(model, TINY, head, unfreeze))
     assert "head_noise" in {layer.name for layer in tail.layers} - {layer.name for layer in bottom.layers}

@@ -12,12 +12,13 @@ import pytest
 
 from template import suggest
 from template.config import (
+    RENAMED,
+    TTA,
     Augment,
     Backbone,
     Config,
     ConfigError,
     Data,
-    Evaluate,
     Head,
     Stage,
     Train,
@@ -57,19 +58,19 @@ def refusal(overrides=(), recipe=None) -> str:
         ("augment.flip=no", "augment.flip: expected true | false. Received: 'no'"),
         ("augment.flip=1", "augment.flip: expected true | false. Received: 1"),
         ("stages.0.epochs=true", "stages.0.epochs: expected whole number >= 1. Received: True"),
-        ("head.levels=all", "head.levels: expected auto | whole number >= 1 <= 16. Received: 'all'"),
-        ("head.levels=true", "head.levels: expected auto | whole number >= 1 <= 16. Received: True"),
-        ("head.root=1", "head.root: expected auto | true | false. Received: 1"),
-        ("head.root=Auto", "head.root: expected auto | true | false. Received: 'Auto'"),
-        ("evaluate.magnify=2", "evaluate.magnify: expected auto | true | false. Received: 2"),
+        ("head.feature_levels=all", "head.feature_levels: expected auto | whole number >= 1 <= 16. Received: 'all'"),
+        ("head.feature_levels=true", "head.feature_levels: expected auto | whole number >= 1 <= 16. Received: True"),
+        ("head.power_norm=1", "head.power_norm: expected auto | true | false. Received: 1"),
+        ("head.power_norm=Auto", "head.power_norm: expected auto | true | false. Received: 'Auto'"),
+        ("tta.center_zoom=2", "tta.center_zoom: expected auto | true | false. Received: 2"),
         ("stages.0.refresh=auto", "stages.0.refresh: expected whole number >= 0. Received: 'auto'"),
         ("stages.0.unfreeze=true", "stages.0.unfreeze: expected whole number | text. Received: True"),
         ("stages.0.unfreeze=0.5", "stages.0.unfreeze: expected whole number | text. Received: 0.5"),
         # out of its range, the ends of it included
         ("data.image_size=15", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: 15"),
         ("data.image_size=1025", "data.image_size: expected auto | whole number >= 16 <= 1024. Received: 1025"),
-        ("head.levels=0", "head.levels: expected auto | whole number >= 1 <= 16. Received: 0"),
-        ("head.levels=17", "head.levels: expected auto | whole number >= 1 <= 16. Received: 17"),
+        ("head.feature_levels=0", "head.feature_levels: expected auto | whole number >= 1 <= 16. Received: 0"),
+        ("head.feature_levels=17", "head.feature_levels: expected auto | whole number >= 1 <= 16. Received: 17"),
         ("stages.1.refresh=-1", "stages.1.refresh: expected whole number >= 0. Received: -1"),
         ("data.val_fraction=0", "data.val_fraction: expected number > 0 < 1. Received: 0"),
         ("data.val_fraction=1.0", "data.val_fraction: expected number > 0 < 1. Received: 1.0"),
@@ -83,14 +84,14 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.1.epochs=0", "stages.1.epochs: expected whole number >= 1. Received: 0"),
         ("backbone.alpha=0.7", "backbone.alpha: expected 0.25 | 0.35 | 0.5 | 0.75 | 1.0 | 1.3 | 1.4. Received: 0.7"),
         ("augment.policy=hevy", "augment.policy: expected none | light | medium | heavy | random. Received: 'hevy'"),
-        ("data.resize=fit", "data.resize: expected auto | crop | pad | squash. Received: 'fit'"),
+        ("data.resize=fit", "data.resize: expected auto | crop | pad | stretch. Received: 'fit'"),
         # no such setting
         ("data.imge_size=224", "data.imge_size: no such setting. Did you mean 'data.image_size'?"),
         ("backbon.name=vgg16", "backbon: no such setting. Did you mean 'backbone'?"),
         ("learning_rate=0.1", "learning_rate: no such setting. Did you mean 'stages.0.learning_rate'?"),
         ("train.dropout=0.1", "train.dropout: no such setting. Did you mean 'head.dropout'?"),
         ("stages.2.epoch=3", "stages.2.epoch: no such setting. Did you mean 'stages.2.epochs'?"),
-        ("zzz=1", "zzz: no such setting. Sections: data, augment, backbone, head, train, evaluate, stages."),
+        ("zzz=1", "zzz: no such setting. Sections: data, augment, backbone, head, train, tta, evaluate, stages."),
         ("=1", "no such setting. Sections:"),
         # not where a setting can be
         ("data.path", "Expected section.field=value. Received: 'data.path'"),
@@ -107,8 +108,14 @@ def refusal(overrides=(), recipe=None) -> str:
         ("augment.blur=-0.1", "augment.blur: expected number >= 0 < 1. Received: -0.1"),
         ("train.mixup=-0.2", "train.mixup: expected number >= 0 <= 10. Received: -0.2"),
         ("train.cutmix=11", "train.cutmix: expected number >= 0 <= 10. Received: 11"),
-        ("train.accumulate=0", "train.accumulate: expected whole number >= 1 <= 256. Received: 0"),
-        ("train.accumulate=1.5", "train.accumulate: expected whole number >= 1 <= 256. Received: 1.5"),
+        (
+            "train.gradient_accumulation_steps=0",
+            "train.gradient_accumulation_steps: expected whole number >= 1 <= 256. Received: 0",
+        ),
+        (
+            "train.gradient_accumulation_steps=1.5",
+            "train.gradient_accumulation_steps: expected whole number >= 1 <= 256. Received: 1.5",
+        ),
         ("train.loss=hinge", "train.loss: expected cross_entropy | focal. Received: 'hinge'"),
         (
             "train.class_weights=auto",
@@ -126,16 +133,16 @@ def refusal(overrides=(), recipe=None) -> str:
             "head.activation=tanh",
             "head.activation: expected relu | leaky_relu | prelu | gelu | silu | maxout. Received: 'tanh'",
         ),
-        ("head.noise=-0.1", "head.noise: expected number >= 0 <= 3. Received: -0.1"),
+        ("head.gaussian_dropout=-0.1", "head.gaussian_dropout: expected number >= 0 <= 3. Received: -0.1"),
         ("head.drop_block=1", "head.drop_block: expected number >= 0 < 1. Received: 1"),
         ("head.drop_connect=-0.1", "head.drop_connect: expected number >= 0 < 1. Received: -0.1"),
         ("backbone.stochastic_depth=1", "backbone.stochastic_depth: expected number >= 0 < 1. Received: 1"),
-        ("head.noise=nan", "head.noise: expected number >= 0 <= 3. Received: "),
+        ("head.gaussian_dropout=nan", "head.gaussian_dropout: expected number >= 0 <= 3. Received: "),
         ("head.activation=gelu", "head: activation is that of the hidden layer, and hidden=0 has none; received gelu."),
         ("stages.1.l2_sp=-1", "stages.1.l2_sp: expected number >= 0 <= 10. Received: -1"),
         ("stages.1.l1=11", "stages.1.l1: expected number >= 0 <= 10. Received: 11"),
         ("stages.1.l2=true", "stages.1.l2: expected number >= 0 <= 10. Received: True"),
-        ("stages.1.clip=-1", "stages.1.clip: expected number >= 0 <= 1000. Received: -1"),
+        ("stages.1.clipnorm=-1", "stages.1.clipnorm: expected number >= 0 <= 1000. Received: -1"),
         ("stages.1.clip_by=length", "stages.1.clip_by: expected global_norm | norm | value. Received: 'length'"),
         ("stages.0.layer_decay=0", "stages.0.layer_decay: expected number > 0 <= 1. Received: 0"),
         ("stages.0.layer_decay=1.1", "stages.0.layer_decay: expected number > 0 <= 1. Received: 1.1"),
@@ -162,7 +169,10 @@ def refusal(overrides=(), recipe=None) -> str:
         ),
         ("stages.0.l2=0.1", "stages.0: l2: for unfrozen blocks of the backbone, and unfreeze=0 unfreezes none."),
         ("stages.0.layer_decay=0.5", "stages.0: layer_decay: for unfrozen blocks"),
-        ("stages.0.clip_by=norm", "stages.0: clip_by says what is shortened to clip, and clip=0 shortens nothing;"),
+        (
+            "stages.0.clip_by=norm",
+            "stages.0: clip_by says what is shortened to clipnorm, and clipnorm=0 shortens nothing;",
+        ),
         (
             "train={class_weights='balanced', logit_adjustment=1}",
             "train: class_weights and logit_adjustment each make up for classes of different size, together too much; "
@@ -304,12 +314,12 @@ def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
         ('data.image_size="auto"', lambda c: c.data.image_size == "auto"),
         ("data.image_size=288", lambda c: c.data.image_size == 288),
         ("data.resize=auto", lambda c: c.data.resize == "auto"),
-        ("head.levels=auto", lambda c: c.head.levels == "auto"),
-        ("head.levels=16", lambda c: c.head.levels == 16),
-        ("head.root=auto", lambda c: c.head.root == "auto"),
-        ("head.root=true", lambda c: c.head.root is True),
+        ("head.feature_levels=auto", lambda c: c.head.feature_levels == "auto"),
+        ("head.feature_levels=16", lambda c: c.head.feature_levels == 16),
+        ("head.power_norm=auto", lambda c: c.head.power_norm == "auto"),
+        ("head.power_norm=true", lambda c: c.head.power_norm is True),
         ("stages.0.refresh=3", lambda c: c.stages[0].refresh == 3),
-        ("evaluate.magnify=true", lambda c: c.evaluate.magnify is True),
+        ("tta.center_zoom=true", lambda c: c.tta.center_zoom is True),
         ("augment.policy=random", lambda c: c.augment.policy == "random"),
         ("backbone.alpha=1", lambda c: c.backbone.alpha == 1.0),
         ("data.memory_gb=4", lambda c: c.data.memory_gb == 4.0),
@@ -342,7 +352,7 @@ def some_config(rng: np.random.Generator) -> Config:
             refresh=int(rng.integers(0, 5)),
             optimizer=str(rng.choice(["adamw", "sgd", "lion"])),
             schedule=str(rng.choice(["cosine", "one_cycle", "step"])),
-            clip=float(rng.integers(0, 3)),
+            clipnorm=float(rng.integers(0, 3)),
         )
         for _ in range(rng.integers(1, 5))
     ]
@@ -351,15 +361,15 @@ def some_config(rng: np.random.Generator) -> Config:
         data=Data(
             path=str(rng.choice(WORDS)),
             image_size=sizes[rng.integers(4)],
-            resize=str(rng.choice(["auto", "crop", "squash"])),
+            resize=str(rng.choice(["auto", "crop", "stretch"])),
             val_fraction=rng.uniform(0.01, 0.5),
             memory_gb=rng.random() * 1e-5,
         ),
         augment=Augment(flip=bool(rng.integers(2)), policy=str(rng.choice(["none", "light", "heavy", "random"]))),
         backbone=Backbone(alpha=float(rng.choice([0.25, 1.0, 1.4])), weights=str(rng.choice(WORDS))),
         head=Head(
-            levels=levels[rng.integers(3)],
-            root=roots[rng.integers(3)],
+            feature_levels=levels[rng.integers(3)],
+            power_norm=roots[rng.integers(3)],
             l1=float(10 ** rng.uniform(-12, 1)),
             hidden=int(rng.integers(0, 8193)),
         ),
@@ -368,7 +378,7 @@ def some_config(rng: np.random.Generator) -> Config:
             deterministic=bool(rng.integers(2)),
             class_weights=["none", "effective", {name: float(rng.uniform(0.1, 9)) for name in WORDS}][rng.integers(3)],
         ),
-        evaluate=Evaluate(mirror=bool(rng.integers(2)), magnify=bool(rng.integers(2))),
+        tta=TTA(hflip=bool(rng.integers(2)), center_zoom=bool(rng.integers(2))),
         stages=tuple(stages),
     )
 
@@ -431,9 +441,9 @@ def test_help_lists_every_setting_with_its_default_and_meaning():
     defaults = Config()
     for key, default, kind in (
         ("data.image_size", defaults.data.image_size, "auto | whole number >= 16 <= 1024"),
-        ("data.resize", defaults.data.resize, "auto | crop | pad | squash"),
-        ("head.levels", defaults.head.levels, "auto | whole number >= 1 <= 16"),
-        ("head.root", defaults.head.root, "auto | true | false"),
+        ("data.resize", defaults.data.resize, "auto | crop | pad | stretch"),
+        ("head.feature_levels", defaults.head.feature_levels, "auto | whole number >= 1 <= 16"),
+        ("head.power_norm", defaults.head.power_norm, "auto | true | false"),
         ("stages.0.unfreeze", Stage().unfreeze, "whole number | text"),
         ("data.val_fraction", defaults.data.val_fraction, "number > 0 < 1"),
     ):
@@ -504,7 +514,7 @@ def test_what_may_change_is_listed(override, line):
         ("train.batch_size=8", "train.batch_size: 32 -> 8"),
         ("train.class_weights.daisy=2", "train.class_weights.daisy: null -> 2.0"),
         ("train.precision=mixed_bfloat16", 'train.precision: "float32" -> "mixed_bfloat16"'),
-        ("evaluate.magnify=true", "evaluate.magnify: false -> true"),  # the probe learns from it
+        ("tta.center_zoom=true", "tta.center_zoom: false -> true"),  # the probe learns from it
         ("stages.0.epochs=7", "stages.0.epochs: 5 -> 7"),  # the schedule of the learning rate would jump
         ("stages.1.epochs=7", "stages.1.epochs: null -> 7"),
     ],
@@ -540,12 +550,53 @@ def test_a_saved_recipe_of_an_earlier_version_is_read_with_a_word(tmp_path, caps
     config = load(tmp_path / "config.toml", ["train.patience=4"])
     assert config.data.cache_gb == 2.5 and config.train.seed == 3
     said = capsys.readouterr()
-    assert "train.feature_cache_gb is called data.cache_gb now" in said.err and said.out == "", "stdout may be a table"
+    assert (
+        "train.feature_cache_gb is called data.cache_gb now" in said.err
+    )  # one line, however many and said.out == "", "stdout may be a table"
     (tmp_path / "config.toml").write_text("[data]\ncache_gb = 1.0\n[train]\nfeature_cache_gb = 2.5\n")
     assert load(tmp_path / "config.toml").data.cache_gb == 1.0
 
 
+def test_every_setting_of_an_earlier_version_is_read_by_its_new_name(tmp_path, capsys):
+    (tmp_path / "old.toml").write_text(
+        """
+        [data]
+        resize = "squash"
+        [head]
+        levels = 2
+        root = true
+        noise = 0.5
+        [train]
+        accumulate = 2
+        final_fit = "no"
+        feature_cache_gb = 2.5
+        [evaluate]
+        mirror = false
+        whole = true
+        magnify = true
+        wanted_accuracy = 0.9
+        [[stages]]
+        unfreeze = 1
+        [[stages]]
+        unfreeze = 2
+        views = 1
+        clip = 3.0
+        """
+    )
+    config = load(tmp_path / "old.toml")
+    assert (config.data.resize, config.data.cache_gb) == ("stretch", 2.5)
+    assert (config.head.feature_levels, config.head.power_norm, config.head.gaussian_dropout) == (2, True, 0.5)
+    assert (config.train.gradient_accumulation_steps, config.train.refit_on_train_val) == (2, "no")
+    assert config.tta == TTA(hflip=False, full_image=True, center_zoom=True) and config.evaluate.wanted_accuracy == 0.9
+    assert (config.stages[1].cached_augmentations, config.stages[1].clipnorm) == (1, 3.0)
+    assert config.stages[0].clipnorm == 0 and len(config.stages) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(f"{old} is called {new} now" in said for old, new in RENAMED.items())
+
+
 def test_on_the_command_line_an_old_name_is_refused_with_the_new_one():
+    with pytest.raises(ConfigError, match=r"stages\.1\.clip: no such setting. It is called 'stages\.1\.clipnorm' now"):
+        load(None, ["stages.0.epochs=1", "stages.1.clip=3"])
     with pytest.raises(
         ConfigError, match=r"train\.feature_cache_gb: no such setting. It is called 'data\.cache_gb' now"
     ):
@@ -570,8 +621,8 @@ def test_a_path_that_a_recipe_cannot_hold_is_refused_by_name(tmp_path, monkeypat
         ([], True),
         (["augment.flip=false"], False),
         (["augment.policy=none"], False),
-        (["augment.flip=false", "evaluate.mirror=true"], True),  # as some earlier run was trained
-        (["evaluate.mirror=false"], False),
+        (["augment.flip=false", "tta.hflip=true"], True),  # as some earlier run was trained
+        (["tta.hflip=false"], False),
     ],
 )
 @pytest.mark.parametrize("recipe", [None, "folder.toml", "scratch.toml"])

@@ -66,7 +66,7 @@ def test_a_second_run_finds_the_images_decoded_even_under_new_names(class_folder
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("change", [{"image_size": 20}, {"resize": "squash"}])
+@pytest.mark.parametrize("change", [{"image_size": 20}, {"resize": "stretch"}])
 def test_other_pixels_are_another_cache(class_folder, tmp_path, decoded, change):
     examples = load_examples(str(class_folder))
     decode(examples, settings(tmp_path))
@@ -272,7 +272,7 @@ def test_pixels_are_named_by_the_images_and_how_they_became_square(class_folder,
     key = decode(examples, settings(tmp_path))[1].key
     assert key
     fewer = examples.take(np.arange(len(examples)) != 5, ())
-    others = [decode(fewer, settings(tmp_path)), decode(examples, settings(tmp_path, resize="squash"))]
+    others = [decode(fewer, settings(tmp_path)), decode(examples, settings(tmp_path, resize="stretch"))]
     others.append(decode(examples, Data(cache=str(tmp_path / "cache"), image_size=SIZE + 1)))
     assert len({key, *(pixels.key for _, pixels in others)}) == 4
     assert decode(examples, settings(tmp_path, memory_gb=0.0))[1].key == key
@@ -359,7 +359,7 @@ def test_pixels_make_room_within_the_limit_of_the_cache(class_folder, tmp_path):
     how = {"cache_gb": 2.5 * size / 2**30, "memory_gb": 0.0}
     _, held = decode(examples, settings(tmp_path, **how))
     expected = held[np.arange(36)]
-    for resize in ("pad", "squash"):
+    for resize in ("pad", "stretch"):
         decode(examples, settings(tmp_path, resize=resize, **how))
     assert len(caches(tmp_path)) == 2
     assert held.path.exists(), "what this run uses stays"

@@ -13,7 +13,11 @@ from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
 from template.model.backbones import BACKBONES
 
-STAGES = (Stage(unfreeze=0, epochs=1), Stage(unfreeze=2, epochs=2, views=1, refresh=1), Stage(unfreeze="all", epochs=1))
+STAGES = (
+    Stage(unfreeze=0, epochs=1),
+    Stage(unfreeze=2, epochs=2, cached_augmentations=1, refresh=1),
+    Stage(unfreeze="all", epochs=1),
+)
 
 
 @pytest.mark.slow
@@ -23,8 +27,8 @@ def test_trained_through_every_stage_it_says_the_same_after_reload(name, make_fo
         data=Data(path=str(make_folder(each=10, size=64)), image_size=64, cache=str(tmp_path / "cache")),
         augment=Augment(policy="light"),
         backbone=Backbone(name=name, weights="none"),
-        head=Head(levels=2, root=True),
-        train=Train(batch_size=8, final_fit="no"),
+        head=Head(feature_levels=2, power_norm=True),
+        train=Train(batch_size=8, refit_on_train_val="no"),
         stages=STAGES,
     )
     folder = tmp_path / "run"

@@ -73,7 +73,7 @@ def test_occlusion_finds_the_same_without_looking_inside(planted, trained):
     assert (maps.max(axis=(1, 2)) > 0).all()
 
 
-HEADS = [Head(), Head(levels=2, root=True, pooling="both"), Head(hidden=4), Head(pooling="max")]
+HEADS = [Head(), Head(feature_levels=2, power_norm=True, pooling="both"), Head(hidden=4), Head(pooling="max")]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=["plain", "levels and both pools", "hidden layer", "maximum"])

@@ -12,7 +12,7 @@ from keras import layers, ops
 from template.config import Augment, Backbone, Head, Stage
 from template.data.pipeline import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
 from template.data.rows import ArrayFile, opened, write
-from template.model.build import boundary, build, freeze, root
+from template.model.build import boundary, build, freeze, power_norm
 from template.runs import Timer
 from template.train import features
 from template.train.features import FeatureCache, activations, cache_frozen, cached, fingerprint, inference, split_model
@@ -290,8 +290,8 @@ def test_settings_and_functions_make_another_network():
         "plain": y,
         "relu": layers.Activation("relu")(y),
         "tanh": layers.Activation("tanh")(y),
-        "root": root(y),
-        "root twice": root(root(y)),
+        "root": power_norm(y),
+        "root twice": power_norm(power_norm(y)),
         "another constant": y * ops.rsqrt(ops.abs(y) + 0.02),
         "two relus": layers.Activation("relu")(layers.Activation("relu")(y)),
         "skips one": layers.Add()([layers.Activation("relu")(y), y]),
@@ -300,7 +300,7 @@ def test_settings_and_functions_make_another_network():
     prints = {name: fingerprint(keras.Model(x, output)) for name, output in outputs.items()}
     same = [(a, b) for a in prints for b in prints if a < b and prints[a] == prints[b]]
     assert same == [], "these compute different things and have one name"
-    assert fingerprint(keras.Model(x, root(y))) == prints["root"]
+    assert fingerprint(keras.Model(x, power_norm(y))) == prints["root"]
 
 
 @pytest.mark.parametrize("missing", [1, 8, "all"])

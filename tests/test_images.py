@@ -61,7 +61,7 @@ def exif(orientation: int) -> Image.Exif:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP", "JPEG", "AVIF", "MPO"])
 def test_every_format_is_read(kind):
     # The middle of a flat colour survives any compression; palettes of 256 colours hold these.
-    pixels = load_image(encode(flat("RGB", (200, 100, 50)), kind), 16, "squash")
+    pixels = load_image(encode(flat("RGB", (200, 100, 50)), kind), 16, "stretch")
     assert pixels.shape == (16, 16, 3)
     assert pixels.dtype == np.uint8
     np.testing.assert_allclose(pixels[8, 8], (200, 100, 50), atol=3)
@@ -94,14 +94,14 @@ def test_file_bytes_and_array_agree_bit_for_bit(tmp_path, kind):
 )
 def test_exif_orientation_turns_the_image(kind, orientation, upright):
     stored = noise(20, 30)
-    turned = load_image(encode(Image.fromarray(stored), kind, exif=exif(orientation)), 16, "squash")
-    np.testing.assert_array_equal(turned, load_image(np.ascontiguousarray(upright(stored)), 16, "squash"))
+    turned = load_image(encode(Image.fromarray(stored), kind, exif=exif(orientation)), 16, "stretch")
+    np.testing.assert_array_equal(turned, load_image(np.ascontiguousarray(upright(stored)), 16, "stretch"))
 
 
 def test_a_phone_held_upright_has_its_left_edge_on_top():
     stored = np.zeros((40, 80, 3), np.uint8)
     stored[:, :40] = 255  # orientation 6: turn by 90 degrees clockwise to see it upright
-    pixels = load_image(encode(Image.fromarray(stored), "JPEG", exif=exif(6)), 16, "squash").astype(int)
+    pixels = load_image(encode(Image.fromarray(stored), "JPEG", exif=exif(6)), 16, "stretch").astype(int)
     assert pixels[:7].min() > 240
     assert pixels[9:].max() < 15
 
@@ -132,7 +132,7 @@ def test_alpha_lies_on_white_and_grey_is_three_equal_channels(image, expected):
 
 
 def said(source, size: int = 24, **how) -> tuple[np.ndarray, str]:
-    return load(source, Data(image_size=size, resize="squash", **how))
+    return load(source, Data(image_size=size, resize="stretch", **how))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def pgm16(array: np.ndarray) -> bytes:
 )
 def test_16_bits_are_scaled_by_their_range(make):
     """Pillow's own conversion saturates: all but the darkest 256 levels become white."""
-    pixels = load_image(make(), 32, "squash").astype(float)
+    pixels = load_image(make(), 32, "stretch").astype(float)
     np.testing.assert_allclose(pixels, np.repeat(ramp16()[..., None] / 257, 3, axis=2), atol=1)
 
 
@@ -279,7 +279,7 @@ def test_a_dark_16_bit_image_of_a_set_that_uses_16_bits_stays_dark(make):
     # Scaled by what it holds instead of by the range of its set, it would become bright.
     array = np.random.default_rng(0).integers(0, 6000, (16, 16)).astype(np.uint16)
     for bits in (16, with_bits(Data(), [make(array), make(ramp16())]).bits):
-        pixels, note = load(make(array), Data(image_size=16, resize="squash", bits=bits))
+        pixels, note = load(make(array), Data(image_size=16, resize="stretch", bits=bits))
         assert pixels.max() <= 6000 // 257 + 1
         assert not note
 
@@ -311,7 +311,7 @@ DEEP = {
 def test_bits_that_a_16_bit_file_leaves_empty_do_not_make_it_black(kind, bits):
     """Of cameras and microscopes: 4,095 is white there, and would be 15 of 255."""
     values = (waves().astype(np.float64) * (2**bits - 1) / 255).round().astype(np.uint16)
-    pixels, note = load(DEEP[kind](values), Data(image_size=64, resize="squash"))
+    pixels, note = load(DEEP[kind](values), Data(image_size=64, resize="stretch"))
     expected = waves() if "grey" not in kind and kind != "PGM" else np.repeat(waves()[..., :1], 3, axis=2)
     np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
     assert note == (f"{bits} of 16 bits are used, and scaled by that" if bits < 16 else "")
@@ -321,7 +321,7 @@ def test_a_dark_image_is_scaled_as_its_bright_siblings_are():
     """A rule for single files would take 10 bits for a dark image of a camera of 12, and make it as bright as day."""
     bright = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64, 1)
     dark = bright // 8
-    data = with_bits(Data(image_size=64, resize="squash"), [deep_png(dark), deep_png(bright), png()])
+    data = with_bits(Data(image_size=64, resize="stretch"), [deep_png(dark), deep_png(bright), png()])
     assert data.bits == 12
     light, shade = (load(deep_png(values), data)[0].astype(float) for values in (bright, dark))
     np.testing.assert_allclose(shade, light / 8, atol=1)
@@ -332,7 +332,7 @@ def test_files_of_several_devices_are_each_on_their_own():
     """A set of 10 and of 16 bits is no set of dark and bright: those of 10 fill their range."""
     values = waves(1).astype(np.float64) / 255
     ten, sixteen = ((values * (2**bits - 1)).round().astype(np.uint16) for bits in (10, 16))
-    data = Data(image_size=64, resize="squash")
+    data = Data(image_size=64, resize="stretch")
     data = with_bits(data, [deep_png(ten), deep_png(ten), deep_png(ten // 2), deep_png(sixteen)])
     assert data.bits == "auto"
     for array in (ten, sixteen):
@@ -341,7 +341,7 @@ def test_files_of_several_devices_are_each_on_their_own():
 
 def test_what_was_stretched_to_16_bits_stays_dark():
     eight = waves(1) // 16
-    np.testing.assert_array_equal(load_image(deep_png(eight.astype(np.uint16) * 257), 64, "squash")[..., :1], eight)
+    np.testing.assert_array_equal(load_image(deep_png(eight.astype(np.uint16) * 257), 64, "stretch")[..., :1], eight)
     assert with_bits(Data(), [deep_png(eight.astype(np.uint16) * 257), png(), b"no image"]).bits == "auto"
 
 
@@ -351,23 +351,23 @@ def test_bits_that_a_file_declares_are_believed():
     said = chunk(b"sBIT", b"\x0c")
     data = deep_png(dark)
     declared = data[:33] + said + data[33:]  # behind signature and header
-    assert load_image(declared, 16, "squash").max() == round(500 * 255 / 4095)
-    assert load_image(deep_png(dark), 16, "squash").max() == round(500 * 255 / 1023)
+    assert load_image(declared, 16, "stretch").max() == round(500 * 255 / 4095)
+    assert load_image(deep_png(dark), 16, "stretch").max() == round(500 * 255 / 1023)
     tagged = tiff(dark, extra={281: (4095,)})
-    assert load_image(tagged, 16, "squash").max() == round(500 * 255 / 4095)
+    assert load_image(tagged, 16, "stretch").max() == round(500 * 255 / 4095)
 
 
 @pytest.mark.parametrize("bits", [12, 16])
 def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(bits):
     values = (waves(1).astype(np.float64) * (2**bits - 1) / 255).round().astype(np.uint16)
     for order in "<>":
-        pixels = load_image(tiff(2**bits - 1 - values, photometric=0, order=order), 64, "squash")
+        pixels = load_image(tiff(2**bits - 1 - values, photometric=0, order=order), 64, "stretch")
         np.testing.assert_allclose(pixels[..., :1].astype(int), waves(1), atol=1)
 
 
 def test_floats_are_spread_over_their_own_range_and_must_be_finite():
     array = np.linspace(-3, 5, 256, dtype=np.float32).reshape(16, 16)
-    pixels = load_image(encode(Image.fromarray(array), "TIFF"), 16, "squash")[..., 0]
+    pixels = load_image(encode(Image.fromarray(array), "TIFF"), 16, "stretch")[..., 0]
     assert (pixels.min(), pixels.max()) == (0, 255)
     assert (np.diff(pixels.ravel().astype(int)) >= 0).all()
     array[3, 3] = np.nan
@@ -412,8 +412,8 @@ def test_an_odd_tag_costs_neither_the_image_nor_its_turn(kind):
         data = encode(Image.fromarray(stored), kind, exif=block, **how)
         if kind == "TIFF":
             data = tiff(stored, extra={274: (6,), 34665: (99_999,)})
-        upright = load_image(np.ascontiguousarray(np.rot90(stored, -1)), 16, "squash")
-        assert np.abs(load_image(data, 16, "squash").astype(int) - upright).mean() < 2
+        upright = load_image(np.ascontiguousarray(np.rot90(stored, -1)), 16, "stretch")
+        assert np.abs(load_image(data, 16, "stretch").astype(int) - upright).mean() < 2
 
 
 def test_text_and_profiles_of_any_length_cost_no_image():
@@ -447,10 +447,10 @@ def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
     page = Image.new("1", (1000, 1400), 1)
     page.paste(0, (0, 0, 500, 1400))
     data = encode(page, "TIFF", compression="group4")
-    expected = load_image(data, 16, "squash")
+    expected = load_image(data, 16, "stretch")
     assert expected[:, :7].max() == 0 and expected[:, 9:].min() == 255
     monkeypatch.setattr(images, "LARGE", 10_000)
-    difference = np.abs(load_image(data, 16, "squash").astype(int) - expected)
+    difference = np.abs(load_image(data, 16, "stretch").astype(int) - expected)
     assert difference.max() <= 16  # at the edge between black and white
     clear = Image.fromarray(np.dstack([np.asarray(smooth().resize((600, 500))), np.full((500, 600), 200, np.uint8)]))
     for image in (clear, clear.convert("RGB"), clear.convert("L"), clear.convert("RGB").quantize(64)):
@@ -526,14 +526,14 @@ def test_pad_keeps_everything_between_equal_grey_borders(tall):
         np.testing.assert_array_equal(border, np.broadcast_to(GREY, (20, 80, 3)))
 
 
-def test_squash_keeps_everything_and_changes_the_aspect():
-    pixels = load_image(wide(), 40, "squash")
+def test_stretch_keeps_everything_and_changes_the_aspect():
+    pixels = load_image(wide(), 40, "stretch")
     for start, colour in zip(range(0, 40, 10), (RED, GREEN, BLUE, RED), strict=True):
         inner = pixels[:, start + 2 : start + 8]  # the edges between the colours are blended
         np.testing.assert_array_equal(inner, np.broadcast_to(colour, inner.shape))
 
 
-@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 31), (31, 1), (2, 3), (17, 16)])
 def test_the_smallest_and_longest_images_have_a_size_too(shape, resize):
     pixels = load_image(np.full((*shape, 3), 90, np.uint8), 16, resize)
@@ -546,11 +546,11 @@ def test_a_image_that_padding_would_lose_is_refused(shape):
     line = np.full((*shape, 3), 90, np.uint8)
     with pytest.raises(BadImageError, match="too narrow"):
         load_image(line, 16, "pad")
-    for resize in ("crop", "squash"):
+    for resize in ("crop", "stretch"):
         np.testing.assert_array_equal(load_image(line, 16, resize), 90)
 
 
-@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
 def test_making_a_image_smaller_averages_and_does_not_pick(resize):
     """Uniform noise has a standard deviation of 73.9; tf.image.resize leaves 37 of it after a reduction by 16."""
     assert noise(512, 512).std() > 70
@@ -563,7 +563,7 @@ def test_a_large_jpeg_decoded_at_a_part_of_its_size_is_the_same_image():
     waves = [127 + 120 * np.sin(2 * np.pi * x / 48), y * 255 / 900, 127 + 120 * np.sin(2 * np.pi * (x + y) / 48)]
     array = np.stack(waves, axis=2).astype(np.uint8)
     data = encode(Image.fromarray(array), "JPEG", quality=95, subsampling=0)
-    for resize in ("crop", "squash"):
+    for resize in ("crop", "stretch"):
         difference = load_image(data, 100, resize).astype(float) - load_image(array, 100, resize)
         assert np.abs(difference).mean() < 1.5
         assert np.abs(difference).max() < 8

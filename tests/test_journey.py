@@ -150,9 +150,9 @@ def journey(tmp_path_factory) -> Journey:
 SETTINGS = (
     "--data.path=photos", "--data.image_size=32", "--backbone.name=mobilenet", "--backbone.alpha=0.25",
     "--backbone.weights=mobilenet.weights.h5", "--train.batch_size=16", "--stages.0.unfreeze=1", "--stages.0.epochs=2",
-    "--data.test_fraction=0.25", "--head.levels=1", "--train.checkpoint_seconds=0",
+    "--data.test_fraction=0.25", "--head.feature_levels=1", "--train.checkpoint_seconds=0",
 )  # fmt: skip
-QUICK = (*SETTINGS, "--evaluate.magnify=false")
+QUICK = (*SETTINGS, "--tta.center_zoom=false")
 """Where what `auto` chooses is not what is looked at."""
 
 

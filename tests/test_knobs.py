@@ -141,13 +141,13 @@ def test_the_page_of_the_craft_says_each_default_as_it_is(key, default):
 
 def test_the_page_of_the_craft_has_a_row_for_every_such_setting():
     there = {key for key, _ in craft_rows()}
-    epochs_and_views = {"unfreeze", "epochs", "views", "refresh", "only_if_gain"}
+    epochs_and_views = {"unfreeze", "epochs", "cached_augmentations", "refresh", "only_if_gain"}
     expected = {f"stages.N.{name}" for name in SECTIONS["Stage"].__pydantic_fields__ if name not in epochs_and_views}
     expected |= {
         f"train.{name}" for name in ("loss", "label_smoothing", "class_weights", "sampling", "logit_adjustment")
     } | {"train.mixup", "train.cutmix"}
     expected |= {f"augment.{name}" for name in SECTIONS["Augment"].__pydantic_fields__}
-    expected |= {f"head.{name}" for name in ("activation", "dropout", "noise", "drop_block", "drop_connect")}
+    expected |= {f"head.{name}" for name in ("activation", "dropout", "gaussian_dropout", "drop_block", "drop_connect")}
     expected |= {f"head.{name}" for name in ("l1", "l2", "max_norm")}
-    expected |= {"backbone.stochastic_depth", "train.accumulate", "train.monitor_gradients"}
+    expected |= {"backbone.stochastic_depth", "train.gradient_accumulation_steps", "train.monitor_gradients"}
     assert expected <= there

@@ -21,7 +21,7 @@ from template.train.features import split_model
 
 TINY, SIZE = Backbone(name="tiny", weights="none"), 32
 DEEP = Backbone(name="tiny", weights="none", stochastic_depth=0.5)
-ALL = Head(drop_block=0.4, drop_connect=0.4, levels=2, hidden=6, l2=0.01, max_norm=3.0)
+ALL = Head(drop_block=0.4, drop_connect=0.4, feature_levels=2, hidden=6, l2=0.01, max_norm=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_blocks_are_squares_of_7_or_half_the_map_in_each_channel_anew_and_the_me
 
 
 def test_the_rate_of_dropped_blocks_rises_over_a_stage_and_is_nothing_at_inference():
-    head = Head(drop_block=0.2, levels=2, dropout=0.0)
+    head = Head(drop_block=0.2, feature_levels=2, dropout=0.0)
     model, maps = build(TINY, head, SIZE, [1, 1]), np.ones((8, 8, 8, 96), np.float32)
     ramp = DropBlockSchedule(start=5, epochs=4)
     ramp.set_model(model)
@@ -95,7 +95,7 @@ def test_weights_of_a_kernel_are_dropped_by_the_batch_scaled_up_and_all_there_at
 
 
 def test_a_head_that_drops_weights_has_those_of_dense_with_penalty_constraint_and_gradient(pixels):
-    one, other = build(TINY, ALL, SIZE, [1, 2]), build(TINY, Head(levels=2, hidden=6, l2=0.01), SIZE, [1, 2])
+    one, other = build(TINY, ALL, SIZE, [1, 2]), build(TINY, Head(feature_levels=2, hidden=6, l2=0.01), SIZE, [1, 2])
     names = {layer.name for layer in one.layers if isinstance(layer, DropConnect)}
     assert names == {"logits", "head_hidden"} and not any(isinstance(layer, DropConnect) for layer in other.layers)
     logits = one.get_layer("logits")

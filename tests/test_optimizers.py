@@ -118,7 +118,7 @@ def both_stepped(stage: Stage, one: list[float], other: list[float]) -> list[np.
     ],
 )
 def test_gradients_are_shortened_all_together_or_each_array_or_each_number(clip_by, clip, expected):
-    stage = Stage(optimizer="sgd", clip=clip, clip_by=clip_by)
+    stage = Stage(optimizer="sgd", clipnorm=clip, clip_by=clip_by)
     found = both_stepped(stage, [3.0, -4.0], [0.0, 12.0])
     np.testing.assert_allclose(found, -1.9 * PEAK * np.array(expected), rtol=1e-4)
 
@@ -126,12 +126,12 @@ def test_gradients_are_shortened_all_together_or_each_array_or_each_number(clip_
 @pytest.mark.parametrize("clip_by", ["global_norm", "norm", "value"])
 def test_a_short_gradient_and_none_at_all_are_left_as_they_are(clip_by):
     free = Stage(optimizer="sgd")
-    stage = dataclasses.replace(free, clip=1.0, clip_by=clip_by)
+    stage = dataclasses.replace(free, clipnorm=1.0, clip_by=clip_by)
     for gradients in (([0.3, -0.4], [0.1, 0.2]), ([0.0, 0.0], [0.0, 0.0])):
         np.testing.assert_array_equal(both_stepped(stage, *gradients), both_stepped(free, *gradients))
 
 
-STEEP = Stage(optimizer="sgd", weight_decay=0.0, clip=1e-3)
+STEEP = Stage(optimizer="sgd", weight_decay=0.0, clipnorm=1e-3)
 """Every gradient of `moved_by` is longer."""
 
 
@@ -235,7 +235,7 @@ def test_gradients_of_three_batches_make_one_step_as_their_mean_would(name, clip
     """Its moving average too: Keras's own goes on while the gradients are collected."""
     rng = np.random.default_rng(0)
     batches = rng.normal(size=(7, 3, 2, 2)).astype(np.float32)
-    stage = Stage(optimizer=name, weight_decay=0.1, clip=0.5, clip_by=clip_by)
+    stage = Stage(optimizer=name, weight_decay=0.1, clipnorm=0.5, clip_by=clip_by)
 
     def end(accumulate: int) -> list[np.ndarray]:
         kernel = keras.Variable(np.ones((2, 2)), dtype="float32", name="kernel")
@@ -253,7 +253,9 @@ def test_gradients_of_three_batches_make_one_step_as_their_mean_would(name, clip
     np.testing.assert_allclose(in_parts, whole, atol=1e-6)
 
 
-OTHER = Stage(unfreeze=1, epochs=3, optimizer="sgd", schedule="step", layer_decay=0.5, clip=1.0, l1=1e-4, l2_sp=0.01)
+OTHER = Stage(
+    unfreeze=1, epochs=3, optimizer="sgd", schedule="step", layer_decay=0.5, clipnorm=1.0, l1=1e-4, l2_sp=0.01
+)
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(tmp_path, monkeypatch):
@@ -262,7 +264,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
     pixels, labels = rng.integers(0, 255, (12, 16, 16, 3)).astype(np.uint8), np.arange(12) % 3
     source, settings = (
         ArrayDataset(lambda _, rows: pixels[rows], labels),
-        Train(batch_size=5, loss="focal", accumulate=2, checkpoint_seconds=0),
+        Train(batch_size=5, loss="focal", gradient_accumulation_steps=2, checkpoint_seconds=0),
     )
     original = checkpoints.Checkpoint.on_epoch_end
 

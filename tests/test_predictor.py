@@ -136,13 +136,13 @@ def test_a_run_of_the_first_version_is_read(tmp_path, images, precision):
     backbone = pretrained("tiny", tmp_path / "theirs.weights.h5")
     keras.config.set_dtype_policy(precision)
     try:
-        model = build(backbone, Head(levels=2, root=True), SIZE, [1, 2, 3])
+        model = build(backbone, Head(feature_levels=2, power_norm=True), SIZE, [1, 2, 3])
     finally:
         keras.config.set_dtype_policy("float32")
     settings, stage = Train(class_weights="balanced", loss="focal"), Stage(schedule="step")
     loss = training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c"))
     compile_for(model, optimizer(stage, schedule(stage, 10), True, 1), loss)
-    folder_of(backbone, Head(levels=2, root=True), tmp_path)
+    folder_of(backbone, Head(feature_levels=2, power_norm=True), tmp_path)
     model.save(tmp_path / "model.keras")
     digest = hashlib.sha256()
     for weight in model.get_weights():
@@ -157,7 +157,7 @@ def test_a_run_of_the_first_version_is_read(tmp_path, images, precision):
 SAVED = {
     "weights-step-drops": {
         "train": {"class_weights": "balanced"}, "stage": {"schedule": "step"}, "backbone": {"stochastic_depth": 0.1},
-        "head": {"drop_block": 0.1, "drop_connect": 0.1, "noise": 0.1},
+        "head": {"drop_block": 0.1, "drop_connect": 0.1, "gaussian_dropout": 0.1},
     },
     "focal-exponential-prelu": {
         "train": {"loss": "focal"}, "stage": {"schedule": "exponential"},
@@ -168,13 +168,13 @@ SAVED = {
         "head": {"hidden": 4, "activation": "maxout", "drop_connect": 0.1},
     },
     "smoothed-accumulated-penalised-levels": {
-        "train": {"label_smoothing": 0.1, "accumulate": 2},
-        "stage": {"layer_decay": 0.9, "clip": 1.0, "l2": 0.1, "l2_sp": 0.1},
-        "head": {"l2": 0.1, "max_norm": 1.0, "levels": 3, "root": True, "pooling": "max"},
+        "train": {"label_smoothing": 0.1, "gradient_accumulation_steps": 2},
+        "stage": {"layer_decay": 0.9, "clipnorm": 1.0, "l2": 0.1, "l2_sp": 0.1},
+        "head": {"l2": 0.1, "max_norm": 1.0, "feature_levels": 3, "power_norm": True, "pooling": "max"},
     },
     "mixed": {
         "train": {"precision": "mixed_float16", "class_weights": "balanced"},
-        "head": {"levels": 2, "root": True, "drop_block": 0.1},
+        "head": {"feature_levels": 2, "power_norm": True, "drop_block": 0.1},
     },
 }  # fmt: skip
 
@@ -200,7 +200,7 @@ def test_a_saved_run_is_an_inference_model_that_needs_no_code_of_ours(tmp_path, 
         try:
             model = build(backbone, Head(**how.get("head", {})), SIZE, [1, 2, 3])
             penalise(model, stage, depths(model, backbone), [np.asarray(v) for v in model.variables])
-            made = optimizer(stage, schedule(stage, 10), True, settings.accumulate)
+            made = optimizer(stage, schedule(stage, 10), True, settings.gradient_accumulation_steps)
             compile_for(model, made, training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c")))
         finally:
             keras.config.set_dtype_policy("float32")

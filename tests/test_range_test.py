@@ -25,7 +25,10 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
     labels = np.arange(24) % 3
     pixels = np.full((24, 16, 16, 3), 30, np.uint8)
     pixels[np.arange(24), :, :, labels] += 150
-    settings, stage = Train(batch_size=8), Stage(unfreeze=1, optimizer="sgd", layer_decay=0.5, l2_sp=0.01, views=1)
+    settings, stage = (
+        Train(batch_size=8),
+        Stage(unfreeze=1, optimizer="sgd", layer_decay=0.5, l2_sp=0.01, cached_augmentations=1),
+    )
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
     freeze(model, TINY, stage.unfreeze)
     start = [v.numpy() for v in model.variables]
@@ -66,7 +69,7 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
     """Losses of a sweep of the top block, without dropout and batch statistics."""
     labels = np.arange(24) % 3
     pixels = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 3)).astype(np.uint8)
-    stage = Stage(unfreeze=1, optimizer="sgd", views=1)
+    stage = Stage(unfreeze=1, optimizer="sgd", cached_augmentations=1)
     keras.utils.set_random_seed(0)
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
     freeze(model, TINY, stage.unfreeze)
@@ -79,7 +82,7 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
 
 def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):
     whole = swept(tmp_path, Train(batch_size=24))
-    in_parts = swept(tmp_path, Train(batch_size=8, accumulate=3))
+    in_parts = swept(tmp_path, Train(batch_size=8, gradient_accumulation_steps=3))
     assert len(whole) == len(in_parts) == 12 and whole.max() - whole.min() > 0.01
     np.testing.assert_allclose(in_parts, whole, rtol=1e-3)
 
@@ -123,7 +126,7 @@ def test_the_script_suggests_a_rate_and_draws_it(class_folder, tmp_path, monkeyp
     script = Path(__file__).parents[1] / "scripts" / "find_lr.py"
     line = [f"--data.path={class_folder}", f"--data.cache={tmp_path / 'cache'}", "--data.image_size=16"]
     line += ["--backbone.name=tiny", "--backbone.weights=none", "--train.batch_size=8", f"--out={tmp_path / 'lr.png'}"]
-    monkeypatch.setattr(sys, "argv", [str(script), *line, "--stages.0.unfreeze=0", "--head.levels=1"])
+    monkeypatch.setattr(sys, "argv", [str(script), *line, "--stages.0.unfreeze=0", "--head.feature_levels=1"])
     runpy.run_path(str(script), run_name="__main__")
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("suggested: --stages.0.learning_rate=") and said.endswith("(the recipe has 0.001)")

@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from template import config as configuration
 from template import disk, publish, recipe
-from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
+from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.images import load_image
 from template.data.rows import ArrayFile
@@ -64,8 +64,8 @@ def settings(path: Path, stages=SHORT, train: dict | None = None, **data) -> Con
         data=Data(path=str(path), **(how | data)),
         backbone=Backbone(name="tiny", weights="none", stochastic_depth=0.1),
         head=Head(drop_block=0.1, drop_connect=0.1),  # which a saved model does without
-        train=Train(**({"batch_size": 8, "final_fit": "no", "checkpoint_seconds": 0} | (train or {}))),
-        evaluate=Evaluate(mirror=False),
+        train=Train(**({"batch_size": 8, "refit_on_train_val": "no", "checkpoint_seconds": 0} | (train or {}))),
+        tta=TTA(hflip=False),
         stages=stages,
     )
 
@@ -106,7 +106,7 @@ def train(config: Config, folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def run(home, images) -> Run:
-    return train(settings(images, STAGES, {"final_fit": "yes"}), home / "run")
+    return train(settings(images, STAGES, {"refit_on_train_val": "yes"}), home / "run")
 
 
 def test_the_saved_recipe_is_the_configuration(run):
@@ -277,12 +277,12 @@ def given_parts(home) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def one(home, given_parts) -> Run:
-    return train(settings(given_parts[0], SHORT, {"final_fit": "yes"}), home / "run-one")
+    return train(settings(given_parts[0], SHORT, {"refit_on_train_val": "yes"}), home / "run-one")
 
 
 @pytest.fixture(scope="module")
 def two(home, given_parts) -> Run:
-    return train(settings(given_parts[1], SHORT, {"final_fit": "yes"}), home / "run-two")
+    return train(settings(given_parts[1], SHORT, {"refit_on_train_val": "yes"}), home / "run-two")
 
 
 def test_no_test_image_is_learned_from(one, two):
@@ -306,8 +306,8 @@ def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_
     """What was decoded is enough: for the whole view of what is predicted, for slices, galleries and report."""
     path, begin = tmp_path / "images", recipe.init_model
     shutil.copytree(images, path)
-    config = settings(path, SHORT, {"final_fit": "yes"}, memory_gb=0.0)
-    config = dataclasses.replace(config, evaluate=Evaluate(whole=True, mirror=True, magnify=True))
+    config = settings(path, SHORT, {"refit_on_train_val": "yes"}, memory_gb=0.0)
+    config = dataclasses.replace(config, tta=TTA(full_image=True, hflip=True, center_zoom=True))
     whole = train(config, tmp_path / "undisturbed")
 
     def last_seen(*how):
@@ -333,7 +333,7 @@ def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_th
     _, _, see = recipe.load_data(settings(path))
     (path / "across" / "03.png").unlink()
     with pytest.raises(DataError, match=r"'across/03.png': no such file"):
-        see(dataclasses.replace(settings(path).data, resize="squash"))
+        see(dataclasses.replace(settings(path).data, resize="stretch"))
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +341,7 @@ def cut(home, images) -> Run:
     """A run that was stopped in the middle of its fourth epoch, the second of stage 2."""
     path = home / "copy" / "images"
     shutil.copytree(images, path)
-    config, folder, batches = settings(path, STAGES, {"final_fit": "yes"}), home / "cut", []
+    config, folder, batches = settings(path, STAGES, {"refit_on_train_val": "yes"}), home / "cut", []
 
     def stop(self, batch, logs=None):
         batches.append(batch)
@@ -469,7 +469,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
 
     monkeypatch.setattr(recipe, "train_accuracy", counted)
     monkeypatch.setattr(publish, "figures", spy)
-    done = train(settings(images, STAGES, {"final_fit": "yes"}, test_fraction=0), home / "no-test-refit")
+    done = train(settings(images, STAGES, {"refit_on_train_val": "yes"}, test_fraction=0), home / "no-test-refit")
     logits = {str(name): row for name, row in zip(done.test.ids, log_softmax(done.test.logits, axis=1), strict=True)}
     assert shown
     for answers, ids in shown:
@@ -510,11 +510,11 @@ def weights(home) -> Path:
 
 def left_open(path: Path, weights: Path, **data) -> Config:
     return dataclasses.replace(
-        settings(path, stages=(), train={"final_fit": "auto"}, resize="auto", **data),
+        settings(path, stages=(), train={"refit_on_train_val": "auto"}, resize="auto", **data),
         augment=Augment(flip=False),
         backbone=Backbone(name="tiny", weights=str(weights)),
-        head=Head(levels="auto", root="auto"),
-        evaluate=Evaluate(mirror=True, whole=True, magnify=True),
+        head=Head(feature_levels="auto", power_norm="auto"),
+        tta=TTA(hflip=True, full_image=True, center_zoom=True),
     )
 
 
@@ -525,7 +525,7 @@ def probed(home, images, weights) -> Run:
 
 def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     chosen, choices = configuration.load(probed.folder / "config.toml"), probed.result["choices"]
-    assert set(choices) == {"head.levels", "head.root", "data.resize"}
+    assert set(choices) == {"head.feature_levels", "head.power_norm", "data.resize"}
     assert json.loads((probed.folder / "choices.json").read_text()) == choices
     for key, losses in choices.items():
         section, _, name = key.partition(".")
@@ -534,7 +534,7 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
         assert len(losses) > 1 and all(np.isfinite(list(losses.values())))
         assert losses[str(value)] <= next(iter(losses.values())), "the first option, unless another is better"
         assert f"{key} = {value}: " in probed.printed
-    unchanged = {"levels": "auto", "root": "auto"}
+    unchanged = {"feature_levels": "auto", "power_norm": "auto"}
     assert dataclasses.replace(chosen.head, **unchanged) == probed.config.head
     assert dataclasses.replace(chosen.data, resize="auto") == probed.config.data
     assert chosen.train == probed.config.train
@@ -555,7 +555,7 @@ def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, 
 
 
 def test_mirror_images_that_training_never_sees_are_said(probed, run):
-    assert "evaluate.mirror=true answers by mirror images too" in probed.printed
+    assert "tta.hflip=true answers by mirror images too" in probed.printed
     assert "mirror images" not in run.printed
 
 
@@ -578,8 +578,8 @@ def test_the_predictor_says_what_the_run_said(probed, images):
     np.testing.assert_allclose(said, probed.test.probabilities, rtol=0, atol=1e-5)
     softer = np.stack([p for _, p in classify(model, config, files, temperature=2.0)])
     np.testing.assert_allclose(softer, probed.test.scaled(2.0).probabilities, rtol=0, atol=1e-5)
-    for views in (Evaluate(), Evaluate(mirror=True, magnify=True), Evaluate(mirror=True, whole=True)):
-        fewer = classify(model, dataclasses.replace(config, evaluate=views), files)
+    for views in (TTA(), TTA(hflip=True, center_zoom=True), TTA(hflip=True, full_image=True)):
+        fewer = classify(model, dataclasses.replace(config, tta=views), files)
         assert np.abs(np.stack([p for _, p in fewer]) - said).max() > 1e-3, "or a view more would prove nothing"
 
 
@@ -606,7 +606,7 @@ def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, image
     monkeypatch.setenv("HOME", str(home / "user"))
     monkeypatch.chdir(home)
     config = dataclasses.replace(
-        settings(images, SHORT, {"final_fit": "yes"}, cache="~/cache"),
+        settings(images, SHORT, {"refit_on_train_val": "yes"}, cache="~/cache"),
         backbone=Backbone(name="tiny", weights=str(weights)),
     )
     before = alive()
@@ -626,7 +626,7 @@ def test_a_class_of_one_training_image_leaves_nothing_to_vote_with(home, weights
         (folder / "disc" / f"{number:02d}.png").unlink()
     done = train(left_open(folder, weights), tmp_path / "run")
     chosen = configuration.load(done.folder / "config.toml")
-    assert (chosen.head.levels, chosen.data.resize) == (1, "crop")
+    assert (chosen.head.feature_levels, chosen.data.resize) == (1, "crop")
     json.loads((done.folder / "metrics.json").read_text(), parse_constant=pytest.fail)
 
 

@@ -43,9 +43,9 @@ class Finished:
         self.images = class_folders(home / "my images")
         settings = [f"--data.path={self.images}", f"--data.cache={home / 'cache'}", *TINY]
         settings += ["--data.val_fraction=0.25", "--data.test_fraction=0.25"]
-        settings += ["--augment.policy=light", "--train.patience=99", "--train.final_fit=no"]
+        settings += ["--augment.policy=light", "--train.patience=99", "--train.refit_on_train_val=no"]
         settings += ["--train.checkpoint_seconds=0"]
-        settings += ["--evaluate.mirror=true", "--evaluate.magnify=true", "--evaluate.whole=true"]
+        settings += ["--tta.hflip=true", "--tta.center_zoom=true", "--tta.full_image=true"]
         settings += ['--stages=[{unfreeze="all", epochs=12, learning_rate=3e-3}]']
         self.interrupted, self.last_words = self.stopped(settings, 2, signal.SIGINT)
         (self.folder,) = (home / "runs").iterdir()
@@ -596,8 +596,8 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
 def test_what_enters_the_network_is_shown_without_any_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = class_folders(tmp_path / "images")
-    line = ["--data.path=images", "--data.image_size=32", "--augment.policy=none", "--head.levels=1"]
-    line += ["--stages.0.unfreeze=1", "--stages.0.views=2"]
+    line = ["--data.path=images", "--data.image_size=32", "--augment.policy=none", "--head.feature_levels=1"]
+    line += ["--stages.0.unfreeze=1", "--stages.0.cached_augmentations=2"]
     code, said = call("show", *line, "--out", "none.png")
     assert code == 0 and "none.png" in said
     with Image.open("none.png") as image:

@@ -166,8 +166,8 @@ def test_memory_is_that_of_the_child_at_its_peak(speed, tmp_path, monkeypatch):
     line = json.loads((tmp_path / "line.json").read_text())
     settings = [pair for pair in configuration.pair_up(line) if not pair.startswith("runs=")]
     config = configuration.load(overrides=settings)  # train.py would take them
-    assert config.data.memory_gb == 0.5 and config.data.cache_gb == 8 and config.train.final_fit == "no"
-    assert [(stage.unfreeze, stage.epochs, stage.views) for stage in config.stages] == [(2, 2, 1)]
+    assert config.data.memory_gb == 0.5 and config.data.cache_gb == 8 and config.train.refit_on_train_val == "no"
+    assert [(stage.unfreeze, stage.epochs, stage.cached_augmentations) for stage in config.stages] == [(2, 2, 1)]
     assert Path(config.backbone.weights).is_file()
 
 

@@ -41,11 +41,11 @@ from template.train.stages import TrainContext, fit, refit
 SIZE, CLASSES = 32, 3
 STAGES = (
     Stage(unfreeze=0, epochs=3, learning_rate=1e-2),
-    Stage(unfreeze=1, epochs=3, views=2, refresh=2),
+    Stage(unfreeze=1, epochs=3, cached_augmentations=2, refresh=2),
     Stage(unfreeze="all", epochs=2),
 )
 SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1, checkpoint_seconds=0)
-HEAD = Head(dropout=0.1, levels=2, root=True, drop_block=0.05, drop_connect=0.05)
+HEAD = Head(dropout=0.1, feature_levels=2, power_norm=True, drop_block=0.05, drop_connect=0.05)
 
 
 def coloured(n: int, seed: int) -> ArrayDataset:
@@ -141,7 +141,7 @@ def test_head_noise_is_active_in_fit_on_stored_activations(pretrained, tmp_path,
         return original(self, inputs, training=training)
 
     monkeypatch.setattr(layers.GaussianDropout, "call", spy)
-    head = dataclasses.replace(HEAD, noise=0.5)
+    head = dataclasses.replace(HEAD, gaussian_dropout=0.5)
     settings = dataclasses.replace(how(pretrained, tmp_path, STAGES[:1]), head=head)
     fit(build(pretrained, head, SIZE, np.ones(CLASSES)), coloured(24, 0), coloured(12, 1), settings, tmp_path)
     assert "stored views" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatc
 
     monkeypatch.setattr(keras.Model, "fit", spy)
     settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
-    stage = Stage(unfreeze=1, epochs=1, views=1, schedule="plateau")
+    stage = Stage(unfreeze=1, epochs=1, cached_augmentations=1, schedule="plateau")
     _, state = train(pretrained, tmp_path, (stage,), settings)
     plan = [{**state.plan[0], "epochs": 1, "share": 1.0}]
     refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, (stage,), settings), tmp_path)
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp
 def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too(
     pretrained, tmp_path, monkeypatch, epochs
 ):
-    stages = (Stage(unfreeze=1, epochs=3, views=2), Stage(unfreeze="all", epochs=2))
+    stages = (Stage(unfreeze=1, epochs=3, cached_augmentations=2), Stage(unfreeze="all", epochs=2))
     settings = dataclasses.replace(SETTINGS, sampling="balanced")
     rare = dataclasses.replace(coloured(24, 0), labels=np.repeat(range(CLASSES), [16, 6, 2]))
     original, done, seen = checkpoints.Checkpoint.on_epoch_end, [], []
@@ -599,7 +599,7 @@ def planned(monkeypatch, choice: int) -> None:
 )
 def test_repeat_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
     """With nothing added, the final fit is the first one over again: same order, schedule, average and share."""
-    stages = (Stage(unfreeze=unfreeze, epochs=3, learning_rate=3e-3, views=2),)
+    stages = (Stage(unfreeze=unfreeze, epochs=3, learning_rate=3e-3, cached_augmentations=2),)
     planned(monkeypatch, choice)
     first, state = train(pretrained, tmp_path, stages=stages)
     assert state.plan == [plan]
@@ -638,9 +638,9 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
     monkeypatch.setattr(module, "choose", lambda *_: 1)  # validation of so few images might prefer the best epoch
     head, ended = Head(dropout=0.0, l2=0.01), []
     steady = {"optimizer": "sgd", "learning_rate": 3.0, "schedule": "constant", "warmup": 0.0}
-    stage = Stage(unfreeze=1, epochs=3, views=1, layer_decay=0.5, clip=0.1, l2=1e-3, **steady)
+    stage = Stage(unfreeze=1, epochs=3, cached_augmentations=1, layer_decay=0.5, clipnorm=0.1, l2=1e-3, **steady)
     for batch_size, accumulate in ((24, 1), (8, 3)):
-        settings = Train(batch_size=batch_size, accumulate=accumulate)
+        settings = Train(batch_size=batch_size, gradient_accumulation_steps=accumulate)
         place = dataclasses.replace(how(pretrained, tmp_path, (stage,), settings), head=head)
         keras.utils.set_random_seed(0)
         model = build(pretrained, head, SIZE, np.ones(CLASSES))
@@ -656,8 +656,8 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
 
 def test_a_step_of_more_images_than_there_are_is_refused_before_any_trains(pretrained, tmp_path):
     """An epoch might end without one, and the average of its weights would be that of none."""
-    settings = dataclasses.replace(SETTINGS, accumulate=4)  # 24 images are 3 batches of 8
-    with pytest.raises(ConfigError, match=r"train.accumulate: expected at most 3, .* Received: 4"):
+    settings = dataclasses.replace(SETTINGS, gradient_accumulation_steps=4)  # 24 images are 3 batches of 8
+    with pytest.raises(ConfigError, match=r"train.gradient_accumulation_steps: expected at most 3, .* Received: 4"):
         train(pretrained, tmp_path, settings=settings)
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
 
@@ -669,7 +669,17 @@ STILL = (0.5, 0.4, 0.6, 0.6, 0.3, 0.9)
 def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_the_final_fit_too(
     pretrained, tmp_path, monkeypatch
 ):
-    stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.5, optimizer="sgd", warmup=0.0, schedule="plateau", views=2),)
+    stages = (
+        Stage(
+            unfreeze=0,
+            epochs=6,
+            learning_rate=0.5,
+            optimizer="sgd",
+            warmup=0.0,
+            schedule="plateau",
+            cached_augmentations=2,
+        ),
+    )
     settings = Train(batch_size=8, patience=6, checkpoint_seconds=0)
     monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
     keep, save, rates = callbacks.KeepBest.on_epoch_end, checkpoints.Checkpoint.on_epoch_end, []
@@ -714,7 +724,7 @@ def test_a_plateau_is_seen_after_the_warm_up_and_an_epoch_without_a_number_is_no
 
 def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretrained, tmp_path, monkeypatch, capsys):
     """In the final fit too: three quarters of the stage as planned, however many of its epochs are repeated."""
-    stages = (Stage(unfreeze=0, epochs=2, views=1), Stage(unfreeze=1, epochs=4, views=1))
+    stages = (Stage(unfreeze=0, epochs=2, cached_augmentations=1), Stage(unfreeze=1, epochs=4, cached_augmentations=1))
     plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0, "drops": []} for start in (0, 2)]
     seen = []
     monkeypatch.setattr(module, "_run_epochs", lambda *args, **_: seen.append(args[4]))
@@ -734,7 +744,7 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
         original(self, epoch, logs)
 
     monkeypatch.setattr(guard.TerminateOnNonFinite, "on_epoch_end", spy)
-    stages = (Stage(unfreeze=0, epochs=1, views=1), Stage(unfreeze=1, epochs=4, views=1))
+    stages = (Stage(unfreeze=0, epochs=1, cached_augmentations=1), Stage(unfreeze=1, epochs=4, cached_augmentations=1))
     train(pretrained, tmp_path, stages)
     expected = [(0, []), *((epoch, [epoch / 4] * 2) for epoch in (1, 2, 3, 4))]
     assert seen == expected
@@ -766,7 +776,7 @@ def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monk
 
 
 def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_path):
-    stages = (Stage(unfreeze=0, epochs=3, views=2),)
+    stages = (Stage(unfreeze=0, epochs=3, cached_augmentations=2),)
     train(pretrained, tmp_path, stages=stages)
     read = {"old": [], "new": []}
 
@@ -801,7 +811,7 @@ def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained
         gc.collect()
         return sum(reference() is not None for reference in made)
 
-    stages = (Stage(unfreeze=1, epochs=3, views=1, refresh=1),)
+    stages = (Stage(unfreeze=1, epochs=3, cached_augmentations=1, refresh=1),)
     sources = [dataclasses.replace(coloured(24, 0), key=""), coloured(12, 1)]  # of one, the file is gone too
     settings, model = how(pretrained, tmp_path, stages), fresh(pretrained)
     with pytest.MonkeyPatch.context() as patched:
@@ -1050,8 +1060,10 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
 def test_mixed_precision_trains_and_its_loss_is_float32(pretrained, tmp_path, precision):
     keras.config.set_dtype_policy(precision)
     try:
-        stage = Stage(unfreeze=1, epochs=4, learning_rate=3e-3, schedule="plateau", clip=1.0, layer_decay=0.9)
-        model, state = train(pretrained, tmp_path, (stage,), dataclasses.replace(SETTINGS, accumulate=2))
+        stage = Stage(unfreeze=1, epochs=4, learning_rate=3e-3, schedule="plateau", clipnorm=1.0, layer_decay=0.9)
+        model, state = train(
+            pretrained, tmp_path, (stage,), dataclasses.replace(SETTINGS, gradient_accumulation_steps=2)
+        )
         save_model(model, tmp_path)
     finally:
         keras.config.set_dtype_policy("float32")

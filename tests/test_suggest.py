@@ -7,7 +7,7 @@ import pytest
 
 from template import config as configuration
 from template import recipe
-from template.config import Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
+from template.config import TTA, Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.model.backbones import BACKBONES
 from template.suggest import OF_STAGES, refits, settings_without_effect, stages
 
@@ -15,14 +15,14 @@ LEAST, MOST = 8, 40
 """Epochs of a stage."""
 
 
-def of(images: int, batch_size: int = 32, blocks: int = 13, levels: int = 1, **how: bool) -> tuple[Stage, ...]:
-    return stages(images, batch_size, blocks, levels, **({"pretrained": True, "probed": True} | how))
+def of(images: int, batch_size: int = 32, blocks: int = 13, feature_levels: int = 1, **how: bool) -> tuple[Stage, ...]:
+    return stages(images, batch_size, blocks, feature_levels, **({"pretrained": True, "probed": True} | how))
 
 
-@pytest.mark.parametrize("levels", [1, 2, 7])
+@pytest.mark.parametrize("feature_levels", [1, 2, 7])
 @pytest.mark.parametrize("images", [1, 20, 199])
-def test_with_few_images_the_probe_is_the_whole_training(images, levels):
-    assert of(images, levels=levels) == ()
+def test_with_few_images_the_probe_is_the_whole_training(images, feature_levels):
+    assert of(images, feature_levels=feature_levels) == ()
 
 
 @pytest.mark.parametrize("images", [200, 1000, 1999])
@@ -32,11 +32,11 @@ def test_with_more_the_top_sixth_is_unfrozen(images):
     assert not stage.only_if_gain, "nothing comes before it that could have gained"
 
 
-@pytest.mark.parametrize("levels", [2, 7])
-def test_far_from_imagenet_half_is_unfrozen_with_longer_steps_if_there_are_a_thousand_images(levels):
-    assert of(999, levels=levels) == ()
+@pytest.mark.parametrize("feature_levels", [2, 7])
+def test_far_from_imagenet_half_is_unfrozen_with_longer_steps_if_there_are_a_thousand_images(feature_levels):
+    assert of(999, feature_levels=feature_levels) == ()
     for images in (1000, 2000, 100_000):
-        near, (far,) = of(images), of(images, levels=levels)
+        near, (far,) = of(images), of(images, feature_levels=feature_levels)
         assert far.unfreeze == 7  # of 13
         assert not far.only_if_gain
         assert far.learning_rate > 2 * near[0].learning_rate
@@ -52,23 +52,23 @@ def test_with_thousands_half_follows_if_the_top_helped(images):
 
 
 @pytest.mark.parametrize("images", [1, 199, 200, 5000])
-@pytest.mark.parametrize("how", [{}, {"levels": 3}, {"probed": False}])
+@pytest.mark.parametrize("how", [{}, {"feature_levels": 3}, {"probed": False}])
 def test_from_scratch_everything_trains_at_once_however_few_images_there_are(images, how):
     (stage,) = of(images, **{"pretrained": False} | how)
     assert stage.unfreeze == "all"
     assert not stage.only_if_gain
 
 
-@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("feature_levels", [1, 3])
 @pytest.mark.parametrize("images", [1, 199, 200, 999, 1000, 5000])
-def test_without_a_probe_the_head_is_trained_before_anything_is_unfrozen(images, levels):
-    head, *rest = of(images, levels=levels, probed=False)
+def test_without_a_probe_the_head_is_trained_before_anything_is_unfrozen(images, feature_levels):
+    head, *rest = of(images, feature_levels=feature_levels, probed=False)
     assert head.unfreeze == 0
     assert not head.only_if_gain
-    assert tuple(rest) == of(images, levels=levels)
+    assert tuple(rest) == of(images, feature_levels=feature_levels)
 
 
-@pytest.mark.parametrize("how", [{}, {"levels": 4}, {"probed": False}, {"pretrained": False}])
+@pytest.mark.parametrize("how", [{}, {"feature_levels": 4}, {"probed": False}, {"pretrained": False}])
 @pytest.mark.parametrize("batch_size", [1, 32, 4096])
 def test_epochs_lie_within_8_and_40_and_more_images_never_get_more(batch_size, how):
     sizes = [1, 2, 31, 32, 33, 199, 200, 201, 640, 1999, 2000, 2001, 10_000, 10**6, 10**8]
@@ -91,14 +91,16 @@ def test_few_images_get_as_many_steps_in_more_epochs():
 def test_every_network_has_the_blocks_that_are_to_be_unfrozen(name):
     blocks = BACKBONES[name].blocks
     for images in (200, 1000, 2000):
-        for levels in (1, 2):
-            assert all(1 <= stage.unfreeze <= blocks for stage in of(images, blocks=blocks, levels=levels))
+        for feature_levels in (1, 2):
+            assert all(
+                1 <= stage.unfreeze <= blocks for stage in of(images, blocks=blocks, feature_levels=feature_levels)
+            )
     top, half = (stage.unfreeze for stage in of(2000, blocks=blocks))
     assert top < half, "a stage that unfreezes nothing more would be the first one again"
 
 
 @pytest.mark.parametrize(
-    ("final_fit", "weights", "images", "expected"),
+    ("refit_on_train_val", "weights", "images", "expected"),
     [
         ("auto", "imagenet", 100, True),
         ("auto", "imagenet", 4999, True),
@@ -108,18 +110,18 @@ def test_every_network_has_the_blocks_that_are_to_be_unfrozen(name):
         ("no", "imagenet", 100, False),
     ],
 )
-def test_few_images_are_all_learned_from_in_the_end(final_fit, weights, images, expected):
-    config = Config(backbone=Backbone(weights=weights), train=Train(final_fit=final_fit))
+def test_few_images_are_all_learned_from_in_the_end(refit_on_train_val, weights, images, expected):
+    config = Config(backbone=Backbone(weights=weights), train=Train(refit_on_train_val=refit_on_train_val))
     assert refits(config, images) is expected
 
 
 OTHER = {
     "augment": Augment(policy="heavy", strength=2.0, erase=0.1, blur=0.1, grey=0.1, solarize=0.1),
     "backbone": Backbone(name="resnet50", stochastic_depth=0.1),
-    "head": Head(dropout=0.1, noise=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
+    "head": Head(dropout=0.1, gaussian_dropout=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
     "train": Train(
-        accumulate=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced", label_smoothing=0.1,
-        mixup=0.1, cutmix=0.1, checkpoint_seconds=0, monitor_gradients=True,
+        gradient_accumulation_steps=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced",
+        label_smoothing=0.1, mixup=0.1, cutmix=0.1, checkpoint_seconds=0, monitor_gradients=True,
     ),
 }  # fmt: skip
 """Other than the defaults in everything that a stage alone makes use of; but for what must not be given together."""
@@ -128,8 +130,9 @@ USED = {
     "data": set(Data.__pydantic_fields__),
     "augment": {"flip"},
     "backbone": {"name", "weights", "alpha"},
-    "head": {"levels", "pooling", "root", "hidden", "activation"},  # hidden: then a stage trains
-    "train": {"batch_size", "precision", "seed", "probe", "final_fit", "deterministic"},
+    "head": {"feature_levels", "pooling", "power_norm", "hidden", "activation"},  # hidden: then a stage trains
+    "train": {"batch_size", "precision", "seed", "probe", "refit_on_train_val", "deterministic"},
+    "tta": set(TTA.__pydantic_fields__),
     "evaluate": set(Evaluate.__pydantic_fields__),
 }
 """What a run of the probe alone makes use of."""
@@ -137,7 +140,7 @@ USED = {
 
 def test_every_setting_is_used_by_a_run_of_the_probe_alone_or_said_to_have_no_effect():
     for section, kind in {"data": Data, "augment": Augment, "backbone": Backbone, "head": Head, "train": Train,
-                          "evaluate": Evaluate}.items():  # fmt: skip
+                          "tta": TTA, "evaluate": Evaluate}.items():  # fmt: skip
         of_stages = set(OF_STAGES.get(section, ()))
         assert of_stages.isdisjoint(USED[section])
         assert of_stages | USED[section] == set(kind.__pydantic_fields__), "a new setting: is it used without a stage?"
@@ -164,17 +167,15 @@ def test_no_augmentation_is_seen_by_the_probe_for_nothing_is_mirrored():
 
 
 def test_what_goes_with_another_setting_is_said_with_stages_too():
-    given = Config(
-        backbone=Backbone(alpha=0.5), data=Data(resize="pad"), evaluate=Evaluate(whole=True), stages=(Stage(),)
-    )
-    assert set(settings_without_effect(given, 900)) == {"backbone.alpha", "evaluate.whole"}
+    given = Config(backbone=Backbone(alpha=0.5), data=Data(resize="pad"), tta=TTA(full_image=True), stages=(Stage(),))
+    assert set(settings_without_effect(given, 900)) == {"backbone.alpha", "tta.full_image"}
     assert not settings_without_effect(
         dataclasses.replace(given, backbone=Backbone(name="mobilenet", alpha=0.5), data=Data()), 900
     )
 
 
 def test_a_run_says_so_before_it_starts(capsys):
-    given = dataclasses.replace(Config(**OTHER), data=Data(resize="squash"))
+    given = dataclasses.replace(Config(**OTHER), data=Data(resize="stretch"))
     assert recipe.with_stages(given, 60).stages == ()
     said = capsys.readouterr().out
     assert "train.loss has no effect: with 60 training images no stage trains" in said

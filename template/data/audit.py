@@ -102,7 +102,7 @@ class Facts:
 
 def read_facts(examples: Examples, data: Data | None = None) -> Facts:
     """Read every image once, in threads, into a small copy and a few facts, as these settings of reading say."""
-    how = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=SIDE, resize="squash")
+    how = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=SIDE, resize="stretch")
     with device.threads() as pool:
         rows = list(pool.map(lambda source: _look_at(source, how), examples.images))
     columns = [np.array(column) for column in zip(*rows, strict=True)]

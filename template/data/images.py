@@ -64,7 +64,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # nameless, of damaged tags;
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "squash"]) -> np.ndarray:
+def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "stretch"]) -> np.ndarray:
     """`load` with the default settings of what may be read, and without the note."""
     return load(source, _default(size, resize))[0]
 
@@ -144,7 +144,7 @@ def address(image: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "squash"]) -> Image.Image:
+def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "stretch"]) -> Image.Image:
     """Resize to size x size with antialiasing: cut the longer side, add a grey border, or change the aspect."""
     bilinear = Image.Resampling.BILINEAR  # Pillow's filters widen with the scale, so they antialias
     if resize == "crop":

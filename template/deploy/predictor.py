@@ -146,7 +146,7 @@ def classify(
     Yields:
         Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
     """
-    resizes = ["crop", "squash"] if config.evaluate.whole and config.data.resize == "crop" else [config.data.resize]
+    resizes = ["crop", "stretch"] if config.tta.full_image and config.data.resize == "crop" else [config.data.resize]
 
     def views_of(source: ImageSource) -> list[np.ndarray] | BadImageError:
         try:
@@ -166,7 +166,7 @@ def classify(
                 views = np.zeros((len(resizes), size, *model.input_shape[1:]), np.uint8)
                 views[:, : len(good)] = np.stack([loaded[row] for row in good], axis=1)
                 views = list(views)
-                if config.evaluate.magnify:
+                if config.tta.center_zoom:
                     views.append(zoom_center(views[0]))
                 if uses_hflip(config):
                     views += [view[:, :, ::-1] for view in views]

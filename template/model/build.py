@@ -41,8 +41,8 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     penalty |= {"kernel_constraint": keras.constraints.MaxNorm(head.max_norm)} if head.max_norm else {}
     x = pool_features(base, backbone, head)
     x = layers.Dropout(head.dropout, name="head_dropout")(x)
-    if head.noise:  # Keras asks for the rate of dropout with the same variance
-        x = layers.GaussianDropout(head.noise**2 / (1 + head.noise**2), name="head_noise")(x)
+    if head.gaussian_dropout:  # Keras asks for the rate of dropout with the same variance
+        x = layers.GaussianDropout(head.gaussian_dropout**2 / (1 + head.gaussian_dropout**2), name="head_noise")(x)
     if head.hidden:
         x = _hidden(x, head, penalty)
         x = layers.Dropout(head.dropout, name="head_hidden_dropout")(x)
@@ -61,23 +61,23 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
 
 
 def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
-    """Features of images, [n, features]: the outputs of the top `head.levels` blocks, pooled, the topmost last.
+    """Features of images, [n, features]: the outputs of the top `head.feature_levels` blocks, pooled, the topmost last.
 
     Low blocks see edges and colours, high ones the things of ImageNet. Where the images are far from ImageNet, a
     linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
     """
-    outputs = levels(base, backbone)
-    if head.levels > len(outputs):
+    outputs = block_outputs(base, backbone)
+    if head.feature_levels > len(outputs):
         raise ConfigError(
-            f"head.levels: {backbone.name} has {len(outputs)} blocks to look at. Received: {head.levels}. "
-            f"Choose 1 to {len(outputs)}."
+            f"head.feature_levels: {backbone.name} has {len(outputs)} blocks to look at. Received: "
+            f"{head.feature_levels}. Choose 1 to {len(outputs)}."
         )
-    features = [_pool(level, head, depth) for depth, level in enumerate(reversed(outputs[-head.levels :]))]
+    features = [_pool(level, head, depth) for depth, level in enumerate(reversed(outputs[-head.feature_levels :]))]
     x = layers.Concatenate(name="pool_levels")(features[::-1]) if len(features) > 1 else features[0]
-    return root(x) if head.root else x
+    return power_norm(x) if head.power_norm else x
 
 
-def levels(base: keras.Model, backbone: Backbone) -> list[keras.KerasTensor]:
+def block_outputs(base: keras.Model, backbone: Backbone) -> list[keras.KerasTensor]:
     """Output of each block of a backbone (or of the classifier on it), lowest first."""
     numbers = block_numbers(base, backbone.name)
     firsts = {}  # first layer of each block
@@ -87,7 +87,7 @@ def levels(base: keras.Model, backbone: Backbone) -> list[keras.KerasTensor]:
     return [*(base.get_layer(firsts[block]).input for block in blocks[1:]), base.outputs[0]]
 
 
-def root(x: keras.KerasTensor) -> keras.KerasTensor:
+def power_norm(x: keras.KerasTensor) -> keras.KerasTensor:
     """sign(x) * sqrt(|x|), smooth at zero: many small features are heard beside few large ones.
 
     Power normalisation (Perronnin et al. 2010, "Improving the Fisher Kernel for Large-Scale Image Classification").
@@ -167,9 +167,9 @@ def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int |
         return model.get_layer("head_dropout").input
     numbers = block_numbers(model, backbone.name)
     lowest = lowest_block(model, backbone, unfreeze)
-    if head.levels > 1:
+    if head.feature_levels > 1:
         blocks = sorted({block for block in numbers.values() if block is not None})
-        lowest = min(lowest, blocks[1 - head.levels])
+        lowest = min(lowest, blocks[1 - head.feature_levels])
     return next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
 
 

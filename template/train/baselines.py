@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..config import Augment, Backbone, Config, Evaluate, Head
+from ..config import TTA, Augment, Backbone, Config, Head
 from ..data.pipeline import ArrayDataset, eval_dataset, inference_batches, shuffled_batches, subsample
 from ..model.build import build
 from .begin import probe_features, select_levels
@@ -68,7 +68,7 @@ def learning_curve(
     """
     plain = Config(  # one look at each image: nothing that training has not stored already
         data=config.data, backbone=config.backbone, head=config.head,
-        augment=Augment(flip=False), evaluate=Evaluate(magnify=False),
+        augment=Augment(flip=False), tta=TTA(center_zoom=False),
     )  # fmt: skip
     (features, widths), (held_out, _) = (
         select_levels(probe_features(base, plain, [part], store), config.head) for part in (train, val)

@@ -12,7 +12,7 @@ from ..config import Backbone, Config, Data, Head
 from ..data.pipeline import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..model.backbones import BACKBONES, build_backbone, standardise
-from ..model.build import attach, levels, pool_features, root
+from ..model.build import attach, block_outputs, pool_features, power_norm
 from .features import FeatureCache
 from .probe import Probe, fit_probe
 
@@ -127,12 +127,14 @@ def probe_features(
     Always of the top half of the blocks, so that they are computed once, whatever is chosen of them. Of the images as
     they are, and as evaluation or augmentation would show them.
     """
-    most = max(config.head.levels, *_level_options(config))
-    head = dataclasses.replace(config.head, levels=most, root=False, drop_block=0.0)  # at inference there is none
+    most = max(config.head.feature_levels, *_level_options(config))
+    head = dataclasses.replace(
+        config.head, feature_levels=most, power_norm=False, drop_block=0.0
+    )  # at inference there is none
     network, widths = _probe_network(base, config.backbone, head)
 
     def views(source: ArrayDataset) -> list[ArrayDataset]:
-        looks = [source, center_zoom(source)] if config.evaluate.magnify else [source]
+        looks = [source, center_zoom(source)] if config.tta.center_zoom else [source]
         return looks + [hflip(look) for look in looks] if config.augment.flips else looks
 
     outputs = [[store.outputs(network, v, range(1))[np.arange(len(v))] for v in views(source)] for source in sources]
@@ -142,7 +144,7 @@ def probe_features(
 @functools.lru_cache(maxsize=2)
 def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[keras.Model, list[int]]:
     """From images to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
-    outputs = levels(base, backbone)[-head.levels :]
+    outputs = block_outputs(base, backbone)[-head.feature_levels :]
     widths = [level.shape[-1] * (2 if head.pooling == "both" else 1) for level in outputs]
     return keras.Model(base.inputs[0], pool_features(base, backbone, head)), widths
 
@@ -150,9 +152,9 @@ def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[k
 def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.ndarray, list[int]]:
     """Those of `probe_features` that this head sees, float32, and features a level."""
     values, widths = features
-    widths = widths[-head.levels :]
+    widths = widths[-head.feature_levels :]
     values = values[..., -sum(widths) :].astype(np.float32)
-    return np.asarray(root(values)) if head.root else values, widths
+    return np.asarray(power_norm(values)) if head.power_norm else values, widths
 
 
 def count_forward_passes(config: Config, images: int) -> int:
@@ -164,7 +166,7 @@ def count_forward_passes(config: Config, images: int) -> int:
     """
     if not starts_from_probe(config):
         return 0
-    close = 2 if config.evaluate.magnify else 1  # which `auto` may turn out to be
+    close = 2 if config.tta.center_zoom else 1  # which `auto` may turn out to be
     others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
     apart = (
         close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
@@ -175,11 +177,11 @@ def count_forward_passes(config: Config, images: int) -> int:
 def _auto_settings(config: Config) -> list[tuple[str, str, tuple]]:
     """Section, name and options of each setting that is `auto`, in the order in which they are chosen."""
     options = [
-        ("head", "levels", _level_options(config)),
-        ("head", "root", (True, False)),
+        ("head", "feature_levels", _level_options(config)),
+        ("head", "power_norm", (True, False)),
         ("data", "image_size", (288, 224)),
-        ("data", "resize", ("crop", "pad", "squash")),
-        ("evaluate", "magnify", (False, True)),
+        ("data", "resize", ("crop", "pad", "stretch")),
+        ("tta", "center_zoom", (False, True)),
     ]
     return [choice for choice in options if getattr(getattr(config, choice[0]), choice[1]) == "auto"]
 

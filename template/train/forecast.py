@@ -67,12 +67,12 @@ def forecast(
         stages: each with its pace.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
-    views = 1 + config.evaluate.whole + bool(config.evaluate.magnify)
+    views = 1 + config.tta.full_image + bool(config.tta.center_zoom)
     views *= 2 if uses_hflip(config) else 1
     seconds = {"probe": a_look * count_forward_passes(config, train)}
     again = a_look * (count_forward_passes(config, train + val) - count_forward_passes(config, train))
     for number, (stage, pace) in enumerate(stages, start=1):
-        stored = min(stage.views or stage.epochs, stage.epochs)
+        stored = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         epoch = pace.training * train + pace.validation * val
         seconds[f"stage {number}"] = pace.start + pace.below * (stored * train + val) + stage.epochs * epoch
         again += pace.start + pace.below * stored * val + stage.epochs * pace.training * (train + val)

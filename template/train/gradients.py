@@ -177,7 +177,7 @@ def worries(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[st
     lengths = np.array(list(gradient.values()))
     if not lengths.max() <= EXPLODING:  # nor is NaN
         said.append(
-            "gradients explode. Try stages.N.clip=1, a learning rate ten times lower (scripts/find_lr.py), or "
+            "gradients explode. Try stages.N.clipnorm=1, a learning rate ten times lower (scripts/find_lr.py), or "
             "more stages.N.warmup."
         )
     elif lengths.max() > 0 and lengths.min() < VANISHING * lengths.max():
@@ -195,6 +195,6 @@ def worries(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[st
     if below := [block for block in dying if block != "head"]:
         said.append(
             f"more than half of the ReLUs of {', '.join(below)} are dead. Try a lower learning rate, more "
-            "stages.N.warmup, or stages.N.clip=1."
+            "stages.N.warmup, or stages.N.clipnorm=1."
         )
     return said

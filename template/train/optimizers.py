@@ -121,7 +121,7 @@ def optimizer(
         use_ema=averaged,
         ema_momentum=EMA_MOMENTUM,
         gradient_accumulation_steps=accumulate if accumulate > 1 else None,
-        **({CLIPS[stage.clip_by]: stage.clip} if stage.clip else {}),
+        **({CLIPS[stage.clip_by]: stage.clipnorm} if stage.clipnorm else {}),
     )
     # Keras excludes by name, and ConvNeXt's scales are called `variable_7`. Only kernels have two dimensions or more.
     made._use_weight_decay = lambda variable: len(variable.shape) > 1

@@ -49,7 +49,7 @@ def sweep(
         Step sizes and the losses of the batches before those steps, float64 [n] each (means, if a step has several
         batches); n is less than `count` where the loss explodes before. The losses are finite.
     """
-    each = settings.accumulate
+    each = settings.gradient_accumulation_steps
     trial = keras.models.clone_model(network)
     for copy, variable in zip(trial.variables, network.variables, strict=True):
         copy.assign(variable)

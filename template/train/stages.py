@@ -72,10 +72,10 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, how: TrainCo
             weights so far, and the last checkpoint is from before.
     """
     batches = steps(train, how.settings.batch_size)
-    if batches < how.settings.accumulate:
+    if batches < how.settings.gradient_accumulation_steps:
         raise ConfigError(
-            f"train.accumulate: expected at most {batches}, the batches of an epoch of {len(train)} images, so that "
-            f"each epoch makes a step. Received: {how.settings.accumulate}"
+            f"train.gradient_accumulation_steps: expected at most {batches}, the batches of an epoch of {len(train)} "
+            f"images, so that each epoch makes a step. Received: {how.settings.gradient_accumulation_steps}"
         )
     needed = 3 * _checkpoint_bytes(model, how.settings)
     disk.require_space({folder: needed, how.store.folder: _feature_bytes(model, train, val, how)})
@@ -225,7 +225,7 @@ def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
     """At most: the weights; twice their gradients and once their average in the optimizer; the best; and those of the
     beginning, of the whole and of what trains. Where gradients are accumulated, those too.
     """
-    return (7 + (settings.accumulate > 1)) * 4 * model.count_params()
+    return (7 + (settings.gradient_accumulation_steps > 1)) * 4 * model.count_params()
 
 
 def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, how: TrainContext) -> int:
@@ -233,7 +233,7 @@ def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, h
     needed = 0
     for stage in how.stages:
         tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
-        views = min(stage.views or stage.epochs, stage.epochs)
+        views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         if tensor is not None:
             size = 2 * (len(train) * views + len(val)) * math.prod(tensor.shape[1:])
             needed += size if size <= how.store.limit_bytes else 0
@@ -259,14 +259,14 @@ def compile_stage(
         averaged: as in `optimizer`.
     """
     settings, below_head = how.settings, depths(model, how.backbone)
-    views = min(stage.views or stage.epochs, stage.epochs)
+    views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
     tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
     network, inputs, held_out = cache_frozen(
         model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store
     )
     penalise(model, stage, below_head, how.pretrained)
     rate = schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
-    made = optimizer(stage, rate, averaged, settings.accumulate)
+    made = optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
     if stage.layer_decay < 1:
         apply_layer_decay(made, network, stage.layer_decay, below_head)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
