@@ -252,7 +252,7 @@ def test_an_option_has_to_be_better_by_a_standard_error_than_the_best_before_it(
     """Each option's own deviation is such that the error of two options' difference is 0.1."""
     noise = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) * 0.2 / np.sqrt(2)
     planned = iter(np.array(losses)[:, None] + noise)
-    monkeypatch.setattr(module, "_vote", lambda *_: next(planned))
+    monkeypatch.setattr(module, "_cv_loss", lambda *_: next(planned))
     chosen, _, votes = resolve_auto(
         config(pretrained, data={"resize": "auto"}), shown(dict.fromkeys(OPTIONS, 0)), store
     )
@@ -270,12 +270,12 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
 
     def vote(base, trial, source, store):
         assert base.input_shape[1] == trial.data.image_size == source.read(0, np.arange(1)).shape[1]
-        settings = {**vars(trial.head), **vars(trial.data), **vars(trial.evaluate)}
+        settings = {**vars(trial.head), **vars(trial.data), **vars(trial.tta)}
         seen.append(tuple(settings[name] for name in better))
         return np.full(6, 1.0 - 0.1 * sum(settings[name] == value for name, value in better.items()))
 
-    monkeypatch.setattr(module, "_choices", small)
-    monkeypatch.setattr(module, "_vote", vote)
+    monkeypatch.setattr(module, "_auto_settings", small)
+    monkeypatch.setattr(module, "_cv_loss", vote)
     open_data, left_open = {"image_size": "auto", "resize": "auto"}, TTA(center_zoom="auto")
     how = config(pretrained, head=Head(feature_levels="auto", power_norm="auto"), data=open_data, tta=left_open)
 
@@ -346,7 +346,7 @@ def test_of_many_images_as_many_of_each_class_vote(pretrained, store, monkeypatc
         return original(features, labels, *rest, **named)
 
     monkeypatch.setattr(module, "fit_probe", spy)
-    monkeypatch.setattr(module, "VOTERS", 24)
+    monkeypatch.setattr(module, "MAX_CV_IMAGES", 24)
     labels, how = np.array([0] * 80 + [1] * 6 + [2] * 14), config(pretrained)
     pixels = coloured(100, 5).read(0, np.arange(100))
     source, network = ArrayDataset(lambda _, rows: pixels[rows], labels, "a hundred"), build_backbone(pretrained, SIZE)
@@ -357,7 +357,7 @@ def test_of_many_images_as_many_of_each_class_vote(pretrained, store, monkeypatc
     assert np.bincount(seen).tolist() == [8, 6, 8] and losses.shape == (22,)
     assert len(set(numbers)) == 22 and (labels[numbers] == seen).all()
     np.testing.assert_allclose(features, all_features[numbers], atol=2e-3, rtol=2e-3)
-    monkeypatch.setattr(module, "VOTERS", 3)
+    monkeypatch.setattr(module, "MAX_CV_IMAGES", 3)
     module._cv_loss(network, how, source, store)
     assert np.bincount(voted[1][1]).tolist() == [5, 5, 5], "a fold each at least"
 
@@ -486,7 +486,9 @@ def small_sizes(monkeypatch):
     """In place of 288 and 224 pixels."""
     options = module._auto_settings
     monkeypatch.setattr(
-        module, "_choices", lambda how: [(s, n, (48, 32) if n == "image_size" else all_) for s, n, all_ in options(how)]
+        module,
+        "_auto_settings",
+        lambda how: [(s, n, (48, 32) if n == "image_size" else all_) for s, n, all_ in options(how)],
     )
 
 
@@ -495,7 +497,7 @@ def wins(monkeypatch):
     """Lets an option win or lose, in place of the losses of a probe."""
 
     def let(size: int) -> None:
-        monkeypatch.setattr(module, "_vote", lambda base, how, *_: np.full(9, float(how.data.image_size != size)))
+        monkeypatch.setattr(module, "_cv_loss", lambda base, how, *_: np.full(9, float(how.data.image_size != size)))
         monkeypatch.setattr(module, "paired_z", lambda one, other, *_: 2 if one.mean() < other.mean() else 0)
 
     return let

@@ -294,7 +294,7 @@ def test_import_tensorflow_is_silent_unless_it_fails(tmp_path, fails):
 STOPPED = """
 import sys, time
 from template import runs
-with runs.stopping("go on with: this", seconds=1):
+with runs.graceful_stop("go on with: this", seconds=1):
     try:
         print("started", flush=True)
         time.sleep(60)
@@ -324,7 +324,7 @@ def test_a_signal_ends_the_process_soon_with_its_code_and_the_message(number, la
 
 def test_whoever_started_a_process_deaf_to_ctrl_c_keeps_it_so():
     deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    code = deaf + "from template import runs\nwith runs.stopping('x'): print(signal.getsignal(signal.SIGINT).name)"
+    code = deaf + "from template import runs\nwith runs.graceful_stop('x'): print(signal.getsignal(signal.SIGINT).name)"
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=Path(runs.__file__).parents[1], capture_output=True, text=True, check=True)
     assert "SIG_IGN" in done.stdout

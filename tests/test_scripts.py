@@ -662,7 +662,12 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    for module, name in ((runs, "import_tensorflow"), (examples, "load_examples"), (recipe, "run"), (audit, "look")):
+    for module, name in (
+        (runs, "import_tensorflow"),
+        (examples, "load_examples"),
+        (recipe, "run"),
+        (audit, "read_facts"),
+    ):
         monkeypatch.setattr(module, name, work)
     wrong = {"folder": "file", "file": "folder"}[kind]
     for path, why in ((wrong, f"is a {wrong}"), ("file/below", "is a file"), ("/proc/x/y", "nothing can be made")):

@@ -129,7 +129,7 @@ class ArrayFile:
         self.path = Path(stored.file.name)
         self._stored, self._again, self._lock, self._array = stored, again, threading.Lock(), None
         if math.prod(self.shape) * self.dtype.itemsize <= memory_bytes:
-            self._array = self[np.arange(len(self))]
+            self._array = self._read(np.arange(len(self)))
             self._stored.file.close()
 
     def __len__(self) -> int:
@@ -137,8 +137,9 @@ class ArrayFile:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """The rows at these positions, copied."""
-        if self._array is not None:
-            return self._array[rows]
+        return self._read(rows) if self._array is None else self._array[rows]
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
         out, stored = np.empty((len(rows), *self.shape[1:]), self.dtype), self._stored
         try:
             stored.read(rows, out)
