@@ -225,6 +225,12 @@ def test_a_table_with_parts_and_groups(tmp_path):
         "path\tlabel\n1.jpg\tcat\n2.jpg\tdog\n".encode("utf-32"),
         "\ufeffpath\u200b,\xa0LABEL \n\u200b1.jpg,\xa0cat\n2.jpg\u200e,dog\xa0\n",
         "path,label,\n1.jpg,cat,\n2.jpg,dog,\n",
+        "filepaths,labels\n1.jpg,cat\n2.jpg,dog\n",
+        "image_id,dx\n1.jpg,cat\n2.jpg,dog\n",
+        "Image Index,Diagnosis\n1.jpg,cat\n2.jpg,dog\n",
+        "fname,species\n1.jpg,cat\n2.jpg,dog\n",
+        'path;label\n"1.jpg";"cat"\n"2.jpg";"dog"\n',
+        "path,label\n1.jpg,cat\nPath, Label\n2.jpg,dog\n",
     ],
     ids=[
         "plain",
@@ -242,6 +248,12 @@ def test_a_table_with_parts_and_groups(tmp_path):
         "UTF-32",
         "what cannot be seen",
         "an empty column",
+        "Kaggle's birds",
+        "skin lesions",
+        "X-rays",
+        "animals",
+        "semicolons and quotes",
+        "two tables, one behind the other",
     ],  # fmt: skip
 )
 def test_ways_to_write_the_same_table(tmp_path, text):
@@ -274,6 +286,10 @@ def test_ways_to_write_the_same_table(tmp_path, text):
         ('path,label\n"1\n2.jpg",cat\n,dog\n', ["line 4"]),  # and a name may go over two
         ("path,label,split\n1.jpg,cat,train\n2.jpg,dog,trian\n", ["line 3", "train, val or test", "'trian'"]),
         ("path,label\na,b.jpg,cat\n", ["line 2", "more fields", "comma"]),  # would be the class `b.jpg`
+        ('path,label\n1.jpg,"cat\n2.jpg,dog\n3.jpg,dog\n', ["line 2", "quotation mark", "never closed"]),
+        ("path,label\n1.jpg,cat\n" + "x" * 200_000 + ",dog\n", ["line 3", "field limit"]),
+        ("path,kind\n1.jpg,cat\n", ["column of paths, 'path', but none of labels"]),
+        ("size,label\n1.jpg,cat\n", ["column of labels, 'label', but none of paths"]),
         ("path,label\ncaf\xe9.jpg,cat\n".encode("latin-1"), ["UTF-8"]),
     ],
 )
@@ -317,6 +333,25 @@ def test_columns_that_are_not_used_are_named_with_what_they_may_have_meant(tmp_p
     assert "'camera' (another is taken as group; call this one 'group'" in said
 
 
+@pytest.mark.parametrize("name", ["mode", "stage", "ml_use", "Data Set Type", "tvt"])
+def test_a_column_whose_values_are_parts_is_the_split_by_any_name(tmp_path, capsys, name):
+    rows = "1.jpg,cat,Train\n2.jpg,dog,TRAIN\nb/1.jpg,cat,validation\n"
+    examples = load_examples(str(table(tmp_path, f"path,label,{name}\n{rows}")))
+    assert examples.parts.tolist() == ["train", "train", "val"]
+    assert f"column {name!r} is taken as split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [("is_train", "split"), ("istest", "split"), ("PatientUID", "group"), ("MRN", "group"), ("user", "group"),
+     ("StudyInstanceUID", "group"), ("seq", "group"), ("location", "group"), ("age", ""), ("sex", ""), ("width", "")],
+)  # fmt: skip
+def test_the_nearest_meaning_of_an_unused_column_is_said_and_no_far_one(tmp_path, capsys, name, meaning):
+    load_examples(str(table(tmp_path, f"path,label,{name}\n1.jpg,cat,1\n2.jpg,dog,0\n")))
+    said = capsys.readouterr().out
+    assert f"{name!r} (did you mean {meaning}?)" in said if meaning else said.endswith(f"{name!r}\n"), said
+
+
 def test_one_group_in_several_spellings_is_one_and_a_missing_one_is_none(tmp_path, capsys):
     rows = "1.jpg,cat,P01\n2.jpg,dog, p01\u200b\nb/1.jpg,cat,nan\n3.jpg,dog,NaN\n4.jpg,dog,P02\n5.jpg,dog,\n"
     examples = load_examples(str(table(tmp_path, f"path,label,group\n{rows}")))
@@ -343,6 +378,8 @@ def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, ca
         (["images/1.jpg", "images/2.jpg"], ["old/1.jpg", "old/2.jpg"], "in images/, without the first 1"),
         (["../pics/1.jpg", "../pics/2.jpg"], ["pics/1.jpg", "pics/2.jpg"], "seen from the folder above"),
         (["cat/1.jpg", "dog/2.jpg"], ["1.jpg", "2.jpg"], "in folders of their labels"),
+        (["a/1.jpg", "b/2.jpg"], ["/a/1.jpg", "/b/2.jpg"], "without the / or drive"),
+        (["a/1.jpg", "b/2.jpg"], ["D:\\a\\1.jpg", "D:\\b\\2.jpg"], "without the / or drive"),
         (["caf\xe9/1.jpg", "2.jpg"], ["cafe\u0301/1.jpg", "2.jpg"], "another form of Unicode"),
         (["cafe\u0301/1.jpg", "2.jpg"], ["caf\xe9/1.jpg", "2.jpg"], "another form of Unicode"),
         (["Img/1.JPG", "Img/2.JPG"], ["IMG/1.jpg", "IMG/2.jpg"], "in another case"),
@@ -433,6 +470,9 @@ def test_an_older_run_that_has_both_spellings_is_matched_exactly():
         "$RECYCLE.BIN", "$Recycle.Bin", ".Trash-1000", ".Trashes", "lost+found", "System Volume Information", "@eaDir",
         "#recycle", "__MACOSX", ".ipynb_checkpoints", ".thumbnails", ".AppleDouble", ".Spotlight-V100", ".git",
         "@Recycle", ".@__thumb", "RECYCLER", "FOUND.000", ".fseventsd", "#snapshot", "__pycache__", "LOST.DIR",
+        "@SynoResource", "@SynoEAStream", "@GMT-2024.01.01-00.00.00", "~snapshot", "@upload_cache", "_gsdata_",
+        "$Extend", "$RmMetadata", "OneDriveTemp", "_svn", "PaxHeader", "PaxHeaders.0", "GNUSparseFile.0",
+        "Backups.backupdb", "WindowsImageBackup", "Previews.lrdata", "Photos Library.photoslibrary", "@docker",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("depth", ["", "cat/", "cat/more/"])
@@ -482,13 +522,19 @@ def test_the_small_files_of_systems_are_counted(tmp_path, capsys):
     assert "4 small files that systems leave behind are ignored (.DS_Store, Thumbs.db, ._*)" in said
 
 
+def test_what_windows_streams_become_is_no_image(tmp_path, capsys):
+    touch(tmp_path, "cat/1.jpg", "cat/1.jpg:Zone.Identifier", "dog/1.jpg", "dog/1.jpg@SynoEAStream", "Thumbs.db:enc")
+    assert sorted(label_of(load_examples(str(tmp_path)))) == ["cat/1.jpg", "dog/1.jpg"]
+    assert "3 small files that systems leave behind" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("train", "test"),
     [
         ("training_set", "test_set"), ("Training", "Testing"), ("train_images", "test_images"), ("TRN", "tst"),
         ("train2017", "test2017"), ("TrainingData", "HoldOut"), ("seg_train/seg_train", "seg_test/seg_test"),
         ("flowers-train", "flowers-test"), ("train set", "test set"), ("images_train", "images_test"),
-        ("training_set/training_set", "test_set/test_set"),
+        ("training_set/training_set", "test_set/test_set"), ("\uff54\uff52\uff41\uff49\uff4e", "t\u0435st"),
     ],
 )  # fmt: skip
 def test_folders_of_parts_by_many_names(tmp_path, capsys, train, test):
@@ -524,6 +570,10 @@ def test_a_class_called_train(tmp_path, capsys):
         (["photos/seg_train/a/1", "photos/seg_train/b/1", "x/1"], ["a level too high", "photos"]),
         (["train/images/1", "train/labels/1", "val/images/2"], ["no classes", "detection", "path,label"]),
         (["images/a/1", "annotations/a/1"], ["no classes", "detection"]),
+        (["image/1", "mask/1"], ["no classes", "detection"]),
+        (["seg_train/a/1", "seg_train/b/1", "seg_test/a/1", "seg_pred/1"], ["beside ['seg_pred']", "Move"]),
+        (["x/data/a/1", "x/data/b/1"], ["one folder", "--data.path=", "x/data"]),
+        (["x/y/data/train/a/1", "x/y/data/test/a/1"], ["one folder", "x/y/data'"]),
         (["1.jpg", "labels.csv"], ["a table", "--data.path=", "labels.csv"]),
     ],
 )

@@ -271,6 +271,13 @@ def test_a_class_that_a_given_part_lacks_is_named():
     assert "Class 'b' has no image in the given ['test'] part" in refusal(examples.take(rows))
 
 
+@pytest.mark.parametrize("unlabelled", [0, 1, 2])
+def test_a_folder_of_unlabelled_images_in_the_test_part_is_named_wherever_it_is_in_the_alphabet(unlabelled):
+    labels = [label for label in range(3) if label != unlabelled] * 15 + [unlabelled] * 5
+    said = refusal(make(labels, parts=["train"] * 30 + ["test"] * 5))
+    assert f"Class {'abc'[unlabelled]!r} is in test/ alone" in said and "predict.py" in said
+
+
 @pytest.mark.parametrize(
     "examples",
     [

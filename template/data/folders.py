@@ -14,19 +14,24 @@ _LEFT_BEHIND = {
     "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "$recycle.bin", "recycler", "recycled",
     "system volume information", "config.msi", "msocache", "$winreagent", "$sysreset", "$getcurrent", "lost+found",
     "lost.dir", "temporary items", "network trash folder", "thevolumesettingsfolder", "hiberfil.sys", "pagefile.sys",
-    "swapfile.sys",
+    "swapfile.sys", "$extend", "$rmmetadata", "onedrivetemp", "windowsimagebackup",
     # archives, network storage, viewers
     "__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@thumb",
-    "@__thumb", "@appstore", "@database", "@synologydrive", "picasa.ini", "zbthumbnail.info", "sthumbs.dat",
-    "pspbrwse.jbf",
+    "@__thumb", "@appstore", "@database", "@docker", "@upload_cache", "_gsdata_", "picasa.ini", "zbthumbnail.info",
+    "sthumbs.dat", "pspbrwse.jbf",
     # programmers' tools
-    "__pycache__", "node_modules",
+    "__pycache__", "node_modules", "_svn",
 }  # fmt: skip
 """Compared in lower case. Names that begin with a dot are left out too, and all of these patterns:"""
-_PATTERNS = re.compile(r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle.*|@eadir.*", re.IGNORECASE | re.DOTALL)
+_PATTERNS = re.compile(
+    r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle.*|@eadir.*|@syno.*|@gmt-.*|~snapshot|"
+    r"(paxheaders?|gnusparsefile)(\.\d+)?|backups\.backupdb|.*\.(lrdata|photoslibrary)|"
+    r".*(:zone\.identifier|@synoeastream|@synoresource)|thumbs\.db:.*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 _OF_DETECTION = {"images", "imgs", "jpegimages", "labels", "annotations", "masks", "bboxes", "xml", "xmls", "gt"}
-_OF_DETECTION |= {"imagesets", "segmentationclass", "segmentationobject"}
+_OF_DETECTION |= {"imagesets", "segmentationclass", "segmentationobject", "image", "img", "mask", "label", "annotation"}
 
 HIDDEN_FOLDER = "a hidden folder, or litter of a system or program; rename it if it holds images"
 HIDDEN_FILE = "a hidden file; rename it if it is wanted"
@@ -85,10 +90,16 @@ def passed_over(
             if name.startswith(".") and Path(name).suffix and not name.startswith("._"):
                 yield Path(here, name), HIDDEN_FILE
             else:
-                small["._*" if name.startswith("._") else name] += 1
+                small[_kind(name)] += 1
     if small:
         kinds = ", ".join(legible(name) for name, _ in small.most_common(5))
         say(f"{small.total()} small files that systems leave behind are ignored ({kinds})")
+
+
+def _kind(name: str) -> str:
+    """What stands for a small file in a list of those that are ignored."""
+    mark = re.search(r"^\._|:[^:]*$|@[^@]*$", name)
+    return name if mark is None else f"{mark[0]}*" if mark.start() == 0 else f"*{mark[0]}"
 
 
 def gather(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -160,15 +171,15 @@ def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
     if not names:
         raise DataError(f"{str(root)!r} has no class folders" + _instead(root, loose))
     looks = {look(name) for name in names}
-    if len(looks) > 1 and looks & {"images", "imgs", "jpegimages"} and looks <= _OF_DETECTION:
+    if len(looks) > 1 and looks & {"images", "imgs", "jpegimages", "image", "img"} and looks <= _OF_DETECTION:
         raise DataError(
             f"{str(root)!r}: {names} are no classes, but images and what is drawn on them, as for detection or "
             "segmentation. Expected is a folder of images for each class, or a CSV file with path,label."
         )
-    if len(places) == 1 and len(subfolders(folders[0])) > 1:
+    if len(places) == 1 and len(subfolders(inner := _innermost(folders[0]))) > 1:
         raise DataError(
             f"{str(root)!r} has one folder, {names[0]!r}, with folders in it. If those are the classes or parts, use "
-            f"--data.path={str(folders[0])!r}"
+            f"--data.path={str(inner)!r}"
         )
     found = [
         Found(legible(file.relative_to(root).as_posix()), file, name, part)
@@ -182,6 +193,13 @@ def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
         print(f"{doubtful}: classes with the name that programs give to a missing value. Were their labels lost?")
     left = [*((file, "outside the class folders") for file in loose), *passed_over(root, folders)]
     return found, [(legible(file.relative_to(root).as_posix()), reason) for file, reason in left]
+
+
+def _innermost(folder: Path) -> Path:
+    """Past folders that hold nothing but one folder each."""
+    while len(below := subfolders(folder)) == 1:
+        folder = below[0]
+    return folder
 
 
 def _places(root: Path, tops: dict[str, Path]) -> list[tuple[str, str, Path]]:
@@ -203,9 +221,9 @@ def _parts(root: Path) -> dict[str, Path]:
     folders = subfolders(root)
     named = {folder: part_of(folder.name) for folder in folders}
     within = {folder: part_within(folder.name) for folder in folders}
-    distinct = all(within.values()) and len({*within.values()}) == len(folders)
-    if not all(named.values()) and distinct and "train" in within.values() and any(map(subfolders, folders)):
-        named = within  # seg_train/ and seg_test/
+    told = [part for part in within.values() if part]
+    if not all(named.values()) and "train" in told and 1 < len(told) == len({*told}) and any(map(subfolders, folders)):
+        named = within  # seg_train/ and seg_test/; with seg_pred/ beside them, that is refused
     parts = [part for part in named.values() if part]
     strangers = [folder.name for folder, part in named.items() if not part]
     if strangers and parts:

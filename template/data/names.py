@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 def part_of(name: str) -> str:
     """The part that a folder or a cell means (`Training`, `val_images`, `test set`, `hold-out`, `train2017`), or ""."""
-    words = "".join(re.findall(r"[^\W\d_]+", name.lower()))
+    words = "".join(re.findall(r"[^\W\d_]+", look(name).lower()))
     return PART_OF.get(words) or PART_OF.get(re.sub(f"^{_BESIDE}+|{_BESIDE}+$", "", words), "")
 
 

@@ -56,10 +56,13 @@ def _ways(here: Path, rows: Sequence[Row]) -> Iterator[tuple[str, Callable[[str,
     depth, labels = min(path.count("/") for path, _ in rows), {look(label) for _, label in rows}
     inside = sorted(f for f in here.iterdir() if f.is_dir() and look(f.name) not in labels)
     for folder in (here, *inside):
-        for count in range(folder == here, depth + 1):
+        for count in range(depth + 1):
             fewer = f"without the first {count} folder{'s' * (count > 1)} of each path"
             words = [f"in {folder.name}/"] * (folder != here) + [fewer] * (count > 0)
-            yield ", ".join(words), lambda path, _, f=folder, n=count: f / path.split("/", n)[n]
+            yield (
+                ", ".join(words) or "without the / or drive",
+                lambda path, _, f=folder, n=count: f / path.split("/", n)[n],
+            )
     yield "in folders of their labels", lambda path, label: here / label / path
     yield "seen from the folder above", lambda path, _: here.parent / path
     yield "seen from where this program runs", lambda path, _: Path.cwd() / path

@@ -139,9 +139,8 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
     if len(examples.class_names) < 2:
         raise DataError(f"Expected at least two classes. Received: {list(examples.class_names)}")
     wanted = {"train", *parts[parts != ""].tolist(), *(part for part, fraction in fractions.items() if fraction > 0)}
-    for label, name in enumerate(examples.class_names):
-        usable = (examples.labels == label) & (parts != "")
-        missing = sorted(part for part in wanted if not ((examples.labels == label) & (parts == part)).any())
+    usable_of = [(examples.labels == label) & (parts != "") for label in range(len(examples.class_names))]
+    for name, usable in zip(examples.class_names, usable_of, strict=True):
         held = {*examples.parts[usable].tolist()}
         if held and held <= {"val", "test"}:
             raise DataError(
@@ -149,9 +148,14 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
                 "learned of it. If its images have no labels, move them elsewhere and classify them with predict.py; "
                 "else put some of them into the train part too."
             )
+    for name, usable in zip(examples.class_names, usable_of, strict=True):
+        missing = sorted(part for part in wanted if not (usable & (parts == part)).any())
         given = [part for part in missing if part != "train" and not fractions.get(part)]
         if given and usable.any():
-            raise DataError(f"Class {name!r} has no image in the given {given} part, though other classes have.")
+            raise DataError(
+                f"Class {name!r} has no image in the given {given} part, though other classes have. Add some; or move "
+                f"that part elsewhere (for evaluate.py --path), and one is taken from the others."
+            )
         if missing:
             free = examples.take(usable & np.isin(examples.parts, ["", "train"]))
             count = len(set(clusters(free)))

@@ -21,11 +21,11 @@ MEANINGS = {
     "path": (
         "path", "file", "filename", "filepath", "filenames", "imagepath", "imagefile", "imagefilename", "imagefilepath",
         "imagename", "imgpath", "imgfile", "imgname", "relativepath", "fullpath", "image", "img", "picture", "photo",
-        "images",
+        "images", "filepaths", "imagepaths", "fname", "imageindex", "imageid", "imgid", "id", "name",
     ),
     "label": (
         "label", "labels", "class", "classname", "classlabel", "labelname", "category", "categoryname", "target",
-        "groundtruth",
+        "groundtruth", "classes", "diagnosis", "dx", "species", "breed", "classid", "labelid",
     ),
     "split": (
         "split", "splits", "subset", "partition", "part", "set", "dataset", "datasplit", "datasetsplit", "phase",
@@ -37,6 +37,11 @@ MEANINGS = {
     ),
 }  # fmt: skip
 """Names of columns in lower case without spaces and signs; the first that a table has is taken."""
+_NEAR = {
+    "split": re.compile("is(train|val|test)|traintest|trainval"),
+    "group": re.compile(r"\w*uid$|mrn$|(user|owner|seq|site|location|station|burst|clip)"),
+}
+"""What other columns may mean, by how they begin."""
 _SURE = {"split", "splits", "subset", "partition"}
 """Columns whose values must be parts; another that could name parts is taken for them only if all its values are."""
 _MARKS = {
@@ -92,26 +97,51 @@ def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     delimiter = None
     if told := re.match(r"\s*\"?sep=(.)\"?\s*(?:\r\n|\r|\n|$)", text, re.IGNORECASE):  # for Excel
         delimiter, text, first = told[1], text[told.end() :], 2
-    headers = {}
+    headers = []
     for sign in [delimiter] if delimiter else _DELIMITERS:
         try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, skipinitialspace=True)
-            table = [(reader.line_num + first - 1, row) for row in reader if any(cell.strip() for cell in row)]
+            table = _parsed(text, sign, first)
         except csv.Error as error:
             raise DataError(f"{str(file)!r} cannot be read as CSV: {error}") from error
-        headers[sign] = table
-        if table and {"path", "label"} <= {_meaning(name) for name in table[0][1]}:
+        headers.append(table[0][1] if table else [])
+        if {"path", "label"} <= {_meaning(name) for name in headers[-1]}:
             break
     else:
-        sign = next(iter(headers))
-        found = headers[sign][0][1] if headers[sign] else []
         raise DataError(
             f"{str(file)!r} needs columns path,label (optional: split,group), named in its first line, between commas, "
-            f"semicolons or tabs. Received: {found}"
+            f"semicolons or tabs. Received: {headers[0]}{_half(max(headers, key=len))}"
         )
     if sign != ",":
         print(f"{str(file)!r}: cells are between {_DELIMITERS.get(sign, repr(sign))}")
-    return [tidy(name) for name in table[0][1]], table[1:]
+    header = [tidy(name) for name in headers[-1]]
+    lines = [(line, cells) for line, cells in table[1:] if [*map(_squeezed, cells)] != [*map(_squeezed, header)]]
+    if again := len(table) - 1 - len(lines):
+        print(f"{str(file)!r}: its header is there {again + 1} times, as of tables put together; it is no image")
+    return header, lines
+
+
+def _parsed(text: str, sign: str, first: int) -> list[tuple[int, list[str]]]:
+    """(line, cells) of each row that is not blank. A last line is added, which a quotation that is open takes in."""
+    reader, table = csv.reader(io.StringIO(f"{text}\n\0", newline=""), delimiter=sign, skipinitialspace=True), []
+    try:
+        table += ((reader.line_num + first - 1, row) for row in reader)
+    except csv.Error as error:
+        raise csv.Error(f"line {reader.line_num + first - 1}: {error}") from error
+    if table.pop()[1] != ["\0"]:
+        opened = table[-1][0] + 1 if table else first
+        raise csv.Error(f"line {opened} opens a quotation mark that is never closed; remove or double it")
+    return [(line, row) for line, row in table if any(cell.strip() for cell in row)]
+
+
+def _half(header: Sequence[str]) -> str:
+    """Which of the two columns that are needed is there, if one is."""
+    known = {_meaning(name): name for name in header}
+    words = {"path": "paths", "label": "labels"}
+    there = next(((words[meaning], known[meaning]) for meaning in words if meaning in known), None)
+    if there is None:
+        return ""
+    (lacking,) = {*words.values()} - {there[0]}
+    return f". It has a column of {there[0]}, {there[1]!r}, but none of {lacking}: rename the one that is"
 
 
 def _text(file: Path) -> str:
@@ -162,6 +192,8 @@ def _recognised(file: Path, header: Sequence[str], lines: Sequence[tuple[int, li
         )
         if meaning == "split":
             candidates = [position for position in candidates if _names_parts(header[position], position, lines)]
+            others = {*range(len(header))} - {*columns.values()}
+            candidates = candidates or [at for at in sorted(others) if {"train"} < _parts_named(at, lines)]
         if len(candidates) > 1 and header[candidates[0]] == header[candidates[1]]:
             raise DataError(f"{str(file)!r} has two columns {header[candidates[0]]!r}. Rename or remove one.")
         if candidates:
@@ -179,8 +211,13 @@ def _recognised(file: Path, header: Sequence[str], lines: Sequence[tuple[int, li
 
 def _names_parts(name: str, position: int, lines: Sequence[tuple[int, list[str]]]) -> bool:
     """Whether a column that could name parts does."""
-    values = {tidy(row[position]) for _, row in lines if position < len(row)} - {""}
-    return _squeezed(name) in _SURE or bool(values) and all(map(part_of, values))
+    return _squeezed(name) in _SURE or bool(_parts_named(position, lines))
+
+
+def _parts_named(position: int, lines: Sequence[tuple[int, list[str]]]) -> set[str]:
+    """The parts that the values of a column mean; none if one of them means none."""
+    parts = {part_of(value) for _, row in lines if position < len(row) and (value := tidy(row[position]))}
+    return set() if "" in parts else parts
 
 
 def _unused(name: str, columns: dict[str, int]) -> str:
@@ -191,8 +228,9 @@ def _unused(name: str, columns: dict[str, int]) -> str:
     if meaning:
         return f"{name!r} (another is taken as {meaning}; call this one {meaning!r} if it is the better)"
     left = {other: kind for kind, names in MEANINGS.items() if kind not in columns for other in names}
-    near = difflib.get_close_matches(_squeezed(name), left, n=1, cutoff=0.7)
-    return f"{name!r} (did you mean {left[near[0]]}?)" if near else repr(name)
+    near = [kind for kind, like in _NEAR.items() if kind not in columns and like.match(_squeezed(name))]
+    near += [left[other] for other in difflib.get_close_matches(_squeezed(name), left, n=1, cutoff=0.8)]
+    return f"{name!r} (did you mean {near[0]}?)" if near else repr(name)
 
 
 def _rows(
