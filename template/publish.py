@@ -74,6 +74,7 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
     with clock("report"):
         scores = {name: metrics.score(p) if len(p.ids) else None for name, p in said.items()}
         best = said["test"] if scores["test"] else said["val"]
+        accuracy = (scores["test"] or scores["val"])["accuracy"]
         best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
         said["val"].save(folder / "predictions_val.npz")
         wanted = trained.config.evaluate.wanted_accuracy, trained.config.evaluate.wanted_precision or None
@@ -81,7 +82,7 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
         calibration = calibrate(said["val"], said["test"] if scores["test"] else None, *wanted)
         decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
         runs.write_json(folder / "calibration.json", decided)
-        result = scores | {"calibration": calibration} | _compared(trained, best, folder)
+        result = scores | {"calibration": calibration} | _compared(trained, best, accuracy, folder)
         rows = np.flatnonzero(trained.examples.parts == ("test" if scores["test"] else "val"))
         result["slices"] = failures.slices(best, _facts(trained, rows))
         sure = best.scaled(calibration["temperature"])
@@ -106,7 +107,7 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
     return result
 
 
-def _compared(trained: TrainedRun, best: Predictions, folder: Path) -> dict[str, Any]:
+def _compared(trained: TrainedRun, best: Predictions, accuracy: dict[str, float], folder: Path) -> dict[str, Any]:
     """What the scores mean: choices, baselines, what holds the classifier back, what is odd about the images."""
     found = {
         name: runs.read_json(folder / f"{name}.json")
@@ -114,12 +115,12 @@ def _compared(trained: TrainedRun, best: Predictions, folder: Path) -> dict[str,
         if (folder / f"{name}.json").exists()
     }
     before = found.get("preflight", {"numbers": {}})["numbers"]
-    right = int((best.predicted == best.labels).sum())
+    staged = bool(trained.config.stages)
     return {
         "choices": found.get("choices", {}),
         "colours": wilson_interval(trained.by_colours, len(best.ids)),
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
-        "diagnosis": dataclasses.asdict(diagnose(trained.known, (right, len(best.ids)))),
+        "diagnosis": dataclasses.asdict(diagnose(trained.known, accuracy, staged=staged)),
         "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
         "audit": [finding for finding in found["audit"] if finding["severity"] != "know"],
     }

@@ -20,7 +20,7 @@ from .data.examples import PARTS, DataError, Examples, first_lines, load_example
 from .data.pipeline import ArrayDataset, center_zoom, eval_dataset, hflip, inference_batches, train_dataset
 from .data.rows import ArrayFile
 from .data.seen import warm_start
-from .data.split import clusters, differences, split, to_csv
+from .data.split import clusters, differences, group_names, split, to_csv
 from .deploy.predictor import save_model
 from .evaluate.predictions import Predictions, average, predict
 from .model.backbones import BACKBONES, WeightsError
@@ -215,7 +215,7 @@ def predict_tta(model: keras.Model, examples: Examples, views: Sequence[ArrayDat
     """Predictions of these examples, averaged over `count_forward_passes` at them."""
     batches = [inference_batches(view, config.train.batch_size) for view in views]
     said = average([predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches])
-    return dataclasses.replace(said, groups=None if examples.groups is None else examples.groups.astype(str))
+    return dataclasses.replace(said, groups=None if examples.groups is None else group_names(examples).astype(str))
 
 
 def set_seed_and_precision(settings: Train) -> None:

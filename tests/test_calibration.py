@@ -14,6 +14,7 @@ from template.evaluate.calibration import (
     selective_accuracy,
     temperature,
     threshold,
+    witnesses,
 )
 from template.evaluate.predictions import Predictions
 
@@ -238,3 +239,28 @@ def test_nobody_is_sure_enough(tmp_path):
     assert set(found["thresholds"]) == {"a", "b"}
     runs.write_json(tmp_path / "c.json", found)
     assert runs.read_json(tmp_path / "c.json") == found
+
+
+@pytest.mark.parametrize(("groups", "promises"), [(None, True), (np.arange(60), True), (np.arange(60) // 15, False)])
+def test_images_of_four_patients_promise_no_more_than_four_images(groups, promises):
+    """Sixty images, all right: for 95 % it takes 27 witnesses, and those of one patient are one."""
+    labels = np.arange(60) % 2
+    logits = np.where(labels[:, None] == np.arange(2), np.linspace(2, 5, 60)[:, None], 0.0).astype(np.float32)
+    given = Predictions(np.arange(60).astype(str), labels, logits, ("a", "b"), groups)
+    found = calibrate(given, given, 0.95, precision=0.9)
+    assert (found["reject"]["confidence"] is not None) == promises
+    assert bool(found["thresholds"]) == promises
+
+
+def test_what_the_reject_option_did_is_an_interval_of_groups():
+    labels = np.arange(60) % 2
+    logits = np.where(labels[:, None] == np.arange(2), 3.0, 0.0).astype(np.float32)
+    given = Predictions(np.arange(60).astype(str), labels, logits, ("a", "b"), np.arange(60) // 15)
+    assert selective_accuracy(given, 0.9)["accuracy"]["low"] == pytest.approx(0.5101, abs=1e-4)
+    assert reliability(given)[0]["accuracy"]["low"] == pytest.approx(0.5101, abs=1e-4)
+
+
+def test_witnesses_worked_by_hand():
+    evidence, at = np.array([0.9, 0.8, 0.8, 0.5]), np.array([0.5, 0.8, 0.9, 0.95])
+    assert witnesses(evidence, at).tolist() == [4, 3, 1, 0]
+    assert witnesses(evidence, at, np.array(["a", "a", "b", "c"])).tolist() == [3, 2, 1, 0]

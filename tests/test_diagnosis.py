@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from template.evaluate.diagnosis import diagnose, disagreement, extrapolate, power_law
+from template.evaluate.intervals import wilson_interval
 from template.evaluate.predictions import Predictions
+from template.suggest import OF_STAGES
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,7 @@ from template.evaluate.predictions import Predictions
     ],
 )
 def test_the_larger_of_two_evils_is_named(trained, held_out, verdict):
-    found = diagnose(trained, held_out)
+    found = diagnose(trained, wilson_interval(*held_out))
     assert found.verdict == verdict and found.try_next
     assert f"{100 * trained[0] / trained[1]:.1f} % right on training images" in found.because
 
@@ -28,11 +30,23 @@ def test_the_larger_of_two_evils_is_named(trained, held_out, verdict):
 def test_advice_is_of_settings_that_exist():
     from template import config as configuration
 
-    for numbers in (((70, 100), (68, 100)), ((100, 100), (70, 100))):
-        for line in diagnose(*numbers).try_next:
+    for trained in (70, 100), (100, 100):
+        for line in diagnose(trained, wilson_interval(69, 100)).try_next:
             for word in line.replace(",", " ").split():
                 if "=" in word:
                     configuration.load(None, ["stages=[{}]", word])
+
+
+@pytest.mark.parametrize("trained", [(70, 100), (100, 100)])
+def test_a_run_without_gradient_steps_is_advised_nothing_that_would_have_no_effect(trained):
+    found = diagnose(trained, wilson_interval(69, 100), staged=False)
+    said, idle = " ".join(found.try_next), [f"{section}.{name}" for section in OF_STAGES for name in OF_STAGES[section]]
+    assert found.verdict in {"underfits", "overfits"} and len(found.try_next) > 2
+    assert not [key for key in (*idle, "stages.0.weight_decay", "stages.0.epochs") if key in said]
+
+
+def test_the_interval_of_the_diagnosis_is_that_of_the_headline():
+    assert "69.0 % [12.0, 98.0] on others" in diagnose((9, 9), {"value": 0.69, "low": 0.12, "high": 0.98}).because
 
 
 def test_a_power_law_is_found_again():

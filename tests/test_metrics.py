@@ -315,6 +315,55 @@ def test_images_of_a_group_are_one_witness():
         assert_same_but_for_chance(one["classes"]["class2"][key], ten["classes"]["class2"][key])
 
 
+@pytest.mark.parametrize("hit", [True, False])
+@pytest.mark.parametrize("groups", [1, 4, 10])
+def test_images_all_right_or_all_wrong_are_worth_as_many_as_they_have_groups(hit, groups):
+    """Forty images of four patients, all right: the fifth patient is what is not known, and not the 41st image."""
+    labels = np.arange(40) % 2
+    given = saying(labels, labels if hit else 1 - labels, 2)
+    found = metrics.score(dataclasses.replace(given, groups=np.arange(40) // (40 // groups)))
+    expected = intervals.wilson_interval(groups * hit, groups)
+    assert found["accuracy"] == pytest.approx(expected) and found["top_k"] == pytest.approx(
+        {"k": 1, "tied": 0, **expected}
+    )
+    for key in ("precision", "recall", "f1"):
+        assert found["classes"]["class1"][key] == pytest.approx(expected), key
+    for key in ("balanced_accuracy", "macro_f1", "roc_auc_ovr"):
+        assert found[key]["high"] - found[key]["low"] > 0.9 * (expected["high"] - expected["low"]), key
+
+
+def test_few_groups_are_not_surer_than_as_many_images_alone():
+    hits = np.arange(40) % 5 > 0
+    alone = intervals.share_interval(hits)
+    assert alone == intervals.wilson_interval(32, 40)
+    assert alone == pytest.approx(intervals.share_interval(hits, np.arange(40)))
+    widths = [alone["high"] - alone["low"]]
+    for groups in (20, 8, 4, 2, 1):
+        found = intervals.share_interval(hits, np.arange(40) // (40 // groups))
+        assert 0 <= found["low"] <= 0.8 == found["value"] <= found["high"] <= 1
+        widths.append(found["high"] - found["low"])
+    assert widths == sorted(widths) and widths[-1] > 0.7
+
+
+def test_an_interval_of_groups_holds_the_truth_as_often_as_it_says():
+    """Patients of 1 to 12 images, each right with a probability of its own, 0.8 on average."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(15), rng.integers(1, 13, 15))
+        hits = rng.random(len(groups)) < rng.beta(4, 1, 15)[groups]
+        found = intervals.share_interval(hits, groups)
+        inside += found["low"] <= 0.8 <= found["high"]
+    assert 0.92 <= inside / 400 <= 0.99
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_f1_of_one_or_zero_is_no_surer_than_precision_and_recall(right):
+    labels = np.repeat(np.arange(3), 4)
+    found = metrics.score(saying(labels, np.where((labels == 2) & (not right), 0, labels), 3))["classes"]["class2"]
+    assert found["f1"]["value"] == right and found["recall"] == intervals.wilson_interval(4 * right, 4)
+    assert (found["f1"]["low"], found["f1"]["high"]) == (found["recall"]["low"], found["recall"]["high"])
+
+
 def test_the_calibration_error_worked_by_hand():
     """Two bins: 0.9 sure and 2 of 4 right, 0.6 sure and 1 of 1 right."""
     confidence, right = np.array([0.9, 0.9, 0.9, 0.9, 0.6]), np.array([True, True, False, False, True])

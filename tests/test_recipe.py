@@ -23,8 +23,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from template import config as configuration
 from template import disk, publish, recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
-from template.data.examples import DataError
+from template.data.examples import DataError, Examples
 from template.data.images import load_image
+from template.data.pipeline import eval_dataset
 from template.data.rows import ArrayFile
 from template.deploy.predictor import classify, load_run
 from template.evaluate.calibration import calibrate
@@ -641,3 +642,16 @@ def test_stages_are_taken_from_the_number_of_images_only_where_the_recipe_names_
     assert [stage.unfreeze for stage in recipe.with_stages(scratch, 100).stages] == ["all"]
     named = dataclasses.replace(config, stages=SHORT)
     assert recipe.with_stages(named, 100) == named
+
+
+def test_images_without_a_group_are_not_one_group_together():
+    class Model:
+        predict = staticmethod(lambda batches, verbose: np.zeros((4, 2), np.float32))
+
+    ids = np.array(["a", "b", "c", "d"])
+    digests = np.char.add("of ", ids)
+    labels, groups = np.array([0, 1, 0, 1]), np.array(["patient", "patient", "", ""])
+    examples = Examples(ids, [b""] * 4, labels, ("cat", "dog"), np.array([""] * 4), groups, digests)
+    views = [eval_dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), labels)]
+    said = recipe.predict_tta(Model(), examples, views, Config())
+    assert said.groups[0] == said.groups[1] and len(set(said.groups)) == 3

@@ -34,9 +34,9 @@ def history(*losses: float, stage: int = 1, start: int = 0) -> list[dict]:
     ]
 
 
-def write(test=None, val=None, rows=None, skipped=()) -> str:
+def write(test=None, val=None, rows=None, skipped=(), **more) -> str:
     numbers = {"test": test, "val": val or scores(30, 10), "seconds": {"decode": 1.25, "training": 60.0}}
-    return report.markdown(numbers, "tiny, 32 pixels.", rows or history(0.5), skipped)
+    return report.markdown(numbers | more, "tiny, 32 pixels.", rows or history(0.5), skipped)
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -90,6 +90,14 @@ def test_each_stage_is_summed_up_by_its_best_epoch():
     text = write(rows=rows)
     assert cells(text, "1") == ["1", "3", "0.500", "0.750"]
     assert cells(text, "2") == ["2", "2", "0.400", "0.800"]
+
+
+def test_a_stage_that_an_earlier_version_began_is_summed_up_by_what_both_logged():
+    before, now = history(0.5, 0.9), history(0.7, start=2)
+    text = write(
+        rows=[*before, now[0] | {"val_calibrated_cross_entropy": 0.6}], monitored="val_calibrated_cross_entropy"
+    )
+    assert cells(text, "1")[1:3] == ["3", "0.500"]
 
 
 def test_an_epoch_that_went_wrong_is_not_the_best():

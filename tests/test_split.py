@@ -292,6 +292,13 @@ def test_nothing_to_train_on_is_an_error(examples):
     assert refusal(examples)
 
 
+def test_groups_that_go_across_given_parts_are_named_where_nothing_is_left_to_train_on():
+    """All of each patient is in test/ in part, so that nothing of any may train."""
+    examples = make([0, 1] * 20, parts=["train", "train", "test", "test"] * 10, groups=[str(n // 4) for n in range(40)])
+    said = refusal(examples)
+    assert "'a' is in test/ alone" in said and "left out 'image 0': the same group is in test/" in said
+
+
 def test_what_has_changed_between_two_splits_is_named():
     done = split(make([0, 1] * 20), **DEFAULTS)
     digests, labels, parts = done.digests.copy(), done.labels.copy(), done.parts.copy()

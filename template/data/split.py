@@ -61,8 +61,8 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
             start += number
     parts[free] = part_of[together]
     parts[parts == "out"] = ""
-    _check_every_class_is_everywhere(examples, parts, fractions)
     skipped = [(str(examples.ids[row]), reason) for row, reason in reasons.items()]
+    _check_every_class_is_everywhere(examples, parts, fractions, skipped)
     return dataclasses.replace(examples, parts=parts, skipped=(*examples.skipped, *skipped))
 
 
@@ -75,7 +75,7 @@ def clusters(examples: Examples) -> np.ndarray:
     """
     n = len(examples)
     _, by_content = np.unique(examples.digests, return_inverse=True)
-    _, by_group = np.unique(_groups(examples), return_inverse=True)
+    _, by_group = np.unique(group_names(examples), return_inverse=True)
     links = coo_matrix((np.ones(n), (by_content, n + by_group)), shape=(2 * n, 2 * n))
     return np.unique(connected_components(links, directed=False)[1][by_content], return_inverse=True)[1]
 
@@ -106,7 +106,7 @@ def differences(before: str, now: str) -> list[str]:
     return [*gone, *changed, *added, *moved] or ["their order"]
 
 
-def _groups(examples: Examples) -> np.ndarray:
+def group_names(examples: Examples) -> np.ndarray:
     """Name of the group of each example; one without a group is a group of its own."""
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
     return np.where(groups == "", examples.digests, groups)
@@ -116,7 +116,8 @@ def _conflicts(examples: Examples) -> dict[int, str]:
     """Row and reason of equal images with different labels, and of images whose equal or group is held out."""
     rank = {"test": 0, "val": 1, "train": 2, "": 2}
     ties = [
-        (("image", digest), ("group", group)) for digest, group in zip(examples.digests, _groups(examples), strict=True)
+        (("image", digest), ("group", group))
+        for digest, group in zip(examples.digests, group_names(examples), strict=True)
     ]
     labels_of: dict[tuple[str, str], set[int]] = {}
     part_of: dict[tuple[str, str], str] = {}
@@ -135,7 +136,10 @@ def _conflicts(examples: Examples) -> dict[int, str]:
     return reasons
 
 
-def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, fractions: dict[str, float]) -> None:
+def _check_every_class_is_everywhere(
+    examples: Examples, parts: np.ndarray, fractions: dict[str, float], skipped: list[tuple[str, str]]
+) -> None:
+    left_out = _named([*skipped, *examples.skipped])
     if len(examples.class_names) < 2:
         raise DataError(f"Expected at least two classes. Received: {list(examples.class_names)}")
     wanted = {"train", *parts[parts != ""].tolist(), *(part for part, fraction in fractions.items() if fraction > 0)}
@@ -146,7 +150,7 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
             raise DataError(
                 f"Class {name!r} is in {' and '.join(f'{part}/' for part in sorted(held))} alone: nothing can be "
                 "learned of it. If its images have no labels, move them elsewhere and classify them with predict.py; "
-                "else put some of them into the train part too."
+                "else put some of them into the train part too." + left_out
             )
     for name, usable in zip(examples.class_names, usable_of, strict=True):
         missing = sorted(part for part in wanted if not (usable & (parts == part)).any())
@@ -164,14 +168,14 @@ def _check_every_class_is_everywhere(examples: Examples, parts: np.ndarray, frac
                 f"Class {name!r} has {count} usable images to divide (equal ones, and those of "
                 f"a group, count as one); {fractions['val']:.0%} val and {fractions['test']:.0%} test need at least "
                 f"{need}, or more if groups differ much in size. "
-                "Add images, remove the class, or set data.val_fraction and data.test_fraction." + _left_out(examples)
+                "Add images, remove the class, or set data.val_fraction and data.test_fraction." + left_out
             )
 
 
-def _left_out(examples: Examples) -> str:
+def _named(skipped: list[tuple[str, str]]) -> str:
     """The first of what was found and could not be used, for an error that it may explain."""
-    named = "".join(f"\n  left out {name!r}: {reason}" for name, reason in examples.skipped[:10])
-    return named + (f"\n  and {len(examples.skipped) - 10} more" if len(examples.skipped) > 10 else "")
+    named = "".join(f"\n  left out {name!r}: {reason}" for name, reason in skipped[:10])
+    return named + (f"\n  and {len(skipped) - 10} more" if len(skipped) > 10 else "")
 
 
 def _counts(n: int, fractions: dict[str, float]) -> int:

@@ -14,7 +14,7 @@ from ..config import Data
 from ..data.examples import DataError, Examples
 from ..data.images import BadImageError, address, load
 from ..evaluate import metrics
-from ..evaluate.intervals import wilson_interval
+from ..evaluate.intervals import share_interval
 from ..evaluate.predictions import Predictions
 
 SIDE = 640
@@ -88,12 +88,15 @@ def compared(said: dict[str, str], predictions: Predictions) -> dict[str, Any]:
     theirs, names = predictions.take(rows), predictions.class_names
     answers = np.array([names.index(said[str(name)]) for name in theirs.ids])
     person = Predictions(theirs.ids, theirs.labels, 10 * np.eye(len(names), dtype=np.float32)[answers], names)
-    hits = [int((one == other).sum()) for one, other in (
+    hits = [one == other for one, other in (
         (answers, theirs.labels), (theirs.predicted, theirs.labels), (answers, theirs.predicted))]  # fmt: skip
     differs = np.flatnonzero(answers != theirs.labels)
     return {
         "images": len(rows),
-        **{key: wilson_interval(k, len(rows)) for key, k in zip(("person", "classifier", "same"), hits, strict=True)},
+        **{
+            key: share_interval(right, theirs.groups)
+            for key, right in zip(("person", "classifier", "same"), hits, strict=True)
+        },
         "cohen_kappa": metrics.score(person)["cohen_kappa"],
         "differs": [(str(theirs.ids[i]), names[theirs.labels[i]], names[answers[i]]) for i in differs],
     }

@@ -9,7 +9,7 @@ from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve
 
 from . import metrics
-from .intervals import paired_z, wilson_interval
+from .intervals import paired_z, share_interval
 from .metrics import BINS
 from .predictions import Predictions
 
@@ -71,13 +71,33 @@ def reliability(predictions: Predictions) -> list[dict[str, Any]]:
         {
             "images": int((bins == b).sum()),
             "confidence": float(confidence[bins == b].mean()),
-            "accuracy": wilson_interval(int(right[bins == b].sum()), int((bins == b).sum())),
+            "accuracy": share_interval(right, predictions.groups, bins == b),
         }
         for b in np.unique(bins)
     ]
 
 
-def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | None = None) -> float | None:
+def witnesses(evidence: np.ndarray, at: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """How many images have at least this much evidence, or, since those of a group are one witness, of how many groups.
+
+    Args:
+        evidence: float [n].
+        at: float [m].
+        groups: [n] names, or None.
+
+    Returns:
+        int64 [m].
+    """
+    if groups is not None:
+        members = np.unique(groups, return_inverse=True)[1]
+        images, evidence = evidence, np.full(members.max() + 1, -np.inf)
+        np.maximum.at(evidence, members, images)
+    return len(evidence) - np.searchsorted(np.sort(evidence), at)
+
+
+def threshold(
+    evidence: np.ndarray, positive: np.ndarray, precision: float | None = None, groups: np.ndarray | None = None
+) -> float | None:
     """Probability from which to say yes.
 
     Args:
@@ -85,6 +105,7 @@ def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | Non
         positive: bool [n], whether they are of that class.
         precision: share of right answers wanted among the yeses, in (0, 1): the threshold with the most yeses of
             which `lower_bound` so many are right. By default the threshold with the best F1.
+        groups: [n] names of what was drawn together, or None; only so many `witnesses` can promise a precision.
 
     Returns:
         Half way to the next lower probability, so as not to fit the last digit; None if no threshold keeps the
@@ -97,7 +118,7 @@ def threshold(evidence: np.ndarray, positive: np.ndarray, precision: float | Non
     if precision is None:
         best = int(np.argmax(2 * precisions * recalls / np.maximum(precisions + recalls, 1e-12)))
     else:
-        said = len(evidence) - np.searchsorted(np.sort(evidence), at)
+        said = witnesses(evidence, at, groups)
         kept = np.flatnonzero(lower_bound(precisions * said, said) >= precision)
         if not len(kept):
             return None
@@ -122,8 +143,8 @@ def risk_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.
 
 def confidence_for(predictions: Predictions, accuracy: float) -> float | None:
     """Least confidence from which answers have this accuracy, in (0, 1); None if `lower_bound` never reaches it."""
-    confidences, shares, accuracies = risk_coverage(predictions)
-    given = shares * len(predictions.labels)
+    confidences, _, accuracies = risk_coverage(predictions)
+    given = witnesses(predictions.probabilities.max(axis=1), confidences, predictions.groups)
     enough = np.flatnonzero(lower_bound(accuracies * given, given) >= accuracy)
     return float(confidences[enough[-1]]) if len(enough) else None
 
@@ -131,11 +152,11 @@ def confidence_for(predictions: Predictions, accuracy: float) -> float | None:
 def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str, Any]:
     """`risk_coverage` (share of images answered with at least this confidence) and `accuracy` among them, or null."""
     sure = predictions.probabilities.max(axis=1) >= confidence
-    right = int((predictions.predicted == predictions.labels)[sure].sum())
+    right, groups = predictions.predicted == predictions.labels, predictions.groups
     return {
         "confidence": confidence,
-        "coverage": wilson_interval(int(sure.sum()), len(sure)),
-        "accuracy": wilson_interval(right, int(sure.sum())) if sure.any() else None,
+        "coverage": share_interval(sure, groups),
+        "accuracy": share_interval(right, groups, sure) if sure.any() else None,
     }
 
 
@@ -157,7 +178,8 @@ def calibrate(
         class the probability from which to say yes, and `precision` and `recall` there.
     """
     measured, found = val if test is None else test, temperature(val.logits, val.labels)
-    found = found if paired_z(*(smoothed_losses(val.logits, val.labels, t) for t in (found, 1.0))) > 1 else 1.0
+    losses = [smoothed_losses(val.logits, val.labels, t) for t in (found, 1.0)]
+    found = found if paired_z(*losses, val.groups) > 1 else 1.0
     sure, scaled = val.scaled(found), measured.scaled(found)
     result: dict[str, Any] = {"temperature": found}
     for name, predictions in (("before", measured), ("after", scaled)):
@@ -171,13 +193,13 @@ def calibrate(
     result["thresholds"] = {}
     on_val, on_measured = sure.probabilities, scaled.probabilities
     for label, name in enumerate(val.class_names):
-        at = threshold(on_val[:, label], val.labels == label, precision)
+        at = threshold(on_val[:, label], val.labels == label, precision, val.groups)
         if at is not None:
             said, positive = on_measured[:, label] >= at, measured.labels == label
-            hits = int((said & positive).sum())
+            hits, groups = said & positive, measured.groups
             result["thresholds"][name] = {
                 "threshold": at,
-                "precision": wilson_interval(hits, int(said.sum())) if said.any() else None,
-                "recall": wilson_interval(hits, int(positive.sum())) if positive.any() else None,
+                "precision": share_interval(hits, groups, said) if said.any() else None,
+                "recall": share_interval(hits, groups, positive) if positive.any() else None,
             }
     return result

@@ -13,6 +13,18 @@ from .predictions import Predictions
 GOOD = 0.02
 """An error, or a gap between two, below this is not what to work on."""
 
+LONGER = [
+    "unfreeze more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
+    "a higher learning rate, if the loss still falls in the last epochs",
+]
+LESS = ["less of what holds back: augment.policy=light, head.dropout=0, head.l2=0"]
+HOLDING = [
+    "more variation: augment.policy=heavy",
+    "more of what holds back: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
+    "fewer unfrozen blocks: stages.0.unfreeze",
+]
+"""Advice that has an effect where gradient steps are taken."""
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -23,14 +35,15 @@ class Diagnosis:
     try_next: list[str]
 
 
-def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
+def diagnose(trained: tuple[int, int], others: dict[str, float], *, staged: bool = True) -> Diagnosis:
     """The flow of the recipe of deep learning: is it bad on training images, or only on others?
 
     Args:
         trained: right answers and images among those that it learned from, as they are.
-        held_out: likewise of those that it has not seen.
+        others: share of right answers among those that it has not seen, with its interval.
+        staged: whether gradient steps were taken, so that their settings had an effect.
     """
-    learned, others = wilson_interval(*trained), wilson_interval(*held_out)
+    learned = wilson_interval(*trained)
     error, gap = 1 - learned["value"], learned["value"] - others["value"]
     numbers = (
         f"{100 * learned['value']:.1f} % right on training images, {100 * others['value']:.1f} % "
@@ -41,10 +54,9 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
             "underfits",
             f"{numbers}: it does not know even what it was shown",
             [
-                "unfreeze more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
-                "a higher learning rate, if the loss still falls in the last epochs",
+                *(LONGER if staged else ["fine-tuning, which this run did without: stages.0.unfreeze=1"]),
                 "a larger network, larger images: backbone.name, data.image_size",
-                "less of what holds back: augment.policy=light, head.dropout=0, head.l2=0",
+                *LESS * staged,
                 "labels that contradict each other: scripts/audit.py --labels",
             ],
         )
@@ -54,9 +66,7 @@ def diagnose(trained: tuple[int, int], held_out: tuple[int, int]) -> Diagnosis:
             f"{numbers}: it has memorised what it has not understood",
             [
                 "more images: see what the learning curve promises",
-                "more variation: augment.policy=heavy",
-                "more of what holds back: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
-                "fewer unfrozen blocks: stages.0.unfreeze",
+                *(HOLDING if staged else ["another network: backbone.name"]),
                 "test images of another kind than the training ones: compare scripts/audit.py of both",
             ],
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import wilson_interval
+from .intervals import share_interval
 from .predictions import Predictions
 
 
@@ -37,7 +37,7 @@ def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[
         for name, mask in _parts(np.asarray(values)):
             if not 0 < mask.sum() < len(mask):
                 continue
-            inside, outside = (wilson_interval(int(wrong[m].sum()), int(m.sum())) for m in (mask, ~mask))
+            inside, outside = (share_interval(wrong, predictions.groups, m) for m in (mask, ~mask))
             apart = inside["low"] > outside["high"] or inside["high"] < outside["low"]
             table.append({"fact": fact, "slice": name, "images": int(mask.sum()), "error": inside, "differs": apart})
     return table

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
+from scipy.stats import t as student
 
 RESAMPLES = 1000
 _AT_ONCE = 4_000_000
@@ -13,8 +14,35 @@ _AT_ONCE = 4_000_000
 
 def wilson_interval(successes: int, trials: int) -> dict[str, float]:
     """A proportion with its interval (Wilson 1927, "Probable inference, the law of succession...")."""
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
+    return _wilson(successes / trials, trials)
+
+
+def share_interval(
+    hits: np.ndarray, groups: np.ndarray | None = None, among: np.ndarray | None = None
+) -> dict[str, float]:
+    """Share of hits with its interval: Wilson's, of as many images as these are worth.
+
+    Images of one group are no independent witnesses: n is divided by how much more the share varies from group to group
+    than it would from image to image, and again for knowing that from a few groups only (Korn and Graubard 1998,
+    "Confidence intervals for proportions with small expected number of positive counts estimated from survey data").
+    Where all hit, or none, nothing shows how alike those of a group are: each group is worth one image.
+
+    Args:
+        hits: bool [n].
+        groups: as in `bootstrap_weights`.
+        among: bool [n], images that count, at least one; all by default.
+    """
+    if among is not None:
+        hits, groups = hits[among], None if groups is None else groups[among]
+    if groups is None:
+        return wilson_interval(int(np.sum(hits)), len(hits))
+    n, value, members = len(hits), float(np.mean(hits)), np.unique(groups, return_inverse=True)[1]
+    many = int(members.max()) + 1
+    if value in {0.0, 1.0} or many == 1:
+        return _wilson(value, many)
+    spread = np.sum(np.bincount(members, hits - value) ** 2)  # n * value * (1 - value) if images were independent
+    few = student.ppf(0.975, n - 1) / student.ppf(0.975, many - 1)
+    return _wilson(value, min(1.0, n * value * (1 - value) / max(spread, 1e-12)) * n * few**2)
 
 
 def bootstrap_weights(n: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:
@@ -92,6 +120,14 @@ def paired_z(losses: np.ndarray, rivals: np.ndarray, groups: np.ndarray | None =
             return float(less.mean() / (np.std(less) / np.sqrt(len(less))))
         summed = np.bincount(np.unique(groups, return_inverse=True)[1], less - less.mean())
         return float(less.mean() / (np.sqrt(np.sum(summed**2)) / len(less)))
+
+
+def _wilson(value: float, trials: float) -> dict[str, float]:
+    square = norm.ppf(0.975) ** 2
+    middle = (value * trials + square / 2) / (trials + square)
+    reach = np.sqrt(square * (value * (1 - value) * trials + square / 4)) / (trials + square)
+    low, high = min(value, max(0.0, middle - reach)), max(value, min(1.0, middle + reach))
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def undefined() -> dict[str, None]:

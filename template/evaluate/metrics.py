@@ -16,6 +16,7 @@ from .intervals import (
     bootstrap_weights,
     influence_interval,
     percentile_bootstrap,
+    share_interval,
     undefined,
     wilson_interval,
 )
@@ -61,23 +62,18 @@ def score(predictions: Predictions, k: int | None = None, seed: int = 0) -> dict
         bootstrap_scores(predictions, seed, images),
     )
 
-    def share(hits: np.ndarray, name: str) -> dict[str, float]:
-        if predictions.groups is None:
-            return wilson_interval(int(hits.sum()), n)
-        return percentile_bootstrap(hits.mean(), sampled[name])
-
     result = {
         "images": n,
         "groups": None if predictions.groups is None else len(np.unique(predictions.groups)),
         "majority_baseline": float(np.bincount(labels).max() / n),
-        "accuracy": share(right, "accuracy"),
-        "top_k": {"k": k, "tied": int(images["tied"].sum()), **share(images["top_k"], "top_k")},
+        "accuracy": share_interval(right, predictions.groups),
+        "top_k": {"k": k, "tied": int(images["tied"].sum()), **share_interval(images["top_k"], predictions.groups)},
     }
-    floor = result["accuracy"]["low"]
     for name, metric in COUNT_METRICS.items():
         result[name] = percentile_bootstrap(metric(*counts), sampled[name])
-        if right.all() and result[name]["value"] is not None:  # resampling right answers shows no spread
-            result[name]["low"] = min(floor, result[name]["low"])
+        if right.all() == right.any() and result[name]["value"] is not None:  # resampling all alike shows no spread
+            result[name]["low"] = min(result["accuracy"]["low"], result[name]["low"])
+            result[name]["high"] = max(result["accuracy"]["high"], result[name]["high"])
     ranks, by_class = ranking_scores(predictions)
     result |= _of_probabilities(predictions, images, sampled) | ranks
     return result | {
@@ -232,6 +228,7 @@ def ranking_scores(predictions: Predictions) -> tuple[dict[str, Any], list[dict[
     """
     n, labels, groups = len(predictions.labels), predictions.labels, predictions.groups
     sizes = np.bincount(labels, minlength=len(predictions.class_names))
+    worth = sizes if groups is None else [len(np.unique(groups[labels == label])) for label in range(len(sizes))]
     present, names = int((sizes > 0).sum()), ("roc_auc_ovr", "roc_auc_ovo", "average_precision")
     by_class, total, values = [], np.zeros((3, n)), []
     parts = np.array_split(predictions.logits, 1 + predictions.logits.size // 10**7)
@@ -245,13 +242,13 @@ def ranking_scores(predictions: Predictions) -> tuple[dict[str, Any], list[dict[
             value, influence = _ranks(evidence, labels, label, sizes, present)
             total += influence
             values.append(value)
-        least = max(1, int(min(size, n - size)))
+        least = max(1, int(min(size, n - size, worth[label])))
         by_class.append(
             {name: influence_interval(value[i], influence[i], groups, least) for i, name in enumerate(names) if i != 1}
         )
     means = np.mean(values, axis=0) if values else np.full(3, np.nan)
     total /= max(1, len(values))
-    least = int(sizes[sizes > 0].min())
+    least = int(min(number for number in worth if number))
     return {name: influence_interval(means[i], total[i], groups, least) for i, name in enumerate(names)}, by_class
 
 
@@ -356,17 +353,26 @@ def _per_class(
     predictions: Predictions, counts: tuple[np.ndarray, ...], sampled: dict[str, np.ndarray], ranks: list[dict]
 ) -> dict[str, dict[str, Any]]:
     """Each class taken as positive."""
-    hits, true, said = (count.astype(int) for count in counts)
     table = {}
     for i, name in enumerate(predictions.class_names):
         row = {
             key: percentile_bootstrap(metric(*counts)[i], sampled[key][:, i]) for key, metric in CLASS_METRICS.items()
         }
-        for key, of in (("precision", said[i]), ("recall", true[i])):
-            if of and predictions.groups is None:  # a proportion, for which there is something better
-                row[key] = wilson_interval(hits[i], of)
-        table[name] = {"images": int(true[i]), **row, **ranks[i]}
+        true, said = predictions.labels == i, predictions.predicted == i
+        for key, of in (("precision", said), ("recall", true)):
+            if of.any():  # a proportion, for which there is something better
+                row[key] = share_interval(true & said, predictions.groups, of)
+        row["f1"] = _as_wide(row["f1"], row["precision"], row["recall"])
+        table[name] = {"images": int(true.sum()), **row, **ranks[i]}
     return table
+
+
+def _as_wide(f1: dict[str, float | None], *of: dict[str, float | None]) -> dict[str, float | None]:
+    """The interval of an F1 of 0 or 1, which resampling shows no spread of, as wide as of what it is the mean of."""
+    if f1["value"] not in {0.0, 1.0}:
+        return f1
+    known = [f1, *(each for each in of if each["value"] == f1["value"])]
+    return f1 | {"low": min(each["low"] for each in known), "high": max(each["high"] for each in known)}
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

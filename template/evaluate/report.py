@@ -67,6 +67,7 @@ def html(
         curves = {"before": curves.pop("as they come"), "after the temperature": calibration["after"]["reliability"]}
     sure = plots.calibration(curves), _risk_coverage(said, calibration["reject"]["wanted"])
     counts, measured = confusion_counts(said), metrics["test"] or metrics["val"]
+    witnesses = metrics["val"]["groups"] or metrics["val"]["images"]
     return environment.get_template("report.html").render(
         metrics=ABSENT | metrics,
         measured=measured,
@@ -82,7 +83,7 @@ def html(
         drawn={name: plots.svg(figure) for name, figure in drawn.items()},
         sure_svgs=[plots.svg(figure) for figure in sure],
         calibration=calibration,
-        promised=float(lower_bound(metrics["val"]["images"], metrics["val"]["images"])),
+        promised=float(lower_bound(witnesses, witnesses)),
         slices=metrics.get("slices", []),
         galleries=galleries,
         skipped=skipped,
@@ -147,8 +148,7 @@ def markdown(
                      f"{probe['accuracy']['value']:.3f} |")  # fmt: skip
     for stage in sorted({row["stage"] for row in history}):
         rows = [row for row in history if row["stage"] == stage]
-        sign = 1 if column.endswith("entropy") else -1
-        best = min(rows, key=lambda row: (math.isnan(row[column]), sign * row[column]))
+        best = _best(rows, column)
         lines.append(f"| {stage} | {len(rows)} | {best['val_cross_entropy']:.3f} | {best['val_accuracy']:.3f} |")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in metrics["seconds"].items())
     lines += ["", f"Seconds: {seconds}."]
@@ -157,6 +157,13 @@ def markdown(
         lines += [f"- {_safe(repr(name))}: {_safe(reason)}" for name, reason in skipped[:50]]
         lines += [f"- and {len(skipped) - 50} more, in skipped.json"] if len(skipped) > 50 else []
     return "\n".join(lines) + "\n"
+
+
+def _best(rows: Sequence[dict[str, Any]], column: str) -> dict[str, Any]:
+    """The best epoch of a stage; by plain cross-entropy if an earlier version began it, which did not log all."""
+    column = column if all(column in row for row in rows) else "val_cross_entropy"
+    sign = 1 if column.endswith("entropy") else -1
+    return min(rows, key=lambda row: (math.isnan(row[column]), sign * row[column]))
 
 
 def _holds_back(metrics: dict[str, Any]) -> list[str]:
