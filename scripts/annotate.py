@@ -25,6 +25,7 @@ def main() -> None:
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--data.path", dest="path", help="where the images are now, if the run comes from elsewhere")
     parser.add_argument("--count", type=int, default=50, help="how many images (default: 50)")
     parser.add_argument("--port", type=int, default=8000, help="of the page (default: 8000; 0 for any that is free)")
     arguments = parser.parse_args()
@@ -37,11 +38,11 @@ def main() -> None:
     predictions = Predictions.load(run / "predictions.npz")
     try:
         data = configuration.load(run / "config.toml").data
-        examples = load_examples(data.path)
+        examples = load_examples(arguments.path or data.path)
         examples = examples.with_classes(predictions.class_names)
         questions = Questions(drawn(examples, predictions, arguments.count), file, data)
     except (configuration.ConfigError, DataError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(f"{error}\n(Are the images elsewhere now? --data.path says where.)")
     try:
         server = Server(questions, arguments.port)
     except OSError as error:

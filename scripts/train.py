@@ -33,7 +33,9 @@ def main() -> None:
                 f"{str(folder)!r} cannot be written to: {error.strerror}. Make room, or choose another with --runs."
             )
     resume = f"python scripts/train.py --resume {shlex.quote(str(folder))}"
-    with runs.graceful_stop(f"Stopped. What was saved is whole; at most one epoch is repeated. Go on with: {resume}"):
+    seconds = config.train.checkpoint_seconds
+    repeated = f"{seconds:g} seconds of training and one epoch are" if seconds else "one epoch is"
+    with runs.graceful_stop(f"Stopped. What was saved is whole; at most {repeated} repeated. Go on with: {resume}"):
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe

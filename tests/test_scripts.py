@@ -590,6 +590,32 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
     assert "1 images to name" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
 
 
+def test_the_images_of_a_run_from_elsewhere_are_where_one_says(finished, tmp_path, monkeypatch):
+    from http.server import ThreadingHTTPServer
+
+    run, images = (shutil.copytree(a, tmp_path / b) for a, b in ((finished.folder, "run"), (finished.images, "moved")))
+    recipe = (run / "config.toml").read_text().replace(str(finished.images), "/nowhere/images")
+    (run / "config.toml").write_text(recipe)
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda server: None)
+    last_words, _ = call("annotate", "--run", run, "--port", "0")
+    assert "'/nowhere/images' does not exist" in last_words and "--data.path" in last_words
+    code, said = call("annotate", "--run", run, "--port", "0", f"--data.path={images}")
+    assert code == 0 and "images to name" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [("60", "60 seconds of training and one epoch are"), ("0", "one epoch is")]
+)
+def test_what_a_signal_may_cost_is_said(monkeypatch, tmp_path, seconds, words):
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("template.recipe.run", stop)
+    monkeypatch.chdir(tmp_path)
+    code, said = call("train", f"--train.checkpoint_seconds={seconds}")
+    assert code == 130 and f"at most {words} repeated" in said
+
+
 # train.py --preflight
 
 
