@@ -615,7 +615,7 @@ SCRATCH = Backbone(name="tiny", weights="none")
 def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(tmp_path, monkeypatch):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
-    monkeypatch.setattr(module, "choose", lambda losses, _: seen.extend(losses) or 1)  # the average
+    monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 1)  # the average
     seen, looked, real = [], [], module.update_bn
 
     def spy(network, batches):
@@ -851,12 +851,14 @@ class Stub:
 BEFORE, HALFWAY, AVERAGE, BEST = 0.0, 0.5, 1.0, 2.0
 
 
-def chosen(says: dict[float, np.ndarray], monitor: str = "accuracy") -> tuple[float, dict, checkpoints.TrainState]:
+def chosen(
+    says: dict[float, np.ndarray], monitor: str = "accuracy", groups: np.ndarray | None = None
+) -> tuple[float, dict, checkpoints.TrainState]:
     """The weight that is left, what is kept for the final fit, and the state."""
     network = Stub(says)
     state = checkpoints.TrainState(start=5, epoch=9, best_epoch=7 if BEST in says else None)
     before, best = [np.array(BEFORE)], [np.array(BEST)]
-    held_out = ArrayDataset(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels)
+    held_out = ArrayDataset(lambda _, rows: np.zeros((len(rows), 1), np.float32), network.labels, groups=groups)
     validate = callbacks.Validate(state, held_out, monitor, 8)
     kept = module._choose(network, validate, state, before, best, lambda: None)
     assert kept.pop("words")
@@ -890,6 +892,13 @@ def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monito
     expected = {BEFORE: (0, False, 0.0), BEST: (2, False, 1.0), HALFWAY: (4, True, 0.5)}[left]
     assert (kept["epochs"], kept["averaged"], kept["share"]) == expected
     assert state.best == pytest.approx(scores(says[left], np.arange(100) % 2)[MONITORED[monitor]])
+
+
+def test_images_of_one_patient_do_not_make_an_epoch_surely_better():
+    """It mends twelve images: of as many patients that is no accident, of one it may be."""
+    says = dict.fromkeys([BEFORE, HALFWAY, AVERAGE], logits_of(range(12))) | {BEST: logits_of([])}
+    assert chosen(says)[0] == chosen(says, groups=np.arange(100))[0] == BEST
+    assert chosen(says, groups=np.arange(100) // 12)[0] == HALFWAY
 
 
 def test_halfway_is_taken_where_it_is_better():

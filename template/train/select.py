@@ -121,17 +121,18 @@ def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] |
     return [*found, Candidate("the weights from before", before, errors=1)]
 
 
-def choose(losses: Sequence[np.ndarray], errors: Sequence[float]) -> int:
+def choose(losses: Sequence[np.ndarray], errors: Sequence[float], groups: np.ndarray | None = None) -> int:
     """Number of the candidate to keep: the first choice with the least mean loss, unless another clearly beats it.
 
     Args:
         losses: `per_image_losses` of each, float64 [n].
         errors: standard errors by which each must lead; 0 for the first choices, which come first.
+        groups: [n], as in `paired_z`: images of one patient do not make a difference sure.
     """
     means = [np.inf if np.isnan(loss).any() else loss.mean() for loss in losses]
     winner = int(np.argmin([mean for mean, needed in zip(means, errors, strict=True) if not needed]))
     for challenger, needed in enumerate(errors):
-        if needed and paired_z(losses[challenger], losses[winner]) > needed:
+        if needed and paired_z(losses[challenger], losses[winner], groups) > needed:
             winner = challenger
     return winner
 

@@ -396,7 +396,7 @@ def _choose(
         weights.append(network.get_weights())
         logits.append(validate.logits(network))
     losses = [per_image_losses(each, validate.labels, validate.monitor) for each in logits]
-    winner = choose(losses, [candidate.errors for candidate in tried])
+    winner = choose(losses, [candidate.errors for candidate in tried], validate.held_out.groups)
     kept, found = tried[winner], scores(logits[winner], validate.labels)
     network.set_weights(weights[winner])
     state.best, state.gain = found[validate.column], relative_gain(losses[-1], losses[winner])
