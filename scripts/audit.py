@@ -138,7 +138,8 @@ def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
     """`path,label,split,group` of these rows, relative to the file, without names that are not UTF-8."""
     if not all(isinstance(image, Path) for image in examples.images):
         sys.exit("--write-csv needs images that are files.")
-    paths = {row: os.path.relpath(examples.images[row], file.resolve().parent) for row in rows}
+    paths = {row: os.fsencode(os.path.relpath(examples.images[row], file.resolve().parent)) for row in rows}
+    paths = {row: path.decode("utf-8", "surrogateescape") for row, path in paths.items()}
     nameless = [row for row, path in paths.items() if any("\ud800" <= letter <= "\udfff" for letter in path)]
     first = repr(paths[nameless[0]]) if nameless else ""
     paths = {row: path for row, path in paths.items() if row not in nameless}

@@ -126,6 +126,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     """
     from template.config import ConfigError
     from template.data.examples import DataError, load_examples
+    from template.data.folders import describe_notes
 
     try:
         examples = load_examples(path)
@@ -147,6 +148,8 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
           f"+ {len(examples.skipped)} skipped")  # fmt: skip
     for name, reason in examples.skipped:
         print(f"  skipped {name!r}: {reason}")
+    for line in describe_notes(zip(examples.ids.tolist(), examples.notes.tolist(), strict=True)):
+        print(line)
     if not len(examples):
         sys.exit(f"{path}: none of the images could be read.")
     if absent:

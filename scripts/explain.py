@@ -29,7 +29,7 @@ def main() -> None:
 
     from template.config import ConfigError
     from template.data.examples import DataError
-    from template.data.folders import describe_skipped, gather, nothing_done
+    from template.data.folders import describe_notes, describe_skipped, gather, nothing_done
     from template.data.images import BadImageError, load
 
     try:
@@ -41,13 +41,15 @@ def main() -> None:
         config, classes, model = load_run(arguments.run)
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
-    done = 0
+    done, notes = 0, []
     for number, file in enumerate(files):
         try:
-            pixels = load(file, config.data)[0][None]
+            pixels, note = load(file, config.data)
         except BadImageError as error:
             print(f"{str(file)!r}: {error}")
             continue
+        notes.append((str(file), note))
+        pixels = pixels[None]
         answer = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
         heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, answer)
         target = arguments.out / f"{number:04d}-{runs.short(file.stem)}.png"
@@ -55,7 +57,7 @@ def main() -> None:
             side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
         print(f"{str(file)!r}: {' '.join(classes[answer[0]].split())}, {target}")
         done += 1
-    for line in describe_skipped(left):
+    for line in [*describe_notes(notes), *describe_skipped(left)]:
         print(line)
     if problem := nothing_done(arguments.inputs, left, done):
         sys.exit(problem)

@@ -2,7 +2,8 @@
 
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
 
-What is left out in a folder (hidden files, litter of systems, links to folders) is named. Exit code: 0, or 1 if nothing
+What is left out in a folder (hidden files, litter of systems, links to folders) is named, and so is what had to be
+assumed to see something in an image (the first of several pages, 12 of 16 bits). Exit code: 0, or 1 if nothing
 could be classified, or if something named is not there or cannot be listed; the other rows are written all the same.
 """
 
@@ -31,7 +32,7 @@ def main() -> None:
 
     from template.config import ConfigError
     from template.data.examples import DataError
-    from template.data.folders import describe_skipped, gather, nothing_done
+    from template.data.folders import describe_notes, describe_skipped, gather, nothing_done
 
     try:
         files, left = gather(arguments.inputs)
@@ -45,8 +46,8 @@ def main() -> None:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
     header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "problem"]
-    rows, bad = [header], 0
-    for file, result in classify(model, config, files, temperature):
+    rows, bad, notes = [header], 0, []
+    for file, result in classify(model, config, files, temperature, lambda file, note: notes.append((str(file), note))):
         if isinstance(result, np.ndarray):
             best = np.argsort(-result, kind="stable")[:k]
             cells = [cell for i in best for cell in (_cell(classes[i]), f"{result[i]:.6f}")]
@@ -61,7 +62,7 @@ def main() -> None:
     else:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()  # before what is said below
-    for line in describe_skipped(left):
+    for line in [*describe_notes(notes), *describe_skipped(left)]:
         print(line, file=sys.stdout if arguments.out else sys.stderr)
     if problem := nothing_done(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)

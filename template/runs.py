@@ -91,7 +91,8 @@ def legible(text: str) -> str:
 
 def short(name: str, most: int = 100) -> str:
     """The beginning of a file's name, legible and in so many bytes at most: file systems take 255, some 143."""
-    return " ".join(legible(name).split()).encode()[:most].decode("utf-8", "ignore")
+    beginning = " ".join(legible(name).split()).encode()[:most].decode("utf-8", "ignore")
+    return os.fsdecode(beginning.encode())  # which is another text only where the system's encoding lacks letters
 
 
 def any_terminal() -> None:

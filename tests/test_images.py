@@ -151,6 +151,15 @@ def test_alpha_that_is_0_everywhere_is_an_unused_byte(data):
     assert note == "alpha is 0 everywhere and was ignored"
 
 
+@pytest.mark.parametrize("values", [(0, 1), (1, 1), (3, 3)])
+def test_alpha_of_which_nothing_can_be_seen_is_ignored_too(values):
+    """A mask of 0 and 1 where 0 and 255 are meant."""
+    rgb, alpha = noise(24, 24), np.random.default_rng(0).choice(values, (24, 24)).astype(np.uint8)
+    pixels, note = said(encode(Image.fromarray(np.dstack([rgb, alpha])), "PNG"))
+    np.testing.assert_array_equal(pixels, rgb)
+    assert note == "alpha is nearly 0 everywhere and was ignored"
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_drawn_in_white_on_nothing_is_seen(mode):
     """On white it would be a white square, as every other of its kind."""
@@ -203,6 +212,13 @@ def test_a_profile_that_cannot_be_used_costs_no_image(contents):
     pixels, note = said(encode(smooth(), "PNG", icc_profile=contents), 96)
     np.testing.assert_array_equal(pixels, smooth())
     assert "was ignored" in note
+
+
+def test_black_and_white_with_a_profile_of_grey_is_black_and_white():
+    image = smooth().convert("1")
+    pixels, note = said(encode(image, "PNG", icc_profile=SPACES["grey"][0]), 96)
+    np.testing.assert_array_equal(pixels, image.convert("RGB"))
+    assert not note
 
 
 def test_srgb_with_a_profile_is_left_bit_for_bit():
@@ -442,6 +458,12 @@ def test_planes_of_16_bits_are_refused_and_not_read_as_noise():
     assert "separate planes" in reason(tiff(array, extra=planes))
 
 
+def test_bytes_with_a_sign_are_refused_and_not_read_without():
+    """-128 to 127 came out as 128 to 255 and 0 to 127: the darkest beside the brightest."""
+    data = tiff((waves(1).astype(int) - 128).astype(np.int8), kind=2)
+    assert "not supported: TIFF with a sign in 8 bits" in reason(data)
+
+
 def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
     """A page at 600 dpi has 140 million pixels, and is refused no more; the corpus has one."""
     page = Image.new("1", (1000, 1400), 1)
@@ -602,13 +624,22 @@ def bad_checksum() -> bytes:
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC (iPhone); convert"),
         (b"\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00mif1heic", "HEIC (iPhone); convert"),
         (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL; convert"),
+        (b"\0\0\0\x18ftypheim\0\0\0\0mif1heim", "HEIC (iPhone); convert"),
         (b"cats, dogs and birds", "text, not an image"),
+        (b"path,label\n1.jpg,cat\n", "text, not an image"),
+        ("\ufeffGr\u00f6\u00dfe: 3 cm".encode(), "text, not an image"),
+        (b"<?xml version='1.0'?>\n<x:xmpmeta xmlns:x='adobe:ns:meta/'/>", "text, not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (bytes(128) + b"DICM" + bytes(99), "DICOM; convert"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "JPEG 2000; convert"),
+        (b"II\x1a\0\0\0HEAPCCDR" + bytes(99), "raw file"),
         (bytes(780), "not an image in JPEG, PNG"),
         (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "not an image in JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # Pillow would start Ghostscript
     ],
     ids=["empty", "half", "99 %", "no end marker", "half PNG", "bad checksum", "4 bytes", "HTML", "more HTML", "SVG",
-         "HEIC", "HEIF", "JPEG XL", "text", "zeros", "PDF", "EPS"],
+         "HEIC", "HEIF", "JPEG XL", "another HEIC", "text", "lines", "UTF-8", "XML", "LFS", "DICOM", "JPEG 2000", "CRW",
+         "zeros", "PDF", "EPS"],
 )  # fmt: skip
 def test_unusable_bytes_have_a_reason(data, said):
     assert said in reason(data)

@@ -367,6 +367,14 @@ def test_what_other_projects_tell_keras_changes_nothing(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), trained(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_short_name_is_one_that_a_file_can_have_where_the_system_knows_only_ascii(tmp_path):
+    code = "import sys; from template import runs; open(f'{sys.argv[1]}/{runs.short(sys.argv[2])}', 'x')"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, tmp_path, "\u732b\xe9"], env=environment, check=True)
+    (name,) = tmp_path.iterdir()
+    assert os.fsencode(name.name) == "\u732b\xe9".encode()
+
+
 def test_settings_that_keras_refuses_are_named_with_their_file(tmp_path):
     code = "from template import runs; runs.import_tensorflow()"
     result = elsewhere(tmp_path / "keras", code, {"floatx": "bfloat16"})

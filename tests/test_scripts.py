@@ -206,6 +206,16 @@ def test_a_weight_for_a_class_that_there_is_not_is_refused_before_a_image_is_dec
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(("option", "folder"), [("--runs", "runs"), ("--data.cache", "cache")])
+def test_a_run_writes_nothing_among_the_images_that_it_reads(tmp_path, monkeypatch, option, folder):
+    """It would be a class of the next run, if not of this one."""
+    monkeypatch.chdir(class_folders(tmp_path / "images"))
+    other = {"--runs": "--data.cache=../cache", "--data.cache": "--runs=../runs"}[option]
+    code, said = call("train", "--data.path=.", *TINY, other)
+    assert code == 2 and f"images/{folder}' is inside" in said and option in said
+    assert sorted(path.name for path in Path().iterdir()) == sorted(CLASSES)
+
+
 def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path, monkeypatch):
     # Decoding many photographs takes minutes: long enough to press Ctrl-C.
     from template import recipe
@@ -320,6 +330,20 @@ def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
     done = command("predict", "--run", finished.folder, tmp_path / "in", cwd=tmp_path)
     assert len(list(csv.reader(io.StringIO(done.stdout)))) == 2, "the table, and nothing else"
     assert "4 left out" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["predict", "explain", "evaluate"])
+def test_what_had_to_be_assumed_to_see_an_image_is_said_with_its_name(finished, tmp_path, script):
+    (tmp_path / "in" / "disc").mkdir(parents=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    image.save(tmp_path / "in" / "disc" / "stack.tif", save_all=True, append_images=[image.rotate(90)])
+    image.save(tmp_path / "in" / "disc" / "plain.png")
+    there = ("--path", tmp_path / "in") if script == "evaluate" else (tmp_path / "in",)
+    out = tmp_path / ("p.csv" if script == "predict" else "out")
+    code, said = call(script, "--run", finished.folder, "--out", out, *there)
+    assert code in {0, None}
+    (line,) = [line for line in said.splitlines() if "first is used" in line]
+    assert "1 images: more than one page, of which the first is used" in line and "stack.tif'" in line
 
 
 @pytest.mark.parametrize("script", ["predict", "explain"])

@@ -8,12 +8,14 @@ from PIL import Image, ImageCms
 
 FAINT = 240
 """An image whose darkest value on white is above that cannot be seen on white."""
+CLEAR = 16
+"""Alpha below that everywhere is no alpha: an unused byte, or a mask of 0 and 1."""
 
 
 def on_background(image: Image.Image) -> tuple[Image.Image, str]:
     """What is transparent, on white; and a note if that was not the right thing. L of grey images, RGB of others.
 
-    Alpha that is 0 everywhere over an image is an unused byte. What is drawn in white is put on black.
+    Alpha that is 0 everywhere over an image, or nearly, is an unused byte. What is drawn in white is put on black.
     """
     if not image.has_transparency_data:
         return image, ""
@@ -22,8 +24,8 @@ def on_background(image: Image.Image) -> tuple[Image.Image, str]:
     colours, (least, most) = image.convert("RGB").convert(mode), image.getchannel("A").getextrema()
     if least == 255:
         return colours, ""
-    if most == 0 and _varies(colours):
-        return colours, "alpha is 0 everywhere and was ignored"
+    if most < CLEAR and _varies(colours):
+        return colours, f"alpha is {'nearly ' * (most > 0)}0 everywhere and was ignored"
     on_white = _composite(image, "white", mode)
     if most > 0 and min(low for low, _ in _extrema(on_white)) >= FAINT:
         on_black = _composite(image, "black", mode)
@@ -41,7 +43,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
     """
     if image.mode == "LAB":
         profile = _lab()
-    image = image if image.mode in _SPACES else image.convert("RGB")
+    image = image if image.mode in _SPACES else image.convert("L" if image.mode == "1" else "RGB")
     if not profile:
         return image.convert("RGB"), ""
     try:

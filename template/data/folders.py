@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..runs import legible
@@ -131,6 +131,20 @@ def describe_skipped(left: Sequence[tuple[Path, str]], most: int = 10) -> Iterat
         yield f"{len(left)} left out:"
         yield from (f"  {str(path)!r}: {reason}" for path, reason in left[:most])
         yield from [f"  and {len(left) - most} more"] if len(left) > most else []
+
+
+def describe_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Lines on what had to be assumed to see something in images: how many, and the name of the first.
+
+    Args:
+        notes: (name, note) of each image; "" where nothing was assumed.
+    """
+    named: dict[str, list[str]] = {}
+    for name, note in notes:
+        if note:
+            named.setdefault(note, []).append(name)
+    for note, names in named.items():
+        yield f"{len(names)} images: {note} ({names[0]!r}{' ...' * (len(names) > 1)})"
 
 
 def nothing_done(given: Sequence[Path], left: Sequence[tuple[Path, str]], done: int) -> str | None:

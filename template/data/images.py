@@ -35,8 +35,8 @@ from .reasons import (
     declared_bits,
     is_raw,
     is_reduced,
-    is_scattered,
     lean,
+    misread,
     why_not,
 )
 
@@ -49,7 +49,7 @@ MAX_PIXELS_PER_BYTE = 2000
 """Of files that claim more than 25 million pixels: a photograph has 10, a scanned page 200, a trap any number."""
 LARGE = 50_000_000
 """Pixels beyond which images are decoded one at a time, and made smaller before anything else."""
-VERSION = 4
+VERSION = 5
 """Part of every cache key. Raise it when the same file would become different pixels."""
 
 _TURNS = dict(enumerate(
@@ -266,8 +266,8 @@ def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
         image.seek(full[0])
         if len(full) > 1:
             notes.append("more than one page, of which the first is used")
-    if is_scattered(image.tag_v2):
-        raise BadImageError("not supported: TIFF with more than 8 bits in separate planes; convert it to PNG")
+    if kind := misread(image.tag_v2):
+        raise BadImageError(f"not supported: TIFF with {kind}; convert it to PNG")
 
 
 def _full_pages(image: Image.Image) -> Iterator[int]:

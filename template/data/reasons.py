@@ -1,5 +1,6 @@
 """Why a file cannot be used, and what to do about it; what Pillow does not tell of PNG and TIFF."""
 
+import codecs
 import io
 import struct
 import warnings
@@ -22,7 +23,8 @@ _BEGINNINGS = {
     b"MM\0+": "TIFF",
     b"BM": "BMP",
 }
-_RAW_BEGINNINGS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM")
+_RAW_BEGINNINGS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _SAMPLES = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers"}
 _LEAST = {b"gAMA": 4, b"cHRM": 32, b"pHYs": 9, b"sRGB": 1}
 """Bytes of chunks of a PNG."""
@@ -41,12 +43,16 @@ class ReadError(BadImageError):
 def why_not(data: bytes, error: Exception) -> str:
     """Say what bytes look like that Pillow does not open, and what to do."""
     head, brand = data[:512].lstrip().lower(), data[4:12]
+    page = head.startswith((b"<!doctype", b"<html", b"<svg")) or (head.startswith(b"<?xml") and b"<svg" in head)
     looks = {
-        f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download? Get it again)": head.startswith(
-            (b"<!doctype", b"<html", b"<?xml", b"<svg")
+        f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download? Get it again)": page,
+        "a pointer of Git LFS in place of the image; get it with: git lfs pull": head.startswith(
+            b"version https://git"
         ),
-        "HEIC (iPhone); convert it to JPEG": brand in {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"},
+        "HEIC (iPhone); convert it to JPEG": brand[:4] == b"ftyp" and brand[4:] in _HEIC,
         "JPEG XL; convert it to JPEG or PNG": data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ",
+        "JPEG 2000; convert it to JPEG or PNG": data[4:8] == b"jP  " or data[:4] == b"\xff\x4f\xff\x51",
+        "DICOM; convert it to PNG of 16 bits": data[128:132] == b"DICM",
         RAW: data.startswith(_RAW_BEGINNINGS) or brand == b"ftypcrx ",
     }
     for said, so in looks.items():
@@ -58,9 +64,17 @@ def why_not(data: bytes, error: Exception) -> str:
             return own or _of_kind(kind, error)
     if brand in {b"ftypavif", b"ftypavis"}:
         return _avif(data)
-    if head[:64].isascii() and head[:64].decode().isprintable():
+    if _is_text(data[:64]):
         return "text, not an image; remove it"
     return f"not an image in {', '.join(FORMATS)}; convert it to JPEG or PNG if it is one"
+
+
+def _is_text(beginning: bytes) -> bool:
+    try:  # incremental, as the last letter may be cut
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(beginning)
+    except UnicodeDecodeError:
+        return False
+    return "".join(text.split()).isprintable() and text != ""
 
 
 def is_raw(tags: TiffImagePlugin.ImageFileDirectory_v2, data: bytes) -> bool:
@@ -73,9 +87,12 @@ def is_reduced(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
     return bool(int(tags.get(254) or 0) & 5) or tags.get(255) == 2
 
 
-def is_scattered(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
-    """Whether a TIFF has its colours in planes of more than 8 bits, of which Pillow makes noise without a word."""
-    return tags.get(284) == 2 and max(tags.get(258) or (1,)) > 8 and int(tags.get(277) or 1) > 1
+def misread(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    """What a TIFF has of which Pillow makes noise without a word, or ""."""
+    bits = max(tags.get(258) or (1,))
+    if tags.get(284) == 2 and bits > 8 and int(tags.get(277) or 1) > 1:
+        return "more than 8 bits in separate planes"
+    return "a sign in 8 bits" if bits == 8 and 2 in (tags.get(339) or ()) else ""
 
 
 def black_is_zero(data: bytes) -> bytes | None:

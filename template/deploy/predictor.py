@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,11 @@ def _digest(model: keras.Model) -> str:
 
 
 def classify(
-    model: keras.Model, config: Config, sources: Sequence[ImageSource], temperature: float = 1.0
+    model: keras.Model,
+    config: Config,
+    sources: Sequence[ImageSource],
+    temperature: float = 1.0,
+    assumed: Callable[[ImageSource, str], None] = lambda source, note: None,
 ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
     """Class probabilities of images, a batch at a time, so that memory does not grow with their number.
 
@@ -142,15 +146,16 @@ def classify(
         config: its configuration, for image size, resizing, batch size and views.
         sources: files, bytes or arrays.
         temperature: from the run's calibration.json.
+        assumed: called with a source and what had to be assumed to see something in it.
 
     Yields:
         Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
     """
     resizes = ["crop", "stretch"] if config.tta.full_image and config.data.resize == "crop" else [config.data.resize]
 
-    def views_of(source: ImageSource) -> list[np.ndarray] | BadImageError:
+    def views_of(source: ImageSource) -> list[tuple[np.ndarray, str]] | BadImageError:
         try:
-            return [load(source, dataclasses.replace(config.data, resize=resize))[0] for resize in resizes]
+            return [load(source, dataclasses.replace(config.data, resize=resize)) for resize in resizes]
         except BadImageError as error:
             return error
 
@@ -161,10 +166,13 @@ def classify(
             loaded = list(pool.map(views_of, chunk))
             good = [row for row, images in enumerate(loaded) if isinstance(images, list)]
             results: list[np.ndarray | BadImageError] = list(loaded)
+            for row in good:
+                if note := loaded[row][0][1]:
+                    assumed(chunk[row], note)
             if good:
                 # Filled up to one shape, because TensorFlow traces the network anew for each.
                 views = np.zeros((len(resizes), size, *model.input_shape[1:]), np.uint8)
-                views[:, : len(good)] = np.stack([loaded[row] for row in good], axis=1)
+                views[:, : len(good)] = np.stack([[view for view, _ in loaded[row]] for row in good], axis=1)
                 views = list(views)
                 if config.tta.center_zoom:
                     views.append(zoom_center(views[0]))
