@@ -303,7 +303,7 @@ def no_images() -> dict[str, tuple[bytes, str]]:
         "phone.jpg": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
         "eleven bytes.jpg": (b"\xff\x0a" + b"\xff" * 9, "JPEG XL"),
         "box.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-        "new.jp2": (encode(noise(), "JPEG2000"), "not an image"),
+        "new.jp2": (encode(noise(), "JPEG2000"), "JPEG 2000"),
         "icon.ico": (encode(noise(32, 32), "ICO"), "not an image"),
         "paper.pdf": (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "not an image"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
