@@ -548,6 +548,11 @@ def test_pad_keeps_everything_between_equal_grey_borders(tall):
         np.testing.assert_array_equal(border, np.broadcast_to(GREY, (20, 80, 3)))
 
 
+def test_what_stretching_was_called_before_is_understood():
+    data = png(wide())
+    np.testing.assert_array_equal(load_image(data, 20, "squash"), load_image(data, 20, "stretch"))
+
+
 def test_stretch_keeps_everything_and_changes_the_aspect():
     pixels = load_image(wide(), 40, "stretch")
     for start, colour in zip(range(0, 40, 10), (RED, GREEN, BLUE, RED), strict=True):
