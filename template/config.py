@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -71,6 +71,11 @@ class Data:
     ones empty. `auto`: as many as the file of the data set with the largest values needs, so that dark images stay
     dark beside bright ones, and the run keeps the number for those that it predicts later; where the files plainly come
     from several devices, as many as each needs."""
+
+    @field_validator("resize", mode="before")
+    @classmethod
+    def _as_it_was_called(cls, value):
+        return "stretch" if value == "squash" else value  # in version 0.1; goes away with 0.3
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self):
@@ -449,7 +454,9 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"Expected section.field=value. Received: {override!r}")
+        key = _renamed(key)
         _put(tree, key, _spelled(key, text))
+    _rename(tree)  # inside a table that was given whole
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
@@ -470,11 +477,18 @@ def _rename(tree: dict[str, Any]) -> None:
                 now = table if section == section_now else tree.setdefault(section_now, {})
                 now.setdefault(name_now, value)
                 found.append(f"{old} is called {new} now")
-    if isinstance(data := tree.get("data"), dict) and data.get("resize") == "squash":
-        data["resize"] = "stretch"
-        found.append("data.resize=squash is called stretch now")
     if found:
         print(f"settings of an earlier version: {', '.join(dict.fromkeys(found))}; taken as that", file=sys.stderr)
+
+
+def _renamed(key: str) -> str:
+    """What a setting on a command line is called today."""
+    new = RENAMED.get(re.sub(r"\.\d+", "", key))
+    if new is None:
+        return key
+    now = f"{key.rpartition('.')[0]}.{new.rpartition('.')[2]}" if key.startswith("stages.") else new
+    print(f"{key} is called {now} now; taken as that", file=sys.stderr)
+    return now
 
 
 def pair_up(arguments: Sequence[str]) -> Iterator[str]:
@@ -655,8 +669,6 @@ def _explain(error: dict) -> tuple[str, str]:
 
 def _nearest(key: str) -> str:
     """Nearest real setting to a wrong one: by its whole name, else by its last part alone."""
-    if (old := re.sub(r"\.\d+", "", key)) in RENAMED:
-        return f"It is called {RENAMED[old].replace('stages.', key.rpartition('.')[0] + '.')!r} now."
     known = [*Config.__pydantic_fields__, *(k for k, _, _ in _settings(Config))]
     near = difflib.get_close_matches(re.sub(r"\.\d+", ".0", key), known, n=1, cutoff=0.6)
     last = key.rpartition(".")[2]
