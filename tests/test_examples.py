@@ -422,7 +422,7 @@ SAME = [
     ("caf\xe9", "cafe\u0301"), ("cat", "cat "), ("cat", "cat\u200b"), ("cat", "Cat"), ("sea lion", "sea\xa0lion"),
     ("cat", "\uff43\uff41\uff54"), ("cat", "c\u0430t"), ("cat", "\ufeffcat"), ("T-shirt", "t\u2011shirt"),
     ("\u30ac", "\u30ab\u3099"), ("\u212bngstrom", "\xc5ngstr\u200dom"), ("weekend", "week\xadend"),
-    ("cat", "CAT\u2060"),
+    ("cat", "CAT\u2060"), ("cat", "cat\u2800"), ("lady's slipper", "lady`s slipper"), ('"good"', "\u201cgood\u201d"),
 ]  # fmt: skip
 
 

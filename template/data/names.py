@@ -18,15 +18,16 @@ PART_OF = {
 _BESIDE = r"(?:images?|imgs?|pictures?|pics?|photos?|dataset|data|set|split|samples?)"
 _MISSING = {"nan", "na", "n/a", "#n/a", "#na", "<na>", "null", "nat", "#value!", "#ref!"}
 """What programs write where there is no value, in lower case."""
-_INVISIBLE = re.compile("[\u034f\u115f\u1160\u3164\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # beside the formats (Cf)
+_INVISIBLE = re.compile("[\u034f\u2800\u115f\u1160\u3164\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # beside the formats (Cf)
 _JOINERS = "\u200c\u200d\ufe0f"  # some scripts and emoji are not spelled without
 _TWINS = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u0501\u04bb\u0410\u0412\u0415\u041a\u041c\u041d"
     "\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0405\u0408\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d"
-    "\u039f\u03a1\u03a4\u03a5\u03a7\u03bf\u0131\u2010\u2011\u2012\u2013\u2014\u2212\u2018\u2019\u02bc",
-    "aeopcyxisjdhABEKMHOPCTYXISJABEZHIKMNOPTYXoi------'''",
+    "\u039f\u03a1\u03a4\u03a5\u03a7\u03bf\u0131\u2010\u2011\u2012\u2013\u2014\u2212\u2018\u2019\u02bc`"
+    "\u201c\u201d\u201e",
+    "aeopcyxisjdhABEKMHOPCTYXISJABEZHIKMNOPTYXoi------''''\"\"\"",
 )
-"""Cyrillic and Greek letters, hyphens and apostrophes that are drawn as one of ASCII is."""
+"""Cyrillic and Greek letters, hyphens and quotation marks that are drawn as one of ASCII is."""
 
 
 class DataError(ValueError):
