@@ -20,6 +20,7 @@ from template.evaluate.predictions import Predictions
 from template.evaluate.report import number, percent
 
 
+@runs.exit_if_damaged()
 def main() -> None:
     """Serve until Ctrl-C, then compare."""
     runs.any_terminal()

@@ -19,6 +19,7 @@ from template.evaluate.predictions import Predictions
 SURE = 0.05
 
 
+@runs.exit_if_damaged()
 def main() -> None:
     """Compare, print a table, write JSON if asked."""
     runs.any_terminal()

@@ -18,6 +18,7 @@ from template.evaluate.predictions import Predictions
 from template.evaluate.report import percent
 
 
+@runs.exit_if_damaged()
 def main() -> None:
     """Read and print."""
     runs.any_terminal()

@@ -19,11 +19,12 @@ import numpy as np
 from template import disk, runs
 from template.evaluate import metrics, plots
 from template.evaluate.compare import align
-from template.evaluate.intervals import wilson_interval
+from template.evaluate.intervals import share_interval
 from template.evaluate.predictions import Predictions, average
 from template.evaluate.report import OTHERS, SHARES, number, percent
 
 
+@runs.exit_if_damaged()
 def main() -> None:
     """Parse, predict where needed, print and write."""
     runs.any_terminal()
@@ -37,8 +38,8 @@ def main() -> None:
     arguments = parser.parse_args()
     first = arguments.run[0]
     if not arguments.path:
-        part = "test" if runs.read_json(first / "metrics.json")["test"] else "validation"
         predictions = _together([_saved(run) for run in arguments.run])
+        part = "test" if runs.read_json(first / "metrics.json")["test"] else "validation"
         _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
     folder = _folder(arguments.out, first, arguments.path)
@@ -91,8 +92,8 @@ def _seen(said: Predictions, parts: Sequence[dict[str, str]]) -> dict:
     names = ("train", "val", "test", "new")
     part = np.array([min((known[name] for known in parts), key=names.index) for name in said.ids])
     others = said.take(np.isin(part, ["test", "new"]))
-    right = int((others.predicted == others.labels).sum())
-    honest = wilson_interval(right, len(others.ids)) if len(others.ids) else None
+    right = others.predicted == others.labels
+    honest = share_interval(right, others.groups) if len(others.ids) else None
     return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": honest}
 
 

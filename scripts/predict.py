@@ -18,6 +18,7 @@ import numpy as np
 from template import runs
 
 
+@runs.exit_if_damaged()
 def main() -> None:
     """Parse, classify, write."""
     runs.any_terminal()

@@ -110,6 +110,15 @@ def check_output(path: Path, kind: Literal["file", "folder"], option: str = "--o
         sys.exit(2)
 
 
+@contextlib.contextmanager
+def exit_if_damaged() -> Iterator[None]:
+    """Of a script: a file of a run that is not whole ends it with a message and exit code 1."""
+    try:
+        yield
+    except disk.DamagedError as error:
+        sys.exit(str(error))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file or nothing; in UTF-8, with what that lacks spelled out."""
     with replacing(path) as temporary:
@@ -122,8 +131,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file written by `write_json`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file written by `write_json`.
+
+    Raises:
+        DamagedError: if it is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise disk.DamagedError(f"{str(path)!r} is damaged: {error}. Copy it again from where it is whole.") from error
 
 
 @contextlib.contextmanager

@@ -640,6 +640,37 @@ def test_what_a_signal_may_cost_is_said(monkeypatch, tmp_path, seconds, words):
     assert code == 130 and f"at most {words} repeated" in said
 
 
+@pytest.mark.parametrize("contents", ["", "{", "junk"])
+@pytest.mark.parametrize(
+    ("script", "name", "rest"),
+    [
+        ("predict", "calibration.json", ["nothing.jpg", "image.png"]),
+        ("predict", "classes.json", ["image.png"]),
+        ("evaluate", "metrics.json", []),
+        ("evaluate", "predictions.npz", []),
+        ("diagnose", "metrics.json", []),
+        ("diagnose", "predictions.npz", ["and again"]),
+        ("compare", "predictions.npz", ["and again"]),
+        ("annotate", "predictions.npz", []),
+        ("annotate", "human.json", ["--port=0"]),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, monkeypatch, script, name, rest, contents):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    shutil.copy(finished.images / "disc" / "00.png", "image.png")
+    (run / name).write_text(contents)
+    rest = [run if text == "and again" else text for text in rest]
+    last_words, _ = call(script, *[run] * (script == "compare"), *["--run", run] * (script != "compare"), *rest)
+    assert f"{name}' is damaged" in str(last_words)
+
+
+@pytest.mark.parametrize("script", ["evaluate", "compare"])
+def test_a_folder_that_is_no_run_has_no_predictions(script, tmp_path):
+    last_words, _ = call(script, *([tmp_path, tmp_path] if script == "compare" else ["--run", tmp_path]))
+    assert "holds no predictions" in str(last_words) or "does not hold a finished run" in str(last_words)
+
+
 # train.py --preflight
 
 

@@ -1,6 +1,8 @@
 """What a model said about some images: everything in this wing takes it, and a run saves it."""
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from .. import runs
+from .. import disk, runs
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,19 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            ids, labels, logits, groups = (file.get(name) for name in ("ids", "labels", "logits", "groups"))
-            return cls(ids, labels, logits, tuple(map(str, file["class_names"])), groups)
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: if it is something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                ids, labels, logits = (file[name] for name in ("ids", "labels", "logits"))
+                return cls(ids, labels, logits, tuple(map(str, file["class_names"])), file.get("groups"))
+        except (EOFError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise disk.DamagedError(
+                f"{str(path)!r} is damaged, or no file of predictions: {error}. Copy it again from where it is whole."
+            ) from error
 
 
 def predict(
