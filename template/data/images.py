@@ -69,9 +69,7 @@ def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "s
     return load(source, _default(size, resize))[0]
 
 
-@functools.cache
-def _default(size: int, resize: str) -> Data:
-    return Data(image_size=size, resize={"squash": "stretch"}.get(resize, resize))  # as it was called before
+_default = functools.cache(lambda size, resize: Data(image_size=size, resize=resize))
 
 
 def load(source: ImageSource, how: Data) -> tuple[np.ndarray, str]:
