@@ -1,6 +1,7 @@
 """Images for the tests, all of them generated, and scripts called as a person calls them."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -90,3 +91,32 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the sample data and weights in ../shared, which is not there")
     return folder
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """Makes `tiny` a network of one convolution a block, for tests of what is done with a network, whatever it is.
+
+    Most of their time is the tracing of its layers, not their arithmetic.
+    """
+    import keras
+    from keras import layers
+
+    from template.model.backbones import BACKBONES
+
+    def network(*, input_tensor: keras.KerasTensor, **_) -> keras.Model:
+        x = layers.Conv2D(32, 3, padding="same", use_bias=False, name="stem")(input_tensor)
+        for block, width in enumerate((32, 48, 64), start=1):
+            name, stride = f"block{block}_", 1 if block == 1 else 2
+            y = layers.BatchNormalization(momentum=0.9, name=name + "bn1")(x)
+            y = layers.Activation("relu", name=name + "relu1")(y)
+            if stride > 1:
+                x = layers.Conv2D(width, 1, strides=stride, use_bias=False, name=name + "shortcut")(y)
+            y = layers.Conv2D(width, 3, strides=stride, padding="same", use_bias=False, name=name + "conv1")(y)
+            x = layers.Add(name=name + "add")([x, y])
+        x = layers.BatchNormalization(momentum=0.9, name="top_bn")(x)
+        return keras.Model(keras.utils.get_source_inputs(x), layers.Activation("relu", name="top_relu")(x))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], build=network))
+        yield

@@ -46,7 +46,7 @@ OPTIONS = ("crop", "pad", "stretch")
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Backbone:
+def pretrained(tmp_path_factory, shallow) -> Backbone:
     """A network with weights from a file, as a stand-in for ImageNet's."""
     keras.utils.set_random_seed(0)
     file = tmp_path_factory.mktemp("weights") / "backbone.weights.h5"
@@ -148,7 +148,7 @@ def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, bas
 def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrained, base, store):
     parts, how = [coloured(9, 0), coloured(5, 1)], config(pretrained)
     features, widths = probe_features(base, how, parts, store)
-    assert features.dtype == np.float16 and widths == [64, 96], "of the top half, whatever the head"
+    assert features.dtype == np.float16 and widths == [48, 64], "of the top half, whatever the head"
     pixels = np.concatenate([part.read(0, np.arange(len(part))) for part in parts]).astype("float32")
     both = attach(base, pretrained, Head(feature_levels=2), np.ones(CLASSES))
     bottom, _ = split_model(both, both.get_layer("logits").input)

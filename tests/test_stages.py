@@ -3,22 +3,20 @@
 import dataclasses
 import gc
 import itertools
-import json
 import math
 import re
 import shutil
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from sklearn.metrics import f1_score
+from staged import CLASSES, HEAD, SETTINGS, SIZE, STAGES, coloured, fresh, how, load_pretrained, same, train
 
-from template import disk
 from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.pipeline import ArrayDataset, Mixing, shuffled_rows
 from template.data.rows import ArrayFile
@@ -26,213 +24,37 @@ from template.deploy.predictor import save_model
 from template.evaluate import metrics
 from template.evaluate.calibration import smoothed_losses
 from template.evaluate.predictions import Predictions
-from template.model.backbones import build_backbone
 from template.model.build import build
 from template.model.layers import DropBlock
-from template.runs import Timer
 from template.train import callbacks, guard
 from template.train import checkpoint as checkpoints
 from template.train import stages as module
-from template.train.features import FeatureCache
 from template.train.optimizers import PlateauSchedule
 from template.train.select import MONITORED, interpolate, per_image_losses, scores
-from template.train.stages import TrainContext, fit, refit
-
-SIZE, CLASSES = 32, 3
-STAGES = (
-    Stage(unfreeze=0, epochs=3, learning_rate=1e-2),
-    Stage(unfreeze=1, epochs=3, cached_augmentations=2, refresh=2),
-    Stage(unfreeze="all", epochs=2),
-)
-SETTINGS = Train(batch_size=8, patience=5, mixup=0.1, cutmix=0.1, checkpoint_seconds=0)
-HEAD = Head(dropout=0.1, feature_levels=2, power_norm=True, drop_block=0.05, drop_connect=0.05)
-
-
-def coloured(n: int, seed: int) -> ArrayDataset:
-    """Noise whose mean colour tells the class, a little brighter in every epoch."""
-    generator = np.random.default_rng(seed)
-    labels = np.arange(n) % CLASSES
-    pixels = generator.integers(0, 120, (n, SIZE, SIZE, 3)).astype(np.uint8)
-    pixels[np.arange(n), :, :, labels] += 100
-    return ArrayDataset(lambda epoch, rows: pixels[rows] + np.uint8(2 * epoch), labels, f"coloured {n} {seed}")
-
-
-def how(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS) -> TrainContext:
-    return TrainContext(
-        backbone, HEAD, stages, settings, FeatureCache(folder / "cache", 1e9, settings.batch_size, Timer())
-    )
-
-
-def fresh(backbone: Backbone, settings=SETTINGS) -> keras.Model:
-    keras.utils.set_random_seed(settings.seed)
-    return build(backbone, HEAD, SIZE, np.ones(CLASSES))
+from template.train.stages import fit, refit
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A network with weights from a file, as a stand-in for ImageNet's: batch norm statistics are not 0 and 1."""
-    keras.utils.set_random_seed(0)  # or how much is learned in a few epochs would be luck
-    file = tmp_path_factory.mktemp("weights") / "backbone.weights.h5"
-    base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
-    for layer in base.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            layer.moving_mean.assign(np.full(layer.moving_mean.shape, 0.1))
-    base.save_weights(file)
-    return Backbone(name="tiny", weights=str(file), stochastic_depth=0.05)
+def pretrained(tmp_path_factory, shallow) -> Backbone:
+    return load_pretrained(tmp_path_factory.mktemp("weights"))
 
 
-def train(backbone, folder, stages=STAGES, settings=SETTINGS):
-    model = fresh(backbone, settings)
-    return model, fit(model, coloured(24, 0), coloured(12, 1), how(backbone, folder, stages, settings), folder)
-
-
-def same(one: keras.Model, other: keras.Model, atol: float = 0.0) -> bool:
-    """Whether two models have equal weights."""
-    pairs = zip(one.get_weights(), other.get_weights(), strict=True)
-    return all(np.allclose(a, b, atol=atol, rtol=0) if atol else a.tobytes() == b.tobytes() for a, b in pairs)
-
-
-@pytest.fixture(scope="module")
-def whole(pretrained, tmp_path_factory):
-    """A run that nobody interrupted: its model, its state, its folder, and what was in it after each epoch."""
-    folder, copies = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("copies")
-    original = checkpoints.Checkpoint.on_epoch_end
-
-    def copy(self, epoch, logs=None):
-        original(self, epoch, logs)
-        # Threads may be reading ahead, and computing the next views under a temporary name.
-        shutil.copytree(folder, copies / str(epoch + 1), ignore=shutil.ignore_patterns(".tmp-*"))
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
-        return *train(pretrained, folder), folder, copies
-
-
-def test_pretrained_batch_norm_stays_to_the_byte_while_kernels_move(pretrained, whole):
-    moved = 0
-    for old, new in zip(fresh(pretrained).layers, whole[0].layers, strict=True):
-        for a, b in zip(old.get_weights(), new.get_weights(), strict=True):
-            if isinstance(old, layers.BatchNormalization):
-                assert a.tobytes() == b.tobytes(), old.name
-            elif isinstance(old, layers.Conv2D) and not np.array_equal(a, b):
-                moved += 1
-    assert moved > 0
-
-
-def test_head_dropout_is_active_in_fit(pretrained, tmp_path, monkeypatch):
+def test_head_dropout_and_noise_are_active_in_fit_on_stored_activations(pretrained, tmp_path, monkeypatch, capsys):
     seen = []
-    original = layers.Dropout.call
+    for kind in (layers.Dropout, layers.GaussianDropout):
 
-    def spy(self, inputs, training=False):
-        seen.append((self.name, bool(training)))
-        return original(self, inputs, training=training)
+        def spy(self, inputs, training=False, original=kind.call):
+            seen.append((self.name, bool(training)))
+            return original(self, inputs, training=training)
 
-    monkeypatch.setattr(layers.Dropout, "call", spy)
-    train(pretrained, tmp_path, stages=STAGES[:1])
-    assert ("head_dropout", True) in seen  # traced for training
-    assert ("head_dropout", False) in seen  # and for validation
-
-
-def test_head_noise_is_active_in_fit_on_stored_activations(pretrained, tmp_path, monkeypatch, capsys):
-    seen, original = [], layers.GaussianDropout.call
-
-    def spy(self, inputs, training=False):
-        seen.append((self.name, bool(training)))
-        return original(self, inputs, training=training)
-
-    monkeypatch.setattr(layers.GaussianDropout, "call", spy)
+        monkeypatch.setattr(kind, "call", spy)
     head = dataclasses.replace(HEAD, gaussian_dropout=0.5)
     settings = dataclasses.replace(how(pretrained, tmp_path, STAGES[:1]), head=head)
     fit(build(pretrained, head, SIZE, np.ones(CLASSES)), coloured(24, 0), coloured(12, 1), settings, tmp_path)
     assert "stored views" in capsys.readouterr().out
-    assert ("head_noise", True) in seen and ("head_noise", False) in seen
-
-
-def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
-    model, state, folder, _ = whole
-    history = state.history
-    assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
-    assert {row["stage"] for row in history} == {1, 2, 3}
-    # The score that is recorded is that of the model that is left.
-    val = coloured(12, 1)
-    logits = model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0)
-    found = scores(logits, val.labels)
-    assert found["val_calibrated_cross_entropy"] == pytest.approx(state.best, abs=1e-4)
-    loss = keras.losses.sparse_categorical_crossentropy(val.labels, logits, from_logits=True).numpy().mean()
-    assert found["val_cross_entropy"] == pytest.approx(loss, abs=1e-5)
-    assert loss < 0.9 * np.log(CLASSES)
-    assert (folder / "history.csv").read_text().count("\n") == len(history) + 1
-    assert list((folder / "tensorboard").glob("events*"))
-
-
-def test_a_monitored_run_has_the_same_history_bit_for_bit_and_a_row_for_each_block(whole, pretrained, tmp_path):
-    settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
-    _, state = train(pretrained, tmp_path, STAGES[:2], settings)
-    for looked, plain in zip(state.history, whole[1].history, strict=False):
-        assert {**looked, "seconds": 0} == {**plain, "seconds": 0}
-    assert not (whole[2] / "gradients.csv").exists(), "off by default"
-    rows = [line.split(",") for line in (tmp_path / "gradients.csv").read_text().splitlines()[1:]]
-    blocks = {1: ["head"], 2: ["block3", "head"]}
-    expected = [(r["stage"], r["epoch"], block) for r in state.history for block in blocks[r["stage"]]]
-    assert [(int(stage), int(epoch), block) for stage, epoch, block, *_ in rows] == expected
-    assert all(0 < float(update) < 1 for *_, update, _ in rows)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "cache"),
-    [
-        pytest.param(2, "kept", marks=pytest.mark.slow),
-        pytest.param(3, "kept", marks=pytest.mark.slow),
-        (5, "lost"),
-        (7, "kept"),
-    ],
-    ids=["in a stage", "at its end", "before new views, and none kept", "on images"],
-)
-def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretrained, tmp_path, epochs, cache):
-    model, state, _, copies = whole
-    shutil.copytree(copies / str(epochs), tmp_path, dirs_exist_ok=True)  # what kill -9 would have left
-    if cache == "lost":
-        shutil.rmtree(tmp_path / "cache")
-    resumed, again = train(pretrained, tmp_path)
-
-    def without_clock(rows):
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-    assert without_clock(again.history) == without_clock(state.history)
-    assert again.plan == state.plan and again.watched == state.watched
-    assert same(model, resumed)
-
-
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path, capsys):
-    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
-    newest = max((tmp_path / "checkpoints").glob("[0-9]*"))
-    whole = (newest / "arrays.npz").read_bytes()
-    (newest / "arrays.npz").write_bytes(whole[: len(whole) // 2])
-    state, arrays = checkpoints.read_checkpoint(tmp_path / "checkpoints")
-    assert state.epoch == 2 and arrays["model"]
-    assert "damaged" in capsys.readouterr().out
-
-
-def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pretrained, tmp_path):
-    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
-    for checkpoint in (tmp_path / "checkpoints").glob("[0-9]*"):
-        (checkpoint / "state.json").write_text("{")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(disk.DamagedError, match="No checkpoint .* is whole"):
-        train(pretrained, tmp_path)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, monkeypatch):
-    shutil.copytree(whole[-1] / "3", tmp_path, dirs_exist_ok=True)
-    base = {"begun": [v.numpy() for v in whole[0].variables], "before": whole[0].get_weights()}
-    checkpoint = checkpoints.Checkpoint(checkpoints.TrainState(), tmp_path / "checkpoints", whole[0], base, Timer())
-    checkpoint.set_model(whole[0])
-    monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError):
-        checkpoint.on_epoch_end(3)
-    assert checkpoints.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 3
-    assert not list(tmp_path.rglob(".tmp-*"))
+    for name in ("head_dropout", "head_noise"):
+        assert (name, True) in seen  # traced for training
+        assert (name, False) in seen  # and for validation
 
 
 def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) -> ArrayDataset:
@@ -318,100 +140,6 @@ def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatc
             assert getattr(type(callback), name) is getattr(keras.callbacks.Callback, name), f"{callback}.{name}"
 
 
-def test_with_time_between_checkpoints_the_end_of_a_stage_is_saved_and_a_resumed_run_ends_bit_for_bit(
-    whole, pretrained, tmp_path
-):
-    settings = dataclasses.replace(SETTINGS, checkpoint_seconds=3600)
-    stages = (*STAGES[:2], dataclasses.replace(STAGES[2], epochs=1))
-    seen, original = [], checkpoints.Checkpoint.on_epoch_end
-
-    def stop(self, epoch, logs=None):
-        original(self, epoch, logs)
-        seen.append(sorted(int(path.name) for path in self.folder.glob("[0-9]*")))
-        if epoch == 4:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", stop)
-        train(pretrained, tmp_path, stages, settings)
-    assert seen == [[], [], [3], [3], [3]]
-    _, state = train(pretrained, tmp_path, stages[:2], settings)
-    for again, before in zip(state.history, whole[1].history, strict=False):
-        assert {**again, "seconds": 0} == {**before, "seconds": 0}
-    assert [row["epoch"] for row in state.history] == [1, 2, 3, 4, 5, 6]
-    assert (tmp_path / "history.csv").read_text().count("\n") == 7
-
-
-def test_what_is_frozen_is_written_once_a_stage(whole):
-    copies = whole[-1]
-    for epoch in (4, 5, 6):  # block 3 and the head train
-        place = copies / str(epoch) / "checkpoints"
-        state = json.loads((place / f"{epoch:05d}" / "state.json").read_text())
-        assert (place / state["base"]).is_dir()
-        with np.load(place / f"{epoch:05d}" / "arrays.npz") as file:
-            written = sum(file[name].nbytes for name in file.files if name.startswith("model"))
-        _, arrays = checkpoints.read_checkpoint(place)
-        assert 0 < written < 0.7 * sum(array.nbytes for array in arrays["model"])
-    names = [{path.name for path in (copies / str(epoch) / "checkpoints").glob("base-*")} for epoch in (4, 5, 6, 8)]
-    assert len(names[0]) == 2, "of the checkpoint before too, which is of another stage"
-    assert names[1] == names[2] < names[0] and len(names[2]) == len(names[3]) == 1 and not names[2] & names[3]
-
-
-def test_without_what_the_stage_began_with_a_checkpoint_is_damaged(whole, tmp_path, capsys):
-    shutil.copytree(whole[-1] / "4", tmp_path, dirs_exist_ok=True)
-    place = tmp_path / "checkpoints"
-    base = json.loads((place / "00004" / "state.json").read_text())["base"]
-    data = bytearray((place / base / "arrays.npz").read_bytes())
-    data[len(data) // 2] ^= 1
-    (place / base / "arrays.npz").write_bytes(data)
-    assert checkpoints.read_checkpoint(place)[0].epoch == 3
-    assert "damaged" in capsys.readouterr().out
-
-
-def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp_path):
-    state, arrays = checkpoints.read_checkpoint(whole[2] / "checkpoints")
-    old = {f"{kind}_{i}": x for kind in ("model", "optimizer", "best", "before") for i, x in enumerate(arrays[kind])}
-    (tmp_path / "00008").mkdir()
-    np.savez(tmp_path / "00008" / "arrays.npz", **old)
-    (tmp_path / "00008" / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    disk.seal(tmp_path / "00008")
-    again, read = checkpoints.read_checkpoint(tmp_path)
-    assert again == state and "begun" not in read
-    for kind in ("model", "optimizer", "best", "before"):
-        assert all(a.tobytes() == b.tobytes() for a, b in zip(read[kind], arrays[kind], strict=True))
-
-
-@pytest.mark.parametrize("epochs", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too(
-    pretrained, tmp_path, monkeypatch, epochs
-):
-    stages = (Stage(unfreeze=1, epochs=3, cached_augmentations=2), Stage(unfreeze="all", epochs=2))
-    settings = dataclasses.replace(SETTINGS, sampling="balanced")
-    rare = dataclasses.replace(coloured(24, 0), labels=np.repeat(range(CLASSES), [16, 6, 2]))
-    original, done, seen = checkpoints.Checkpoint.on_epoch_end, [], []
-
-    def copy(self, epoch, logs=None):
-        original(self, epoch, logs)
-        done.append(epoch + 1)
-        if self.folder.parent == tmp_path / "whole" and epoch + 1 == epochs:
-            shutil.copytree(tmp_path / "whole", tmp_path / "copy", ignore=shutil.ignore_patterns(".tmp-*"))
-
-    monkeypatch.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
-    models = []
-    for name in ("whole", "copy"):
-        model, folder = fresh(pretrained, settings), tmp_path / name
-        state = fit(model, rare, coloured(12, 1), how(pretrained, folder, stages, settings), folder)
-        models.append(model)
-    assert done == [1, 2, 3, 4, 5, *range(epochs + 1, 6)] and same(*models)
-    plan = [{"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}, {**state.plan[1], "share": 0.0}]
-    real = module.shuffled_batches
-    monkeypatch.setattr(module, "shuffled_batches", lambda *args: seen.append(real(*args)) or seen[-1])
-    off = dataclasses.replace(settings, mixup=0.0, cutmix=0.0)
-    refit(fresh(pretrained, off), [rare, coloured(12, 1)], plan, how(pretrained, tmp_path, stages, off), tmp_path)
-    counts = sum(labels.sum(axis=0) for _, labels in seen[0].as_numpy_iterator())
-    assert counts.tolist() == [24, 24, 24], "36 images twice, of which 20, 10 and 6 are of these classes"
-
-
 def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch):
     """As when the last step of an epoch is too long: the loss of that epoch shows nothing."""
     original = guard.TerminateOnNonFinite.on_epoch_end
@@ -445,52 +173,6 @@ def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
     assert not list((tmp_path / "cache").glob("*"))
 
 
-def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretrained, whole, tmp_path, monkeypatch):
-    asked = []
-
-    def full(needs):
-        asked.append(needs)
-        raise disk.DiskError("no room")
-
-    monkeypatch.setattr(disk, "require_space", full)
-    with pytest.raises(disk.DiskError):
-        train(pretrained, tmp_path)
-    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "cache").exists()
-    needs, folder = asked[0], whole[2]
-    for checkpoint in (folder / "checkpoints").iterdir():
-        assert sum(file.stat().st_size for file in checkpoint.iterdir()) <= 1.1 * needs[tmp_path] / 3
-    # Views that are refreshed make room for one another, and are counted once.
-    stored = sum(file.stat().st_size for file in (folder / "cache").glob("features-*"))
-    assert 0.3 * stored < needs[tmp_path / "cache"] <= stored
-
-
-def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
-    plan = [
-        {"start": 0, "epochs": 3, "averaged": True, "share": 0.5, "drops": []},
-        {"start": 3, "epochs": 2, "averaged": False, "share": 1.0, "drops": []},
-        {"start": 6, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
-    ]
-    parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
-    original, copies = checkpoints.Checkpoint.on_epoch_end, tmp_path / "copies"
-
-    def copy(self, epoch, logs=None):
-        original(self, epoch, logs)
-        shutil.copytree(tmp_path / "whole", copies / str(epoch + 1))
-
-    model = fresh(pretrained)
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
-        refit(model, parts, plan, settings, tmp_path / "whole")
-    assert sorted(path.name for path in copies.iterdir()) == ["1", "2", "3", "4", "5"]
-    for epoch, left in (("2", [3, 4, 5]), ("5", [])):
-        done, again = [], fresh(pretrained)
-        with monkeypatch.context() as patched:
-            patched.setattr(checkpoints.Checkpoint, "on_epoch_end", lambda s, e, logs=None, d=done: d.append(e + 1))
-            refit(again, parts, plan, settings, copies / epoch)
-        assert done == left
-        assert same(model, again)
-
-
 def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pretrained, tmp_path, monkeypatch):
     """As when one validation passes through a NaN and the next recovers; the checkpoint must be able to say so."""
     original = callbacks.KeepBest.on_epoch_end
@@ -506,18 +188,6 @@ def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(pr
     assert np.isfinite(state.best)
     saved, _ = checkpoints.read_checkpoint(tmp_path / "checkpoints")
     assert len(saved.history) == 3
-
-
-def test_what_is_watched_is_what_the_network_said_at_the_end_of_the_epoch(whole, pretrained):
-    _, state, _, copies = whole
-    val, model = coloured(12, 1), fresh(pretrained)
-    assert len(state.watched) == len(state.history)
-    for epoch, tolerance in ((2, 0.01), (len(state.history), 2e-4)):  # on stored float16 activations, and on images
-        _, arrays = checkpoints.read_checkpoint(copies / str(epoch) / "checkpoints")
-        module.assign(model.variables, arrays["model"])
-        said = softmax(model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0), axis=1)
-        own = said[np.arange(12), val.labels]
-        assert own.std() > tolerance and state.watched[epoch - 1] == pytest.approx(own, abs=tolerance)
 
 
 class Weight(keras.Model):
@@ -612,7 +282,7 @@ def test_repeat_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monk
 SCRATCH = Backbone(name="tiny", weights="none")
 
 
-def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(tmp_path, monkeypatch):
+def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(shallow, tmp_path, monkeypatch):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
     monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 1)  # the average
@@ -637,13 +307,14 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
     """A whole stage: what is kept is the moving average, and comes out the same."""
     monkeypatch.setattr(module, "choose", lambda *_: 1)  # validation of so few images might prefer the best epoch
     head, ended = Head(dropout=0.0, l2=0.01), []
+    steadfast = dataclasses.replace(pretrained, stochastic_depth=0.0)  # nothing may be drawn by the batch
     steady = {"optimizer": "sgd", "learning_rate": 3.0, "schedule": "constant", "warmup": 0.0}
     stage = Stage(unfreeze=1, epochs=3, cached_augmentations=1, layer_decay=0.5, clipnorm=0.1, l2=1e-3, **steady)
     for batch_size, accumulate in ((24, 1), (8, 3)):
         settings = Train(batch_size=batch_size, gradient_accumulation_steps=accumulate)
-        place = dataclasses.replace(how(pretrained, tmp_path, (stage,), settings), head=head)
+        place = dataclasses.replace(how(steadfast, tmp_path, (stage,), settings), head=head)
         keras.utils.set_random_seed(0)
-        model = build(pretrained, head, SIZE, np.ones(CLASSES))
+        model = build(steadfast, head, SIZE, np.ones(CLASSES))
         before = model.get_weights()
         state = fit(model, coloured(24, 0), coloured(12, 1), place, tmp_path / str(accumulate))
         assert state.plan[0]["averaged"] and state.plan[0]["share"]
@@ -1005,7 +676,7 @@ def test_scores_are_those_of_scikit_learn_and_of_the_report():
     assert found["val_calibrated_cross_entropy"] == per_image_losses(logits, labels, "cross_entropy").mean()
 
 
-@pytest.mark.parametrize("monitor", MONITORS)
+@pytest.mark.parametrize("monitor", [pytest.param("accuracy", marks=pytest.mark.slow), "macro_f1", "cross_entropy"])
 def test_there_is_one_notion_of_best(pretrained, tmp_path, monkeypatch, capsys, monitor):
     """What patience waits for, the best epoch, the choice at the end and the printed line: one number."""
     stages = (Stage(unfreeze=0, epochs=4, learning_rate=0.1),)
