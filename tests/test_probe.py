@@ -12,6 +12,12 @@ from template.train import probe as module
 from template.train.probe import Probe, fit_probe, folds
 
 
+@pytest.fixture(autouse=True)
+def every_second_strength(monkeypatch):
+    """From strongest to weakest as before, in steps of ten; each strength is as many regressions."""
+    monkeypatch.setattr(module, "STRENGTHS", module.STRENGTHS[::2])
+
+
 def clouds(n: int, classes: int, signal: float, seed: int = 0, width: int = 20):
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % classes
