@@ -26,7 +26,7 @@ from template.model.build import attach
 from template.model.layers import strip_training_layers
 from template.runs import Timer
 from template.suggest import OF_STAGES, settings_without_effect
-from template.train import baselines
+from template.train import baselines, probe
 from template.train import begin as module
 from template.train import checkpoint as checkpoints
 from template.train.begin import (
@@ -57,6 +57,12 @@ def pretrained(tmp_path_factory, shallow) -> Backbone:
     base([coloured(12, 9).read(0, np.arange(12)).astype("float32")], training=True)
     base.save_weights(file)
     return Backbone(name="tiny", weights=str(file))
+
+
+@pytest.fixture(autouse=True)
+def every_second_strength(monkeypatch):
+    """From strongest to weakest as before, in steps of ten; each strength is as many regressions."""
+    monkeypatch.setattr(probe, "STRENGTHS", probe.STRENGTHS[::2])
 
 
 @pytest.fixture(scope="module")
