@@ -17,11 +17,13 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # before a test imports Keras
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def call(script: str, *arguments, until: str | None = None) -> tuple[int | str | None, str]:
+def call(
+    script: str, *arguments, until: str | None = None, errors: io.StringIO | None = None
+) -> tuple[int | str | None, str]:
     """A script in this process, where TensorFlow is imported already: its exit code or last words, and its output.
 
     Anything but a planned exit is an exception here, as it would be a traceback there. When it prints what matches
-    `until`, somebody presses Ctrl-C.
+    `until`, somebody presses Ctrl-C. What goes to stderr is among the output, or apart in `errors`.
     """
 
     class Terminal(io.StringIO):
@@ -36,7 +38,7 @@ def call(script: str, *arguments, until: str | None = None) -> tuple[int | str |
     path, code = SCRIPTS / f"{script}.py", 0
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(Terminal()) as said:
         patched.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said if errors is None else errors):
             try:
                 runpy.run_path(str(path), run_name="__main__")
             except SystemExit as end:

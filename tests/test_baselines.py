@@ -11,7 +11,7 @@ from template.data.pipeline import ArrayDataset, eval_dataset
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.runs import Timer
-from template.train import baselines, forecast
+from template.train import baselines, forecast, probe
 from template.train.begin import count_forward_passes, probe_features
 from template.train.features import FeatureCache
 from template.train.forecast import StageTiming
@@ -35,7 +35,9 @@ def shapes(n: int, seed: int) -> ArrayDataset:
 
 
 @pytest.fixture
-def store(tmp_path) -> FeatureCache:
+def store(tmp_path, monkeypatch) -> FeatureCache:
+    """For learning curves, of regressions with fewer strengths to choose from."""
+    monkeypatch.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
     return FeatureCache(tmp_path, 2**30, 16, Timer())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from PIL import Image
 
@@ -60,6 +61,14 @@ def model() -> keras.Model:
 
 def like(source: ArrayDataset, change: Callable) -> ArrayDataset:
     return ArrayDataset(lambda epoch, rows: change(source.read(epoch, rows)), source.labels)
+
+
+@pytest.fixture
+def eagerly():
+    """Tracing takes longer than a single step."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
@@ -224,7 +233,7 @@ def test_a_image_that_depends_on_its_neighbours_is_found(model, train):
     assert not checks.no_batch_leakage(keras.Model(inputs, layers.Dense(3, name="logits")(blind)), train).passed
 
 
-def test_statistics_that_move_although_frozen_are_found(model, train):
+def test_statistics_that_move_although_frozen_are_found(model, train, eagerly):
     freeze(model, Backbone(name="tiny", weights="given.h5"), 2)
     assert checks.frozen_unchanged(model, train, CLASSES, pretrained=True).passed
     for layer in model.layers:
@@ -295,10 +304,8 @@ def run(*arguments) -> tuple[int, str, str]:
     return end.value.code, out.getvalue(), err.getvalue()
 
 
-@pytest.mark.parametrize(
-    "pretrained",
-    [pytest.param(True, id="pretrained"), pytest.param(False, id="from scratch", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # a preflight of pretrained weights is in test_journey.py, with what is asserted here
+@pytest.mark.parametrize("pretrained", [True, False], ids=["pretrained", "from scratch"])
 def test_the_script_passes_what_is_in_order(make_folder, tmp_path, monkeypatch, pretrained):
     monkeypatch.setattr(baselines, "STEPS", 3)
     keras.utils.set_random_seed(0)
