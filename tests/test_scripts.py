@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -47,29 +46,27 @@ class Finished:
         settings += ["--train.checkpoint_seconds=0"]
         settings += ["--tta.hflip=true", "--tta.center_zoom=true", "--tta.full_image=true"]
         settings += ['--stages=[{unfreeze="all", epochs=8, learning_rate=3e-3}]']
-        self.interrupted, self.last_words = self.stopped(settings, 2, signal.SIGINT)
+        errors = io.StringIO()
+        with contextlib.chdir(home):
+            self.interrupted, _ = call("train", *settings, until=r"epoch +2/", errors=errors)
+        self.last_words = errors.getvalue()
         (self.folder,) = (home / "runs").iterdir()
         self.left = sorted(path.name for path in self.folder.iterdir())
         resume = ["--resume", self.folder.relative_to(home), "--train.patience=98"]
-        self.terminated, _ = self.stopped(resume, 5, signal.SIGTERM)
+        self.terminated = self.terminate(resume, epoch=5)
         self.resumed = command("train", *resume, cwd=home)
 
-    def stopped(self, arguments: list, epoch: int, number: int) -> tuple[int, str]:
-        """Exit code and last words of train.py that got a signal after an epoch."""
-        # Whoever starts the tests in the background makes all their processes deaf to Ctrl-C; this one listens again.
-        listen = (
-            "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-        )
-        line = [sys.executable, "-c", listen, str(SCRIPTS / "train.py"), *map(str, arguments)]
+    def terminate(self, arguments: list, epoch: int) -> int:
+        """Exit code of train.py that got SIGTERM after an epoch."""
+        line = [sys.executable, str(SCRIPTS / "train.py"), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(line, cwd=self.home, **pipes) as process:
             for printed in process.stdout:
                 if re.search(rf"epoch +{epoch}/", printed):  # by now the one before is saved
-                    process.send_signal(number)
+                    process.terminate()
                     break
-            _, last_words = process.communicate(timeout=10)  # more would be too long for those who shut machines down
-        return process.returncode, last_words
+            process.communicate(timeout=10)  # more would be too long for those who shut machines down
+        return process.returncode
 
     @property
     def test(self) -> Predictions:
