@@ -429,7 +429,8 @@ SAME = [
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_classes_whose_names_look_the_same_are_one_and_that_is_said(tmp_path, capsys, one, other):
     names = (f"train/{one}/1", f"train/{one}/2", f"val/{other}/3", "train/tea/1", "val/tea/1")
-    rows = f"path,label\n1.jpg,{one}\n2.jpg,{one}\nb/1.jpg,{other}\n3.jpg,tea\n"
+    one_cell, other_cell = (f'"{name.replace(chr(34), chr(34) * 2)}"' for name in (one, other))  # as CSV quotes them
+    rows = f"path,label\n1.jpg,{one_cell}\n2.jpg,{one_cell}\nb/1.jpg,{other_cell}\n3.jpg,tea\n"
     for source in (touch(tmp_path / "photos", *names), table(tmp_path, rows)):
         examples = load_examples(str(source))
         assert len(examples.class_names) == 2
