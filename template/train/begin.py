@@ -158,7 +158,7 @@ def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[n
 
 
 def count_forward_passes(config: Config, images: int) -> int:
-    """How many images `choose` and `begin` send through the backbone at most, for so many training images.
+    """How many images `resolve_auto` and `init_model` send through the backbone at most, for so many training images.
 
     Args:
         config: with its `auto`.
