@@ -157,9 +157,9 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         print(f"no images of {absent}: these classes are not measured")
     parts = [part or "new" for part in parts_in(run, examples.digests)]
     if learned := sum(part in {"train", "val"} for part in parts):
-        print(f"CAREFUL: {run} has learned from {parts.count('train')} of these images, and chosen its weights by "
-              f"{parts.count('val')}; {parts.count('test')} are its test images, {parts.count('new')} are new. "
-              f"What it says of those {learned} flatters it")  # fmt: skip
+        print(f"CAREFUL: {run} has learned from or chosen its weights by {learned} of these images "
+              f"({parts.count('train')} of its train, {parts.count('val')} of its val part): what it says of them "
+              f"flatters it. {parts.count('test')} are its test images, {parts.count('new')} are new")  # fmt: skip
     said = predict_tta(model, examples, views, config)
     return said, dict(zip(examples.ids, parts, strict=True))
 

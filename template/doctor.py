@@ -90,9 +90,11 @@ def memory() -> Line:
 def room(name: str, folder: Path) -> Line:
     """Whether a folder can be written to, and how much may be; of what is there, how large it is."""
     folder = folder.expanduser().absolute()
+    try:
+        disk.require_writable(folder, "folder", {"runs": "--runs"}.get(name, f"--data.{name}"))
+    except disk.DiskError as error:
+        return Line("FAIL", name, str(error))
     here = next(place for place in (folder, *folder.parents) if place.exists())
-    if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
-        return Line("FAIL", name, f"{str(folder)!r} cannot be written to, because of {str(here)!r}")
     free = shutil.disk_usage(here).free
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     level = "FAIL" if free < GIB else "warn" if free < 10 * GIB else "ok"

@@ -1,13 +1,12 @@
 """What would stop a run is found before it, and a machine that is fine is said to be."""
 
-import os
 from importlib import metadata
 
 import h5py
 import pytest
 from conftest import call
 
-from template import device, doctor, runs
+from template import device, disk, doctor, runs
 
 
 def levels(lines) -> dict[str, str]:
@@ -105,8 +104,14 @@ def test_a_folder_that_cannot_be_written_to(monkeypatch, tmp_path):
     assert doctor.room("runs", tmp_path / "file").level == "FAIL"
     assert doctor.room("runs", tmp_path / "file" / "runs").level == "FAIL"
     assert doctor.room("runs", tmp_path).level == "ok"
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert doctor.room("runs", tmp_path).level == "FAIL"
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(disk.tempfile, "TemporaryFile", refused)
+    line = doctor.room("cache", tmp_path)
+    assert line.level == "FAIL" and "--data.cache" in line.said
+    assert not list(tmp_path.glob(".tmp*")), "nothing is left behind"
 
 
 def test_weights_are_listed_and_damaged_ones_named(tmp_path):

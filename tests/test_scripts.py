@@ -486,7 +486,8 @@ def test_images_that_a_run_has_seen_are_counted_and_the_others_scored(finished, 
         shutil.copy(finished.images / row["id"], new / row["label"] / f"again-{Path(row['id']).name}")
     code, said = call("evaluate", "--run", finished.folder, "--path", new)
     assert code == 0
-    assert "has learned from 18 of these images, and chosen its weights by 9; 9 are its test images, 6 are new" in said
+    assert "has learned from or chosen its weights by 27 of these images (18 of its train, 9 of its val part)" in said
+    assert "9 are its test images, 6 are new" in said
     assert said.index("CAREFUL") < said.index("top-")
     (folder,) = finished.folder.glob("evaluation-photos-*")
     scores, answers = json.loads((folder / "metrics.json").read_text()), Predictions.load(folder / "predictions.npz")

@@ -121,10 +121,8 @@ class Cache:
             temporary.replace(path)
             disk.sync(self.folder)
         except OSError as error:
-            if error.errno not in {
-                errno.ENOENT,
-                errno.ESTALE,
-            }:  # somebody has emptied the folder; we have the file open
+            emptied = {errno.ENOENT, errno.ESTALE}  # by somebody; we have the file open
+            if error.errno not in emptied:
                 raise
 
     def _make_room(self, coming: float) -> None:
