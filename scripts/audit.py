@@ -97,9 +97,9 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     from template.data.pipeline import eval_dataset
     from template.data.split import clusters
     from template.model.backbones import WeightsError, build_backbone
-    from template.train.begin import probe_features, select_levels, without_auto
+    from template.train.auto import probe_features, select_levels, without_auto
     from template.train.features import FeatureCache
-    from template.train.probe import fit_probe
+    from template.train.linear_probe import fit_probe
 
     config = without_auto(config)
     loaded = load_examples(config.data.path)

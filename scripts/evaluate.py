@@ -127,22 +127,23 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     """
     from template.config import ConfigError
     from template.data.examples import DataError, load_examples
-    from template.data.folders import describe_notes
+    from template.data.sources.folders import describe_notes
 
     try:
         examples = load_examples(path)
         runs.import_tensorflow()
         from template.data.decode import decode
+        from template.data.load import Parts
         from template.data.seen import parts_in
         from template.deploy.predictor import load_run
-        from template.recipe import build_views, predict_tta
+        from template.deploy.tta import build_views, predict_tta
 
         config, classes, model = load_run(run)
         absent = sorted(set(classes) - set(examples.class_names))
         data = dataclasses.replace(config.data, path=path, cache=_cache(config.data.cache, cache))
         config = dataclasses.replace(config, data=data)
         examples, pixels = decode(examples.with_classes(classes), config.data)
-        views = build_views(examples, pixels, np.arange(len(examples)), config)
+        views = build_views(Parts.of(examples, pixels, "test"), "test", config)
     except (DataError, ConfigError, disk.DiskError) as error:
         sys.exit(str(error))
     print(f"{path}: {len(examples) + len(examples.skipped)} found = {len(examples)} used "

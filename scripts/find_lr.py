@@ -27,8 +27,8 @@ def main() -> None:
     runs.check_output(known.out, "file")
     runs.import_tensorflow()
     from template import recipe
+    from template.diagnose.range_test import best_rate
     from template.evaluate import plots
-    from template.train.range_test import best_rate
 
     try:
         stage, rates, losses = swept(config)
@@ -44,34 +44,28 @@ def main() -> None:
 
 def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray, np.ndarray]:
     """First stage of a recipe, and what `sweep` says of it."""
-    from template import recipe
-    from template.data.pipeline import eval_dataset, train_dataset
-    from template.data.split import clusters
+    from template import device
+    from template.data.load import load_data
+    from template.diagnose.range_test import sweep
     from template.model.backbones import build_backbone
     from template.model.build import depths, freeze
-    from template.train.begin import init_model, without_auto
+    from template.train.auto import init_model, with_stages, without_auto
     from template.train.features import FeatureCache
-    from template.train.range_test import sweep
     from template.train.stages import TrainContext, compile_stage
 
     config = without_auto(config)
-    recipe.set_seed_and_precision(config.train)
-    config, examples, see = recipe.load_data(config)
-    rows = np.flatnonzero(examples.parts == "train")
-    config = recipe.with_stages(config, len(rows))
+    device.set_seed_and_precision(config.train)
+    config, parts = load_data(config, config.data)
+    config, cache = with_stages(config, len(parts.rows("train"))), FeatureCache.of(config)
     if not config.stages:
         raise configuration.ConfigError("This recipe has no stage to find a rate for; add --stages.0.unfreeze=1.")
-    cache, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
-    store = FeatureCache(cache, limit, config.train.batch_size, runs.Timer())
-    train = train_dataset(see(config.data), rows, examples.labels, config.augment, config.train.seed)
     base = build_backbone(config.backbone, config.data.image_size)
-    plain = eval_dataset(see(config.data), rows, examples.labels, clusters(examples))
-    model = init_model(base, config, [plain], store)
-    start = [variable.numpy() for variable in model.variables]
-    how = TrainContext(config.backbone, config.head, config.stages, config.train, store, start, examples.class_names)
+    model = init_model(base, config, [parts.plain("train", config.data)], cache)
+    initial, names = [variable.numpy() for variable in model.variables], parts.examples.class_names
+    context = TrainContext(config.backbone, config.head, config.stages, config.train, cache, initial, names)
     stage = config.stages[0]
     freeze(model, config.backbone, stage.unfreeze)
-    network, inputs, _ = compile_stage(model, stage, [train], None, how)
+    network, inputs, _ = compile_stage(model, stage, [parts.augmented("train", config)], None, context)
     return stage, *sweep(network, inputs, stage, config.train, depths(model, config.backbone))
 
 

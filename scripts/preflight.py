@@ -24,7 +24,7 @@ def main() -> None:
     runs.check_output(known.out, "folder")
     runs.import_tensorflow()
     from template import recipe
-    from template.preflight import preflight
+    from template.diagnose.preflight import preflight
 
     try:
         sys.exit(int(not preflight(config, known.out)))

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from template import config as configuration
@@ -41,21 +40,18 @@ def main() -> None:
 
 def drawn(config: configuration.Config) -> Image.Image:
     """The grid for a recipe, and words on what it cannot show."""
-    from template import recipe
-    from template.data.pipeline import eval_dataset, train_dataset
-    from template.train.begin import without_auto
-    from template.train.checks import epochs_grid
+    from template.data.load import load_data
+    from template.diagnose.checks import epochs_grid
+    from template.train.auto import with_stages, without_auto
     from template.train.stages import mixing_of
 
     config = without_auto(config)
-    config, examples, see = recipe.load_data(config)
-    rows = np.flatnonzero(examples.parts == "train")
-    config = recipe.with_stages(config, len(rows))
+    config, parts = load_data(config, config.data)
+    config = with_stages(config, len(parts.rows("train")))
     if not config.stages:
         print("This recipe has no stage; shown is what one would see (--stages.0.unfreeze=1).")
     stage = config.stages[0] if config.stages else configuration.Stage(unfreeze=1)
-    plain = eval_dataset(see(config.data), rows, examples.labels)
-    augmented = train_dataset(see(config.data), rows, examples.labels, config.augment, config.train.seed)
+    plain, augmented = parts.plain("train", config.data), parts.augmented("train", config)
     if stage.unfreeze != "all":  # activations of frozen blocks are stored, for a few views
         views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         read = augmented.read
@@ -64,7 +60,7 @@ def drawn(config: configuration.Config) -> Image.Image:
             print("Mixed are activations of the frozen blocks; shown are the pixels, mixed by the same shares.")
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
     epochs = min(EPOCHS, stage.epochs)
-    return epochs_grid(plain, augmented, examples.class_names, config.train, mixing, epochs)
+    return epochs_grid(plain, augmented, parts.examples.class_names, config.train, mixing, epochs)
 
 
 if __name__ == "__main__":

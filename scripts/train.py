@@ -16,7 +16,7 @@ from pathlib import Path
 
 from template import config as configuration
 from template import runs
-from template.data.folders import is_junk
+from template.data.sources.folders import is_junk
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -41,7 +41,7 @@ def main() -> None:
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
-            from template.preflight import preflight
+            from template.diagnose.preflight import preflight
         try:
             if check_first:
                 with clock("preflight"):

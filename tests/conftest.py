@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # before a test imports Keras
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def call(
@@ -35,7 +37,7 @@ def call(
                 raise KeyboardInterrupt
             return len(text)
 
-    path, code = SCRIPTS / f"{script}.py", 0
+    path, code = (BENCHMARKS if script == "accuracy" else SCRIPTS) / f"{script}.py", 0
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(Terminal()) as said:
         patched.setattr(sys, "argv", [str(path), *map(str, arguments)])
         with contextlib.redirect_stderr(said if errors is None else errors):

@@ -8,13 +8,14 @@ from conftest import image
 
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.pipeline import ArrayDataset, eval_dataset
+from template.diagnose import baselines, forecast
+from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.runs import Timer
-from template.train import baselines, forecast, probe
-from template.train.begin import count_forward_passes, probe_features
+from template.train import linear_probe as probe
+from template.train.auto import count_forward_passes, probe_features
 from template.train.features import FeatureCache
-from template.train.forecast import StageTiming
 
 SIZE, CLASSES = 32, 3
 

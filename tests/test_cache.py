@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from template import disk
-from template.data import rows as rows_module
+from template.data import array_file as rows_module
+from template.data.array_file import ArrayFile
 from template.data.cache import Cache
-from template.data.rows import ArrayFile
 
 N, SHAPE = 40, (3, 5)
 SIZE = N * 15 * 2 + N * 4

@@ -14,10 +14,11 @@ from template.config import Config, Data
 from template.data.audit import facts_from_pixels, read_facts
 from template.data.decode import decode
 from template.data.examples import DataError, Examples, load_examples
-from template.data.images import load, load_image
+from template.data.images.load import load, load_image
+from template.data.load import load_data
 from template.data.split import split
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "corpus.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "corpus.py"
 SPEC = importlib.util.spec_from_file_location("corpus_script", SCRIPT)
 corpus = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(corpus)
@@ -114,15 +115,14 @@ def test_the_bits_of_a_set_go_into_the_recipe_for_what_is_predicted_later(tmp_pa
         values = corpus.noise(seed=number).astype(np.uint16)[..., :1] * (16 if number < 4 else 3)
         file.write_bytes(corpus.deep_png(values))
     data = Data(path=str(tmp_path / "set"), cache=str(tmp_path / "cache"), image_size=16)
-    config, examples, see = recipe.load_data(Config(data=data))
-    assert config.data.bits == 12 and len(examples) == 12
-    again, _, _ = recipe.load_data(config)
+    config, parts = load_data(Config(data=data), data)
+    assert config.data.bits == 12 and len(parts.examples) == 12
+    again, _ = load_data(config, config.data)
     assert again == config
-    expected = [load(file, config.data)[0] for file in examples.images]
-    np.testing.assert_array_equal(see(config.data)[np.arange(12)], expected)
-    plain, _, _ = recipe.load_data(
-        Config(data=dataclasses.replace(data, path=str(corpus.fill(tmp_path / "plain", "a", "b"))))
-    )
+    expected = [load(file, config.data)[0] for file in parts.examples.images]
+    np.testing.assert_array_equal(parts.pixels(config.data)[np.arange(12)], expected)
+    other = dataclasses.replace(data, path=str(corpus.fill(tmp_path / "plain", "a", "b")))
+    plain, _ = load_data(Config(data=other), other)
     assert plain.data.bits == "auto"
 
 

@@ -15,7 +15,7 @@ from template.config import Data
 from template.data import decode as module
 from template.data.decode import decode, with_bits
 from template.data.examples import DataError, Examples, load_examples
-from template.data.images import load, load_image
+from template.data.images.load import load, load_image
 
 SIZE = 16
 

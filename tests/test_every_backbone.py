@@ -8,7 +8,7 @@ import pytest
 
 from template import recipe
 from template.config import Augment, Backbone, Config, Data, Head, Stage, Train
-from template.data.images import load_image
+from template.data.images.load import load_image
 from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
 from template.model.backbones import BACKBONES

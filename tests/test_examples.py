@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from template.data.examples import DataError, Examples, load_examples
-from template.data.folders import gather, list_files, nothing_done
-from template.data.images import load_image
+from template.data.images.load import load_image
+from template.data.sources.folders import gather, list_files, nothing_done
 from template.data.split import to_csv
 
 

@@ -1,4 +1,4 @@
-"""What `scripts/faults.py` measures at length, for some seconds; and it does notice what it looks for."""
+"""What `benchmarks/faults.py` measures at length, for some seconds; and it does notice what it looks for."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ import pytest
 from template import disk, runs
 from template.data import decode as decoding
 
-SPEC = importlib.util.spec_from_file_location("faults_script", Path(__file__).parents[1] / "scripts" / "faults.py")
+SPEC = importlib.util.spec_from_file_location("faults_script", Path(__file__).parents[1] / "benchmarks" / "faults.py")
 faults = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = faults  # its dataclass looks itself up there
 SPEC.loader.exec_module(faults)
@@ -90,7 +90,7 @@ def test_an_exception_of_another_kind_is_reported(tmp_path, monkeypatch):
 
 
 def test_processes_that_share_a_small_cache_and_are_killed_read_no_wrong_byte():
-    script = Path(__file__).parents[1] / "scripts" / "faults.py"  # a process without TensorFlow, which can be forked
+    script = Path(__file__).parents[1] / "benchmarks" / "faults.py"  # a process without TensorFlow, which can be forked
     line = [sys.executable, str(script), "cache", "--workers", "3", "--seconds", "3"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     result = json.loads(done.stdout)

@@ -19,13 +19,13 @@ PLAN = [
     {"config", "runs"},
     {"data", "model", "evaluate", "suggest", "doctor"},
     {"train", "deploy"},
+    {"diagnose"},
     {"publish"},
     {"recipe"},
-    {"preflight"},
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
 LIGHT = ["disk", "device", "config", "runs", "suggest", "doctor"]
-LIGHT += [f"data.{name}" for name in ("images", "examples", "split", "decode", "rows", "cache", "augment")]
+LIGHT += [f"data.{name}" for name in ("images.load", "examples", "split", "decode", "array_file", "cache", "augment")]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -37,7 +37,7 @@ SAFE_VALUES = {"allow_pickle": False, "safe_mode": True, "compile": False}
 CHECKED = {("template/deploy/predictor.py", "load_model")}  # after a look at what is in the file: test_predictor.py
 
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
-FILES = sorted([*PACKAGE_FILES, *ROOT.joinpath("scripts").rglob("*.py")])
+FILES = sorted([*PACKAGE_FILES, *(file for name in ("scripts", "benchmarks") for file in (ROOT / name).glob("*.py"))])
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, int, list[str]]]:
@@ -81,10 +81,10 @@ def climbs(file: Path, tree: ast.AST) -> Iterator[str]:
 
 def uses_scripts(file: Path, tree: ast.AST) -> Iterator[str]:
     """Imports of a script, by its folder or, from its neighbours, by its name alone."""
-    neighbours = {script.stem for script in (ROOT / "scripts").glob("*.py")}
+    neighbours = {script.stem for script in (ROOT / file.parts[0]).glob("*.py")}
     for line, dots, name in imports(tree):
-        from_neighbour = file.parts[0] == "scripts" and (dots or name[0] in neighbours)
-        if from_neighbour or name[0] == "scripts":
+        from_neighbour = file.parts[0] in {"scripts", "benchmarks"} and (dots or name[0] in neighbours)
+        if from_neighbour or name[0] in {"scripts", "benchmarks"}:
             yield f"{file}:{line}: imports the script {'.'.join(name)}"
 
 
@@ -167,7 +167,7 @@ def test_everything_is_written_under_a_temporary_name_first():
 
 def test_every_script_prints_on_any_terminal():
     """A class name in an encoding that the terminal lacks would end a run in the middle."""
-    for file in sorted((ROOT / "scripts").glob("*.py")):
+    for file in sorted({*FILES} - {*PACKAGE_FILES}):
         (main,) = [n for n in ast.parse(file.read_text(encoding="utf-8")).body if getattr(n, "name", "") == "main"]
         assert ast.unparse(main.body[1]) == "runs.any_terminal()", f"{file.name}: main must begin with it"
 

@@ -8,8 +8,8 @@ from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 from PIL import Image
 
+from template.diagnose import checks
 from template.evaluate import fonts, plots
-from template.train import checks
 
 NAMES = [
     "cat",

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from template.config import Data
-from template.data import images
 from template.data.decode import with_bits
-from template.data.images import BadImageError, load, load_image
+from template.data.images import load as images
+from template.data.images.load import BadImageError, load, load_image
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "corpus.py"
+SCRIPT = ROOT / "benchmarks" / "corpus.py"
 SPEC = importlib.util.spec_from_file_location("corpus_script", SCRIPT)
 corpus = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(corpus)
@@ -504,7 +504,7 @@ def test_nothing_of_damaged_files_reaches_the_terminal():
     program = """
 import io, sys, numpy as np
 from PIL import Image
-from template.data.images import BadImageError, load_image
+from template.data.images.load import BadImageError, load_image
 out = io.BytesIO()
 Image.new("RGB", (40, 40), "red").save(out, "TIFF", compression="tiff_lzw")
 for seed in range(300):

@@ -26,9 +26,10 @@ from scipy.special import softmax
 
 from template import device
 from template.config import Backbone
+from template.diagnose import baselines
 from template.evaluate.predictions import Predictions
 from template.model.backbones import BACKBONES, build_backbone
-from template.train import baselines, probe
+from template.train import linear_probe as probe
 
 README = SCRIPTS.parent / "README.md"
 OPTION = re.compile(r"(?<=\s)--[a-z][\w.-]*")
@@ -312,7 +313,7 @@ def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
 
 def test_a_row_of_the_benchmark_is_repeated(journey):
     size = ("--seeds", 1, "--methods", "probe", "--size", 32)
-    said = journey.walk("benchmark", *QUICK, "--per-class", 6, *size)
+    said = journey.walk("accuracy", *QUICK, "--per-class", 6, *size)
     assert re.search(r"^probe +0\.\d", said, re.MULTILINE)
     assert {row["tested"] for row in json.loads((journey.home / "benchmark.json").read_text())} == {3 * 7}
 
@@ -327,9 +328,9 @@ def test_every_command_of_the_readme_was_walked(journey):
     walked = {script: set() for script, _ in journey.walked}
     for script, options in journey.walked:
         walked[script] |= options
-    for script in re.findall(r"scripts/(\w+)\.py", text):
+    for script in re.findall(r"(?:scripts|benchmarks)/(\w+)\.py", text):
         assert script in walked, f"scripts/{script}.py stands in the README, and nobody walks it here"
-    for script, rest in re.findall(r"scripts/(\w+)\.py([^`\n#]*)", text):
+    for script, rest in re.findall(r"(?:scripts|benchmarks)/(\w+)\.py([^`\n#]*)", text):
         left = set(OPTION.findall(rest)) - walked[script]
         assert not left, f"the README calls scripts/{script}.py with {left}, and nobody does here"
 

@@ -69,7 +69,7 @@ class Reads(ast.NodeVisitor):
 
 
 def sources() -> Iterator[str]:
-    for file in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.joinpath("scripts").glob("*.py")]:
+    for file in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("scripts/*.py"), *PACKAGE.parent.glob("benchmarks/*.py")]:
         if file.name != "config.py":
             yield file.read_text(encoding="utf-8")
 

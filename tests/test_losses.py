@@ -10,11 +10,12 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
+from template.data.load import check_class_names
 from template.data.pipeline import ArrayDataset, ordered_batches
 from template.model.build import build
 from template.runs import Timer
 from template.train.features import FeatureCache
-from template.train.losses import OVERLAP, WeightedLoss, class_weights, refuse_unknown, training_loss, weight_table
+from template.train.losses import OVERLAP, WeightedLoss, class_weights, training_loss, weight_table
 from template.train.stages import TrainContext, compile_stage
 
 COUNTS = np.array([100, 20, 5])
@@ -100,9 +101,9 @@ def test_weights_by_name_find_their_class_count_beside_a_1_and_have_a_mean_of_1(
 
 def test_a_weight_for_a_class_that_there_is_not_is_refused_with_those_there_are():
     for fine in ("balanced", {}, {"daisy": 2.0}):
-        refuse_unknown(fine, ["daisy", "rose"])
+        check_class_names(fine, ["daisy", "rose"])
     with pytest.raises(ConfigError) as error:
-        refuse_unknown({"rose": 1.0, "daisies": 2.0}, ["daisy", "rose"])
+        check_class_names({"rose": 1.0, "daisies": 2.0}, ["daisy", "rose"])
     assert str(error.value) == (
         "train.class_weights: expected names of classes. Received: 'daisies'. Did you mean 'daisy'? "
         "The classes are ['daisy', 'rose']."
@@ -197,7 +198,7 @@ def test_weights_come_from_the_images_that_are_trained_on_and_never_reach_valida
 
 def test_weights_find_their_class_in_another_spelling():
     names = ["cafe\u0301", "Tea"]
-    refuse_unknown({"caf\xe9": 3.0, "tea": 1.0}, names)
+    check_class_names({"caf\xe9": 3.0, "tea": 1.0}, names)
     np.testing.assert_allclose(class_weights([5, 5], {"caf\xe9": 3.0, "tea": 1.0}, names), [1.5, 0.5])
     with pytest.raises(ConfigError, match="'coffee'"):
-        refuse_unknown({"coffee": 1.0}, names)
+        check_class_names({"coffee": 1.0}, names)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from template.config import Augment
 from template.data import pipeline
+from template.data.array_file import ArrayFile, write
 from template.data.augment import POLICIES, augment, zoom_center
 from template.data.pipeline import (
     ArrayDataset,
@@ -34,7 +35,6 @@ from template.data.pipeline import (
     subset,
     train_dataset,
 )
-from template.data.rows import ArrayFile, write
 
 CLASSES = 3
 PLAIN = Augment(policy="none", flip=False)

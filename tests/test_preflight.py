@@ -24,9 +24,9 @@ from template.data.pipeline import (
     shuffled_rows,
     train_dataset,
 )
+from template.diagnose import baselines, checks
 from template.model.backbones import build_backbone
 from template.model.build import boundary, build, freeze
-from template.train import baselines, checks
 
 SIZE, CLASSES = 32, 3
 SCRIPT = Path(__file__).parent.parent / "scripts" / "preflight.py"

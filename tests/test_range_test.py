@@ -11,11 +11,11 @@ import pytest
 from template.config import Backbone, Head, Stage, Train
 from template.data import pipeline
 from template.data.pipeline import ArrayDataset, shuffled_rows
+from template.diagnose.range_test import best_rate, sweep
 from template.model.backbones import build_backbone, standardise
 from template.model.build import attach, build, depths, freeze
 from template.runs import Timer
 from template.train.features import FeatureCache
-from template.train.range_test import best_rate, sweep
 from template.train.stages import TrainContext, compile_stage
 
 TINY = Backbone(name="tiny", weights="none")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from template.config import Backbone
-from template.data.images import load_image
+from template.data.images.load import load_image
 from template.model.backbones import build_backbone
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"

@@ -23,16 +23,19 @@ from sklearn.metrics import accuracy_score, f1_score
 from template import config as configuration
 from template import disk, publish, recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
+from template.data.array_file import ArrayFile
 from template.data.examples import DataError, Examples
-from template.data.images import load_image
+from template.data.images.load import load_image
+from template.data.load import load_data
 from template.data.pipeline import eval_dataset
-from template.data.rows import ArrayFile
 from template.deploy.predictor import classify, load_run
+from template.deploy.tta import predict_tta
 from template.evaluate import plots
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
-from template.train import probe
+from template.train import linear_probe as probe
+from template.train.auto import with_stages
 from template.train.checkpoint import read_checkpoint
 
 CLASSES = ("across", "disc", "upright")
@@ -357,10 +360,10 @@ def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_th
     """An image that goes between two decodings would shift every label behind it."""
     path = tmp_path / "images"
     shutil.copytree(images, path)
-    _, _, see = recipe.load_data(settings(path))
+    _, parts = load_data(settings(path), settings(path).data)
     (path / "across" / "03.png").unlink()
     with pytest.raises(DataError, match=r"'across/03.png': no such file"):
-        see(dataclasses.replace(settings(path).data, resize="stretch"))
+        parts.pixels(dataclasses.replace(settings(path).data, resize="stretch"))
 
 
 @pytest.fixture(scope="module")
@@ -661,14 +664,14 @@ def test_a_class_of_one_training_image_leaves_nothing_to_vote_with(home, weights
 def test_stages_are_taken_from_the_number_of_images_only_where_the_recipe_names_none(images, weights):
     config = left_open(images, weights)
     config = dataclasses.replace(config, head=Head())
-    assert recipe.with_stages(config, 100).stages == ()
-    assert [stage.unfreeze for stage in recipe.with_stages(config, 500).stages] == [1]
+    assert with_stages(config, 100).stages == ()
+    assert [stage.unfreeze for stage in with_stages(config, 500).stages] == [1]
     hidden = dataclasses.replace(config, head=Head(hidden=8))
-    assert [stage.unfreeze for stage in recipe.with_stages(hidden, 100).stages] == [0], "no probe: the head must learn"
+    assert [stage.unfreeze for stage in with_stages(hidden, 100).stages] == [0], "no probe: the head must learn"
     scratch = dataclasses.replace(config, backbone=Backbone(name="tiny", weights="none"))
-    assert [stage.unfreeze for stage in recipe.with_stages(scratch, 100).stages] == ["all"]
+    assert [stage.unfreeze for stage in with_stages(scratch, 100).stages] == ["all"]
     named = dataclasses.replace(config, stages=SHORT)
-    assert recipe.with_stages(named, 100) == named
+    assert with_stages(named, 100) == named
 
 
 def test_images_without_a_group_are_not_one_group_together():
@@ -680,5 +683,5 @@ def test_images_without_a_group_are_not_one_group_together():
     labels, groups = np.array([0, 1, 0, 1]), np.array(["patient", "patient", "", ""])
     examples = Examples(ids, [b""] * 4, labels, ("cat", "dog"), np.array([""] * 4), groups, digests)
     views = [eval_dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), labels)]
-    said = recipe.predict_tta(Model(), examples, views, Config())
+    said = predict_tta(Model(), examples, views, Config())
     assert said.groups[0] == said.groups[1] and len(set(said.groups)) == 3

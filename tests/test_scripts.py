@@ -21,7 +21,7 @@ from PIL import Image
 
 from template import config as configuration
 from template import disk, runs
-from template.data.images import load_image
+from template.data.images.load import load_image
 from template.evaluate.predictions import Predictions
 
 CLASSES = ("across", "disc", "upright")
@@ -697,8 +697,8 @@ def test_what_enters_the_network_is_shown_without_any_weights(tmp_path, monkeypa
 
 
 def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
-    from template import preflight
-    from template.train.checks import Check
+    from template.diagnose import preflight
+    from template.diagnose.checks import Check
 
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "images")
@@ -728,7 +728,7 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("find_lr", "--out", "file", []),
         ("show", "--out", "file", []),
         ("preflight", "--out", "folder", []),
-        ("benchmark", "--out", "file", []),
+        ("accuracy", "--out", "file", []),
         ("train", "--data.cache", "folder", []),
     ],
 )
@@ -779,5 +779,5 @@ def test_a_run_of_another_machine_is_evaluated_with_a_cache_of_this_one(finished
 
 def test_a_file_of_another_kind_is_not_taken_for_a_benchmark_to_add_to(tmp_path):
     (tmp_path / "mine.json").write_text("no JSON")
-    code, _ = call("benchmark", "--out", tmp_path / "mine.json", "--data.path=digits")
+    code, _ = call("accuracy", "--out", tmp_path / "mine.json", "--data.path=digits")
     assert "no file of this script" in str(code) and (tmp_path / "mine.json").read_text() == "no JSON"

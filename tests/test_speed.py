@@ -15,7 +15,7 @@ from template.data.examples import load_examples
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "speed.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "speed.py"
 
 
 @pytest.fixture(scope="module")

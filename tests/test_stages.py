@@ -18,16 +18,17 @@ from sklearn.metrics import f1_score
 from staged import CLASSES, HEAD, SETTINGS, SIZE, STAGES, coloured, fresh, how, load_pretrained, same, train
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
+from template.data.array_file import ArrayFile
 from template.data.pipeline import ArrayDataset, Mixing, shuffled_rows
-from template.data.rows import ArrayFile
 from template.deploy.predictor import save_model
 from template.evaluate import metrics
 from template.evaluate.calibration import smoothed_losses
 from template.evaluate.predictions import Predictions
 from template.model.build import build
 from template.model.layers import DropBlock
-from template.train import callbacks, guard
+from template.train import callbacks
 from template.train import checkpoint as checkpoints
+from template.train import nonfinite as guard
 from template.train import stages as module
 from template.train.optimizers import PlateauSchedule
 from template.train.select import MONITORED, interpolate, per_image_losses, scores

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from template import config as configuration
-from template import recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.model.backbones import BACKBONES
 from template.suggest import OF_STAGES, refits, settings_without_effect, stages
+from template.train.auto import with_stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
@@ -176,11 +176,11 @@ def test_what_goes_with_another_setting_is_said_with_stages_too():
 
 def test_a_run_says_so_before_it_starts(capsys):
     given = dataclasses.replace(Config(**OTHER), data=Data(resize="stretch"))
-    assert recipe.with_stages(given, 60).stages == ()
+    assert with_stages(given, 60).stages == ()
     said = capsys.readouterr().out
     assert "train.loss has no effect: with 60 training images no stage trains" in said
     assert len([line for line in said.splitlines() if "has no effect" in line]) == sum(
         len(names) for names in OF_STAGES.values()
     ) - len({"logit_adjustment", "sampling"})
-    recipe.with_stages(given, 900)
+    with_stages(given, 900)
     assert "has no effect" not in capsys.readouterr().out

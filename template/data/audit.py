@@ -23,11 +23,11 @@ from sklearn.tree import DecisionTreeClassifier
 
 from .. import device
 from ..config import Data
+from .array_file import ArrayFile
 from .decode import with_bits
 from .examples import Examples
-from .images import BadImageError, ImageSource, address, header, load, read
-from .names import part_of
-from .rows import ArrayFile
+from .images.load import BadImageError, ImageSource, address, header, load, read
+from .sources.names import part_of
 
 SIDE = 64
 """Pixels of the small copies that everything here looks at."""

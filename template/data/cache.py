@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import disk
-from .rows import ArrayFile, Stored, opened, write
+from .array_file import ArrayFile, Stored, opened, write
 
 _OURS = re.compile(r"(pixels|features)-[0-9a-f]{16}(\.rows)?")
 """What may be deleted to make room; without an ending, from before there was one protocol."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from .. import device, disk
 from ..config import Data
+from .array_file import ArrayFile
 from .cache import Cache
-from .depth import bits_of_set
 from .examples import DataError, Examples, first_lines
-from .images import VERSION, BadImageError, ImageSource, ReadError, load, needed_bits, read
-from .rows import ArrayFile
+from .images.depth import bits_of_set
+from .images.load import VERSION, BadImageError, ImageSource, ReadError, load, needed_bits, read
 
 
 def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import read_folder
-from .images import ImageSource
-from .names import DataError, Found, matched, one_spelling, part_of
-from .tables import ENDINGS, read_table
+from .images.load import ImageSource
+from .sources.folders import read_folder
+from .sources.names import DataError, Found, matched, one_spelling, part_of
+from .sources.tables import ENDINGS, read_table
 
 PARTS = ("train", "val", "test")
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from .. import device
 from ..config import Augment
+from .array_file import ArrayFile
 from .augment import POLICIES, VERSION, augment, strengthen, zoom_center
-from .rows import ArrayFile
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .. import runs
 from ..config import Data
 from ..data.examples import DataError, Examples
-from ..data.images import BadImageError, address, load
+from ..data.images.load import BadImageError, address, load
 from ..evaluate import metrics
 from ..evaluate.intervals import share_interval
 from ..evaluate.predictions import Predictions

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from ..data.images import address
-from ..data.rows import ArrayFile
+from ..data.array_file import ArrayFile
+from ..data.images.load import address
 from ..evaluate.predictions import Predictions
 
 THUMBNAIL = 160

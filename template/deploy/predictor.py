@@ -17,7 +17,7 @@ from .. import device, disk, runs
 from ..config import Config
 from ..data.augment import zoom_center
 from ..data.examples import DataError
-from ..data.images import BadImageError, ImageSource, load
+from ..data.images.load import BadImageError, ImageSource, load
 from ..model.layers import strip_training_layers
 from ..suggest import uses_hflip
 

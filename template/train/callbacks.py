@@ -13,7 +13,7 @@ from .. import runs
 from ..data.pipeline import ArrayDataset, evenly_spaced, inference_batches
 from ..model.layers import DropBlock
 from .checkpoint import TrainState
-from .guard import ADVICE, NonFiniteError
+from .nonfinite import ADVICE, NonFiniteError
 from .optimizers import PlateauSchedule
 from .select import MONITORED, scores
 

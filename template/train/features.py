@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from .. import runs
+from ..config import Config
+from ..data.array_file import ArrayFile
 from ..data.cache import Cache
 from ..data.pipeline import ArrayDataset, concatenate, ordered_batches
-from ..data.rows import ArrayFile
-from .guard import NonFiniteError
+from .nonfinite import NonFiniteError
 
 
 def split_model(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
@@ -63,6 +64,12 @@ class FeatureCache:
     limit_bytes: float
     batch_size: int
     clock: runs.Timer
+
+    @classmethod
+    def of(cls, config: Config, clock: runs.Timer | None = None) -> "FeatureCache":
+        """In the cache folder of a recipe."""
+        folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
+        return cls(folder, limit, config.train.batch_size, clock or runs.Timer())
 
     def outputs(self, network: keras.Model, source: ArrayDataset, epochs: range, dtype: type = np.float16) -> ArrayFile:
         """Outputs of a network, not training, over epochs of a source: [epochs * n, ...], computed or found.

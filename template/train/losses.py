@@ -1,14 +1,13 @@
 """The training loss: cross-entropy or focal, smoothed labels, weights of classes, and adjustment to a long tail."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from ..config import ConfigError, Train
-from ..data.names import matched
+from ..config import Train
+from ..data.sources.names import matched
 
 FOCUS = 2.0
 """Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
@@ -38,22 +37,6 @@ def class_weights(
     named = {known: kind[name] for name, known in matched(list(kind), class_names).items()} if by_name else {}
     weights = np.array([named.get(name, 1.0) for name in class_names]) if by_name else 1 / worth[kind]
     return weights * counts.sum() / (weights @ counts)
-
-
-def refuse_unknown(kind: str | Mapping[str, float], class_names: Sequence[str]) -> None:
-    """Weights can be given only to classes that there are.
-
-    Raises:
-        ConfigError: naming the first that is none, the nearest that is one, and all.
-    """
-    for name in kind if isinstance(kind, Mapping) else ():
-        if name not in matched([name], class_names):
-            near = difflib.get_close_matches(name, class_names, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"train.class_weights: expected names of classes. Received: {name!r}.{meant} "
-                f"The classes are {list(class_names)}."
-            )
 
 
 def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | Mapping[str, float]) -> str:

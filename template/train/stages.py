@@ -19,8 +19,8 @@ from .callbacks import DropBlockSchedule, KeepBest, Log, ReduceLROnPlateau, Vali
 from .checkpoint import Checkpoint, TrainState, read_checkpoint
 from .features import FeatureCache, cache_frozen
 from .gradients import Gradients, block_names
-from .guard import NonFiniteError, TerminateOnNonFinite, first_bad_batch
 from .losses import training_loss
+from .nonfinite import NonFiniteError, TerminateOnNonFinite, first_bad_batch
 from .optimizers import apply_layer_decay, optimizer, plateau_schedule, schedule
 from .penalties import penalise
 from .select import candidates, choose, interpolate, per_image_losses, relative_gain, scores

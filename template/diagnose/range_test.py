@@ -11,8 +11,8 @@ from scipy.ndimage import uniform_filter1d
 from ..config import Stage, Train
 from ..data.pipeline import ArrayDataset, shuffled_batches, steps
 from ..model.layers import renormalise
-from .optimizers import apply_layer_decay, optimizer
-from .stages import mixing_of
+from ..train.optimizers import apply_layer_decay, optimizer
+from ..train.stages import mixing_of
 
 WINDOW = 7
 """Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""

@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..config import Data
-from .colours import on_background, to_srgb
+from ...config import Data
+from .color import on_background, to_srgb
 from .depth import significant_bits, to_uint8
 from .reasons import (
     FORMATS,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..runs import legible
+from ...runs import legible
 
 PART_OF = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..runs import legible
+from ...runs import legible
 from .names import DataError, Found, is_missing, look, part_of, part_within
 
 _LEFT_BEHIND = {

@@ -1,13 +1,13 @@
 """What survives: processes killed at random, damaged checkpoints, full disks, mixed-up labels, mutated images.
 
-python scripts/faults.py kills              # 200 kill -9 of training runs; each must end as if nothing had happened
-python scripts/faults.py damage             # single-bit flips and truncations of a checkpoint, all to be noticed
-python scripts/faults.py writers            # a crash and an error at every step of every writer, and disks that fill up
-python scripts/faults.py labels             # generated folders and tables: no label shifts, no image in two parts
-python scripts/faults.py near --data FOLDER # recoded and resized copies of photographs: found, and nothing else
-python scripts/faults.py fuzz --seconds 600 # mutated files through the loader
-python scripts/faults.py cache              # processes that share a cache too small for them, killed at random
-python scripts/faults.py cost --run RUN     # part of a run's seconds that went into checkpoints
+python benchmarks/faults.py kills              # 200 kill -9 of training runs; each must end as if nothing had happened
+python benchmarks/faults.py damage             # single-bit flips and truncations of a checkpoint, all to be noticed
+python benchmarks/faults.py writers            # a crash and an error at every step of every writer, full disks
+python benchmarks/faults.py labels             # generated folders and tables: no label shifts, no image in two parts
+python benchmarks/faults.py near --data FOLDER # recoded and resized copies of photographs: found, and nothing else
+python benchmarks/faults.py fuzz --seconds 600 # mutated files through the loader
+python benchmarks/faults.py cache              # processes that share a cache too small for them, killed at random
+python benchmarks/faults.py cost --run RUN     # part of a run's seconds that went into checkpoints
 
 Every part prints its figures as JSON, and ends with exit code 1 if something was lost. docs/reliability.md has those of
 one machine; tests/test_faults.py runs each part for a few seconds.
@@ -47,10 +47,10 @@ from template.data.audit import SIDE, near_pairs
 from template.data.cache import Cache
 from template.data.decode import decode
 from template.data.examples import DataError, load_examples
-from template.data.images import BadImageError, load_image
+from template.data.images.load import BadImageError, load_image
 from template.data.split import split
 
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 # kills
@@ -657,7 +657,9 @@ def fuzz(folder: Path, number: int = 1_000_000, seconds: float = 600, workers: i
     may hold a loader up.
     """
     subprocess.run(
-        [sys.executable, str(SCRIPTS / "corpus.py"), str(folder / "corpus")], check=True, capture_output=True
+        [sys.executable, str(Path(__file__).with_name("corpus.py")), str(folder / "corpus")],
+        check=True,
+        capture_output=True,
     )
     line = [sys.executable, __file__, "fuzz-worker", "--data", str(folder / "corpus/files/odd")]
     line += ["--number", str(number // workers), "--seconds", str(seconds)]

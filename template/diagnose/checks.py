@@ -32,7 +32,7 @@ from ..data.pipeline import (
     subsample,
 )
 from ..evaluate import fonts
-from .features import split_model
+from ..train.features import split_model
 
 FEW = 256
 """Images that a check of the whole model looks at."""

@@ -1,9 +1,9 @@
 """How fast the parts are, as ratios of two contestants side by side in one run, and how much memory a run takes.
 
-python scripts/speed.py augmentation                          # against RandAugment of Keras, both in tf.data
-python scripts/speed.py tail --backbone.weights=imagenet      # stored activations against augmented images
-python scripts/speed.py step                                  # with every setting off, against plain Keras
-python scripts/speed.py memory --images 20000 --out FILE      # a whole run in a process of its own; Linux only
+python benchmarks/speed.py augmentation                          # against RandAugment of Keras, both in tf.data
+python benchmarks/speed.py tail --backbone.weights=imagenet      # stored activations against augmented images
+python benchmarks/speed.py step                                  # with every setting off, against plain Keras
+python benchmarks/speed.py memory --images 20000 --out FILE      # a whole run in a process of its own; Linux only
 
 Seconds depend on the machine, ratios much less: contestants take turns, and the median of the rounds' ratios counts.
 Where something else is running, look at the ratio in CPU seconds. All images are generated. A claim that does not
@@ -27,7 +27,7 @@ import numpy as np
 from template import runs
 from template.config import Augment, Backbone, Head, Stage, Train
 
-TRAIN = Path(__file__).with_name("train.py")
+TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 CLASSES, BATCH, SEED = 3, 32, 0
 UNFROZEN = 2  # top blocks that train, in `tail` and `memory`
 

@@ -1,6 +1,6 @@
 """Accuracy and seconds side by side: the recipe of the Keras guides, a logistic probe, and ours.
 
-    python scripts/benchmark.py --data.path=FOLDER --per-class 50 --seeds 3 --backbone.name=mobilenet
+    python benchmarks/accuracy.py --data.path=FOLDER --per-class 50 --seeds 3 --backbone.name=mobilenet
 
 Same images, weights and split for all three. FOLDER is one of class folders, of which every seed takes `--per-class`
 training images per class and tests on the rest; or has train/ and test/ (or val/), which are taken as they are; or
@@ -138,12 +138,12 @@ def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     """Logistic regression on frozen features of all training images and their mirror images; one test view."""
     from template.data.pipeline import eval_dataset
     from template.model.backbones import build_backbone
-    from template.train.begin import init_model
+    from template.train.auto import init_model
     from template.train.features import FeatureCache
 
     config, pixels, labels, train, test = _decoded(config)
     start = time.perf_counter()
-    store = FeatureCache(Path(config.data.cache), 2**33, config.train.batch_size, runs.Timer())
+    store = FeatureCache.of(config)
     base = build_backbone(config.backbone, config.data.image_size)
     model = init_model(base, config, [eval_dataset(pixels, train, labels)], store)
     seconds = time.perf_counter() - start
@@ -183,7 +183,7 @@ def _decoded(config: configuration.Config) -> tuple:
     """The configuration without `auto`, pixels, labels, and the rows of the training and test part."""
     from template.data.decode import decode
     from template.data.examples import load_examples
-    from template.train.begin import without_auto
+    from template.train.auto import without_auto
 
     config = without_auto(config)
     examples, pixels = decode(load_examples(config.data.path), config.data)

@@ -10,9 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from ..config import TTA, Augment, Backbone, Config, Head
 from ..data.pipeline import ArrayDataset, eval_dataset, inference_batches, shuffled_batches, subsample
 from ..model.build import build
-from .begin import probe_features, select_levels
-from .features import FeatureCache
-from .probe import fit_probe
+from ..train.auto import probe_features, select_levels
+from ..train.features import FeatureCache
+from ..train.linear_probe import fit_probe
 
 FEW = 200
 """Training images that tell whether they were learned."""

@@ -12,24 +12,25 @@ from PIL import Image
 from scipy.special import softmax
 
 from template import config as configuration
-from template import recipe
+from template import device, recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
+from template.data.array_file import ArrayFile
 from template.data.augment import zoom_center
 from template.data.decode import decode
 from template.data.examples import load_examples
 from template.data.pipeline import ArrayDataset, eval_dataset
-from template.data.rows import ArrayFile
 from template.deploy.predictor import load_run
+from template.diagnose import baselines
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import attach
 from template.model.layers import strip_training_layers
 from template.runs import Timer
 from template.suggest import OF_STAGES, settings_without_effect
-from template.train import baselines, probe
-from template.train import begin as module
+from template.train import auto as module
 from template.train import checkpoint as checkpoints
-from template.train.begin import (
+from template.train import linear_probe as probe
+from template.train.auto import (
     init_head_from_probe,
     init_model,
     probe_features,
@@ -519,7 +520,7 @@ def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_
     given = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size=size))
     networks = []
     for one in (how, given):
-        recipe.set_seed_and_precision(one.train)
+        device.set_seed_and_precision(one.train)
         networks.append(resolve_auto(one, lambda _: coloured(9, 1), store)[1])
     assert networks[0].input_shape[1] == size
     chosen, alone = ([variable.numpy() for variable in network.variables] for network in networks)

@@ -11,10 +11,10 @@ from ..config import Config, Stage
 from ..data.pipeline import ArrayDataset, subsample
 from ..model.build import boundary, freeze
 from ..suggest import refits, uses_hflip
-from .begin import count_forward_passes
-from .features import inference, split_model
-from .optimizers import optimizer, schedule
-from .stages import compile_for
+from ..train.auto import count_forward_passes
+from ..train.features import inference, split_model
+from ..train.optimizers import optimizer, schedule
+from ..train.stages import compile_for
 
 BATCHES = 3
 

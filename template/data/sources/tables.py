@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..runs import legible
+from ...runs import legible
 from .names import DataError, Found, is_missing, look, part_of, tidy
 from .paths import located
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from template.evaluate.intervals import paired_z
-from template.train import probe as module
-from template.train.probe import Probe, fit_probe, folds
+from template.train import linear_probe as module
+from template.train.linear_probe import Probe, fit_probe, folds
 
 
 @pytest.fixture(autouse=True)

@@ -12,18 +12,26 @@ import keras
 import numpy as np
 from PIL import Image
 
-from . import recipe, runs
-from .config import Config, Stage
-from .data.examples import PARTS, DataError, Examples
-from .data.images import BadImageError, load
-from .data.pipeline import ArrayDataset, eval_dataset, evenly_spaced, subsample, train_dataset
-from .data.split import clusters
-from .model.backbones import build_backbone
-from .model.build import attach, boundary, freeze
-from .train import baselines, checks, forecast
-from .train.begin import init_model, probe_features, select_levels, standardise_input, starts_from_probe, without_auto
-from .train.features import FeatureCache
-from .train.stages import mixing_of
+from .. import device, runs
+from ..config import Config, Stage
+from ..data.examples import PARTS, DataError, Examples
+from ..data.images.load import BadImageError, load
+from ..data.load import load_data
+from ..data.pipeline import ArrayDataset, evenly_spaced, subsample
+from ..model.backbones import build_backbone
+from ..model.build import attach, boundary, freeze
+from ..train.auto import (
+    init_model,
+    probe_features,
+    select_levels,
+    standardise_input,
+    starts_from_probe,
+    with_stages,
+    without_auto,
+)
+from ..train.features import FeatureCache
+from ..train.stages import mixing_of
+from . import baselines, checks, forecast
 
 MOST = 500
 """Images of each part that the probe and the small network look at; more would take longer and say the same."""
@@ -62,19 +70,15 @@ def preflight(config: Config, folder: Path) -> bool:
 
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
     """All checks; what a run has to beat, and how long it will take; images by file name."""
-    open_config, config, clock = config, without_auto(config), runs.Timer()
-    recipe.set_seed_and_precision(config.train)
-    config, examples, see = recipe.load_data(config)
-    pixels = see(config.data)
-    part = {name: np.flatnonzero(examples.parts == name) for name in PARTS}
-    together = clusters(examples)
-    train, val = (eval_dataset(pixels, part[name], examples.labels, together) for name in ("train", "val"))
-    augmented = train_dataset(pixels, part["train"], examples.labels, config.augment, config.train.seed)
-    config = recipe.with_stages(config, len(train))
+    open_config, config = config, without_auto(config)
+    device.set_seed_and_precision(config.train)
+    config, parts = load_data(config, config.data)
+    examples, pixels, part = parts.examples, parts.pixels(config.data), {name: parts.rows(name) for name in PARTS}
+    train, val = (parts.plain(name, config.data) for name in ("train", "val"))
+    augmented = parts.augmented("train", config)
+    config = with_stages(config, len(train))
     names, pretrained = examples.class_names, config.backbone.weights != "none"
-    store = FeatureCache(
-        Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30, config.train.batch_size, clock
-    )
+    store = FeatureCache.of(config)
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
     stage = config.stages[0] if config.stages else Stage(unfreeze=1)

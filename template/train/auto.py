@@ -8,19 +8,48 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
+from .. import suggest
 from ..config import Backbone, Config, Data, Head
 from ..data.pipeline import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..model.backbones import BACKBONES, build_backbone, standardise
 from ..model.build import attach, block_outputs, pool_features, power_norm
 from .features import FeatureCache
-from .probe import Probe, fit_probe
+from .linear_probe import Probe, fit_probe
 
 MAX_CV_IMAGES = 1000
 """Training images that decide about `auto` settings; more would take longer and say the same."""
 
 MAX_STATISTICS_IMAGES = 1000
 """Training images whose mean and variance stand for those of all: millions of pixels in each channel."""
+
+
+def with_stages(config: Config, images: int) -> Config:
+    """The configuration with stages, if it names none, chosen from the number of training images.
+
+    Says which settings have no effect with them.
+
+    Args:
+        config: without `auto`.
+        images: in the training part.
+    """
+    if not config.stages:
+        pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
+        batch = config.train.batch_size * config.train.gradient_accumulation_steps
+        stages = suggest.stages(
+            images,
+            batch,
+            blocks,
+            config.head.feature_levels,
+            pretrained=pretrained,
+            probed=starts_from_probe(config),
+        )
+        listed = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
+        print(f"stages from the data: {listed or f'none; with {images} images the linear probe is the best there is'}")
+        config = dataclasses.replace(config, stages=stages)
+    for key, why in suggest.settings_without_effect(config, images).items():
+        print(f"{key} has no effect: {why}")
+    return config
 
 
 def starts_from_probe(config: Config) -> bool:

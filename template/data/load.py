@@ -1,0 +1,110 @@
+"""The images of a recipe: found, decoded, divided into parts, and given as datasets."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import Config, ConfigError, Data
+from .array_file import ArrayFile
+from .decode import decode, with_bits, with_digests
+from .examples import DataError, Examples, first_lines, load_examples
+from .pipeline import ArrayDataset, eval_dataset, train_dataset
+from .sources.names import matched
+from .split import clusters, split
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a recipe that can be read, divided into train, val and test.
+
+    Args:
+        examples: with their `parts`.
+        pixels: gives the pixels of all examples for settings of size and resizing; keeps the last.
+        groups: int64 [n], what cross-validation must not divide (`split.clusters`).
+    """
+
+    examples: Examples
+    pixels: Callable[[Data], ArrayFile]
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Examples, pixels: ArrayFile, part: str) -> "Parts":
+        """Examples that are all of one part, and their pixels."""
+        together = dataclasses.replace(examples, parts=np.full(len(examples), part))
+        return cls(together, lambda _: pixels, np.arange(len(examples)))
+
+    def rows(self, part: str) -> np.ndarray:
+        """Rows of the examples in a part, int64."""
+        return np.flatnonzero(self.examples.parts == part)
+
+    def plain(self, part: str, data: Data) -> ArrayDataset:
+        """The images of a part as they are."""
+        return eval_dataset(self.pixels(data), self.rows(part), self.examples.labels, self.groups)
+
+    def augmented(self, part: str, config: Config) -> ArrayDataset:
+        """The images of a part as training sees them, another way in every epoch, with their names."""
+        rows = self.rows(part)
+        dataset = train_dataset(self.pixels(config.data), rows, self.examples.labels, config.augment, config.train.seed)
+        return dataclasses.replace(dataset, names=self.examples.ids[rows])
+
+
+def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
+    """The images of a recipe, decoded and divided into parts.
+
+    Args:
+        config: with or without `auto`.
+        first: its `data` without `auto`: the size and resizing in which images are decoded to see which can be.
+
+    Returns:
+        The configuration with the bits of 16-bit files, and the parts.
+
+    Raises:
+        DataError: if they cannot be trained on.
+        ConfigError: if there are weights for a class that there is not.
+        DiskError: if there is no room for their pixels.
+    """
+    found = load_examples(config.data.path)
+    check_class_names(config.train.class_weights, found.class_names)
+    data = with_bits(config.data, found.images)
+    found = with_digests(found)
+    decoded = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
+    examples, _ = decoded(dataclasses.replace(first, bits=data.bits))
+    fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
+    examples = split(examples, **fractions, seed=data.split_seed)
+    parts = Parts(examples, lambda data: same_images(examples, *decoded(data)), clusters(examples))
+    return dataclasses.replace(config, data=data), parts
+
+
+def same_images(examples: Examples, again: Examples, pixels: ArrayFile) -> ArrayFile:
+    """The pixels, if they are those of the examples, row by row.
+
+    Raises:
+        DataError: if some image, which could be read in one size or shape, cannot be in another.
+    """
+    if again.ids.tolist() != examples.ids.tolist():
+        reasons = [f"{name!r}: {reason}" for name, reason in again.skipped if (name, reason) not in examples.skipped]
+        raise DataError(
+            f"Images that are needed in another size or shape cannot be used in it:\n  {first_lines(reasons)}\nPut "
+            "them back, or remove them, and start again."
+        )
+    return pixels
+
+
+def check_class_names(weights: str | Mapping[str, float], class_names: Sequence[str]) -> None:
+    """Weights can be given only to classes that there are.
+
+    Raises:
+        ConfigError: naming the first that is none, the nearest that is one, and all.
+    """
+    for name in weights if isinstance(weights, Mapping) else ():
+        if name not in matched([name], class_names):
+            near = difflib.get_close_matches(name, class_names, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"train.class_weights: expected names of classes. Received: {name!r}.{meant} "
+                f"The classes are {list(class_names)}."
+            )

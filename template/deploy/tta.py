@@ -1,0 +1,45 @@
+"""Test-time augmentation: several views of each image, and the mean of their probabilities."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from ..config import Config
+from ..data.decode import decode
+from ..data.examples import Examples
+from ..data.load import Parts, same_images
+from ..data.pipeline import ArrayDataset, center_zoom, eval_dataset, hflip, inference_batches
+from ..data.split import group_names
+from ..evaluate.predictions import Predictions, average, predict
+from ..suggest import uses_hflip
+
+
+def build_views(parts: Parts, part: str, config: Config) -> list[ArrayDataset]:
+    """The views of the images of a part that are predicted, as the settings ask for; the first is the plain one.
+
+    Args:
+        parts: from `load_data` or `Parts.of`.
+        part: name of one.
+        config: without `auto`.
+
+    Raises:
+        DataError: if images that must be decoded once more cannot be read any more.
+    """
+    views = [parts.plain(part, config.data)]
+    if config.tta.center_zoom:
+        views.append(center_zoom(views[0]))
+    if config.tta.full_image and config.data.resize == "crop":
+        mine = parts.examples.take(parts.rows(part))
+        stretched = same_images(mine, *decode(mine, dataclasses.replace(config.data, resize="stretch", memory_gb=0.0)))
+        views.append(eval_dataset(stretched, np.arange(len(mine)), mine.labels))
+    return views + ([hflip(view) for view in views] if uses_hflip(config) else [])
+
+
+def predict_tta(model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config) -> Predictions:
+    """Predictions of these examples, averaged over `build_views` of them."""
+    batches = [inference_batches(view, config.train.batch_size) for view in views]
+    each = [predict(model, b, examples.ids, examples.labels, examples.class_names) for b in batches]
+    groups = None if examples.groups is None else group_names(examples).astype(str)
+    return dataclasses.replace(average(each), groups=groups)
