@@ -136,7 +136,7 @@ def guide(config: configuration.Config, _: Path) -> tuple[int, int, float]:
 
 def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     """Logistic regression on frozen features of all training images and their mirror images; one test view."""
-    from template.data.pipeline import eval_dataset
+    from template.data.dataset import eval_dataset
     from template.model.backbones import build_backbone
     from template.train.auto import init_model
     from template.train.features import FeatureCache

@@ -443,9 +443,9 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
     import keras
 
     from template.config import Data
+    from template.data.dataset import ArrayDataset
     from template.data.decode import decode
     from template.data.examples import Examples
-    from template.data.pipeline import ArrayDataset
     from template.evaluate import plots
     from template.evaluate.predictions import Predictions
     from template.train.checkpoint import read_checkpoint

@@ -72,7 +72,8 @@ def augmentation(_: Path, images: int, rounds: int, size: int = 224) -> dict:
     import keras
     import tensorflow as tf
 
-    from template.data.pipeline import shuffled_batches, train_dataset
+    from template.data.batches import shuffled_batches
+    from template.data.dataset import train_dataset
 
     pixels, labels = sample_images(256, size)
     source = train_dataset(pixels, np.arange(len(pixels)), labels, Augment(policy="heavy"), SEED)
@@ -104,7 +105,7 @@ def tail(
     scratch: Path, images: int, rounds: int, weights: str = "none", name: str = "mobilenet", size: int = 224
 ) -> dict:
     """Seconds of an epoch of the top blocks on stored activations, and on images. At least 5 times; equal losses."""
-    from template.data.pipeline import train_dataset
+    from template.data.dataset import train_dataset
     from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
@@ -136,7 +137,7 @@ def an_epoch(network, inputs) -> np.ndarray:
     """Clocks of the second epoch of a `fit`: in the first the network is traced and buffers are filled."""
     import keras
 
-    from template.data.pipeline import shuffled_batches, steps
+    from template.data.batches import shuffled_batches, steps
 
     marks = []
     mark = {f"on_epoch_{when}": lambda *_: marks.append(now()) for when in ("begin", "end")}
@@ -152,7 +153,7 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     Without augmentation and dropout, so that only the rounding of what is stored may differ. (A step so large that it
     raises the loss would raise the difference with it.)
     """
-    from template.data.pipeline import eval_dataset
+    from template.data.dataset import eval_dataset
     from template.train.optimizers import optimizer, schedule
     from template.train.stages import compile_for
 
@@ -193,7 +194,7 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     """
     import keras
 
-    from template.data.pipeline import train_dataset
+    from template.data.dataset import train_dataset
     from template.model.build import build, freeze
     from template.train.features import FeatureCache
     from template.train.stages import TrainContext, compile_stage

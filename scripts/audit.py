@@ -93,8 +93,8 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     first (Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset labels").
     """
     runs.import_tensorflow()
+    from template.data.dataset import eval_dataset
     from template.data.decode import decode
-    from template.data.pipeline import eval_dataset
     from template.data.split import clusters
     from template.model.backbones import WeightsError, build_backbone
     from template.train.auto import probe_features, select_levels, without_auto

@@ -14,8 +14,8 @@ from . import runs
 from .config import Config
 from .data.array_file import ArrayFile
 from .data.audit import Facts
+from .data.dataset import evenly_spaced
 from .data.examples import Examples
-from .data.pipeline import evenly_spaced
 from .deploy.explain import figures
 from .evaluate import failures, fonts, metrics, plots, report
 from .evaluate.calibration import calibrate

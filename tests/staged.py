@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 
 from template.config import Backbone, Head, Stage, Train
-from template.data.pipeline import ArrayDataset
+from template.data.dataset import ArrayDataset
 from template.model.backbones import build_backbone
 from template.model.build import build
 from template.runs import Timer

@@ -7,7 +7,7 @@ import pytest
 from conftest import image
 
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
-from template.data.pipeline import ArrayDataset, eval_dataset
+from template.data.dataset import ArrayDataset, eval_dataset
 from template.diagnose import baselines, forecast
 from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone

@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from template.config import Augment, Backbone, Head, Stage
 from template.data.array_file import ArrayFile, opened, write
-from template.data.pipeline import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
+from template.data.dataset import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
 from template.model.build import boundary, build, freeze, power_norm
 from template.runs import Timer
 from template.train import features

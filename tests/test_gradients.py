@@ -9,7 +9,7 @@ from keras import layers
 from scipy.special import softmax
 
 from template.config import Backbone, Head
-from template.data.pipeline import ArrayDataset
+from template.data.dataset import ArrayDataset
 from template.model.build import boundary, build
 from template.train.features import split_model
 from template.train.gradients import HEADER, Gradients, block_names, dead_relus, gradients, worries

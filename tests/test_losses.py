@@ -10,8 +10,9 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
+from template.data.batches import ordered_batches
+from template.data.dataset import ArrayDataset
 from template.data.load import check_class_names
-from template.data.pipeline import ArrayDataset, ordered_batches
 from template.model.build import build
 from template.runs import Timer
 from template.train.features import FeatureCache

@@ -9,7 +9,7 @@ import pytest
 from keras.src.applications.convnext import LayerScale
 
 from template.config import Backbone, Head, Stage, Train
-from template.data.pipeline import ArrayDataset
+from template.data.dataset import ArrayDataset
 from template.model.build import build, depths, freeze
 from template.runs import Timer
 from template.train import checkpoint as checkpoints

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from template import runs
 from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
-from template.data.pipeline import ArrayDataset
+from template.data.dataset import ArrayDataset
 from template.deploy.predictor import load_run, save_model
 from template.model.build import boundary, build, depths, freeze
 from template.train.features import FeatureCache, split_model

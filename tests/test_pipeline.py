@@ -12,17 +12,11 @@ import pytest
 import tensorflow as tf
 
 from template.config import Augment
-from template.data import pipeline
+from template.data import batches as module
 from template.data.array_file import ArrayFile, write
 from template.data.augment import POLICIES, augment, zoom_center
-from template.data.pipeline import (
-    ArrayDataset,
+from template.data.batches import (
     Mixing,
-    center_zoom,
-    channel_statistics,
-    concatenate,
-    eval_dataset,
-    hflip,
     inference_batches,
     mix_batch,
     of_one_size,
@@ -31,6 +25,14 @@ from template.data.pipeline import (
     shuffled_batches,
     shuffled_rows,
     steps,
+)
+from template.data.dataset import (
+    ArrayDataset,
+    center_zoom,
+    channel_statistics,
+    concatenate,
+    eval_dataset,
+    hflip,
     subsample,
     subset,
     train_dataset,
@@ -238,10 +240,10 @@ def test_a_part_without_images_has_no_batches():
 
 @pytest.mark.parametrize("sampling", ["all", "balanced"])
 def test_the_order_of_an_epoch_is_worked_out_once(monkeypatch, sampling):
-    seen, real = [], pipeline.shuffled_rows
+    seen, real = [], module.shuffled_rows
     data = source(100)
     expected = [batch for epoch in range(3) for batch in shuffled_rows(data.labels, 4, 5, epoch, sampling)]
-    monkeypatch.setattr(pipeline, "shuffled_rows", lambda *args: seen.append(args[3]) or real(*args))
+    monkeypatch.setattr(module, "shuffled_rows", lambda *args: seen.append(args[3]) or real(*args))
     batches = list(shuffled_batches(data, CLASSES, 4, 5, range(3), None, sampling).as_numpy_iterator())
     assert set(seen) == {0, 1, 2} and len(seen) <= 6, "two threads may begin with one"
     for (_, labels), (_, rows) in zip(batches, expected, strict=True):

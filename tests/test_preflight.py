@@ -16,14 +16,8 @@ from keras import layers
 from PIL import Image
 
 from template.config import Augment, Backbone, Head, Train
-from template.data.pipeline import (
-    ArrayDataset,
-    Mixing,
-    eval_dataset,
-    shuffled_batches,
-    shuffled_rows,
-    train_dataset,
-)
+from template.data.batches import Mixing, shuffled_batches, shuffled_rows
+from template.data.dataset import ArrayDataset, eval_dataset, train_dataset
 from template.diagnose import baselines, checks
 from template.model.backbones import build_backbone
 from template.model.build import boundary, build, freeze

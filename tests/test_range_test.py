@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from template.config import Backbone, Head, Stage, Train
-from template.data import pipeline
-from template.data.pipeline import ArrayDataset, shuffled_rows
+from template.data import batches
+from template.data.batches import shuffled_rows
+from template.data.dataset import ArrayDataset
 from template.diagnose.range_test import best_rate, sweep
 from template.model.backbones import build_backbone, standardise
 from template.model.build import attach, build, depths, freeze
@@ -88,13 +89,13 @@ def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):
 
 
 def test_a_sweep_mixes_as_training_does_to_its_last_step(tmp_path, monkeypatch):
-    seen, original = [], pipeline.mix_batch
+    seen, original = [], batches.mix_batch
 
     def spy(inputs, labels, mixing, seed, epoch, number):
         seen.append((epoch, number, mixing.mixup, mixing.cutmix))
         return original(inputs, labels, mixing, seed, epoch, number)
 
-    monkeypatch.setattr(pipeline, "mix_batch", spy)
+    monkeypatch.setattr(batches, "mix_batch", spy)
     swept(tmp_path, Train(batch_size=8, mixup=0.2))
     assert sorted(set(seen)) == [(epoch, number, 0.2, 0.0) for epoch in range(4) for number in range(3)]
 

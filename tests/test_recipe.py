@@ -24,10 +24,10 @@ from template import config as configuration
 from template import disk, publish, recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.array_file import ArrayFile
+from template.data.dataset import eval_dataset
 from template.data.examples import DataError, Examples
 from template.data.images.load import load_image
 from template.data.load import load_data
-from template.data.pipeline import eval_dataset
 from template.deploy.predictor import classify, load_run
 from template.deploy.tta import predict_tta
 from template.evaluate import plots

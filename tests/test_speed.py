@@ -8,9 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from template import config as configuration
-from template.data import pipeline
+from template.data import dataset
 from template.data.examples import load_examples
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def check(result: dict, rounds: int) -> None:
 
 
 def test_both_kinds_of_augmentation_vary_as_many_images_as_they_are_timed_for(speed, tmp_path, monkeypatch):
-    varied, original = {"ours": 0, "other": 0}, pipeline.augment
+    varied, original = {"ours": 0, "other": 0}, dataset.augment
 
     def ours(images, policy, *rest):
         varied["ours"] += len(images)
@@ -52,10 +53,10 @@ def test_both_kinds_of_augmentation_vary_as_many_images_as_they_are_timed_for(sp
 
             assert training and self.num_ops == 2
             images = keras.ops.cast(images, "float32")
-            images = pipeline.tf.ensure_shape(pipeline.tf.numpy_function(count, [images], "float32"), images.shape)
+            images = tf.ensure_shape(tf.numpy_function(count, [images], "float32"), images.shape)
             return super().transform_images(images, transformation, training)
 
-    monkeypatch.setattr(pipeline, "augment", ours)
+    monkeypatch.setattr(dataset, "augment", ours)
     monkeypatch.setattr(keras.layers, "RandAugment", RandAugment)
     result = speed.augmentation(tmp_path, images=640, rounds=3, size=16)
     check(result, 3)

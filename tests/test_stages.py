@@ -19,7 +19,8 @@ from staged import CLASSES, HEAD, SETTINGS, SIZE, STAGES, coloured, fresh, how, 
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.array_file import ArrayFile
-from template.data.pipeline import ArrayDataset, Mixing, shuffled_rows
+from template.data.batches import Mixing, shuffled_rows
+from template.data.dataset import ArrayDataset
 from template.deploy.predictor import save_model
 from template.evaluate import metrics
 from template.evaluate.calibration import smoothed_losses

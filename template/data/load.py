@@ -10,9 +10,9 @@ import numpy as np
 
 from ..config import Config, ConfigError, Data
 from .array_file import ArrayFile
+from .dataset import ArrayDataset, eval_dataset, train_dataset
 from .decode import decode, with_bits, with_digests
 from .examples import DataError, Examples, first_lines, load_examples
-from .pipeline import ArrayDataset, eval_dataset, train_dataset
 from .sources.names import matched
 from .split import clusters, split
 

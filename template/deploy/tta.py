@@ -7,10 +7,11 @@ import keras
 import numpy as np
 
 from ..config import Config
+from ..data.batches import inference_batches
+from ..data.dataset import ArrayDataset, center_zoom, eval_dataset, hflip
 from ..data.decode import decode
 from ..data.examples import Examples
 from ..data.load import Parts, same_images
-from ..data.pipeline import ArrayDataset, center_zoom, eval_dataset, hflip, inference_batches
 from ..data.split import group_names
 from ..evaluate.predictions import Predictions, average, predict
 from ..suggest import uses_hflip

@@ -8,7 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..config import TTA, Augment, Backbone, Config, Head
-from ..data.pipeline import ArrayDataset, eval_dataset, inference_batches, shuffled_batches, subsample
+from ..data.batches import inference_batches, shuffled_batches
+from ..data.dataset import ArrayDataset, eval_dataset, subsample
 from ..model.build import build
 from ..train.auto import probe_features, select_levels
 from ..train.features import FeatureCache

@@ -22,15 +22,8 @@ from sklearn.preprocessing import StandardScaler
 
 from .. import device, disk
 from ..config import Train
-from ..data.pipeline import (
-    ArrayDataset,
-    Mixing,
-    evenly_spaced,
-    shuffled_batch,
-    shuffled_batches,
-    shuffled_rows,
-    subsample,
-)
+from ..data.batches import Mixing, shuffled_batch, shuffled_batches, shuffled_rows
+from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..evaluate import fonts
 from ..train.features import split_model
 

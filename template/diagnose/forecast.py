@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from ..config import Config, Stage
-from ..data.pipeline import ArrayDataset, subsample
+from ..data.dataset import ArrayDataset, subsample
 from ..model.build import boundary, freeze
 from ..suggest import refits, uses_hflip
 from ..train.auto import count_forward_passes

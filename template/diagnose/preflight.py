@@ -14,10 +14,10 @@ from PIL import Image
 
 from .. import device, runs
 from ..config import Config, Stage
+from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import PARTS, DataError, Examples
 from ..data.images.load import BadImageError, load
 from ..data.load import load_data
-from ..data.pipeline import ArrayDataset, evenly_spaced, subsample
 from ..model.backbones import build_backbone
 from ..model.build import attach, boundary, freeze
 from ..train.auto import (

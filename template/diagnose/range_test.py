@@ -9,7 +9,8 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from ..config import Stage, Train
-from ..data.pipeline import ArrayDataset, shuffled_batches, steps
+from ..data.batches import shuffled_batches, steps
+from ..data.dataset import ArrayDataset
 from ..model.layers import renormalise
 from ..train.optimizers import apply_layer_decay, optimizer
 from ..train.stages import mixing_of

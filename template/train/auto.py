@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import suggest
 from ..config import Backbone, Config, Data, Head
-from ..data.pipeline import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
+from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..model.backbones import BACKBONES, build_backbone, standardise
 from ..model.build import attach, block_outputs, pool_features, power_norm

@@ -10,7 +10,8 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from .. import runs
-from ..data.pipeline import ArrayDataset, evenly_spaced, inference_batches
+from ..data.batches import inference_batches
+from ..data.dataset import ArrayDataset, evenly_spaced
 from ..model.layers import DropBlock
 from .checkpoint import TrainState
 from .nonfinite import ADVICE, NonFiniteError

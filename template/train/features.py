@@ -17,8 +17,9 @@ import tensorflow as tf
 from .. import runs
 from ..config import Config
 from ..data.array_file import ArrayFile
+from ..data.batches import ordered_batches
 from ..data.cache import Cache
-from ..data.pipeline import ArrayDataset, concatenate, ordered_batches
+from ..data.dataset import ArrayDataset, concatenate
 from .nonfinite import NonFiniteError
 
 

@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from .. import runs
 from ..config import Backbone
-from ..data.pipeline import ArrayDataset
+from ..data.dataset import ArrayDataset
 from ..model.backbones import block_numbers
 from ..model.build import depths
 

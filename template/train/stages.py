@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from .. import disk
 from ..config import Backbone, ConfigError, Head, Stage, Train
-from ..data.pipeline import ArrayDataset, Mixing, of_one_size, shuffled_batches, shuffled_rows, steps, subsample
+from ..data.batches import Mixing, of_one_size, shuffled_batches, shuffled_rows, steps
+from ..data.dataset import ArrayDataset, subsample
 from ..model.build import boundary, depths, freeze
 from .batch_norm import trainable_norms, update_bn
 from .callbacks import DropBlockSchedule, KeepBest, Log, ReduceLROnPlateau, Validate, format_scores
