@@ -168,7 +168,7 @@ METHODS = {"guide": guide, "probe": probe, "ours": ours}
 
 def summarise(rows: list[dict], methods: list[str]) -> None:
     """Print mean accuracy with the 95 % interval of one run's test images, and mean seconds."""
-    from template.evaluate.metrics import wilson_interval
+    from template.evaluate.intervals import wilson_interval
 
     print(f"\n{'method':<8}{'accuracy':<28}seconds")
     for method in methods:

@@ -37,10 +37,10 @@ def main() -> None:
         print(f"twice the images, by the power law through these: {100 * curve['twice']:+.1f} points of accuracy")
     if len(folders) > 1:
         try:
-            said = align([Predictions.load(folder / "predictions.npz") for folder in folders])
+            predictions = align([Predictions.load(folder / "predictions.npz") for folder in folders])
         except ValueError as error:
             sys.exit(str(error))
-        shares = disagreement(said)
+        shares = disagreement(predictions)
         print(
             f"{len(folders)} runs, on average of two: {percent(shares['differ'])} of the images with another answer, "
             f"{percent(shares['both_wrong'])} with the same wrong one\n"

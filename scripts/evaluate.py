@@ -18,6 +18,7 @@ import numpy as np
 
 from template import disk, runs
 from template.evaluate import metrics, plots
+from template.evaluate.classification import confusion_counts
 from template.evaluate.compare import align
 from template.evaluate.intervals import share_interval
 from template.evaluate.predictions import Predictions, average
@@ -43,9 +44,9 @@ def main() -> None:
         _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
     folder = _folder(arguments.out, first, arguments.path)
-    said, parts = zip(*(_predict(run, arguments.path, arguments.cache) for run in arguments.run), strict=True)
-    predictions = _together(said)
-    scores, counts = _score(predictions, arguments.top_k), metrics.confusion_counts(predictions)
+    predictions, parts = zip(*(_predict(run, arguments.path, arguments.cache) for run in arguments.run), strict=True)
+    predictions = _together(predictions)
+    scores, counts = _score(predictions, arguments.top_k), confusion_counts(predictions)
     scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts)}
     predictions.save(folder / "predictions.npz")
     plots.save(plots.confusion_matrix(counts, predictions.class_names), folder / "confusion_matrix.png")
@@ -58,10 +59,10 @@ def main() -> None:
     print(f"written: {folder}")
 
 
-def _together(said: Sequence[Predictions]) -> Predictions:
+def _together(several: Sequence[Predictions]) -> Predictions:
     """The mean of what several say of the same images."""
     try:
-        return average(align(said))
+        return average(align(several))
     except ValueError as error:
         sys.exit(str(error))
 
@@ -84,21 +85,21 @@ def _folder(out: Path | None, run: Path, path: str) -> Path:
     return folder
 
 
-def _seen(said: Predictions, parts: Sequence[dict[str, str]]) -> dict:
+def _seen(predictions: Predictions, parts: Sequence[dict[str, str]]) -> dict:
     """How many images are in each part of the runs (in any of several), or `new`; and what is right of the others.
 
     `accuracy_on_others`: those that no run has learned from or chosen by, or null if there are none.
     """
     names = ("train", "val", "test", "new")
-    part = np.array([min((known[name] for known in parts), key=names.index) for name in said.ids])
-    others = said.take(np.isin(part, ["test", "new"]))
+    part = np.array([min((known[name] for known in parts), key=names.index) for name in predictions.ids])
+    others = predictions.take(np.isin(part, ["test", "new"]))
     right = others.predicted == others.labels
-    honest = share_interval(right, others.groups) if len(others.ids) else None
+    honest = share_interval(right, groups=others.groups) if len(others.ids) else None
     return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": honest}
 
 
 def _saved(run: Path) -> Predictions:
-    """What a run said of its own test images."""
+    """Predictions of a run on its own test images."""
     missing = [name for name in ("predictions.npz", "metrics.json") if not (run / name).is_file()]
     if missing:
         sys.exit(f"{str(run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
@@ -161,13 +162,12 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         print(f"CAREFUL: {run} has learned from or chosen its weights by {learned} of these images "
               f"({parts.count('train')} of its train, {parts.count('val')} of its val part): what it says of them "
               f"flatters it. {parts.count('test')} are its test images, {parts.count('new')} are new")  # fmt: skip
-    said = predict_tta(model, examples, views, config)
-    return said, dict(zip(examples.ids, parts, strict=True))
+    return predict_tta(model, examples, views, config), dict(zip(examples.ids, parts, strict=True))
 
 
 def _score(predictions: Predictions, k: int | None) -> dict:
     try:
-        return metrics.score(predictions, k)
+        return metrics.score(predictions, k=k)
     except ValueError as error:
         sys.exit(str(error))
 

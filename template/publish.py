@@ -19,6 +19,7 @@ from .data.examples import Examples
 from .deploy.explain import figures
 from .evaluate import failures, fonts, metrics, plots, report
 from .evaluate.calibration import calibrate
+from .evaluate.classification import confusion_counts
 from .evaluate.diagnosis import diagnose, extrapolate
 from .evaluate.intervals import wilson_interval
 from .evaluate.predictions import Predictions
@@ -44,8 +45,8 @@ class TrainedRun:
             the final fit.
         state: of the training.
         learning_curve: from `train.baselines`, or None.
-        known: right answers and images asked, of those it learned from.
-        by_colours: right answers of colours alone, of the test images or, without, those of validation.
+        train_accuracy: correct predictions, and how many were made, on training images.
+        color_baseline: correct predictions from color histograms alone, on the test images, or else on validation.
     """
 
     config: Config
@@ -55,16 +56,16 @@ class TrainedRun:
     model: keras.Model
     state: TrainState
     learning_curve: tuple[list[int], list[float]] | None
-    known: tuple[int, int]
-    by_colours: int
+    train_accuracy: tuple[int, int]
+    color_baseline: int
 
 
-def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer, folder: Path) -> dict:
+def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: runs.Timer, folder: Path) -> dict:
     """Score the predictions, and write predictions, metrics, calibration, plots and the report into a run's folder.
 
     Args:
         trained: all that made them.
-        said: predictions of `test` (perhaps of no images) and `val`, and of `probe` if there was one.
+        predictions: of `test` (perhaps of no images) and `val`, and of `probe` if there was one.
         clock: of the run.
         folder: of the run.
 
@@ -72,14 +73,15 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
         The metrics, as in metrics.json.
     """
     with clock("report"):
-        scores = {name: metrics.score(p) if len(p.ids) else None for name, p in said.items()}
-        best = said["test"] if scores["test"] else said["val"]
+        scores = {name: metrics.score(p) if len(p.ids) else None for name, p in predictions.items()}
+        best = predictions["test"] if scores["test"] else predictions["val"]
         accuracy = (scores["test"] or scores["val"])["accuracy"]
         best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
-        said["val"].save(folder / "predictions_val.npz")
+        predictions["val"].save(folder / "predictions_val.npz")
         wanted = trained.config.evaluate.wanted_accuracy, trained.config.evaluate.wanted_precision or None
+        targets = dict(zip(("accuracy", "precision"), wanted, strict=True))
         # Of the network before the final fit, which has not learned from the images of validation.
-        calibration = calibrate(said["val"], said["test"] if scores["test"] else None, *wanted)
+        calibration = calibrate(predictions["val"], predictions["test"] if scores["test"] else None, **targets)
         decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
         runs.write_json(folder / "calibration.json", decided)
         result = scores | {"calibration": calibration} | _compared(trained, best, accuracy, folder)
@@ -93,8 +95,8 @@ def publish(trained: TrainedRun, said: dict[str, Predictions], clock: runs.Timer
                 ("Least sure", failures.least_confident(best, SHOWN)),
             )
         }
-        confusions = plots.confusion_matrix(metrics.confusion_counts(best), best.class_names)
-        drawn = _drawn(trained.state, result["learning_curve"], said["val"], folder)
+        confusions = plots.confusion_matrix(confusion_counts(best), best.class_names)
+        drawn = _drawn(trained.state, result["learning_curve"], predictions["val"], folder)
         for name, figure in {"confusion_matrix": confusions, **drawn}.items():
             plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
@@ -118,9 +120,9 @@ def _compared(trained: TrainedRun, best: Predictions, accuracy: dict[str, float]
     staged = bool(trained.config.stages)
     return {
         "choices": found.get("choices", {}),
-        "colours": wilson_interval(trained.by_colours, len(best.ids)),
+        "color_baseline": wilson_interval(trained.color_baseline, len(best.ids)),
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
-        "diagnosis": dataclasses.asdict(diagnose(trained.known, accuracy, staged=staged)),
+        "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
         "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
         "audit": [finding for finding in found["audit"] if finding["severity"] != "know"],
     }

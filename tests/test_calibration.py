@@ -8,19 +8,19 @@ from template import runs
 from template.evaluate.calibration import (
     calibrate,
     confidence_for,
+    independent_counts,
     lower_bound,
     reliability,
     risk_coverage,
     selective_accuracy,
     temperature,
     threshold,
-    witnesses,
 )
 from template.evaluate.predictions import Predictions
 
 
 def honest(n: int, seed: int, classes: int = 3, boast: float = 1.0) -> Predictions:
-    """Labels drawn from the very probabilities that are said, which are then sharpened by `boast`."""
+    """Labels drawn from the very probabilities that are predicted, which are then sharpened by `boast`."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=2, size=(n, classes))
     gumbel = rng.gumbel(size=(n, classes))  # the largest of logit + Gumbel noise is a draw from the softmax
@@ -42,8 +42,8 @@ def test_the_temperature_is_the_best_of_all_after_what_was_known_before():
     rival = np.where(order[:, -1] == given.labels, order[:, -2], order[:, -1])
 
     def loss(t: float) -> float:
-        said = log_softmax(given.logits.astype(float) / t, axis=1)
-        return -(301 * said[rows, given.labels] + said[rows, rival]).sum() / 302 + np.log(t) ** 2 / 2 / 0.5**2
+        logs = log_softmax(given.logits.astype(float) / t, axis=1)
+        return -(301 * logs[rows, given.labels] + logs[rows, rival]).sum() / 302 + np.log(t) ** 2 / 2 / 0.5**2
 
     found = temperature(given.logits, given.labels)
     assert all(loss(found) <= loss(t) + 1e-6 for t in np.geomspace(0.05, 50, 200))
@@ -164,9 +164,9 @@ def test_coverage_worked_by_hand():
 def test_so_many_right_answers_promise_so_much(n, all_right):
     """By quantiles of the beta distribution worked out elsewhere; and a threshold is there only if it is promised."""
     assert lower_bound(n, n) == pytest.approx(all_right, abs=1e-4)
-    said = Predictions(np.arange(n).astype(str), np.zeros(n, int), np.tile(np.float32([2, 1]), (n, 1)), ("a", "b"))
-    assert confidence_for(said, all_right - 0.001) == pytest.approx(0.731, abs=1e-3)
-    assert confidence_for(said, all_right + 0.001) is None
+    given = Predictions(np.arange(n).astype(str), np.zeros(n, int), np.tile(np.float32([2, 1]), (n, 1)), ("a", "b"))
+    assert confidence_for(given, all_right - 0.001) == pytest.approx(0.731, abs=1e-3)
+    assert confidence_for(given, all_right + 0.001) is None
 
 
 @pytest.mark.parametrize("n", [10, 24, 60, 200, 1000])
@@ -243,11 +243,11 @@ def test_nobody_is_sure_enough(tmp_path):
 
 @pytest.mark.parametrize(("groups", "promises"), [(None, True), (np.arange(60), True), (np.arange(60) // 15, False)])
 def test_images_of_four_patients_promise_no_more_than_four_images(groups, promises):
-    """Sixty images, all right: for 95 % it takes 27 witnesses, and those of one patient are one."""
+    """Sixty images, all right: for 95 % it takes 27 independent_counts, and those of one patient are one."""
     labels = np.arange(60) % 2
     logits = np.where(labels[:, None] == np.arange(2), np.linspace(2, 5, 60)[:, None], 0.0).astype(np.float32)
     given = Predictions(np.arange(60).astype(str), labels, logits, ("a", "b"), groups)
-    found = calibrate(given, given, 0.95, precision=0.9)
+    found = calibrate(given, given, accuracy=0.95, precision=0.9)
     assert (found["reject"]["confidence"] is not None) == promises
     assert bool(found["thresholds"]) == promises
 
@@ -260,7 +260,7 @@ def test_what_the_reject_option_did_is_an_interval_of_groups():
     assert reliability(given)[0]["accuracy"]["low"] == pytest.approx(0.5101, abs=1e-4)
 
 
-def test_witnesses_worked_by_hand():
+def test_independent_counts_worked_by_hand():
     evidence, at = np.array([0.9, 0.8, 0.8, 0.5]), np.array([0.5, 0.8, 0.9, 0.95])
-    assert witnesses(evidence, at).tolist() == [4, 3, 1, 0]
-    assert witnesses(evidence, at, np.array(["a", "a", "b", "c"])).tolist() == [3, 2, 1, 0]
+    assert independent_counts(evidence, at).tolist() == [4, 3, 1, 0]
+    assert independent_counts(evidence, at, groups=np.array(["a", "a", "b", "c"])).tolist() == [3, 2, 1, 0]

@@ -40,9 +40,9 @@ def test_advice_is_of_settings_that_exist():
 @pytest.mark.parametrize("trained", [(70, 100), (100, 100)])
 def test_a_run_without_gradient_steps_is_advised_nothing_that_would_have_no_effect(trained):
     found = diagnose(trained, wilson_interval(69, 100), staged=False)
-    said, idle = " ".join(found.try_next), [f"{section}.{name}" for section in OF_STAGES for name in OF_STAGES[section]]
+    text, idle = " ".join(found.try_next), [f"{section}.{name}" for section in OF_STAGES for name in OF_STAGES[section]]
     assert found.verdict in {"underfits", "overfits"} and len(found.try_next) > 2
-    assert not [key for key in (*idle, "stages.0.weight_decay", "stages.0.epochs") if key in said]
+    assert not [key for key in (*idle, "stages.0.weight_decay", "stages.0.epochs") if key in text]
 
 
 def test_the_interval_of_the_diagnosis_is_that_of_the_headline():

@@ -50,11 +50,11 @@ def inside(maps: np.ndarray, corners: np.ndarray) -> float:
     """Share of images whose hottest place is on the square, one pixel of the map allowed for."""
     scale = SIZE / maps.shape[1]
     slack = max(4, scale)
-    hits = []
+    inside = []
     for heat, (top, left) in zip(maps, corners, strict=True):
         y, x = (np.array(np.unravel_index(heat.argmax(), heat.shape)) + 0.5) * scale
-        hits.append(top - slack <= y <= top + 8 + slack and left - slack <= x <= left + 8 + slack)
-    return float(np.mean(hits))
+        inside.append(top - slack <= y <= top + 8 + slack and left - slack <= x <= left + 8 + slack)
+    return float(np.mean(inside))
 
 
 def test_grad_cam_lights_up_the_planted_object(planted, trained):
@@ -95,11 +95,11 @@ def test_figures_are_small_images_of_the_right_rows(planted, trained):
     pixels, labels, _ = planted
     rows = np.array([40, 3, 17])
     logits = np.eye(2, dtype=np.float32)[1 - labels[rows]]
-    said = Predictions(np.array(["a", "b", "c"]), labels[rows], logits, ("red", "blue"))
-    shown = figures(trained, pixels, rows, said)
+    given = Predictions(np.array(["a", "b", "c"]), labels[rows], logits, ("red", "blue"))
+    shown = figures(trained, pixels, rows, given)
     assert [f["id"] for f in shown] == ["a", "b", "c"]
     assert [f["true"] for f in shown] == [("red", "blue")[labels[row]] for row in rows]
-    assert all(f["said"] != f["true"] and f["confidence"] == pytest.approx(np.e / (1 + np.e)) for f in shown)
+    assert all(f["predicted"] != f["true"] and f["confidence"] == pytest.approx(np.e / (1 + np.e)) for f in shown)
     for figure, row in zip(shown, rows, strict=True):
         kind, data = figure["image"].split(",")
         assert kind == "data:image/jpeg;base64"
@@ -107,4 +107,4 @@ def test_figures_are_small_images_of_the_right_rows(planted, trained):
         expected = cv2.resize(pixels[row], image.shape[:2], interpolation=cv2.INTER_AREA)
         assert np.abs(image.astype(int) - expected).mean() < 12
         assert figure["heat"].startswith(kind) and figure["heat"] != figure["image"]
-    assert figures(trained, pixels, np.arange(0), said.take(np.arange(0))) == []
+    assert figures(trained, pixels, np.arange(0), given.take(np.arange(0))) == []

@@ -265,9 +265,9 @@ def test_images_of_a_group_are_one_witness():
     generator = np.random.default_rng(0)
     less, groups = np.repeat(generator.normal(0.3, 1, 20), 10), np.repeat(np.arange(20), 10)
     alone = paired_z(-less, np.zeros(200))
-    assert paired_z(-less, np.zeros(200), groups) == pytest.approx(alone / np.sqrt(10))
-    assert paired_z(-less, np.zeros(200), np.arange(200)) == pytest.approx(alone)
-    assert paired_z(np.zeros(4), np.ones(4), np.array([0, 0, 1, 1])) == np.inf
+    assert paired_z(-less, np.zeros(200), groups=groups) == pytest.approx(alone / np.sqrt(10))
+    assert paired_z(-less, np.zeros(200), groups=np.arange(200)) == pytest.approx(alone)
+    assert paired_z(np.zeros(4), np.ones(4), groups=np.array([0, 0, 1, 1])) == np.inf
 
 
 def test_views_do_not_change_the_weight_of_a_image():

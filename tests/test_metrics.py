@@ -9,11 +9,11 @@ import sklearn.metrics
 from scipy.special import softmax
 
 from template import runs
-from template.evaluate import intervals, metrics
+from template.evaluate import classification, intervals, metrics
 from template.evaluate.predictions import Predictions
 
 RANKS = ("roc_auc_ovr", "roc_auc_ovo", "average_precision")
-KEYS = ("accuracy", "top_k", *metrics.COUNT_METRICS, "cross_entropy", "brier", *RANKS)
+KEYS = ("accuracy", "top_k", *classification.COUNT_METRICS, "cross_entropy", "brier", *RANKS)
 ALL = (*KEYS, "ece", "classwise_ece")
 
 
@@ -38,8 +38,8 @@ def tied(n: int, classes: int) -> Predictions:
     return make(given.labels, given.logits.round())
 
 
-def saying(labels, predicted, classes) -> Predictions:
-    """Predictions that say just these classes."""
+def predicting(labels, predicted, classes) -> Predictions:
+    """Predictions of just these classes."""
     return make(labels, 5 * np.eye(classes)[np.asarray(predicted)])
 
 
@@ -73,7 +73,7 @@ def test_equals_scikit_learn(given):
             value = value["value"] if isinstance(value, dict) else value
             assert (np.nan if value is None else value) == pytest.approx(table[name][theirs], nan_ok=True), name
     counts = sklearn.metrics.confusion_matrix(y, predicted, labels=list(classes))
-    assert metrics.confusion_counts(given).tolist() == counts.tolist()
+    assert classification.confusion_counts(given).tolist() == counts.tolist()
     truth, evidence = np.eye(len(classes))[y], np.log(probabilities).astype(np.float32)
     expected = {
         "balanced_accuracy": sklearn.metrics.recall_score(y, predicted, average="macro", zero_division=np.nan),
@@ -104,9 +104,9 @@ def of_class(found: dict, name: str) -> dict:
 
 def test_worked_by_hand():
     #                            right  right  a as b  b as a  right
-    given = saying(labels=[0, 0, 0, 1, 2], predicted=[0, 0, 1, 0, 2], classes=3)
+    given = predicting(labels=[0, 0, 0, 1, 2], predicted=[0, 0, 1, 0, 2], classes=3)
     found = metrics.score(given)
-    assert metrics.confusion_counts(given).tolist() == [[2, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert classification.confusion_counts(given).tolist() == [[2, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert found["accuracy"]["value"] == 3 / 5
     assert found["majority_baseline"] == 3 / 5
     # F1: class 0 = 4 / 6, class 1 = 0 / 2, class 2 = 2 / 2
@@ -153,16 +153,16 @@ def test_bootstrap_of_the_cross_entropy_has_the_width_that_theory_gives():
 
 def test_scores_of_many_samples_are_those_of_each():
     given, weights = noisy(60, 3, 1.0), np.random.default_rng(0).integers(0, 3, (20, 60))
-    counts = metrics.class_counts(given.labels, given.predicted, 3, weights)
+    counts = classification.class_counts(given.labels, given.predicted, 3, weights=weights)
     for row, times in enumerate(weights):
         rows = np.repeat(np.arange(60), times)
-        alone = metrics.class_counts(given.labels[rows], given.predicted[rows], 3)
-        for name, metric in (metrics.COUNT_METRICS | metrics.CLASS_METRICS).items():
+        alone = classification.class_counts(given.labels[rows], given.predicted[rows], 3)
+        for name, metric in (classification.COUNT_METRICS | metrics.CLASS_METRICS).items():
             np.testing.assert_allclose(metric(*counts)[row], metric(*alone), err_msg=name)
 
 
 def test_a_class_never_predicted_counts_as_zero():
-    found = metrics.score(saying([0, 0, 1, 1], [0, 0, 0, 0], classes=2))
+    found = metrics.score(predicting([0, 0, 1, 1], [0, 0, 0, 0], classes=2))
     row = of_class(found, "class1")
     assert (row["precision"], row["recall"], row["f1"], row["images"]) == (None, 0.0, 0.0, 2)
     assert found["classes"]["class1"]["precision"] == {"value": None, "low": None, "high": None}
@@ -170,14 +170,14 @@ def test_a_class_never_predicted_counts_as_zero():
 
 
 def test_a_class_absent_from_images_and_predictions_is_left_out():
-    found = metrics.score(saying([0, 0, 1, 1], [0, 0, 1, 0], classes=3))
+    found = metrics.score(predicting([0, 0, 1, 1], [0, 0, 1, 0], classes=3))
     row = of_class(found, "class2")
     assert row == dict.fromkeys(row, None) | {"images": 0}
     assert found["macro_f1"]["value"] == pytest.approx((4 / 5 + 2 / 3) / 2)
 
 
 def test_a_class_absent_but_predicted_counts_as_zero():
-    found = metrics.score(saying([0, 0, 1, 1], [0, 0, 1, 2], classes=3))
+    found = metrics.score(predicting([0, 0, 1, 1], [0, 0, 1, 2], classes=3))
     row = of_class(found, "class2")
     assert (row["precision"], row["recall"], row["f1"], row["images"]) == (0.0, None, 0.0, 0)
     assert found["macro_f1"]["value"] == pytest.approx((1 + 2 / 3 + 0) / 3)
@@ -185,7 +185,7 @@ def test_a_class_absent_but_predicted_counts_as_zero():
 
 def test_perfect_predictions():
     found = metrics.score(make(np.arange(60) % 6, 50 * np.eye(6)[np.arange(60) % 6]))
-    for key in ("accuracy", "top_k", *metrics.COUNT_METRICS, *RANKS):
+    for key in ("accuracy", "top_k", *classification.COUNT_METRICS, *RANKS):
         assert found[key]["value"] == found[key]["high"] == 1, key
         assert 0.6 < found[key]["low"] < 1, "sixty right ones do not prove that none will be wrong"
     assert found["brier"]["value"] == found["ece"]["value"] == pytest.approx(0, abs=1e-9)
@@ -320,7 +320,7 @@ def test_images_of_a_group_are_one_witness():
 def test_images_all_right_or_all_wrong_are_worth_as_many_as_they_have_groups(hit, groups):
     """Forty images of four patients, all right: the fifth patient is what is not known, and not the 41st image."""
     labels = np.arange(40) % 2
-    given = saying(labels, labels if hit else 1 - labels, 2)
+    given = predicting(labels, labels if hit else 1 - labels, 2)
     found = metrics.score(dataclasses.replace(given, groups=np.arange(40) // (40 // groups)))
     expected = intervals.wilson_interval(groups * hit, groups)
     assert found["accuracy"] == pytest.approx(expected) and found["top_k"] == pytest.approx(
@@ -333,13 +333,13 @@ def test_images_all_right_or_all_wrong_are_worth_as_many_as_they_have_groups(hit
 
 
 def test_few_groups_are_not_surer_than_as_many_images_alone():
-    hits = np.arange(40) % 5 > 0
-    alone = intervals.share_interval(hits)
+    successes = np.arange(40) % 5 > 0
+    alone = intervals.share_interval(successes)
     assert alone == intervals.wilson_interval(32, 40)
-    assert alone == pytest.approx(intervals.share_interval(hits, np.arange(40)))
+    assert alone == pytest.approx(intervals.share_interval(successes, groups=np.arange(40)))
     widths = [alone["high"] - alone["low"]]
     for groups in (20, 8, 4, 2, 1):
-        found = intervals.share_interval(hits, np.arange(40) // (40 // groups))
+        found = intervals.share_interval(successes, groups=np.arange(40) // (40 // groups))
         assert 0 <= found["low"] <= 0.8 == found["value"] <= found["high"] <= 1
         widths.append(found["high"] - found["low"])
     assert widths == sorted(widths) and widths[-1] > 0.7
@@ -350,8 +350,8 @@ def test_an_interval_of_groups_holds_the_truth_as_often_as_it_says():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
         groups = np.repeat(np.arange(15), rng.integers(1, 13, 15))
-        hits = rng.random(len(groups)) < rng.beta(4, 1, 15)[groups]
-        found = intervals.share_interval(hits, groups)
+        successes = rng.random(len(groups)) < rng.beta(4, 1, 15)[groups]
+        found = intervals.share_interval(successes, groups=groups)
         inside += found["low"] <= 0.8 <= found["high"]
     assert 0.92 <= inside / 400 <= 0.99
 
@@ -359,7 +359,7 @@ def test_an_interval_of_groups_holds_the_truth_as_often_as_it_says():
 @pytest.mark.parametrize("right", [True, False])
 def test_an_f1_of_one_or_zero_is_no_surer_than_precision_and_recall(right):
     labels = np.repeat(np.arange(3), 4)
-    found = metrics.score(saying(labels, np.where((labels == 2) & (not right), 0, labels), 3))["classes"]["class2"]
+    found = metrics.score(predicting(labels, np.where((labels == 2) & (not right), 0, labels), 3))["classes"]["class2"]
     assert found["f1"]["value"] == right and found["recall"] == intervals.wilson_interval(4 * right, 4)
     assert (found["f1"]["low"], found["f1"]["high"]) == (found["recall"]["low"], found["recall"]["high"])
 
@@ -370,15 +370,15 @@ def test_the_calibration_error_worked_by_hand():
     assert metrics.ece(confidence, right) == pytest.approx(4 / 5 * 0.4 + 1 / 5 * 0.4)
     weights = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 0, 3]])
     expected = [0.4, 0.1, (0.9 + 3 * 0.4) / 4]
-    assert metrics.ece(confidence, right, weights) == pytest.approx(expected)
+    assert metrics.ece(confidence, right, weights=weights) == pytest.approx(expected)
     assert metrics.ece(np.ones(3), np.ones(3, bool)) == 0, "certainty belongs to the last bin"
 
 
 def test_the_classwise_calibration_error_worked_by_hand():
-    """Of class 0: 0.9, 0.9 said and one of two true; of class 1 the same the other way round."""
+    """Of class 0: 0.9, 0.9 predicted and one of two true; of class 1 the same the other way round."""
     given = make([0, 1], np.log([[0.9, 0.1], [0.9, 0.1]]))
     assert metrics.classwise_ece(given) == pytest.approx(0.4)
-    assert metrics.classwise_ece(given, np.array([[1, 1], [2, 0]])) == pytest.approx([0.4, 0.1])
+    assert metrics.classwise_ece(given, weights=np.array([[1, 1], [2, 0]])) == pytest.approx([0.4, 0.1])
     boasting = make([0, 1, 2, 0, 1, 2], np.log(np.eye(3)[[0, 1, 2, 1, 2, 0]] * 0.97 + 0.01))
     assert metrics.classwise_ece(boasting) > 0.3
 
@@ -431,7 +431,7 @@ def test_intervals_contain_the_truth_as_often_as_they_say(n, least):
 
 
 def test_result_is_json(tmp_path):
-    found = metrics.score(saying([0, 0, 1], [0, 0, 0], classes=3))  # with undefined scores
+    found = metrics.score(predicting([0, 0, 1], [0, 0, 0], classes=3))  # with undefined scores
     runs.write_json(tmp_path / "metrics.json", found)
     assert runs.read_json(tmp_path / "metrics.json") == found
 

@@ -20,8 +20,8 @@ NASTY = ["<script>|", "two\nlines\r\n", "`code`", "**bold** [link](http://x)", "
 def scores(right: int, wrong: int, names=("cat", "dog", "owl")) -> dict:
     """Scores of so many right and wrong predictions."""
     labels = np.arange(right + wrong) % len(names)
-    said = np.where(np.arange(right + wrong) < right, labels, (labels + 1) % len(names))
-    logits = 3 * np.eye(len(names), dtype=np.float32)[said]
+    predicted = np.where(np.arange(right + wrong) < right, labels, (labels + 1) % len(names))
+    logits = 3 * np.eye(len(names), dtype=np.float32)[predicted]
     return metrics.score(Predictions(np.arange(right + wrong).astype(str), labels, logits, tuple(names)))
 
 
@@ -78,8 +78,8 @@ def test_every_number_stands_under_its_own_heading():
 
 def test_the_table_of_classes_has_each_class_and_says_where_a_score_is_undefined():
     labels = np.array([0, 0, 1])
-    said = np.eye(3, dtype=np.float32)[[0, 0, 0]]
-    text = write(test=metrics.score(Predictions(np.arange(3).astype(str), labels, said, ("cat", "dog", "owl"))))
+    predicted = np.eye(3, dtype=np.float32)[[0, 0, 0]]
+    text = write(test=metrics.score(Predictions(np.arange(3).astype(str), labels, predicted, ("cat", "dog", "owl"))))
     assert cells(text, "`cat`")[1:] == ["2", "0.667 [0.208, 0.939]", "1.000 [0.342, 1.000]", "0.800 [0.000, 1.000]"]
     assert cells(text, "`dog`")[1:4] == ["1", "undefined", "0.000 [0.000, 0.793]"]
     assert cells(text, "`owl`")[1:] == ["0", "undefined", "undefined", "undefined"]
@@ -157,8 +157,10 @@ def page(names=("cat", "dog", "owl"), test=True, **changes) -> str:
     """The page of a run; what is wrong is wrong in a known way."""
     n = 20 * len(names)
     labels = np.arange(n) % len(names)
-    said = np.where(np.arange(n) < 0.9 * n, labels, (labels + 1) % len(names))
-    given = Predictions(np.arange(n).astype(str), labels, 3 * np.eye(len(names), dtype=np.float32)[said], tuple(names))
+    predicted = np.where(np.arange(n) < 0.9 * n, labels, (labels + 1) % len(names))
+    given = Predictions(
+        np.arange(n).astype(str), labels, 3 * np.eye(len(names), dtype=np.float32)[predicted], tuple(names)
+    )
     numbers = {"test": metrics.score(given) if test else None, "val": metrics.score(given), "seconds": {"decode": 1.25}}
     numbers |= {"calibration": calibrate(given, given if test else None), "slices": [], "memory_gb": 1.5}
     drawn = {"learning_curves": plots.learning_curves(history(0.9, 0.5))}
@@ -199,7 +201,7 @@ def test_the_page_says_the_number_first_with_its_interval_and_the_baselines():
 
 def test_the_page_needs_nothing_but_itself():
     image = "data:image/jpeg;base64,AAAA"
-    shown = {"id": "a.jpg", "true": "cat", "said": "dog", "confidence": 0.9, "image": image, "heat": image}
+    shown = {"id": "a.jpg", "true": "cat", "predicted": "dog", "confidence": 0.9, "image": image, "heat": image}
     text = page(galleries={"Wrong": [shown], "Empty": []})
     addresses = [a for a in Page(text).addresses if not a.startswith(("#", "data:"))]
     assert addresses == []
@@ -216,7 +218,7 @@ def test_no_name_is_taken_for_markup_in_the_page():
     image = "data:image/jpeg;base64,AAAA"
 
     def of(names) -> Page:
-        shown = [{"id": n, "true": n, "said": n, "confidence": 0.9, "image": image, "heat": image} for n in names]
+        shown = [{"id": n, "true": n, "predicted": n, "confidence": 0.9, "image": image, "heat": image} for n in names]
         return Page(page(names, skipped=[(n, n) for n in names], galleries={n: shown for n in names}))
 
     nasty, simple = of(NASTY), of(plain)
@@ -234,8 +236,8 @@ def test_many_classes_are_drawn_and_not_tabled():
 def test_a_page_of_no_epochs_and_undefined_scores():
     text = page(drawn={})
     assert text.count("<svg") == page().count("<svg") - 1
-    labels, said = np.array([0, 0, 1]), np.eye(3, dtype=np.float32)[[0, 0, 0]]
-    found = metrics.score(Predictions(np.arange(3).astype(str), labels, said, ("cat", "dog", "owl")))
+    labels, predicted = np.array([0, 0, 1]), np.eye(3, dtype=np.float32)[[0, 0, 0]]
+    found = metrics.score(Predictions(np.arange(3).astype(str), labels, predicted, ("cat", "dog", "owl")))
     assert "undefined" in page(numbers={"test": found})
 
 
@@ -243,7 +245,12 @@ def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_images():
     curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
     found = {"verdict": "overfits", "because": "99 % here, 80 % there", "try_next": ["more <b>images</b>"]}
     odd = [{"check": "equal", "severity": "look", "message": "<i>twice</i>", "advice": "Look."}]
-    numbers = {"diagnosis": found, "learning_curve": curve, "audit": odd, "colours": intervals.wilson_interval(30, 60)}
+    numbers = {
+        "diagnosis": found,
+        "learning_curve": curve,
+        "audit": odd,
+        "color_baseline": intervals.wilson_interval(30, 60),
+    }
     numbers["preflight"] = {"validation accuracy, a small network from scratch": 0.7, "validation accuracy, x": 0.123}
     curves = {"learning_curve": plots.learning_curve(curve)}
     curves["prediction_dynamics"] = plots.prediction_dynamics(np.full((2, 3), 0.5), ["a", "b", "c"])
@@ -251,12 +258,12 @@ def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_images():
     text = " ".join(Page(html).text.split())
     assert "It overfits : 99 % here, 80 % there." in text and "more <b>images</b>" in text
     assert "Twice the images: about +3.8 points" in text and "<i>twice</i> Look." in text
-    assert "colours alone, test 50.0 %" in text and "from scratch, validation 70.0 %" in text and "12.3 %" not in text
+    assert "colors alone, test 50.0 %" in text and "from scratch, validation 70.0 %" in text and "12.3 %" not in text
     assert "<i>twice" not in html and html.count("<svg") == page(drawn={}).count("<svg") + 2
-    said = report.markdown(
+    text = report.markdown(
         {"test": None, "val": scores(30, 10), "seconds": {"decode": 1.25}} | numbers, "tiny.", history(0.5), []
     )
-    assert "## It overfits" in said and "about +3.8 points" in said and "‹i›twice" in said
+    assert "## It overfits" in text and "about +3.8 points" in text and "‹i›twice" in text
 
 
 def test_a_learning_curve_draws_each_error_and_the_law_to_twice_as_many(tmp_path, figures):

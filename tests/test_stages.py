@@ -630,7 +630,7 @@ def test_the_loss_of_a_image_is_its_cross_entropy_at_the_best_temperature():
     logits, labels = blurred()
     losses = per_image_losses(logits.astype(np.float32), labels, "cross_entropy")
     assert losses.shape == (400,) and losses.dtype == np.float64
-    by_hand = [smoothed_losses(logits, labels, t) for t in np.linspace(0.5, 2, 301)]
+    by_hand = [smoothed_losses(logits, labels, temperature=t) for t in np.linspace(0.5, 2, 301)]
     best = min(by_hand, key=np.mean)
     np.testing.assert_allclose(losses, best, atol=0.01)
     assert losses.mean() <= best.mean() + 1e-9 < -np.log(1 / CLASSES)

@@ -94,7 +94,7 @@ def compared(said: dict[str, str], predictions: Predictions) -> dict[str, Any]:
     return {
         "images": len(rows),
         **{
-            key: share_interval(right, theirs.groups)
+            key: share_interval(right, groups=theirs.groups)
             for key, right in zip(("person", "classifier", "same"), hits, strict=True)
         },
         "cohen_kappa": metrics.score(person)["cohen_kappa"],

@@ -16,28 +16,28 @@ THUMBNAIL = 160
 """Pixels a side."""
 
 
-def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, said: Predictions) -> list[dict[str, Any]]:
-    """Images for a page, each with what spoke for the answer.
+def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
+    """Images for a page, each with the Grad-CAM of its predicted class.
 
     Args:
         model: from `build`.
         pixels: uint8 [.., size, size, 3].
         rows: of the pixels, one a prediction.
-        said: predictions with labels.
+        predictions: with labels, of these rows.
 
     Returns:
-        `id`, `true`, `said`, `confidence`; `image` and `heat` (the image under its Grad-CAM) as data addresses.
+        `id`, `true`, `predicted`, `confidence`; `image` and `heat` (the image under its Grad-CAM) as data addresses.
     """
     if not len(rows):
         return []
-    images, names = pixels[rows], said.class_names
-    heats = grad_cam(model, images, said.predicted)
+    images, names = pixels[rows], predictions.class_names
+    heats = grad_cam(model, images, predictions.predicted)
     return [
         {
-            "id": str(said.ids[i]),
-            "true": names[said.labels[i]],
-            "said": names[said.predicted[i]],
-            "confidence": float(said.probabilities[i].max()),
+            "id": str(predictions.ids[i]),
+            "true": names[predictions.labels[i]],
+            "predicted": names[predictions.predicted[i]],
+            "confidence": float(predictions.probabilities[i].max()),
             "image": _address(images[i]),
             "heat": _address(_under(images[i], heats[i])),
         }

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say, and decisions made with them. Everything is fitted on validation only."""
+"""Temperature scaling, decision thresholds and selective prediction. Everything is fitted on validation only."""
 
 from typing import Any
 
@@ -14,75 +14,75 @@ from .metrics import BINS
 from .predictions import Predictions
 
 PRIOR_STD = 0.5
-"""Standard deviation of the logarithm of the temperature before any image was seen: two of three in 0.6 to 1.6."""
+"""Standard deviation of the prior on the logarithm of the temperature: two of three in 0.6 to 1.6."""
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, doubt: float = PRIOR_STD) -> float:
+def temperature(logits: np.ndarray, labels: np.ndarray, *, prior_std: float = PRIOR_STD) -> float:
     """What to divide logits by for the least mean cross-entropy (Guo et al. 2017, "On calibration of modern neural
-    networks"): above 1 where a network is too sure of itself.
+    networks"): above 1 where a network is overconfident.
 
-    Few images, all right, would have it at zero and every probability at one. So it is the most probable value (MAP)
-    after two things known beforehand: it is not far from 1 (a normal prior on its logarithm, of deviation `doubt`), and
-    the next answer may be wrong (`smoothed_losses`). By 2,000 images both are forgotten.
+    A few images, all predicted correctly, would have it at zero and every probability at one. So it is the most
+    probable value (MAP) under a normal prior on its logarithm, of standard deviation `prior_std`, and with smoothed
+    targets (`smoothed_losses`). By 2,000 images both hardly matter.
 
     Args:
         logits: finite float [n, classes].
         labels: int64 [n].
-        doubt: infinite where it must not matter how sure the network is of itself, as between networks.
+        prior_std: infinite for no prior, as where networks are compared and their own confidence must not matter.
     """
 
     def loss(log_temperature: float) -> float:
-        prior = (log_temperature / doubt) ** 2 / 2
-        return smoothed_losses(logits, labels, np.exp(log_temperature)).sum() + prior
+        prior = (log_temperature / prior_std) ** 2 / 2
+        return smoothed_losses(logits, labels, temperature=np.exp(log_temperature)).sum() + prior
 
     return float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x))
 
 
-def smoothed_losses(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Cross-entropy of each image, as if one answer in all had gone to its likeliest other class: float64 [n].
+def smoothed_losses(logits: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0) -> np.ndarray:
+    """Cross-entropy of each image, as if one label in all were that of the most probable other class: float64 [n].
 
     Targets are (n + 1) / (n + 2) and not 1 (Platt 1999, "Probabilistic outputs for support vector machines").
     """
-    logits, rows, doubt = np.asarray(logits, np.float64), np.arange(len(labels)), 1 / (len(labels) + 2)
+    logits, rows, smoothing = np.asarray(logits, np.float64), np.arange(len(labels)), 1 / (len(labels) + 2)
     others = logits.copy()
     others[rows, labels] = -np.inf
-    said = log_softmax(logits / temperature, axis=1)
-    return -(1 - doubt) * said[rows, labels] - doubt * said[rows, others.argmax(axis=1)]
+    logs = log_softmax(logits / temperature, axis=1)
+    return -(1 - smoothing) * logs[rows, labels] - smoothing * logs[rows, others.argmax(axis=1)]
 
 
-def lower_bound(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
-    """Share of hits, in [0, 1], that the truth is above with 90 % confidence (Jeffreys interval, one-sided; Brown, Cai
-    and DasGupta 2001, "Interval estimation for a binomial proportion"); 27 of 27 promise 95 %.
+def lower_bound(successes: np.ndarray, trials: np.ndarray) -> np.ndarray:
+    """Lower end of the one-sided 90 % Jeffreys interval of a proportion, in [0, 1] (Brown, Cai and DasGupta 2001,
+    "Interval estimation for a binomial proportion"): 0.95 for 27 of 27.
 
     The best of many thresholds is partly luck: the share that it had on few images is not the one that it will have.
     """
-    return beta.ppf(0.1, hits + 0.5, trials - hits + 0.5)
+    return beta.ppf(0.1, successes + 0.5, trials - successes + 0.5)
 
 
 def reliability(predictions: Predictions) -> list[dict[str, Any]]:
-    """Accuracy by confidence, in the bins of the calibration error that have images.
+    """The data of a reliability diagram: accuracy by confidence, in the bins of `metrics.ece` that have images.
 
     Returns:
         `images`, mean `confidence`, and `accuracy` with its interval, of each bin from low to high.
     """
-    confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
+    confidence, correct = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         {
             "images": int((bins == b).sum()),
             "confidence": float(confidence[bins == b].mean()),
-            "accuracy": share_interval(right, predictions.groups, bins == b),
+            "accuracy": share_interval(correct, groups=predictions.groups, among=bins == b),
         }
         for b in np.unique(bins)
     ]
 
 
-def witnesses(evidence: np.ndarray, at: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """How many images have at least this much evidence, or, since those of a group are one witness, of how many groups.
+def independent_counts(scores: np.ndarray, thresholds: np.ndarray, *, groups: np.ndarray | None = None) -> np.ndarray:
+    """How many images have at least this score; or, since those of a group are not independent, of how many groups.
 
     Args:
-        evidence: float [n].
-        at: float [m].
+        scores: float [n].
+        thresholds: float [m].
         groups: [n] names, or None.
 
     Returns:
@@ -90,22 +90,22 @@ def witnesses(evidence: np.ndarray, at: np.ndarray, groups: np.ndarray | None = 
     """
     if groups is not None:
         members = np.unique(groups, return_inverse=True)[1]
-        images, evidence = evidence, np.full(members.max() + 1, -np.inf)
-        np.maximum.at(evidence, members, images)
-    return len(evidence) - np.searchsorted(np.sort(evidence), at)
+        images, scores = scores, np.full(members.max() + 1, -np.inf)
+        np.maximum.at(scores, members, images)
+    return len(scores) - np.searchsorted(np.sort(scores), thresholds)
 
 
 def threshold(
-    evidence: np.ndarray, positive: np.ndarray, precision: float | None = None, groups: np.ndarray | None = None
+    scores: np.ndarray, positive: np.ndarray, *, precision: float | None = None, groups: np.ndarray | None = None
 ) -> float | None:
-    """Probability from which to say yes.
+    """Decision threshold of one class against the rest.
 
     Args:
-        evidence: probabilities of one class, [n], of validation images.
+        scores: probabilities of the class, [n], of validation images.
         positive: bool [n], whether they are of that class.
-        precision: share of right answers wanted among the yeses, in (0, 1): the threshold with the most yeses of
-            which `lower_bound` so many are right. By default the threshold with the best F1.
-        groups: [n] names of what was drawn together, or None; only so many `witnesses` can promise a precision.
+        precision: target, in (0, 1): the threshold with the best recall of those whose precision has a `lower_bound`
+            so high. By default the threshold with the best F1.
+        groups: [n] names of what belongs together, or None; the bound then counts groups (`independent_counts`).
 
     Returns:
         Half way to the next lower probability, so as not to fit the last digit; None if no threshold keeps the
@@ -113,93 +113,93 @@ def threshold(
     """
     if not positive.any():
         return None
-    precisions, recalls, at = precision_recall_curve(positive, evidence)
+    precisions, recalls, thresholds = precision_recall_curve(positive, scores)
     precisions, recalls = precisions[:-1], recalls[:-1]  # the last point has no threshold
     if precision is None:
         best = int(np.argmax(2 * precisions * recalls / np.maximum(precisions + recalls, 1e-12)))
     else:
-        said = witnesses(evidence, at, groups)
-        kept = np.flatnonzero(lower_bound(precisions * said, said) >= precision)
+        n = independent_counts(scores, thresholds, groups=groups)
+        kept = np.flatnonzero(lower_bound(precisions * n, n) >= precision)
         if not len(kept):
             return None
         best = int(kept[0])
-    below = evidence[evidence < at[best]].max(initial=0.0)
-    return float((at[best] + below) / 2)
+    below = scores[scores < thresholds[best]].max(initial=0.0)
+    return float((thresholds[best] + below) / 2)
 
 
 def risk_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is left if the least sure answers are withheld (El-Yaniv and Wiener 2010, risk-coverage curve).
+    """Risk-coverage curve of selective prediction (El-Yaniv and Wiener 2010).
 
     Returns:
-        Confidences to withhold answers below, falling; share of images answered; accuracy among them. Images of
-        equal confidence are answered together.
+        Confidence thresholds, falling; coverage, which is the share of images with at least that confidence; and the
+        accuracy among them (1 - risk). Images of equal confidence are one point.
     """
-    confidence, right = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
+    confidence, correct = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
     order = np.argsort(-confidence, kind="stable")
-    last = np.append(np.diff(confidence[order]) != 0, True)  # of those that are equally sure
-    answered = np.arange(1, len(order) + 1)[last]
-    return confidence[order][last], answered / len(order), np.cumsum(right[order])[last] / answered
+    last = np.append(np.diff(confidence[order]) != 0, True)  # of those of equal confidence
+    covered = np.arange(1, len(order) + 1)[last]
+    return confidence[order][last], covered / len(order), np.cumsum(correct[order])[last] / covered
 
 
 def confidence_for(predictions: Predictions, accuracy: float) -> float | None:
-    """Least confidence from which answers have this accuracy, in (0, 1); None if `lower_bound` never reaches it."""
+    """Lowest confidence threshold with this accuracy, in (0, 1), above it; None if `lower_bound` never reaches it."""
     confidences, _, accuracies = risk_coverage(predictions)
-    given = witnesses(predictions.probabilities.max(axis=1), confidences, predictions.groups)
-    enough = np.flatnonzero(lower_bound(accuracies * given, given) >= accuracy)
+    n = independent_counts(predictions.probabilities.max(axis=1), confidences, groups=predictions.groups)
+    enough = np.flatnonzero(lower_bound(accuracies * n, n) >= accuracy)
     return float(confidences[enough[-1]]) if len(enough) else None
 
 
 def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str, Any]:
-    """`risk_coverage` (share of images answered with at least this confidence) and `accuracy` among them, or null."""
-    sure = predictions.probabilities.max(axis=1) >= confidence
-    right, groups = predictions.predicted == predictions.labels, predictions.groups
+    """`coverage` (share of images with at least this confidence) and `accuracy` among them, null if there are none."""
+    covered = predictions.probabilities.max(axis=1) >= confidence
+    correct, groups = predictions.predicted == predictions.labels, predictions.groups
     return {
         "confidence": confidence,
-        "coverage": share_interval(sure, groups),
-        "accuracy": share_interval(right, groups, sure) if sure.any() else None,
+        "coverage": share_interval(covered, groups=groups),
+        "accuracy": share_interval(correct, groups=groups, among=covered) if covered.any() else None,
     }
 
 
 def calibrate(
-    val: Predictions, test: Predictions | None, accuracy: float = 0.95, precision: float | None = None
+    val: Predictions, test: Predictions | None, *, accuracy: float = 0.95, precision: float | None = None
 ) -> dict[str, Any]:
-    """Fit temperature, thresholds and reject option on validation, and see what they do on test images.
+    """Fit temperature, thresholds and reject option on validation, and measure them on test images.
 
     Args:
         val: with labels; decides everything.
         test: with labels, or None.
-        accuracy: wanted of the answers that are given.
-        precision: wanted of the yeses of each class; by default the best F1 is.
+        accuracy: target of selective prediction (the reject option).
+        precision: target of each class's threshold; by default its best F1.
 
     Returns:
         `temperature` (1 unless another lowers the `smoothed_losses` by more than a standard error); of the test
         images (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
-        accuracy `wanted` and what `selective_accuracy` says of it, null where no confidence suffices; `thresholds`: by
-        class the probability from which to say yes, and `precision` and `recall` there.
+        accuracy `wanted` and the `selective_accuracy` for it, null where no confidence suffices; `thresholds`: by
+        class the decision threshold, and `precision` and `recall` there.
     """
     measured, found = val if test is None else test, temperature(val.logits, val.labels)
-    losses = [smoothed_losses(val.logits, val.labels, t) for t in (found, 1.0)]
-    found = found if paired_z(*losses, val.groups) > 1 else 1.0
-    sure, scaled = val.scaled(found), measured.scaled(found)
+    losses = [smoothed_losses(val.logits, val.labels, temperature=t) for t in (found, 1.0)]
+    found = found if paired_z(*losses, groups=val.groups) > 1 else 1.0
+    scaled_val, scaled = val.scaled(found), measured.scaled(found)
     result: dict[str, Any] = {"temperature": found}
     for name, predictions in (("before", measured), ("after", scaled)):
         result[name] = {**metrics.probability_scores(predictions), "reliability": reliability(predictions)}
-    confidence = confidence_for(sure, accuracy)
-    nobody = {"confidence": None, "coverage": None, "accuracy": None}
+    confidence = confidence_for(scaled_val, accuracy)
+    impossible = {"confidence": None, "coverage": None, "accuracy": None}
     result["reject"] = {
         "wanted": accuracy,
-        **(nobody if confidence is None else selective_accuracy(scaled, confidence)),
+        **(impossible if confidence is None else selective_accuracy(scaled, confidence)),
     }
     result["thresholds"] = {}
-    on_val, on_measured = sure.probabilities, scaled.probabilities
+    on_val, on_measured = scaled_val.probabilities, scaled.probabilities
     for label, name in enumerate(val.class_names):
-        at = threshold(on_val[:, label], val.labels == label, precision, val.groups)
+        at = threshold(on_val[:, label], val.labels == label, precision=precision, groups=val.groups)
         if at is not None:
-            said, positive = on_measured[:, label] >= at, measured.labels == label
-            hits, groups = said & positive, measured.groups
+            predicted, positive = on_measured[:, label] >= at, measured.labels == label
+            tp, groups = predicted & positive, measured.groups
             result["thresholds"][name] = {
                 "threshold": at,
-                "precision": share_interval(hits, groups, said) if said.any() else None,
-                "recall": share_interval(hits, groups, positive) if positive.any() else None,
+                "precision": share_interval(tp, groups=groups, among=predicted) if predicted.any() else None,
+                "recall": share_interval(tp, groups=groups, among=positive) if positive.any() else None,
             }
     return result

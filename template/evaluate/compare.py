@@ -1,4 +1,4 @@
-"""Is one run better than another, or only luckier? Both must have said something about the same images."""
+"""Is one run better than another, or only luckier? Paired tests: both must have predicted the same images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -39,39 +39,38 @@ def align(several: Sequence[Predictions]) -> list[Predictions]:
         others = int((result[-1].labels != first.labels).sum())
         if others:
             raise ValueError(f"{others} images have another label in number {number}.")
-    return alike(result)
+    return share_groups(result)
 
 
-def alike(several: Sequence[Predictions]) -> list[Predictions]:
+def share_groups(several: Sequence[Predictions]) -> list[Predictions]:
     """Predictions of the same images in the same order, all with the groups of the first that has any.
 
-    A run that was told of no groups does not make the images of one patient independent; and of other groups, or other
-    names of them, the bootstrap samples would be others, and no longer the same for all.
+    A run without groups does not make the images of one patient independent; and with other groups, or other names of
+    them, the bootstrap samples would differ between the runs.
     """
     groups = next((p.groups for p in several if p.groups is not None), None)
     return [dataclasses.replace(p, groups=groups) for p in several]
 
 
-def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Any]:
+def compare(first: Predictions, second: Predictions, *, seed: int = 0) -> dict[str, Any]:
     """Second against first, on the same images in the same order.
 
     Returns:
-        `mcnemar`: images that only `first` and only `second` got right, and `p`, the exact two-sided probability of
-        a split as uneven if both were equally good (McNemar 1947), or with groups, of which one of the two may have
-        any, that of exchanging the two within whole groups. Of each score in NAMES `first`, `second`, and
-        their `difference` (second - first) with its interval, of both on the same bootstrap samples.
+        `mcnemar`: images that `only_first` and `only_second` predicted correctly, and `p`, the p-value of the exact
+        two-sided test (McNemar 1947), or where one of the two has groups, of `permutation_p`. Of each score in NAMES
+        `first`, `second`, and their `difference` (second - first) with its interval, of both on the same bootstrap
+        samples.
     """
-    first, second = alike([first, second])
+    first, second = share_groups([first, second])
     a, b = (p.predicted == p.labels for p in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     if first.groups is not None:
-        p = exchanged(np.bincount(np.unique(first.groups, return_inverse=True)[1], b.astype(float) - a), seed)
+        p = permutation_p(np.bincount(np.unique(first.groups, return_inverse=True)[1], b.astype(float) - a), seed=seed)
     else:
         p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     scores = [metrics.score(predictions, seed=seed) for predictions in (first, second)]
-    sampled = [
-        metrics.bootstrap_scores(predictions, seed) for predictions in (first, second)
-    ]  # of one seed: the same samples
+    # Of one seed: the same samples.
+    sampled = [metrics.bootstrap_scores(predictions, seed=seed) for predictions in (first, second)]
     result: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": float(p)}}
     for name in NAMES:
         values = [score[name]["value"] for score in scores]
@@ -82,11 +81,11 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
     return result
 
 
-def exchanged(gains: np.ndarray, seed: int, draws: int = 9999) -> float:
-    """Two-sided probability of a sum as large if the sign of each group's gain were chance (a permutation test).
+def permutation_p(gains: np.ndarray, *, seed: int, draws: int = 9999) -> float:
+    """Two-sided p-value of the sum, if the sign of each group's gain were chance (paired permutation test).
 
     Args:
-        gains: [groups], right answers of the second less those of the first.
+        gains: [groups], correct predictions of the second minus those of the first.
         seed: of the draws.
         draws: with none as large, it is 1 / (draws + 1) (Phipson and Smyth 2010).
     """
@@ -96,7 +95,7 @@ def exchanged(gains: np.ndarray, seed: int, draws: int = 9999) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Probabilities corrected for so many comparisons (Holm 1979), in the order given."""
+    """p-values corrected for multiple comparisons (Holm 1979), in the order given."""
     order = np.argsort(p)
     stepped = np.maximum.accumulate([(len(p) - i) * p[row] for i, row in enumerate(order)])
     result = np.empty(len(p))

@@ -10,13 +10,13 @@ from .predictions import Predictions
 
 
 def most_confident_errors(predictions: Predictions, most: int) -> np.ndarray:
-    """Rows of the wrong answers that were most sure of themselves, the surest first; at most so many."""
+    """Rows of the errors of highest confidence, the most confident first; at most so many."""
     wrong = np.flatnonzero(predictions.predicted != predictions.labels)
     return wrong[np.argsort(-predictions.probabilities[wrong].max(axis=1), kind="stable")][:most]
 
 
 def least_confident(predictions: Predictions, most: int) -> np.ndarray:
-    """Rows where the two likeliest classes are closest, right or wrong, the closest first; at most so many."""
+    """Rows of the smallest margin between the two most probable classes, the smallest first; at most so many."""
     top = np.sort(predictions.probabilities, axis=1)
     return np.argsort(top[:, -1] - top[:, -2], kind="stable")[:most] if top.shape[1] > 1 else np.arange(0)
 
@@ -26,7 +26,8 @@ def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[
 
     Args:
         predictions: with labels.
-        facts: by name, [n] of numbers, which are divided into thirds, or of words, of which the ten commonest count.
+        facts: by name, [n] of numbers, which are divided into thirds (terciles), or of words, of which the ten most
+            frequent count.
 
     Returns:
         `fact`, `slice`, `images` and the `error` rate with its interval; and in `differs` whether the intervals of
@@ -37,7 +38,7 @@ def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[
         for name, mask in _parts(np.asarray(values)):
             if not 0 < mask.sum() < len(mask):
                 continue
-            inside, outside = (share_interval(wrong, predictions.groups, m) for m in (mask, ~mask))
+            inside, outside = (share_interval(wrong, groups=predictions.groups, among=m) for m in (mask, ~mask))
             apart = inside["low"] > outside["high"] or inside["high"] < outside["low"]
             table.append({"fact": fact, "slice": name, "images": int(mask.sum()), "error": inside, "differs": apart})
     return table
@@ -49,7 +50,7 @@ def folders(ids: np.ndarray) -> np.ndarray:
 
 
 def _parts(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Names and masks [n]: thirds of numbers, or the commonest words."""
+    """Names and masks [n]: thirds of numbers, or the most frequent words."""
     if values.dtype.kind in "US":
         words, counts = np.unique(values, return_counts=True)
         return [(str(word), values == word) for word in words[np.argsort(-counts, kind="stable")][:10]]

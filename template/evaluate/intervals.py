@@ -18,29 +18,29 @@ def wilson_interval(successes: int, trials: int) -> dict[str, float]:
 
 
 def share_interval(
-    hits: np.ndarray, groups: np.ndarray | None = None, among: np.ndarray | None = None
+    successes: np.ndarray, *, groups: np.ndarray | None = None, among: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Share of hits with its interval: Wilson's, of as many images as these are worth.
+    """Share of successes with its Wilson interval, at the effective sample size.
 
-    Images of one group are no independent witnesses: n is divided by how much more the share varies from group to group
-    than it would from image to image, and again for knowing that from a few groups only (Korn and Graubard 1998,
-    "Confidence intervals for proportions with small expected number of positive counts estimated from survey data").
-    Where all hit, or none, nothing shows how alike those of a group are: each group is worth one image.
+    Images of one group are not independent: n is divided by the design effect, which is how much more the share varies
+    from group to group than it would from image to image, and again for knowing that from a few groups only (Korn and
+    Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated from
+    survey data"). Where all or none succeed, nothing shows how alike those of a group are: each counts as one image.
 
     Args:
-        hits: bool [n].
+        successes: bool [n].
         groups: as in `bootstrap_weights`.
         among: bool [n], images that count, at least one; all by default.
     """
     if among is not None:
-        hits, groups = hits[among], None if groups is None else groups[among]
+        successes, groups = successes[among], None if groups is None else groups[among]
     if groups is None:
-        return wilson_interval(int(np.sum(hits)), len(hits))
-    n, value, members = len(hits), float(np.mean(hits)), np.unique(groups, return_inverse=True)[1]
+        return wilson_interval(int(np.sum(successes)), len(successes))
+    n, value, members = len(successes), float(np.mean(successes)), np.unique(groups, return_inverse=True)[1]
     many = int(members.max()) + 1
     if value in {0.0, 1.0} or many == 1:
         return _wilson(value, many)
-    spread = np.sum(np.bincount(members, hits - value) ** 2)  # n * value * (1 - value) if images were independent
+    spread = np.sum(np.bincount(members, successes - value) ** 2)  # n * value * (1 - value) if images were independent
     few = student.ppf(0.975, n - 1) / student.ppf(0.975, many - 1)
     return _wilson(value, min(1.0, n * value * (1 - value) / max(spread, 1e-12)) * n * few**2)
 
@@ -50,8 +50,8 @@ def bootstrap_weights(n: int, groups: np.ndarray | None, seed: int) -> Iterator[
 
     Args:
         n: images.
-        groups: [n] names of what was drawn together (a patient, a camera): whole groups are drawn, since images of
-            one group are no independent witnesses. None: every image is drawn alone.
+        groups: [n] names of what belongs together (a patient, a camera): whole groups are drawn, since images of one
+            group are not independent (cluster bootstrap). None: every image is drawn alone.
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def percentile_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float
 
 
 def basic_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | None]:
-    """The same for what is biased upwards and not below zero: the bias is taken off (basic bootstrap interval).
+    """The same for a score that is biased upwards and not below zero: the bias is removed (basic bootstrap interval).
 
     The interval is about the truth, so it may end below the value where that is mostly bias.
     """
@@ -81,16 +81,16 @@ def basic_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | No
 
 
 def influence_interval(
-    value: float, influence: np.ndarray, groups: np.ndarray | None, least: int
+    value: float, influence: np.ndarray, least: int, *, groups: np.ndarray | None = None
 ) -> dict[str, float | None]:
     """Interval in (0, 1) of a value that images move by influence / n each, symmetric in its log-odds.
 
     Args:
         value: in [0, 1].
         influence: [n], mean zero (Hampel 1974; for the area under a ROC curve that is DeLong et al. 1988).
-        groups: as in `bootstrap_weights`.
         least: images in the smallest class it depends on: where nothing is out of order and the spread is zero, the
             interval ends where Wilson's would for so many successes of so many.
+        groups: as in `bootstrap_weights`.
     """
     if np.isnan(value):
         return undefined()
@@ -105,10 +105,10 @@ def influence_interval(
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def paired_z(losses: np.ndarray, rivals: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """By how many standard errors losses [n] are on average below a rival's of the same images.
+def paired_z(losses: np.ndarray, rivals: np.ndarray, *, groups: np.ndarray | None = None) -> float:
+    """Z statistic of the paired difference: by how many standard errors losses [n] are below a rival's, on average.
 
-    Images of one group [n] are no independent witnesses: the error is that of sums over groups.
+    Images of one group [n] are not independent: the standard error is that of sums over groups (cluster-robust).
 
     Infinite if all differ by the same, or if one of the two has a NaN, which loses. NaN if all are equal.
     """
@@ -131,5 +131,5 @@ def _wilson(value: float, trials: float) -> dict[str, float]:
 
 
 def undefined() -> dict[str, None]:
-    """What stands for a number that does not exist, such as the precision of a class that was never predicted."""
+    """In place of a score that does not exist, such as the precision of a class that was never predicted."""
     return {"value": None, "low": None, "high": None}

@@ -1,4 +1,4 @@
-"""What a model said about some images: everything in this wing takes it, and a run saves it."""
+"""Logits of a model for some images: everything in this wing takes them, and a run saves them."""
 
 import dataclasses
 import zipfile
@@ -22,8 +22,8 @@ class Predictions:
         ids: [n] names of the images.
         labels: int64 [n] true classes, -1 where unknown.
         logits: float32 [n, classes], finite.
-        class_names: one a class, in index order.
-        groups: [n] names of what was drawn together (patient, camera), or None; intervals then draw whole groups.
+        class_names: one per class, in index order.
+        groups: [n] names of what belongs together (patient, camera), or None; the bootstrap then draws whole groups.
 
     Raises:
         ValueError: if the lengths disagree, a label is out of range, or a logit is not finite.
@@ -39,7 +39,7 @@ class Predictions:
         expected = (len(self.ids), len(self.class_names))
         if self.logits.shape != expected or self.labels.shape != expected[:1]:
             raise ValueError(
-                f"Expected logits {expected} and labels {expected[:1]}, one row an id and one column a class. "
+                f"Expected logits {expected} and labels {expected[:1]}, one row per id and one column per class. "
                 f"Received: logits {self.logits.shape}, labels {self.labels.shape}"
             )
         if self.groups is not None and self.groups.shape != expected[:1]:
@@ -68,7 +68,7 @@ class Predictions:
         )
 
     def scaled(self, temperature: float) -> "Predictions":
-        """The same with logits divided by a temperature: no answer changes, only how sure it is."""
+        """The same with logits divided by a temperature: no prediction changes, only its confidence."""
         return dataclasses.replace(self, logits=self.logits / np.float32(temperature))
 
     def save(self, path: Path) -> None:
@@ -105,7 +105,7 @@ def predict(
         batches: what its `predict` takes, in the order of `ids`; what lies beyond them, to fill up a batch, is cut off.
         ids: names of the images.
         labels: true classes, -1 where unknown.
-        class_names: one a column of the logits.
+        class_names: one per column of the logits.
     """
     logits = model.predict(batches, verbose=0) if len(ids) else np.zeros((0, len(class_names)))
     logits = np.asarray(logits, np.float32)[: len(ids)]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from . import fonts, plots
 from .calibration import lower_bound, risk_coverage
+from .classification import confusion_counts
 from .intervals import wilson_interval
-from .metrics import confusion_counts
 from .predictions import Predictions
 
 SHARES = {
@@ -35,25 +35,25 @@ OTHERS = {
     "calibration error, all classes": "classwise_ece",
 }
 ABSENT = {
-    "probe": None, "choices": {}, "colours": None, "preflight": {},
+    "probe": None, "choices": {}, "color_baseline": None, "preflight": {},
     "diagnosis": None, "learning_curve": None, "audit": [],
 }  # fmt: skip
 
 
 def html(
-    metrics: dict[str, Any], said: Predictions, what: str, drawn: dict[str, Figure],
+    metrics: dict[str, Any], predictions: Predictions, what: str, drawn: dict[str, Figure],
     skipped: Sequence[tuple[str, str]], galleries: dict[str, Sequence[dict[str, Any]]], made_from: dict[str, Any],
 ) -> str:  # fmt: skip
     """Write the report of a run as one page that needs nothing but itself: no network, no other file.
 
     Args:
-        metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`, and perhaps with `colours`,
+        metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`, perhaps with `color_baseline`,
             `preflight` (accuracies by name), `diagnosis`, `learning_curve` (from `extrapolate`) and `audit` (findings).
-        said: predictions of the test images, or where there are none, of those of validation.
+        predictions: predictions of the test images, or where there are none, of those of validation.
         what: one line on the data and the model.
         drawn: figures of the training: `learning_curves`, `prediction_dynamics`, `learning_curve`, if there are.
         skipped: (id, reason) of images that were left out.
-        galleries: by title, answers to look at: `id`, `true`, `said`, `confidence`, and as addresses `image` and
+        galleries: by title, answers to look at: `id`, `true`, `predicted`, `confidence`, and as addresses `image` and
             `heat`, which is where the answer comes from.
         made_from: versions, settings and digests.
     """
@@ -65,8 +65,8 @@ def html(
     curves = {"as they come": calibration["before"]["reliability"]}
     if calibration["temperature"] != 1:
         curves = {"before": curves.pop("as they come"), "after the temperature": calibration["after"]["reliability"]}
-    sure = plots.calibration(curves), _risk_coverage(said, calibration["reject"]["wanted"])
-    counts, measured = confusion_counts(said), metrics["test"] or metrics["val"]
+    sure = plots.calibration(curves), _risk_coverage(predictions, calibration["reject"]["wanted"])
+    counts, measured = confusion_counts(predictions), metrics["test"] or metrics["val"]
     witnesses = metrics["val"]["groups"] or metrics["val"]["images"]
     return environment.get_template("report.html").render(
         metrics=ABSENT | metrics,
@@ -76,10 +76,10 @@ def html(
         what=what,
         rows=[(title.format(k=k), key, "share") for title, key in SHARES.items()]
         + [(title, key, "number") for title, key in OTHERS.items()],
-        class_names=said.class_names,
+        class_names=predictions.class_names,
         counts=counts.tolist(),
-        numbered=fonts.numbered(said.class_names) if len(counts) > 30 else {},
-        confusion_svg=plots.svg(plots.confusion_matrix(counts, said.class_names)) if len(counts) > 30 else "",
+        numbered=fonts.numbered(predictions.class_names) if len(counts) > 30 else {},
+        confusion_svg=plots.svg(plots.confusion_matrix(counts, predictions.class_names)) if len(counts) > 30 else "",
         drawn={name: plots.svg(figure) for name, figure in drawn.items()},
         sure_svgs=[plots.svg(figure) for figure in sure],
         calibration=calibration,
@@ -182,11 +182,11 @@ def _holds_back(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _risk_coverage(said: Predictions, wanted: float) -> Figure:
+def _risk_coverage(predictions: Predictions, wanted: float) -> Figure:
     """At a hundred places, which is as many as can be seen."""
-    _, answered, accuracy = risk_coverage(said)
+    _, answered, accuracy = risk_coverage(predictions)
     places = np.unique(np.linspace(0, len(answered) - 1, 100).astype(int))
-    given = (answered[places] * len(said.ids)).round().astype(int)
+    given = (answered[places] * len(predictions.ids)).round().astype(int)
     right = (accuracy[places] * given).round().astype(int)
     shares = [wilson_interval(int(k), int(n)) for k, n in zip(right, given, strict=True)]
     value, low, high = (np.array([share[key] for share in shares]) for key in ("value", "low", "high"))

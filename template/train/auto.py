@@ -97,7 +97,7 @@ def resolve_auto(
             source = look(trial.data)
             losses[option] = _cv_loss(backbone(trial.data.image_size), trial, source, store)
             groups = _voters(source, config.train.seed).groups
-            best = option if paired_z(losses[option], losses[best], groups) > 1 else best
+            best = option if paired_z(losses[option], losses[best], groups=groups) > 1 else best
         chosen = _replace(chosen, section, name, best)
         if np.isnan(losses[best]).any():
             print(f"{section}.{name} = {best}: nobody can vote, a class has one training image or group")

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from ..evaluate.calibration import smoothed_losses, temperature
+from ..evaluate.classification import f1
 from ..evaluate.intervals import paired_z
-from ..evaluate.metrics import f1
 
 MONITORED = {"cross_entropy": "val_calibrated_cross_entropy", "accuracy": "val_accuracy", "macro_f1": "val_macro_f1"}
 """Column of the history that each value of `train.monitor` means."""
@@ -41,7 +41,7 @@ def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np
     if not np.isfinite(logits).all():
         return np.full(len(labels), np.nan)
     if monitor == "cross_entropy":
-        return smoothed_losses(logits, labels, temperature(logits, labels, doubt=np.inf))
+        return smoothed_losses(logits, labels, temperature=temperature(logits, labels, prior_std=np.inf))
     said = logits.argmax(axis=1)
     if monitor == "accuracy":
         return (said != labels).astype(float)
@@ -132,7 +132,7 @@ def choose(losses: Sequence[np.ndarray], errors: Sequence[float], groups: np.nda
     means = [np.inf if np.isnan(loss).any() else loss.mean() for loss in losses]
     winner = int(np.argmin([mean for mean, needed in zip(means, errors, strict=True) if not needed]))
     for challenger, needed in enumerate(errors):
-        if needed and paired_z(losses[challenger], losses[winner], groups) > needed:
+        if needed and paired_z(losses[challenger], losses[winner], groups=groups) > needed:
             winner = challenger
     return winner
 
