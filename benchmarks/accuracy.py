@@ -116,7 +116,7 @@ def guide(config: configuration.Config, _: Path) -> tuple[int, int, float]:
                         input_tensor=keras.Input((size, size, 3)), **alpha)  # fmt: skip
     base.trainable = False
     inputs = keras.Input((size, size, 3))
-    x = keras.layers.RandomFlip("horizontal")(inputs) if config.augment.flip else inputs
+    x = keras.layers.RandomFlip("horizontal")(inputs) if config.augment.hflip else inputs
     x = keras.layers.RandomRotation(0.1)(x)
     x = base(family.preprocess(x), training=False)
     x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))

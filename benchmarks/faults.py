@@ -91,7 +91,7 @@ def _settings(images: Path, weights: Path, cache: Path, number: int) -> list[str
     """Two stages, the first on stored activations; every other run begins with a probe."""
     return [
         f"--data.path={images}", f"--data.cache={cache}", "--data.image_size=16", "--backbone.name=tiny",
-        f"--backbone.weights={weights if number % 2 else 'none'}", "--augment.flip=false", "--augment.policy=medium",
+        f"--backbone.weights={weights if number % 2 else 'none'}", "--augment.hflip=false", "--augment.policy=medium",
         "--head.dropout=0.3", "--train.batch_size=32", "--train.patience=4", "--train.refit_on_train_val=yes",
         f"--train.seed={number}", "--train.checkpoint_seconds=0",
         '--stages=[{unfreeze=1, epochs=8, cached_augmentations=2, refresh=2, learning_rate=3e-3}, '

@@ -44,17 +44,16 @@ def main() -> None:
 
 def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray, np.ndarray]:
     """First stage of a recipe, and what `sweep` says of it."""
-    from template import device
     from template.data.load import load_data
     from template.diagnose.range_test import sweep
     from template.model.backbones import build_backbone
     from template.model.build import depths, freeze
-    from template.train.auto import init_model, with_stages, without_auto
+    from template.train.auto import init_model, set_seed_and_precision, with_stages, without_auto
     from template.train.features import FeatureCache
     from template.train.stages import TrainContext, compile_stage
 
     config = without_auto(config)
-    device.set_seed_and_precision(config.train)
+    set_seed_and_precision(config.train)
     config, parts = load_data(config, config.data)
     config, cache = with_stages(config, len(parts.rows("train"))), FeatureCache.of(config)
     if not config.stages:

@@ -92,19 +92,19 @@ class Augment:
     policy: Literal["none", "light", "medium", "heavy", "random"] = "medium"
     """How much training images are varied (crop, rotation, brightness, contrast, ...); `random`: crop, and two of
     the others at full strength; see data/augment.py."""
-    flip: bool = True
+    hflip: bool = True
     """Mirror half of the images left to right, unless the policy is none. Turn off where left and right differ
     (digits, text, signs)."""
     strength: Annotated[float, Field(gt=0, le=3)] = 1.0
     """Factor on all ranges of the policy: below 1 for images that vary less than that, above for more. Chances, such
     as that of a flip, stay."""
-    erase: Fraction = 0.0
+    random_erasing: Fraction = 0.0
     """Chance that a rectangle of 2 to 20 % of a training image is painted over in one colour; 0 for what the policy
     does (0.3 in heavy). 0.25 to 0.5 where what matters is often partly hidden."""
     blur: Fraction = 0.0
     """Chance that a training image is blurred (sigma up to 2 pixels of 224). 0.1 to 0.5 where later ones may be out
     of focus; not where fine texture tells the classes apart."""
-    grey: Fraction = 0.0
+    grayscale: Fraction = 0.0
     """Chance that a training image loses its colours. 0.1 or 0.2 where colour misleads, not where it tells."""
     solarize: Fraction = 0.0
     """Chance that the bright half of each channel of a training image is turned upside down. 0.1 or 0.2 in long
@@ -113,7 +113,7 @@ class Augment:
     @property
     def flips(self) -> bool:
         """Whether training sees mirror images."""
-        return self.flip and self.policy != "none"
+        return self.hflip and self.policy != "none"
 
     @model_validator(mode="after")
     def _strength_has_something_to_strengthen(self):
@@ -353,7 +353,7 @@ class Train:
 class TTA:
     hflip: Literal["auto"] | bool = "auto"
     """Test-time augmentation: average the probabilities of each image and its mirror image, in validation, test and
-    predict.py: a little more accurate, twice the time. `auto`: where training sees mirror images too (augment.flip)."""
+    predict.py: a little more accurate, twice the time. `auto`: where training sees them too (augment.hflip)."""
     full_image: bool = False
     """Average also with those of the whole image, its aspect changed, where data.resize is crop: what the crop cuts
     off is seen too. A little more accurate, twice the time."""
@@ -365,11 +365,11 @@ class TTA:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Evaluate:
-    wanted_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of the answers that are given, if unsure ones may be withheld: the report says how many images that leaves, and
     calibration.json from which confidence on. It must be likely, and not luck, which 27 validation images can promise
     for 0.95 and none for 1."""
-    wanted_precision: Fraction = 0.0
+    target_precision: Fraction = 0.0
     """Thresholds for yes-or-no questions about a class are those with at least this precision, by what validation can
     promise, and the most yeses; 0 for those with the best F1."""
 
@@ -407,6 +407,9 @@ class Config:
 
 
 RENAMED = {
+    "augment.flip": "augment.hflip",
+    "augment.erase": "augment.random_erasing",
+    "augment.grey": "augment.grayscale",
     "train.feature_cache_gb": "data.cache_gb",
     "train.accumulate": "train.gradient_accumulation_steps",
     "train.final_fit": "train.refit_on_train_val",
@@ -415,6 +418,8 @@ RENAMED = {
     "head.noise": "head.gaussian_dropout",
     "stages.views": "stages.cached_augmentations",
     "stages.clip": "stages.clipnorm",
+    "evaluate.wanted_accuracy": "evaluate.target_accuracy",
+    "evaluate.wanted_precision": "evaluate.target_precision",
     "evaluate.mirror": "tta.hflip",
     "evaluate.whole": "tta.full_image",
     "evaluate.magnify": "tta.center_zoom",
@@ -562,7 +567,7 @@ def absolute(config: Config) -> Config:
 MAY_CHANGE = (
     "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
     "train.checkpoint_seconds",
-    "tta.hflip", "tta.full_image", "evaluate.wanted_*",
+    "tta.hflip", "tta.full_image", "evaluate.target_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the
 result one that no uninterrupted run could have had. (Another path must lead to the same images; that is checked.

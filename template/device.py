@@ -173,18 +173,3 @@ def _number(file: Path, pattern: str, otherwise: float) -> float:
         if found := re.search(pattern, file.read_text(encoding="ascii", errors="replace"), re.MULTILINE):
             return float(found[1])
     return otherwise
-
-
-def set_seed_and_precision(settings: Any) -> None:
-    """Seed Python, NumPy and TensorFlow, and set the arithmetic.
-
-    Args:
-        settings: `config.train`: its seed, precision (`float32`, `mixed_float16`, `mixed_bfloat16`) and deterministic.
-    """
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(settings.seed)
-    keras.config.set_dtype_policy(settings.precision)
-    if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()

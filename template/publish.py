@@ -78,7 +78,7 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
         accuracy = (scores["test"] or scores["val"])["accuracy"]
         best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
         predictions["val"].save(folder / "predictions_val.npz")
-        wanted = trained.config.evaluate.wanted_accuracy, trained.config.evaluate.wanted_precision or None
+        wanted = trained.config.evaluate.target_accuracy, trained.config.evaluate.target_precision or None
         targets = dict(zip(("accuracy", "precision"), wanted, strict=True))
         # Of the network before the final fit, which has not learned from the images of validation.
         calibration = calibrate(predictions["val"], predictions["test"] if scores["test"] else None, **targets)

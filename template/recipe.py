@@ -28,6 +28,7 @@ from .train.auto import (
     init_head_from_probe,
     init_model,
     resolve_auto,
+    set_seed_and_precision,
     starts_from_probe,
     with_stages,
     without_auto,
@@ -89,14 +90,14 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
             return predict_tta(strip_training_layers(model), examples.take(parts.rows(part)), views[part], config)
 
     with clock("probe"):
-        device.set_seed_and_precision(config.train)
+        set_seed_and_precision(config.train)
         config, base, choices = resolve_auto(config, lambda data: parts.plain("train", data), cache)
         config = with_stages(config, counts["train"])
         _record(config, choices, examples, folder)
         with clock("decode"):
             views = {name: build_views(parts, name, config) for name in ("val", "test")}
         # Once more: a resumed run has nothing to choose, and must draw the same numbers from here on.
-        device.set_seed_and_precision(config.train)
+        set_seed_and_precision(config.train)
         model = init_model(base, config, [parts.plain("train", config.data)], cache)
         initial = [variable.numpy() for variable in model.variables]
     with clock("audit"):
@@ -137,7 +138,7 @@ def _print_device(config: Config) -> None:
         print(f"warning: {warning}")
     if suggest.uses_hflip(config) and not config.augment.flips:
         print(
-            "warning: tta.hflip=true answers by mirror images too, and training sees none (augment.flip=false or "
+            "warning: tta.hflip=true answers by mirror images too, and training sees none (augment.hflip=false or "
             "augment.policy=none). Where left and right differ that costs accuracy; tta.hflip=auto follows it"
         )
 

@@ -42,7 +42,7 @@ def stages(
 
 
 OF_STAGES = {
-    "augment": ("policy", "strength", "erase", "blur", "grey", "solarize"),
+    "augment": ("policy", "strength", "random_erasing", "blur", "grayscale", "solarize"),
     "backbone": ("stochastic_depth",),
     "head": ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm"),
     "train": (

@@ -338,7 +338,7 @@ def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
         pixels[..., 2 * tint] += 120
         saved(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), tmp_path / "p" / "ab"[kind] / f"{number}.png")
     settings = ["--backbone.name=tiny", f"--backbone.weights={weights}", "--data.image_size=32"]
-    settings += [f"--data.cache={tmp_path / 'cache'}", "--augment.flip=false"]
+    settings += [f"--data.cache={tmp_path / 'cache'}", "--augment.hflip=false"]
     code, said, _ = run(tmp_path / "p", "--labels", "--out", tmp_path / "audit", *settings)
     found = {f["check"]: f["images"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
     assert {int(Path(group[0]).stem) for group in found["labels"][:3]} == wrong

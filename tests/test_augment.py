@@ -20,10 +20,10 @@ from template.data.augment import (
 )
 
 SIZE = 32
-ALL = Policy(flip=True, area=0.3, aspect=1.5, rotation=25, shear=15, translation=0.1, brightness=0.3, contrast=0.3,
-             saturation=0.3, hue=20, erasing=0.5, grey=0.3, blur=0.3, solarize=0.3)  # fmt: skip
-GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=0, erasing=0, grey=0, blur=0,
-                               solarize=0)  # fmt: skip
+ALL = Policy(hflip=True, area=0.3, aspect=1.5, rotation=25, shear=15, translation=0.1, brightness=0.3, contrast=0.3,
+             saturation=0.3, hue=20, random_erasing=0.5, grayscale=0.3, blur=0.3, solarize=0.3)  # fmt: skip
+GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=0, random_erasing=0, grayscale=0, 
+                               blur=0, solarize=0)  # fmt: skip
 COLOUR = Policy(brightness=0.3, contrast=0.3, saturation=0.5, hue=30)
 CHOSEN = {"rotation": 90, "shear": 15, "brightness": 0.4, "contrast": 0.4, "saturation": 0.6, "hue": 20}
 """What `only` chooses from."""
@@ -47,7 +47,7 @@ def u(**values: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "policy",
-    [ALL, dataclasses.replace(ALL, only=3), *(dataclasses.replace(p, flip=True) for p in POLICIES.values())],
+    [ALL, dataclasses.replace(ALL, only=3), *(dataclasses.replace(p, hflip=True) for p in POLICIES.values())],
     ids=["all", "only 3", *POLICIES],
 )
 def test_a_image_varies_the_same_whatever_the_batch(policy):
@@ -110,7 +110,7 @@ def test_no_policy_no_change(policy):
     np.testing.assert_array_equal(augment(noise(4), policy, 0, 0, np.arange(4)), noise(4))
 
 
-@pytest.mark.parametrize("policy", [ALL, GEOMETRY, COLOUR, Policy(flip=True), POLICIES["heavy"]])
+@pytest.mark.parametrize("policy", [ALL, GEOMETRY, COLOUR, Policy(hflip=True), POLICIES["heavy"]])
 def test_the_originals_are_not_written_to(policy):
     images = noise(8)
     result = augment(images, policy, 0, 0, np.arange(8))
@@ -176,7 +176,7 @@ def test_without_a_choice_all_vary_at_any_strength():
 
 
 def test_the_choice_leaves_crop_flip_and_erasing_as_they_were():
-    policy = Policy(flip=True, area=0.5, aspect=4 / 3, erasing=0.5)
+    policy = Policy(hflip=True, area=0.5, aspect=4 / 3, random_erasing=0.5)
     images = noise(30)
     few = augment(images, dataclasses.replace(policy, only=2), 0, 0, np.arange(30))
     np.testing.assert_array_equal(few, augment(images, policy, 0, 0, np.arange(30)))
@@ -228,7 +228,7 @@ def test_a_closer_look_at_floats_is_that_at_whole_numbers_before_rounding():
 
 def test_about_half_are_mirrored_and_the_others_are_untouched():
     images = np.repeat(noise(1), 400, axis=0)
-    result = augment(images, Policy(flip=True), 0, 0, np.arange(400))
+    result = augment(images, Policy(hflip=True), 0, 0, np.arange(400))
     mirrored = (result == images[:, :, ::-1]).all(axis=(1, 2, 3))
     untouched = (result == images).all(axis=(1, 2, 3))
     assert (mirrored ^ untouched).all()  # exact pixels: no half of a pixel is lost
@@ -238,7 +238,7 @@ def test_about_half_are_mirrored_and_the_others_are_untouched():
 @pytest.mark.parametrize("name", ["light", "medium", "heavy", "random"])
 def test_named_policies_mirror_only_if_told_to(name):
     for flip in (False, True):
-        policy = dataclasses.replace(POLICIES[name], flip=flip)
+        policy = dataclasses.replace(POLICIES[name], hflip=flip)
         handed = [np.linalg.det(warp_matrix(draws(0, 0, i), policy, SIZE)[:, :2]) for i in range(100)]
         assert (min(handed) < 0) == flip
         assert max(handed) > 0
@@ -255,9 +255,9 @@ def test_named_policies_mirror_only_if_told_to(name):
         (Policy(area=0.25), u(u0=0), [(0, 0), (1, 0), (0, 1)]),
         (Policy(area=0.16, aspect=4), u(u0=1, u1=1), [(0.1, 0.4), (0.9, 0.4), (0.1, 0.6)]),  # 4 times as wide as high
         (Policy(area=0.16, aspect=4), u(u0=1, u1=0), [(0.4, 0.1), (0.6, 0.1), (0.4, 0.9)]),
-        (Policy(flip=True), u(u4=0.49), [(1, 0), (0, 0), (1, 1)]),
-        (Policy(flip=True), u(u4=0.51), [(0, 0), (1, 0), (0, 1)]),
-        (Policy(flip=True, area=0.25), u(u0=1, u4=0, u5=0, u6=0), [(0.5, 0), (0, 0), (0.5, 0.5)]),
+        (Policy(hflip=True), u(u4=0.49), [(1, 0), (0, 0), (1, 1)]),
+        (Policy(hflip=True), u(u4=0.51), [(0, 0), (1, 0), (0, 1)]),
+        (Policy(hflip=True, area=0.25), u(u0=1, u4=0, u5=0, u6=0), [(0.5, 0), (0, 0), (0.5, 0.5)]),
         (Policy(translation=0.1), u(u5=1, u6=0), [(0.1, -0.1), (1.1, -0.1), (0.1, 0.9)]),
         (Policy(rotation=90), u(u2=1), [(1, 0), (1, 1), (0, 0)]),
         (Policy(rotation=90), u(u2=0), [(0, 1), (0, 0), (1, 1)]),
@@ -360,7 +360,7 @@ def test_hue_keeps_the_mean_of_the_channels():
 
 def test_a_rectangle_of_one_colour_is_erased_as_often_as_stated():
     images = np.repeat(noise(1), 1000, axis=0)
-    result = augment(images, Policy(erasing=0.3), 0, 0, np.arange(1000))
+    result = augment(images, Policy(random_erasing=0.3), 0, 0, np.arange(1000))
     erased = 0
     for one in result:
         rows, columns = np.nonzero((one != images[0]).any(axis=2))
@@ -399,7 +399,7 @@ def test_what_is_off_takes_no_number_from_what_is_on():
     np.testing.assert_array_equal(draws(5, 6, 7)[:26], old)
     images, heavy = noise(60), POLICIES["heavy"]
     alone = augment(images, heavy, 0, 0, np.arange(60))
-    for name in ("grey", "blur", "solarize"):
+    for name in ("grayscale", "blur", "solarize"):
         some = augment(images, dataclasses.replace(heavy, **{name: 0.5}), 0, 0, np.arange(60))
         same = (some == alone).all(axis=(1, 2, 3))
         assert 15 < same.sum() < 53  # the others are as they were; the weakest blur does not show either
@@ -407,13 +407,13 @@ def test_what_is_off_takes_no_number_from_what_is_on():
 
 def test_grey_images_have_equal_channels_of_their_luminance():
     images = noise(400)
-    result = augment(images, Policy(grey=0.3), 0, 0, np.arange(400))
+    result = augment(images, Policy(grayscale=0.3), 0, 0, np.arange(400))
     grey = (result == result[..., :1]).all(axis=(1, 2, 3))
     assert 80 < grey.sum() < 160  # 4 standard deviations
     np.testing.assert_array_equal(result[~grey], images[~grey])
     expected = images[grey] @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(result[grey][..., 0], expected, atol=0.9)
-    varied = augment(images, dataclasses.replace(COLOUR, grey=0.999), 0, 0, np.arange(400))
+    varied = augment(images, dataclasses.replace(COLOUR, grayscale=0.999), 0, 0, np.arange(400))
     assert (varied == varied[..., :1]).all(axis=(1, 2, 3)).mean() > 0.99  # whatever hue and saturation did
 
 
@@ -457,7 +457,9 @@ def test_strength_widens_ranges_but_leaves_chances():
     assert (half.rotation, half.shear, half.brightness, half.hue) == (10, 5, 0.2, 7.5)
     assert half.area == 0.5 and half.aspect**2 == pytest.approx(4 / 3)
     assert most.rotation == 60 and most.translation == pytest.approx(0.15)
-    assert half.erasing == most.erasing == heavy.erasing and half.flip == most.flip == heavy.flip
+    assert (
+        half.random_erasing == most.random_erasing == heavy.random_erasing and half.hflip == most.hflip == heavy.hflip
+    )
     # Nothing becomes black, negative or smaller than what can still be seen.
     assert most.area == 0.08 and most.brightness == most.contrast == most.saturation == 0.9
     corners = [warp_matrix(draws(0, 0, i), half, SIZE) for i in range(300)]

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from template import config as configuration
-from template import device, recipe
+from template import recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.array_file import ArrayFile
 from template.data.augment import zoom_center
@@ -130,7 +130,7 @@ def test_the_model_says_what_the_probe_says(pretrained, base, store, head, class
 def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, base, store):
     plain = config(pretrained)
     other = {
-        "augment": Augment(policy="heavy", strength=2.0, erase=0.1, blur=0.1, grey=0.1, solarize=0.1),
+        "augment": Augment(policy="heavy", strength=2.0, random_erasing=0.1, blur=0.1, grayscale=0.1, solarize=0.1),
         "head": Head(dropout=0.6, gaussian_dropout=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
         "train": Train(
             gradient_accumulation_steps=2, monitor="accuracy", patience=3, loss="focal", class_weights="balanced",
@@ -162,7 +162,7 @@ def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrai
     for view, seen in enumerate((pixels, pixels[:, :, ::-1])):
         np.testing.assert_allclose(features[view], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
     assert not np.array_equal(features[0], features[1])
-    alone, _ = probe_features(base, config(pretrained, augment=Augment(flip=False)), parts, store)
+    alone, _ = probe_features(base, config(pretrained, augment=Augment(hflip=False)), parts, store)
     np.testing.assert_array_equal(alone, features[:1])
     closer, _ = probe_features(base, config(pretrained, tta=TTA(center_zoom=True)), parts, store)
     seen = zoom_center(pixels.astype(np.uint8)).astype("float32")
@@ -520,7 +520,7 @@ def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_
     given = dataclasses.replace(how, data=dataclasses.replace(how.data, image_size=size))
     networks = []
     for one in (how, given):
-        device.set_seed_and_precision(one.train)
+        module.set_seed_and_precision(one.train)
         networks.append(resolve_auto(one, lambda _: coloured(9, 1), store)[1])
     assert networks[0].input_shape[1] == size
     chosen, alone = ([variable.numpy() for variable in network.variables] for network in networks)

@@ -44,7 +44,7 @@ def store(tmp_path, monkeypatch) -> FeatureCache:
 
 PRETRAINED = Config(
     data=Data(image_size=SIZE), backbone=Backbone(name="tiny", weights="given.h5"), train=Train(batch_size=16),
-    augment=Augment(policy="light", flip=True),
+    augment=Augment(policy="light", hflip=True),
 )  # fmt: skip
 
 
@@ -107,11 +107,11 @@ def test_a_rare_class_is_in_every_draw(store):
 
 def test_looks_counts_what_choose_and_begin_send_through_the_network():
     assert count_forward_passes(PRETRAINED, 300) == 600, "as they are and mirrored"
-    still = Config(backbone=PRETRAINED.backbone, augment=Augment(flip=False))
+    still = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False))
     assert count_forward_passes(still, 300) == 300
     assert count_forward_passes(Config(backbone=PRETRAINED.backbone, tta=TTA(center_zoom=True)), 300) == 1200
     voting = Config(
-        backbone=PRETRAINED.backbone, augment=Augment(flip=False), head=Head(feature_levels="auto", power_norm="auto"),
+        backbone=PRETRAINED.backbone, augment=Augment(hflip=False), head=Head(feature_levels="auto", power_norm="auto"),
         data=Data(image_size="auto", resize="auto"), tta=TTA(center_zoom="auto"),
     )  # fmt: skip
     assert count_forward_passes(voting, 300) == 2 * 300 + 3 * 300, (
@@ -125,7 +125,7 @@ def test_looks_counts_what_choose_and_begin_send_through_the_network():
 
 def test_a_forecast_adds_up():
     stage = Stage(unfreeze=1, epochs=10, cached_augmentations=4)
-    config = Config(backbone=PRETRAINED.backbone, augment=Augment(flip=False), stages=(stage,), tta=TTA(hflip=True))
+    config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=(stage,), tta=TTA(hflip=True))
     pace = StageTiming(start=5.0, below=0.1, training=0.02, validation=0.01)
     counts = {"train": 100, "val": 50, "test": 30}
     seconds = forecast.forecast(config, counts, 0.2, [(stage, pace)])

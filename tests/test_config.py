@@ -55,8 +55,8 @@ def refusal(overrides=(), recipe=None) -> str:
         ),
         ("data.val_fraction=2020-01-01", "data.val_fraction: expected number > 0 < 1. Received: '2020-01-01'"),
         ("data.memory_gb=true", "data.memory_gb: expected number >= 0. Received: True"),
-        ("augment.flip=no", "augment.flip: expected true | false. Received: 'no'"),
-        ("augment.flip=1", "augment.flip: expected true | false. Received: 1"),
+        ("augment.hflip=no", "augment.hflip: expected true | false. Received: 'no'"),
+        ("augment.hflip=1", "augment.hflip: expected true | false. Received: 1"),
         ("stages.0.epochs=true", "stages.0.epochs: expected whole number >= 1. Received: True"),
         ("head.feature_levels=all", "head.feature_levels: expected auto | whole number >= 1 <= 16. Received: 'all'"),
         ("head.feature_levels=true", "head.feature_levels: expected auto | whole number >= 1 <= 16. Received: True"),
@@ -104,7 +104,7 @@ def refusal(overrides=(), recipe=None) -> str:
         ("stages.last.epochs=1", "stages takes a number from 0 to 3. Received: 'last'"),
         ("stages=5", "stages: expected"),
         ("augment.strength=0", "augment.strength: expected number > 0 <= 3. Received: 0"),
-        ("augment.erase=1", "augment.erase: expected number >= 0 < 1. Received: 1"),
+        ("augment.random_erasing=1", "augment.random_erasing: expected number >= 0 < 1. Received: 1"),
         ("augment.blur=-0.1", "augment.blur: expected number >= 0 < 1. Received: -0.1"),
         ("train.mixup=-0.2", "train.mixup: expected number >= 0 <= 10. Received: -0.2"),
         ("train.cutmix=11", "train.cutmix: expected number >= 0 <= 10. Received: 11"),
@@ -324,7 +324,7 @@ def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
         ("backbone.alpha=1", lambda c: c.backbone.alpha == 1.0),
         ("data.memory_gb=4", lambda c: c.data.memory_gb == 4.0),
         ("augment.policy=none", lambda c: c.augment.policy == "none"),
-        ("augment.flip=false", lambda c: c.augment.flip is False),
+        ("augment.hflip=false", lambda c: c.augment.hflip is False),
         ("train.class_weights=balanced", lambda c: c.train.class_weights == "balanced"),
         ("train.class_weights.red rose=2", lambda c: c.train.class_weights == {"red rose": 2.0}),
         ("train.class_weights.7=0.5", lambda c: c.train.class_weights == {"7": 0.5}),
@@ -365,7 +365,7 @@ def some_config(rng: np.random.Generator) -> Config:
             val_fraction=rng.uniform(0.01, 0.5),
             memory_gb=rng.random() * 1e-5,
         ),
-        augment=Augment(flip=bool(rng.integers(2)), policy=str(rng.choice(["none", "light", "heavy", "random"]))),
+        augment=Augment(hflip=bool(rng.integers(2)), policy=str(rng.choice(["none", "light", "heavy", "random"]))),
         backbone=Backbone(alpha=float(rng.choice([0.25, 1.0, 1.4])), weights=str(rng.choice(WORDS))),
         head=Head(
             feature_levels=levels[rng.integers(3)],
@@ -496,7 +496,7 @@ def test_nothing_has_changed_in_an_equal_configuration():
         ("data.memory_gb=1.0", "data.memory_gb: 2.0 -> 1.0"),
         ("train.patience=3", "train.patience: 12 -> 3"),
         ("train.monitor_gradients=true", "train.monitor_gradients: false -> true"),
-        ("evaluate.wanted_accuracy=0.9", "evaluate.wanted_accuracy: 0.95 -> 0.9"),
+        ("evaluate.target_accuracy=0.9", "evaluate.target_accuracy: 0.95 -> 0.9"),
     ],
 )
 def test_what_may_change_is_listed(override, line):
@@ -575,6 +575,11 @@ def test_every_setting_of_an_earlier_version_is_read_by_its_new_name(tmp_path, c
         whole = true
         magnify = true
         wanted_accuracy = 0.9
+        wanted_precision = 0.7
+        [augment]
+        flip = false
+        erase = 0.1
+        grey = 0.2
         [[stages]]
         unfreeze = 1
         [[stages]]
@@ -587,7 +592,9 @@ def test_every_setting_of_an_earlier_version_is_read_by_its_new_name(tmp_path, c
     assert (config.data.resize, config.data.cache_gb) == ("stretch", 2.5)
     assert (config.head.feature_levels, config.head.power_norm, config.head.gaussian_dropout) == (2, True, 0.5)
     assert (config.train.gradient_accumulation_steps, config.train.refit_on_train_val) == (2, "no")
-    assert config.tta == TTA(hflip=False, full_image=True, center_zoom=True) and config.evaluate.wanted_accuracy == 0.9
+    assert config.tta == TTA(hflip=False, full_image=True, center_zoom=True)
+    assert (config.evaluate.target_accuracy, config.evaluate.target_precision) == (0.9, 0.7)
+    assert config.augment == Augment(hflip=False, random_erasing=0.1, grayscale=0.2)
     assert (config.stages[1].cached_augmentations, config.stages[1].clipnorm) == (1, 3.0)
     assert config.stages[0].clipnorm == 0 and len(config.stages) == 2
     said = capsys.readouterr().err
@@ -621,9 +628,9 @@ def test_a_path_that_a_recipe_cannot_hold_is_refused_by_name(tmp_path, monkeypat
     ("overrides", "mirrors"),
     [
         ([], True),
-        (["augment.flip=false"], False),
+        (["augment.hflip=false"], False),
         (["augment.policy=none"], False),
-        (["augment.flip=false", "tta.hflip=true"], True),  # as some earlier run was trained
+        (["augment.hflip=false", "tta.hflip=true"], True),  # as some earlier run was trained
         (["tta.hflip=false"], False),
     ],
 )

@@ -232,7 +232,7 @@ def test_whatever_changes_is_computed_anew(bottom, pixels, store):
         {"source": augmented(pixels, rows=(1, 0, 2, 3, 4, 5))},
         {"source": augmented(pixels, seed=1)},
         {"source": augmented(pixels, policy="light")},
-        {"source": augmented(pixels, flip=False)},
+        {"source": augmented(pixels, hflip=False)},
         {"source": augmented(renamed)},
         {"source": plain},
         {"source": hflip(plain)},

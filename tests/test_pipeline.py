@@ -39,7 +39,7 @@ from template.data.dataset import (
 )
 
 CLASSES = 3
-PLAIN = Augment(policy="none", flip=False)
+PLAIN = Augment(policy="none", hflip=False)
 
 
 def numbered(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +134,7 @@ def test_a_image_that_comes_again_in_an_epoch_is_varied_as_in_another():
     """As it would be in the epoch with the number of its pass, so that stored views serve too."""
     pixels, labels = noise(20), np.repeat(range(CLASSES), [12, 6, 2])
     data = train_dataset(pixels, np.arange(20), labels, Augment(policy="medium"), seed=5)
-    policy, again = dataclasses.replace(POLICIES["medium"], flip=True), []
+    policy, again = dataclasses.replace(POLICIES["medium"], hflip=True), []
     tensors = shuffled_batches(data, CLASSES, 8, 5, range(1, 2), sampling="balanced").as_numpy_iterator()
     for number, (order, found) in enumerate(zip(shuffled_rows(labels, 8, 5, 1, "balanced"), tensors, strict=True)):
         inputs, said = shuffled_batch(data, CLASSES, 8, 5, 1, number, sampling="balanced")
@@ -153,7 +153,7 @@ def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_image():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     rows = np.array([3, 19, 7, 0])
     data = train_dataset(pixels, rows, np.arange(20), Augment(policy="medium"), seed=5)
-    policy = dataclasses.replace(POLICIES["medium"], flip=True)
+    policy = dataclasses.replace(POLICIES["medium"], hflip=True)
     read = data.read(2, np.array([2, 0]))
     np.testing.assert_array_equal(read, augment(pixels[[7, 3]], policy, 5, 2, np.array([7, 3])))
     assert not np.array_equal(read, data.read(3, np.array([2, 0])))
@@ -164,7 +164,7 @@ def test_augmentation_is_new_in_every_epoch_and_belongs_to_the_image():
 def test_images_are_mirrored_only_if_the_settings_say_so(flip, policy):
     pixels = np.zeros((64, 16, 16, 3), np.uint8)
     pixels[:, :, :8] = 200
-    data = train_dataset(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, flip=flip), seed=0)
+    data = train_dataset(pixels, np.arange(64), np.zeros(64, int), Augment(policy=policy, hflip=flip), seed=0)
     turned = data.read(0, np.arange(64))[:, 8, 1, 0] < 100  # the bright half is on the right
     assert 16 < turned.sum() < 48 if flip and policy != "none" else not turned.any()
 
@@ -173,12 +173,14 @@ def test_each_setting_of_augmentation_reaches_the_images():
     pixels, rows = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40)
 
     def read(**settings) -> np.ndarray:
-        return train_dataset(pixels, rows, np.zeros(40, int), Augment(flip=False, **settings), 0).read(0, rows)
+        return train_dataset(pixels, rows, np.zeros(40, int), Augment(hflip=False, **settings), 0).read(0, rows)
 
-    changed = {name: read(policy="none", **{name: 0.5}) for name in ("erase", "blur", "grey", "solarize")}
+    changed = {name: read(policy="none", **{name: 0.5}) for name in ("random_erasing", "blur", "grayscale", "solarize")}
     for name, result in changed.items():
         assert 5 < (result != pixels).any(axis=(1, 2, 3)).sum() < 36, name
-    np.testing.assert_array_equal(read(policy="heavy", erase=0.3), read(policy="heavy"))  # which erases as much
+    np.testing.assert_array_equal(
+        read(policy="heavy", random_erasing=0.3), read(policy="heavy")
+    )  # which erases as much
     mild, strong = (np.abs(read(policy="medium", strength=s).astype(int) - pixels).mean() for s in (0.1, 2.0))
     assert mild < 0.7 * strong
 
@@ -455,7 +457,7 @@ def known(tmp_path):
 
 
 def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another_key(known):
-    labels, rows, some = np.arange(20) % CLASSES, np.arange(12), Augment(policy="light", flip=False)
+    labels, rows, some = np.arange(20) % CLASSES, np.arange(12), Augment(policy="light", hflip=False)
     one, two = known(noise(20), "one"), known(noise(20, seed=1), "two")
 
     def varied(pixels=one, rows=rows, settings=some, seed=5) -> ArrayDataset:
@@ -471,8 +473,8 @@ def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another
         "other pixels": varied(pixels=two),
         "other rows": varied(rows=np.roll(rows, 1)),
         "other seed": varied(seed=6),
-        "other policy": varied(settings=Augment(policy="medium", flip=False)),
-        "flip": varied(settings=Augment(policy="light", flip=True)),
+        "other policy": varied(settings=Augment(policy="medium", hflip=False)),
+        "flip": varied(settings=Augment(policy="light", hflip=True)),
         "mirrored": hflip(plain),
         "magnified": center_zoom(plain),
         "mirrored and magnified": hflip(center_zoom(plain)),

@@ -306,7 +306,7 @@ def test_the_script_passes_what_is_in_order(make_folder, tmp_path, monkeypatch, 
     build_backbone(TINY, SIZE).save_weights(tmp_path / "tiny.weights.h5")
     settings = [f"--data.path={make_folder(each=20)}", "--data.image_size=32", f"--data.cache={tmp_path / 'cache'}"]
     settings += ["--backbone.name=tiny", f"--backbone.weights={tmp_path / 'tiny.weights.h5' if pretrained else 'none'}"]
-    settings += ["--data.cache_gb=0.1", "--augment.flip=false"]
+    settings += ["--data.cache_gb=0.1", "--augment.hflip=false"]
     code, said, _ = run(*settings, "--out", tmp_path / "out")
     saved = json.loads((tmp_path / "out/preflight.json").read_text())
     failed = [check["name"] for check in saved["checks"] if not check["passed"]]

@@ -542,7 +542,7 @@ def weights(home) -> Path:
 def left_open(path: Path, weights: Path, **data) -> Config:
     return dataclasses.replace(
         settings(path, stages=(), train={"refit_on_train_val": "auto"}, resize="auto", **data),
-        augment=Augment(flip=False),
+        augment=Augment(hflip=False),
         backbone=Backbone(name="tiny", weights=str(weights)),
         head=Head(feature_levels="auto", power_norm="auto"),
         tta=TTA(hflip=True, full_image=True, center_zoom=True),

@@ -42,7 +42,7 @@ def test_both_kinds_of_augmentation_vary_as_many_images_as_they_are_timed_for(sp
 
     def ours(images, policy, *rest):
         varied["ours"] += len(images)
-        assert not len(images) or policy.erasing, "the policy is heavy"
+        assert not len(images) or policy.random_erasing, "the policy is heavy"
         return original(images, policy, *rest)
 
     class RandAugment(keras.layers.RandAugment):

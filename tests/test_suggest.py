@@ -116,7 +116,7 @@ def test_few_images_are_all_learned_from_in_the_end(refit_on_train_val, weights,
 
 
 OTHER = {
-    "augment": Augment(policy="heavy", strength=2.0, erase=0.1, blur=0.1, grey=0.1, solarize=0.1),
+    "augment": Augment(policy="heavy", strength=2.0, random_erasing=0.1, blur=0.1, grayscale=0.1, solarize=0.1),
     "backbone": Backbone(name="resnet50", stochastic_depth=0.1),
     "head": Head(dropout=0.1, gaussian_dropout=0.1, drop_block=0.1, drop_connect=0.1, l1=0.1, l2=0.1, max_norm=3.0),
     "train": Train(
@@ -128,7 +128,7 @@ OTHER = {
 
 USED = {
     "data": set(Data.__pydantic_fields__),
-    "augment": {"flip"},
+    "augment": {"hflip"},
     "backbone": {"name", "weights", "alpha"},
     "head": {"feature_levels", "pooling", "power_norm", "hidden", "activation"},  # hidden: then a stage trains
     "train": {"batch_size", "precision", "seed", "probe", "refit_on_train_val", "deterministic"},

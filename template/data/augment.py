@@ -19,7 +19,7 @@ VERSION = 1
 class Policy:
     """Ranges to draw from, uniformly unless said otherwise."""
 
-    flip: bool = False
+    hflip: bool = False
     """Mirror half of the images left to right."""
     area: float = 1.0
     """Smallest part of the image's area that a crop shows, in (0, 1]; the largest is 1."""
@@ -39,10 +39,10 @@ class Policy:
     """Distances from the grey of the same luminance are multiplied by 1 +- this."""
     hue: float = 0.0
     """Largest rotation of colours about the grey axis either way, in degrees."""
-    erasing: float = 0.0
+    random_erasing: float = 0.0
     """Chance that a rectangle of 2 to 20 % of the area is overwritten with one random colour
     (Zhong et al. 2020, "Random Erasing Data Augmentation")."""
-    grey: float = 0.0
+    grayscale: float = 0.0
     """Chance that all colours become the grey of their luminance (Chen et al. 2020, SimCLR)."""
     blur: float = 0.0
     """Chance of a Gaussian blur with a sigma of 0.1 pixel to a 112th of the side, 2 pixels of 224 (Chen et al. 2020,
@@ -60,7 +60,7 @@ POLICIES = {
     "light": Policy(area=0.8, aspect=1.1, rotation=5, brightness=0.1, contrast=0.1),
     "medium": Policy(area=0.5, aspect=4 / 3, rotation=10, brightness=0.2, contrast=0.2, saturation=0.2, hue=5),
     "heavy": Policy(area=0.25, aspect=4 / 3, rotation=20, shear=10, translation=0.05, brightness=0.4, contrast=0.4,
-                    saturation=0.4, hue=15, erasing=0.3),
+                    saturation=0.4, hue=15, random_erasing=0.3),
     "random": Policy(area=0.5, aspect=4 / 3, rotation=25, shear=15, brightness=0.4, contrast=0.4, saturation=0.6,
                      hue=20, only=2),
 }  # fmt: skip
@@ -117,7 +117,7 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
             cv2.GaussianBlur(result, (0, 0), 0.1 + u[row, 28] * (max(1, size / 112) - 0.1), result)
         if u[row, 29] < policy.solarize:
             np.minimum(result, 255 - result, out=result)
-        if u[row, 12] < policy.erasing:
+        if u[row, 12] < policy.random_erasing:
             top, left, bottom, right = _rectangle(u[row, 13:17], size)
             result[top:bottom, left:right] = u[row, 17:20] * 255
     return out
@@ -158,7 +158,7 @@ def warp_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
     cos, sin, tan = np.cos(turn), np.sin(turn), np.tan(slant)
     linear = np.stack([cos, cos * tan - sin, sin, sin * tan + cos], axis=-1).reshape(*u.shape[:-1], 2, 2)
     linear = linear * crop[..., None, :]
-    linear[..., 0] *= np.where(policy.flip & (u[..., 4] < 0.5), -1, 1)[..., None]
+    linear[..., 0] *= np.where(policy.hflip & (u[..., 4] < 0.5), -1, 1)[..., None]
     middle = (size - 1) / 2
     centre = middle + size * _either_way(u[..., 5:7], (1 - crop) / 2 + policy.translation)
     return np.concatenate([linear, (centre - linear.sum(axis=-1) * middle)[..., None]], axis=-1)
@@ -178,9 +178,9 @@ def colour_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
     matrix = (saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMINANCE, (3, 1))) @ matrix
     shift = (1 - contrast) * np.full((3, 1), 127.5)
     matrix = brightness * np.concatenate([contrast * matrix, shift], axis=-1)
-    if not policy.grey:
+    if not policy.grayscale:
         return matrix
-    return np.where((u[..., 26] < policy.grey)[..., None, None], np.tile(_LUMINANCE, (3, 1)) @ matrix, matrix)
+    return np.where((u[..., 26] < policy.grayscale)[..., None, None], np.tile(_LUMINANCE, (3, 1)) @ matrix, matrix)
 
 
 def _either_way(u: np.ndarray, most: float | np.ndarray) -> np.ndarray:

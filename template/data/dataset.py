@@ -41,9 +41,9 @@ def train_dataset(
     policy = strengthen(POLICIES[settings.policy], settings.strength)
     policy = dataclasses.replace(
         policy,
-        flip=settings.flips,
-        erasing=settings.erase or policy.erasing,
-        grey=settings.grey,
+        hflip=settings.flips,
+        random_erasing=settings.random_erasing or policy.random_erasing,
+        grayscale=settings.grayscale,
         blur=settings.blur,
         solarize=settings.solarize,
     )

@@ -69,7 +69,7 @@ def learning_curve(
     """
     plain = Config(  # one look at each image: nothing that training has not stored already
         data=config.data, backbone=config.backbone, head=config.head,
-        augment=Augment(flip=False), tta=TTA(center_zoom=False),
+        augment=Augment(hflip=False), tta=TTA(center_zoom=False),
     )  # fmt: skip
     (features, widths), (held_out, _) = (
         select_levels(probe_features(base, plain, [part], store), config.head) for part in (train, val)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from .. import device, runs
+from .. import runs
 from ..config import Config, Stage
 from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import PARTS, DataError, Examples
@@ -24,6 +24,7 @@ from ..train.auto import (
     init_model,
     probe_features,
     select_levels,
+    set_seed_and_precision,
     standardise_input,
     starts_from_probe,
     with_stages,
@@ -71,7 +72,7 @@ def preflight(config: Config, folder: Path) -> bool:
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
     """All checks; what a run has to beat, and how long it will take; images by file name."""
     open_config, config = config, without_auto(config)
-    device.set_seed_and_precision(config.train)
+    set_seed_and_precision(config.train)
     config, parts = load_data(config, config.data)
     examples, pixels, part = parts.examples, parts.pixels(config.data), {name: parts.rows(name) for name in PARTS}
     train, val = (parts.plain(name, config.data) for name in ("train", "val"))

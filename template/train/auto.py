@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from .. import suggest
-from ..config import Backbone, Config, Data, Head
+from ..config import Backbone, Config, Data, Head, Train
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..model.backbones import BACKBONES, build_backbone, standardise
@@ -22,6 +23,14 @@ MAX_CV_IMAGES = 1000
 
 MAX_STATISTICS_IMAGES = 1000
 """Training images whose mean and variance stand for those of all: millions of pixels in each channel."""
+
+
+def set_seed_and_precision(settings: Train) -> None:
+    """Seed Python, NumPy and TensorFlow, and set the arithmetic."""
+    keras.utils.set_random_seed(settings.seed)
+    keras.config.set_dtype_policy(settings.precision)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 def with_stages(config: Config, images: int) -> Config:
