@@ -48,7 +48,7 @@ def main() -> None:
         for seed in range(known.seeds):
             table = write_split(config.data.path, known.per_class, seed, Path(scratch))
             for method in known.methods:
-                cache = Path(scratch) / f"{seed}-{method}"  # nobody finds what another has computed
+                cache = Path(scratch) / f"{seed}-{method}"  # no method finds what another has computed
                 data = dataclasses.replace(config.data, path=str(table), cache=str(cache))
                 if method != "ours":
                     data = dataclasses.replace(data, image_size=known.size)

@@ -1,4 +1,4 @@
-"""How well do you do? Name test images on a small local page, and be compared with labels and classifier.
+"""Human baseline: label test images on a small local page, and be compared with their labels and the classifier.
 
     python scripts/annotate.py --run runs/RUN --count 50
 
@@ -49,7 +49,9 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"Port {arguments.port} cannot be used ({error.strerror}). Choose another with --port.")
     left = questions.answers().count(None)
-    print(f"{left} images to name: http://127.0.0.1:{server.server_address[1]}  (Ctrl-C when you are done)", flush=True)
+    print(
+        f"{left} images to label: http://127.0.0.1:{server.server_address[1]}  (Ctrl-C when you are done)", flush=True
+    )
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     if questions.said:
@@ -58,13 +60,13 @@ def main() -> None:
 
 
 def report(found: dict) -> None:
-    """Say who agrees with whom."""
-    print(f"\n{found['images']} images named")
+    """Print who agrees with whom."""
+    print(f"\n{found['images']} images labelled by you")
     print(f"  you          {percent(found['person'])} as labelled; kappa {number(found['cohen_kappa'])}")
     print(f"  classifier   {percent(found['classifier'])} as labelled")
-    print(f"  the same     {percent(found['same'])}")
-    for name, label, said in found["differs"][:10]:
-        print(f"  {name!r} is labelled {label!r}, and you said {said!r}")
+    print(f"  same label   {percent(found['same'])}")
+    for name, label, answer in found["differs"][:10]:
+        print(f"  {name!r} is labelled {label!r}, and you chose {answer!r}")
     if len(found["differs"]) > 10:
         print(f"  and {len(found['differs']) - 10} more")
 

@@ -1,4 +1,4 @@
-"""What holds a finished run back, what twice the images would bring, and how much of it all is chance.
+"""What limits a finished run (bias, variance, labels), what twice the images would bring, how much is chance.
 
     python scripts/diagnose.py --run runs/RUN
     python scripts/diagnose.py --run runs/RUN runs/SAME_WITH_ANOTHER_SEED ...
@@ -33,7 +33,7 @@ def main() -> None:
     print(f"{found['verdict']}: {found['because']}\ntry:" + "".join(f"\n  - {line}" for line in found["try_next"]))
     if curve:
         pairs = zip(curve["sizes"], curve["errors"], strict=True)
-        print("regression, error on validation: " + ", ".join(f"{100 * error:.1f} % of {n}" for n, error in pairs))
+        print("linear probe, validation error: " + ", ".join(f"{100 * error:.1f} % of {n}" for n, error in pairs))
         print(f"twice the images, by the power law through these: {100 * curve['twice']:+.1f} points of accuracy")
     if len(folders) > 1:
         try:
@@ -42,10 +42,10 @@ def main() -> None:
             sys.exit(str(error))
         shares = disagreement(predictions)
         print(
-            f"{len(folders)} runs, on average of two: {percent(shares['differ'])} of the images with another answer, "
-            f"{percent(shares['both_wrong'])} with the same wrong one\n"
-            "the first is chance: more images, or the mean of several (evaluate.py --run A B C), lower it; the "
-            "second is not: look at labels, classes and what can be seen at all"
+            f"{len(folders)} runs, on average of two: {percent(shares['differ'])} of the images predicted differently, "
+            f"{percent(shares['both_wrong'])} with the same error\n"
+            "the first is variance: more images, or an ensemble (evaluate.py --run A B C), lower it; the second "
+            "is not: look at labels, classes and what the images show at all"
         )
 
 

@@ -31,7 +31,7 @@ def main() -> None:
 
 def show(line: Line) -> bool:
     """Print a line, and say whether it is of something wrong."""
-    print(f"{line.level:<5} {line.name}: {line.said}", flush=True)
+    print(f"{line.level:<5} {line.name}: {line.found}", flush=True)
     return line.level == "FAIL"
 
 

@@ -2,7 +2,7 @@
 
 python scripts/evaluate.py --run runs/RUN --path other_images/
 python scripts/evaluate.py --run runs/RUN                          # needs no TensorFlow
-python scripts/evaluate.py --run runs/RUN runs/OTHER runs/THIRD    # the mean of what several say
+python scripts/evaluate.py --run runs/RUN runs/OTHER runs/THIRD    # an ensemble: mean of their probabilities
 
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _together(several: Sequence[Predictions]) -> Predictions:
-    """The mean of what several say of the same images."""
+    """The ensemble: mean probabilities for the same images."""
     try:
         return average(align(several))
     except ValueError as error:

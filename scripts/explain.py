@@ -1,10 +1,10 @@
-"""Show where answers come from: a PNG an image, with what spoke for the answer beside it.
+"""Explain predictions: one PNG per image, with a heat map of what spoke for the predicted class beside it.
 
-    python scripts/explain.py --run runs/RUN PICTURE_OR_FOLDER ... --out heat/
+    python scripts/explain.py --run runs/RUN IMAGE_OR_FOLDER ... --out heat/
 
-Grad-CAM looks at the gradient in the topmost feature map; `--occlusion` covers one square after another instead and
-watches the answer, which takes fifty times as long and trusts nothing inside the network. Either explains the answer to
-the image as it is; predict.py averages over several views of it, and may say something else where that is close.
+Grad-CAM weights the topmost feature maps by their gradients; `--occlusion` covers one square after another instead and
+watches the logit, which takes fifty times as long and trusts nothing inside the network. Either explains the prediction
+for the plain image; predict.py averages over several views (TTA), and may differ where it is close.
 """
 
 import argparse
@@ -22,8 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, default=Path("heat"), help="folder to write to (default: heat)")
-    parser.add_argument("--occlusion", action="store_true", help="cover squares instead of looking inside")
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="PICTURE_OR_FOLDER")
+    parser.add_argument(
+        "--occlusion", action="store_true", help="occlusion maps instead of Grad-CAM: cover squares in turn"
+    )
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
     runs.check_output(arguments.out, "folder")
 
@@ -50,12 +52,12 @@ def main() -> None:
             continue
         notes.append((str(file), note))
         pixels = pixels[None]
-        answer = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
-        heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, answer)
+        predicted = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
+        heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, predicted)
         target = arguments.out / f"{number:04d}-{runs.short(file.stem)}.png"
         with runs.replacing(target) as temporary:
             side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
-        print(f"{str(file)!r}: {' '.join(classes[answer[0]].split())}, {target}")
+        print(f"{str(file)!r}: {' '.join(classes[predicted[0]].split())}, {target}")
         done += 1
     for line in [*describe_notes(notes), *describe_skipped(left)]:
         print(line)

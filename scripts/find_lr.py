@@ -4,7 +4,7 @@
 
 Takes the settings of train.py, trains a copy of the network for a hundred steps, each longer than the last, and draws
 the loss (find_lr.png). Suggested is a tenth of the step size at which the loss is lowest; or at which it explodes, if
-the head begins as a fitted regression and is at its lowest from the start. The first option of `auto` is taken. Exit
+the head begins as a fitted linear probe and is at its lowest from the start. The first option of `auto` is taken. Exit
 code: 0 if a rate was found, 1 if not, 2 if settings or images cannot be used.
 """
 

@@ -1,9 +1,9 @@
-"""Classify images with a finished run: one row an image, bad images as rows with a reason.
+"""Classify images with a finished run: one row per image, unreadable images as rows with a reason.
 
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
 
-What is left out in a folder (hidden files, litter of systems, links to folders) is named, and so is what had to be
-assumed to see something in an image (the first of several pages, 12 of 16 bits). Exit code: 0, or 1 if nothing
+What is left out of a folder (hidden files, system files, links to folders) is named, and so is what had to be
+assumed to read an image (the first of several pages, 12 of 16 bits). Exit code: 0, or 1 if nothing
 could be classified, or if something named is not there or cannot be listed; the other rows are written all the same.
 """
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="CSV file to write; by default the rows are printed")
-    parser.add_argument("--top-k", type=int, default=3, help="how many classes an image (default: 3)")
+    parser.add_argument("--top-k", type=int, default=3, help="how many classes per image (default: 3)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
     if arguments.out:

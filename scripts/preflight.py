@@ -3,7 +3,7 @@
     python scripts/preflight.py --data.path=FOLDER [--config RECIPE] [--backbone.name=...]
 
 Takes the settings of train.py and changes nothing of a run. Writes preflight.png (what enters the network, drawn from
-the very tensors), memorised.png (a few images, their labels and what is said of them) and preflight.json. Exit
+the very tensors), memorised.png (a few images, their labels and their predictions) and preflight.json. Exit
 code: 0 if every check passed, 1 if one did not, 2 if settings or images cannot be used.
 """
 

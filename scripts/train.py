@@ -1,7 +1,7 @@
 """Train a classifier on a folder of images and report how good it is.
 
 python scripts/train.py                                    # handwritten digits, nothing to download
-python scripts/train.py --data.path=FOLDER                 # your own images, one sub-folder a class
+python scripts/train.py --data.path=FOLDER                 # your own images, one sub-folder per class
 python scripts/train.py --config configs/folder.toml --data.path=FOLDER --backbone.name=resnet50
 python scripts/train.py --data.path=FOLDER --preflight     # check everything first, as preflight.py does
 python scripts/train.py --resume runs/20260101-120000-mobilenet
@@ -47,7 +47,7 @@ def main() -> None:
                 with clock("preflight"):
                     passed = preflight(config, folder)
                 if not passed:
-                    sys.exit("\nNothing was trained. Mend what failed, or go on without --preflight.")
+                    sys.exit("\nNothing was trained. Correct what failed, or go on without --preflight.")
             metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
             if new and runs.discard(folder):

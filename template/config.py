@@ -43,12 +43,12 @@ class Data:
     """Where the images are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
     `tfds:NAME` for a TensorFlow dataset, or `digits` (1,797 handwritten digits that come with scikit-learn)."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
-    """Side in pixels of the square that enters the network. `auto`: 288, or 224 if the probe clearly likes that better.
+    """Side in pixels of the square that enters the network. `auto`: 288, or 224 if cross-validation clearly prefers it.
     (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.
     2019, "Fixing the train-test resolution discrepancy".)"""
     resize: Literal["auto", "crop", "pad", "stretch"] = "crop"
-    """How an image becomes square: cut the longer side, add a grey border, change the aspect, or what the probe likes
-    best of these (`auto`)."""
+    """How an image becomes square: cut the longer side, add a grey border, change the aspect ratio, or what
+    cross-validation of the linear probe prefers (`auto`)."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of the images held out to choose (when to stop, which weights), unless a val/ part is given."""
     test_fraction: Fraction = 0.1
@@ -158,12 +158,12 @@ class Backbone:
 class Head:
     feature_levels: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = 1
     """Outputs of how many of the top blocks are features, side by side; more than 1 helps where the images are far
-    from ImageNet. `auto`: what the probe likes best of 1, 2 and the top half."""
+    from ImageNet. `auto`: what cross-validation prefers of 1, 2 and the top half."""
     pooling: Literal["avg", "max", "both"] = "avg"
     """How a feature map becomes one vector an image: mean, maximum, or the two side by side."""
     power_norm: Literal["auto"] | bool = False
     """Take the square root of the features, so that many small ones are heard beside few large ones. `auto`: yes,
-    unless the probe clearly likes them better as they are."""
+    unless cross-validation clearly prefers them as they are."""
     hidden: Annotated[int, Field(ge=0, le=8192)] = 0
     """Units of one hidden layer between pooling and output; 0 for none (best for small data)."""
     activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "maxout"] = "relu"
@@ -312,11 +312,12 @@ class Train:
     label; 0 for off, 1 for all sizes alike. Not in a stage of the head alone, whose features have no area. With mixup
     also on, each batch draws one of the two."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Arithmetic inside the network; the output is always float32. A GPU since 2017 likes a mixed one."""
+    """Arithmetic inside the network; the output is always float32. GPUs since 2017 are faster with a mixed one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of weights, order, augmentation and dropout."""
     probe: bool = True
-    """Begin with logistic regression on the frozen features, and start the head from it (pretrained backbones)."""
+    """Begin with a linear probe: logistic regression on the frozen features, whose weights the head starts from
+    (pretrained backbones)."""
     refit_on_train_val: Literal["auto", "yes", "no"] = "auto"
     """After the choices are made, train once more, the same way, on training and validation images together; auto:
     with pretrained weights and fewer than 5,000 images."""
@@ -338,7 +339,7 @@ class Train:
         return self
 
     @model_validator(mode="after")
-    def _imbalance_is_mended_once(self):
+    def _imbalance_is_corrected_once(self):
         off = {"class_weights": "none", "logit_adjustment": 0, "sampling": "all"}
         given = {name: getattr(self, name) for name, nothing in off.items() if getattr(self, name) != nothing}
         if len(given) > 1:
@@ -360,7 +361,7 @@ class TTA:
     center_zoom: Literal["auto"] | bool = False
     """Average also with those of a closer look at the middle of the image (two thirds of each side), and let the
     probe learn from it: twice the time once more. Good where what matters is in the middle and may be small. `auto`:
-    if the probe clearly likes that better."""
+    if cross-validation clearly prefers it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -465,9 +466,9 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        said = dict(map(_explain, error.errors()))
+        messages = dict(map(_explain, error.errors()))
         # Where a part of a value is wrong, pydantic adds that the whole is.
-        lines = [line for key, line in said.items() if not any(other.startswith(f"{key}.") for other in said)]
+        lines = [line for key, line in messages.items() if not any(k.startswith(f"{key}.") for k in messages)]
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -119,10 +119,10 @@ def _nvidia_smi() -> list[list[str]]:
     """Name, MiB of memory and driver of each GPU; none where the program is missing or fails."""
     line = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(line, capture_output=True, text=True, check=True, timeout=20).stdout
+        output = subprocess.run(line, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in row] for row in csv.reader(said.splitlines())]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
     return [row for row in rows if len(row) == 3 and row[1].isdecimal()]
 
 

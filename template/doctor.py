@@ -19,12 +19,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     level: Literal["ok", "warn", "FAIL"]
     """All is well; worth knowing; a run would stop or go wrong."""
     name: str
-    said: str
+    found: str
 
 
 def examine(results: Path, cache: Path) -> Iterator[Line]:
@@ -134,7 +134,7 @@ def _unmet(wanted: Sequence[str], whose: str, seen: set[str]) -> Iterator[str]:
     Args:
         wanted: requirements, as in pyproject.toml.
         whose: they are.
-        seen: packages whose own requirements were looked at.
+        seen: packages whose own requirements were checked.
     """
     from packaging.requirements import Requirement
 

@@ -39,7 +39,7 @@ from .train.nonfinite import NonFiniteError
 from .train.stages import TrainContext, assign, fit, refit
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
-"""What a user can mend; the message says how."""
+"""Errors that a user can correct; the message says how."""
 
 
 def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
@@ -162,7 +162,7 @@ def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> No
         print(f"  (python scripts/audit.py {shlex.quote(config.data.path)} --out audit shows them)")
 
 
-def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> None:
+def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> None:
     """Print what was found, and write what the run is made from; refuse to go on with other images than before."""
     used = examples.parts != ""
     table = to_csv(examples)
@@ -185,8 +185,8 @@ def _record(config: Config, votes: dict, examples: Examples, folder: Path) -> No
     runs.write_text(folder / "config.toml", configuration.to_toml(config))
     if not begun.exists():
         runs.write_text(begun, configuration.to_toml(config))
-    if votes:  # a resumed run finds nothing left to choose
-        runs.write_json(folder / "choices.json", votes)
+    if choices:  # a resumed run finds nothing left to choose
+        runs.write_json(folder / "choices.json", choices)
     runs.write_text(folder / "split.csv", table)
     runs.write_json(folder / "classes.json", list(examples.class_names))
     runs.write_json(folder / "skipped.json", [{"id": name, "reason": reason} for name, reason in examples.skipped])

@@ -181,17 +181,17 @@ def import_tensorflow() -> None:
     """Import TensorFlow without the dozen lines that it writes about itself; what it writes if it fails is shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:  # the lines come from C++ and pass by sys.stderr
+    with tempfile.TemporaryFile() as printed:  # the lines come from C++ and pass by sys.stderr
         try:
-            os.dup2(said.fileno(), 2)
+            os.dup2(printed.fileno(), 2)
             settle_keras()
             import tensorflow
 
             tensorflow.get_logger().setLevel("ERROR")  # each stage compiles a network of its own, and it minds that
             device.share_gpus()
         except BaseException:
-            said.seek(0)
-            os.write(stderr, said.read())
+            printed.seek(0)
+            os.write(stderr, printed.read())
             raise
         finally:
             os.dup2(stderr, 2)

@@ -10,10 +10,10 @@ def stages(
 ) -> tuple[Stage, ...]:
     """Stages for a recipe that names none.
 
-    Pretrained: with fewer than 200 images, none: no gradient step has been seen to improve on the probe there. With
-    more, the top sixth of the blocks; from 2,000 also the top half, if that helped. A probe that wants to see lower
-    levels says that the images are far from ImageNet: it has them already, and unfreezing starts at 1,000 images, from
-    the half. From scratch: everything at once.
+    Pretrained: with fewer than 200 images, none: no gradient step has been seen to improve on the linear probe there.
+    With more, the top sixth of the blocks; from 2,000 also the top half, if that helped. A probe that prefers lower
+    levels says that the images are far from ImageNet: it has their features already, and unfreezing starts at 1,000
+    images, from the half. From scratch: everything at once.
 
     Args:
         images: in the training part.
@@ -21,7 +21,7 @@ def stages(
         blocks: of the backbone.
         feature_levels: of the head.
         pretrained: whether it has weights to be careful with.
-        probed: whether the head is a logistic regression already; if not, it is trained first.
+        probed: whether the head begins as a linear probe; if not, it is trained first.
     """
 
     def epochs(wanted_steps: int) -> int:

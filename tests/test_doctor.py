@@ -65,7 +65,7 @@ def test_a_wrong_package_is_named_with_who_wants_what(tmp_path, monkeypatch, pla
 def test_a_version_that_works_and_was_not_tested_is_worth_a_word(planted):
     planted("certifi", "2099.1")
     (line,) = doctor.packages()
-    assert line.level == "warn" and "certifi 2099.1 (not 20" in line.said
+    assert line.level == "warn" and "certifi 2099.1 (not 20" in line.found
 
 
 def test_another_python_is_refused(monkeypatch):
@@ -79,7 +79,7 @@ def test_tensorflow_that_cannot_be_imported_and_a_gpu_that_it_overlooks(monkeypa
     assert [line.level for line in doctor.computing()] == ["ok", "warn"]
     monkeypatch.setattr(runs, "import_tensorflow", lambda: 1 / 0)
     (line,) = doctor.computing()
-    assert line.level == "FAIL" and "division by zero" in line.said
+    assert line.level == "FAIL" and "division by zero" in line.found
 
 
 @pytest.mark.parametrize(("gib", "level"), [(0.5, "FAIL"), (2, "warn"), (8, "ok"), (float("inf"), "ok")])
@@ -95,7 +95,7 @@ def test_a_folder_has_room_and_says_what_it_holds(monkeypatch, tmp_path, gib, le
     usage = doctor.shutil.disk_usage(tmp_path)._replace(free=gib * 2**30)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     line = doctor.room("cache", tmp_path / "cache")
-    assert line.level == level and "3.0 MiB in" in line.said
+    assert line.level == level and "3.0 MiB in" in line.found
     assert doctor.room("runs", tmp_path / "not" / "yet").level == level
 
 
@@ -110,13 +110,13 @@ def test_a_folder_that_cannot_be_written_to(monkeypatch, tmp_path):
 
     monkeypatch.setattr(disk.tempfile, "TemporaryFile", refused)
     line = doctor.room("cache", tmp_path)
-    assert line.level == "FAIL" and "--data.cache" in line.said
+    assert line.level == "FAIL" and "--data.cache" in line.found
     assert not list(tmp_path.glob(".tmp*")), "nothing is left behind"
 
 
 def test_weights_are_listed_and_damaged_ones_named(tmp_path):
     (line,) = doctor.weights(tmp_path / "keras")
-    assert line.level == "ok" and "none yet" in line.said
+    assert line.level == "ok" and "none yet" in line.found
     with h5py.File(tmp_path / "whole.h5", "w"):
         pass
     (tmp_path / "half.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[4:])

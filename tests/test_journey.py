@@ -307,7 +307,7 @@ def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", until_ctrl_c)
     said = journey.walk("annotate", "--run", run, "--count", 3, "--port", 0)
-    assert "1 images named" in said and "you          100.0 %" in said
+    assert "1 images labelled by you" in said and "you          100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 1
 
 

@@ -607,10 +607,10 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", answer_then_stop)
     code, said = call("annotate", "--run", run, "--count", "5", "--port", "0")
-    assert code == 0 and "5 images to name: http://127.0.0.1:" in said
-    assert "4 images named" in said and "you          100.0 %" in said
+    assert code == 0 and "5 images to label: http://127.0.0.1:" in said
+    assert "4 images labelled by you" in said and "you          100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 4
-    assert "1 images to name" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
+    assert "1 images to label" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
 
 
 def test_the_images_of_a_run_from_elsewhere_are_where_one_says(finished, tmp_path, monkeypatch):
@@ -623,7 +623,7 @@ def test_the_images_of_a_run_from_elsewhere_are_where_one_says(finished, tmp_pat
     last_words, _ = call("annotate", "--run", run, "--port", "0")
     assert "'/nowhere/images' does not exist" in last_words and "--data.path" in last_words
     code, said = call("annotate", "--run", run, "--port", "0", f"--data.path={images}")
-    assert code == 0 and "images to name" in said
+    assert code == 0 and "images to label" in said
 
 
 @pytest.mark.parametrize(
