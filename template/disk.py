@@ -130,7 +130,7 @@ def locked(folder: Path) -> Iterator[None]:
         file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise DiskError(
-            f"{str(folder)!r} cannot be written to: {error.strerror}. Choose another (--runs), or change its permissions."
+            f"{str(folder)!r} cannot be written to: {error.strerror}. Choose another (--runs), or set its permissions."
         ) from error
     with file:
         try:

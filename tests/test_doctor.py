@@ -122,4 +122,4 @@ def test_weights_are_listed_and_damaged_ones_named(tmp_path):
     (tmp_path / "half.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[4:])
     first, second = doctor.weights(tmp_path)
     assert (first.level, second.level) == ("FAIL", "ok")
-    assert "half.h5" in first.said and "whole.h5" in second.said and "half.h5" not in second.said
+    assert "half.h5" in first.found and "whole.h5" in second.found and "half.h5" not in second.found
