@@ -96,7 +96,8 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     from template.data.dataset import eval_dataset
     from template.data.decode import decode
     from template.data.split import clusters
-    from template.model.backbones import WeightsError, build_backbone
+    from template.model.backbones import build_backbone
+    from template.model.weights import WeightsError
     from template.train.auto import probe_features, select_levels, without_auto
     from template.train.features import FeatureCache
     from template.train.linear_probe import fit_probe

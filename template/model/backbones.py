@@ -3,29 +3,22 @@
 Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, cut, save and load.
 """
 
-import contextlib
-import json
-import os
 import re
 import socket
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-from ..config import Backbone, ConfigError
+from ..config import Backbone
+from .efficientnet_lite import efficientnet_lite
 from .layers import StochasticDepth, take_weights
-
-
-class WeightsError(RuntimeError):
-    """Pretrained weights that could not be had. The message says which file to put where."""
+from .weights import WeightsError, arrays_held, explained, load_file, standardises
 
 
 def _as_is(pixels: KerasTensor) -> KerasTensor:
@@ -35,6 +28,11 @@ def _as_is(pixels: KerasTensor) -> KerasTensor:
 
 def _minus_one_to_one(pixels: KerasTensor) -> KerasTensor:
     return layers.Rescaling(1 / 127.5, offset=-1, dtype="float32", name="preprocess")(pixels)
+
+
+def _lite(pixels: KerasTensor) -> KerasTensor:
+    """About -1 to 1, as EfficientNet-Lite was trained."""
+    return layers.Rescaling(1 / 128, offset=-127 / 128, dtype="float32", name="preprocess")(pixels)
 
 
 def _caffe(pixels: KerasTensor) -> KerasTensor:
@@ -142,6 +140,9 @@ BACKBONES = {
     "mobilenet": Family(_APPS.MobileNet, _minus_one_to_one, r"^conv_(?:dw|pw|pad)_(\d+)", 13, takes_alpha=True),
     "mobilenetv2": Family(_APPS.MobileNetV2, _minus_one_to_one, r"^block_(\d+)_", 16, takes_alpha=True),
     "efficientnetb0": Family(efficientnet, _as_is, r"^block(\d+)[a-z]", 7),
+    "efficientnet_lite0": Family(partial(efficientnet_lite, variant=0), _lite, r"^block(\d+)[a-z]", 7),
+    "efficientnet_lite1": Family(partial(efficientnet_lite, variant=1), _lite, r"^block(\d+)[a-z]", 7),
+    "efficientnet_lite2": Family(partial(efficientnet_lite, variant=2), _lite, r"^block(\d+)[a-z]", 7),
     "convnexttiny": Family(_APPS.ConvNeXtTiny, _as_is, r"(?:stage|downsampling_block)_(\d+)", 4),
 }
 
@@ -163,8 +164,8 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     file = Path(settings.weights) if settings.weights not in {"imagenet", "none"} else None
     if file and not file.is_file():
         raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
-    held = _held(file) if file else {}
-    standardised = settings.weights == "none" or (file and _standardises(file, held))
+    held = arrays_held(file) if file else {}
+    standardised = settings.weights == "none" or (file and standardises(file, held))
     preprocess = _standardised if standardised and family.preprocess is not _as_is else family.preprocess
     shape = {"input_tensor": preprocess(pixels), "input_shape": pixels.shape[1:]}
     alpha = {"alpha": settings.alpha} if family.takes_alpha else {}
@@ -176,26 +177,14 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
             # At other sizes than those it was trained at, MobileNet warns that it takes the weights of 224 pixels.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
             backbone = family.build(include_top=False, weights=weights, **shape, **alpha)
+    except WeightsError:
+        raise
     except Exception as error:
-        raise _explained(error, settings, image_size) from error
+        raise explained(error, settings, image_size) from error
     finally:
         socket.setdefaulttimeout(before)
     if file:
-        try:
-            backbone.load_weights(settings.weights)
-        except Exception as error:
-            raise WeightsError(
-                f"{settings.weights!r} does not hold weights of {settings.name} without its top: {error}"
-            ) from error
-        # Of a larger network Keras reads a part without a word. Only dense layers may be left over: the head of the
-        # run, or of the ImageNet classifier, that the file is of.
-        number = sum(count for name, count in held.items() if not name.startswith(("dense", "p_re_lu")))
-        expected = sum(len(layer.weights) for layer in backbone.layers if not isinstance(layer, layers.Dense))
-        if held and number != expected:
-            raise WeightsError(
-                f"{settings.weights!r} does not hold weights of {settings.name} without its top: expected "
-                f"{expected} arrays, received {number} (those of dense layers aside). Is it of another network?"
-            )
+        load_file(backbone, settings, held)
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
@@ -239,37 +228,6 @@ def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Mode
     return copy
 
 
-def _held(path: Path) -> dict[str, int]:
-    """How many arrays each layer has in a file of weights, by Keras's names for kinds of layers (`conv2d_3`).
-
-    Nothing for what cannot be read, and for files of Keras 2, whose reader counts the layers itself.
-    """
-
-    def arrays(group: h5py.Group) -> int:  # layers of a nested network, as ConvNeXt has, count for it
-        return len(group.get("vars", ())) + sum(map(arrays, group.get("layers", {}).values()))
-
-    with contextlib.ExitStack() as stack:
-        try:
-            file = path
-            if path.suffix == ".keras":
-                archive = stack.enter_context(zipfile.ZipFile(path))
-                file = stack.enter_context(archive.open("model.weights.h5"))
-            tree = stack.enter_context(h5py.File(file, "r"))
-        except (OSError, KeyError, zipfile.BadZipFile):
-            return {}
-        found = tree.get("layers", tree.get("_layer_checkpoint_dependencies", {}))
-        return {name: arrays(group) for name, group in found.items()}
-
-
-def _standardises(path: Path, held: dict[str, int]) -> bool:
-    """Whether the network that a file of weights is of begins with `_standardised`."""
-    if path.suffix == ".keras" and held:
-        with contextlib.suppress(KeyError, TypeError, ValueError), zipfile.ZipFile(path) as archive:
-            saved = json.loads(archive.read("config.json"))["config"]["layers"]
-            return ("Normalization", "preprocess") in [(layer["class_name"], layer["name"]) for layer in saved]
-    return "normalization" in held
-
-
 def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:
     """Block of every layer: the number in its name, else that of the layer before it; None before the first block.
 
@@ -282,22 +240,3 @@ def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:
         current = int(match[1]) if match else current
         numbers[layer.name] = current
     return numbers
-
-
-def _explained(error: Exception, settings: Backbone, image_size: int) -> Exception:
-    """A failed download becomes an instruction; anything else names the network and the size it was asked for."""
-    folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "models")
-    url = re.search(r"https?://\S+/(\S+?\.h5)", str(error))
-    if url:
-        return WeightsError(
-            f"The ImageNet weights of {settings.name} are not on this machine and could not be downloaded.\n"
-            f"Download {url[0]}\non a machine with internet and put it at {folder / url[1]}\n"
-            f"Or choose a file of your own (backbone.weights=FILE) or random weights (backbone.weights=none).\n"
-            f"Reason: {error}"
-        )
-    if isinstance(error, (OSError, HTTPException)) or "corrupted" in str(error):  # cut off, or a file that is damaged
-        return WeightsError(
-            f"The ImageNet weights of {settings.name} could not be downloaded or read in full: {error}\n"
-            f"Try again; if that does not help, delete their file from {folder}"
-        )
-    return ConfigError(f"{settings.name} cannot be built for {image_size} x {image_size} pixels: {error}")
