@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from template import recipe
-from template.config import Augment, Backbone, Config, Data, Head, Stage, Train
+from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.images.load import load_image
 from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
@@ -30,6 +30,7 @@ def test_trained_through_every_stage_it_says_the_same_after_reload(name, make_fo
         head=Head(feature_levels=2, power_norm=True),
         train=Train(batch_size=8, refit_on_train_val="no"),
         stages=STAGES,
+        tta=TTA(hflip=False),  # the model itself is asked afterwards
     )
     folder = tmp_path / "run"
     folder.mkdir()
