@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from template.config import Data
 from template.data.decode import with_bits
-from template.data.images import load as images
+from template.data.images import read
 from template.data.images.load import BadImageError, load, load_image
 
 ROOT = Path(__file__).parents[1]
@@ -437,7 +437,7 @@ def test_text_and_profiles_of_any_length_cost_no_image():
     for how in ({"pnginfo": corpus.long_text()}, {"icc_profile": bytes(1_500_000)}):
         data = encode(image, "PNG", **how)
         np.testing.assert_array_equal(said(data)[0], image)
-        assert images.header(data) == ("PNG", "RGB", 24, 24)
+        assert read.read_header(data) == ("PNG", "RGB", 24, 24)
 
 
 @pytest.mark.parametrize(
@@ -471,15 +471,15 @@ def test_large_images_are_made_smaller_first_and_are_the_same(monkeypatch):
     data = encode(page, "TIFF", compression="group4")
     expected = load_image(data, 16, "stretch")
     assert expected[:, :7].max() == 0 and expected[:, 9:].min() == 255
-    monkeypatch.setattr(images, "LARGE", 10_000)
+    monkeypatch.setattr(read, "LARGE", 10_000)
     difference = np.abs(load_image(data, 16, "stretch").astype(int) - expected)
     assert difference.max() <= 16  # at the edge between black and white
     clear = Image.fromarray(np.dstack([np.asarray(smooth().resize((600, 500))), np.full((500, 600), 200, np.uint8)]))
     for image in (clear, clear.convert("RGB"), clear.convert("L"), clear.convert("RGB").quantize(64)):
         small = load_image(encode(image, "PNG"), 32, "crop").astype(int)
-        monkeypatch.setattr(images, "LARGE", 10**9)
+        monkeypatch.setattr(read, "LARGE", 10**9)
         assert np.abs(small - load_image(encode(image, "PNG"), 32, "crop")).mean() < 1.5
-        monkeypatch.setattr(images, "LARGE", 10_000)
+        monkeypatch.setattr(read, "LARGE", 10_000)
 
 
 def test_a_thumbnail_does_not_hide_a_page_of_too_many_pixels():
@@ -715,7 +715,7 @@ def test_what_never_ends_is_not_read(tmp_path, target):
 
 def test_a_file_larger_than_any_photograph_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "film.jpg").write_bytes(bytes(101))
-    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    monkeypatch.setattr(read, "MAX_BYTES", 100)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
     assert "101 bytes are more than 100" in reason(tmp_path / "film.jpg")
 

@@ -26,7 +26,8 @@ from ..config import Data
 from .array_file import ArrayFile
 from .decode import with_bits
 from .examples import Examples
-from .images.load import BadImageError, ImageSource, address, header, load, read
+from .images.load import BadImageError, address, load
+from .images.read import ImageSource, read, read_header
 from .sources.names import part_of
 
 SIDE = 64
@@ -229,7 +230,7 @@ def _look_at(source: ImageSource, how: Data) -> tuple:
     """Reason, digest, format, mode, width, height, size, small copy, note."""
     nothing = np.zeros((SIDE, SIDE, 3), np.uint8)
     try:
-        data = read(source) if isinstance(source, Path) else source
+        data = read(source)
         digest = hashlib.sha256(data.tobytes() if isinstance(data, np.ndarray) else data).hexdigest()
         small, note = load(data, how)
         return "", digest, *_header_of(data), small, note
@@ -248,8 +249,8 @@ def _header_again(source: ImageSource) -> tuple:
 def _header_of(source: ImageSource) -> tuple[str, str, int, int, int]:
     """Format, mode, width, height and bytes of an image that can be read; decodes nothing."""
     if isinstance(source, np.ndarray):
-        return *header(source), source.nbytes
-    return *header(source), len(source) if isinstance(source, bytes) else source.stat().st_size
+        return *read_header(source), source.nbytes
+    return *read_header(source), len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 def _unreadable(examples: Examples, facts: Facts) -> Iterator[Finding]:

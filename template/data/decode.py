@@ -12,8 +12,10 @@ from ..config import Data
 from .array_file import ArrayFile
 from .cache import Cache
 from .examples import DataError, Examples, first_lines
-from .images.depth import bits_of_set
-from .images.load import VERSION, BadImageError, ImageSource, ReadError, load, needed_bits, read
+from .images.depth import bits_of_set, needed_bits
+from .images.load import VERSION, load
+from .images.read import ImageSource, read
+from .images.reasons import BadImageError, ReadError
 
 
 def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:
@@ -45,7 +47,7 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
     if data.bits != "auto":
         return data
     with device.threads() as pool:
-        needed = list(pool.map(lambda source: needed_bits(source, data), images))
+        needed = list(pool.map(lambda source: needed_bits(source, data.max_megapixels), images))
     return dataclasses.replace(data, bits=bits_of_set(needed) or "auto")
 
 
@@ -69,7 +71,7 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
     def loaded(row: int) -> tuple[np.ndarray, str] | BadImageError:
         source = examples.images[row]
         try:
-            contents = read(source) if isinstance(source, Path) else source
+            contents = read(source)
             if isinstance(source, Path) and _digest(contents) != examples.digests[row]:
                 return ReadError("it changed while it was read; is something still writing it? Start again")
             return load(contents, data)
@@ -130,6 +132,6 @@ def _digest(source: ImageSource) -> str | ReadError:
     if isinstance(source, np.ndarray):
         return hashlib.sha256(f"{source.dtype} {source.shape}".encode() + source.tobytes()).hexdigest()
     try:
-        return hashlib.sha256(source if isinstance(source, bytes) else read(source)).hexdigest()
+        return hashlib.sha256(read(source)).hexdigest()
     except ReadError as error:
         return error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images.load import ImageSource
+from .images.read import ImageSource
 from .sources.folders import read_folder
 from .sources.names import DataError, Found, matched, one_spelling, part_of
 from .sources.tables import ENDINGS, read_table

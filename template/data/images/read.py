@@ -1,0 +1,200 @@
+"""From a file to an image that is open but not decoded: its bytes, its header, and what is refused by these."""
+
+import contextlib
+import ctypes
+import functools
+import io
+import itertools
+import logging
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .reasons import FORMATS, RAW, BadImageError, ReadError, black_is_zero, is_raw, is_reduced, lean, misread, why_not
+
+ImageSource = Path | bytes | np.ndarray
+"""A file, its bytes, or an array: uint8 or uint16 [height, width], [.., .., 1], [.., .., 3] or [.., .., 4]."""
+
+MAX_BYTES = 500_000_000
+"""A file is read as a whole; no photograph is larger."""
+MAX_PIXELS_PER_BYTE = 2000
+"""Of files that claim more than 25 million pixels: a photograph has 10, a scanned page 200, a trap any number."""
+LARGE = 50_000_000
+"""Pixels beyond which images are decoded one at a time, and made smaller before anything else."""
+
+_one_at_a_time = threading.Lock()
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # nameless, of damaged tags; what matters becomes a reason or a note
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+def read(source: ImageSource, most: int | None = None) -> bytes | np.ndarray:
+    """Contents of a file, or its first bytes; bytes and arrays as they are.
+
+    Raises:
+        ReadError: if the file cannot be read. A pipe or a device is not opened: reading could last for ever.
+    """
+    if not isinstance(source, Path):
+        return source
+    try:
+        facts = source.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ReadError("a directory, pipe or device and not a file; remove it")
+        if facts.st_size > MAX_BYTES:
+            raise ReadError(f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it an image? Make it smaller")
+        if most is None:
+            return source.read_bytes()
+        with source.open("rb") as file:
+            return file.read(most)
+    except ReadError:
+        raise
+    except FileNotFoundError:
+        raise ReadError("no such file (or a link to nowhere); restore or remove it") from None
+    except PermissionError:
+        raise ReadError("no permission to read it; change its rights") from None
+    except MemoryError:
+        raise ReadError("there is not enough memory to read it now; end other programs, or remove it") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = getattr(error, "strerror", None) or error
+        raise ReadError(f"cannot be read: {why}; try again, or restore or remove it") from None
+
+
+def read_header(source: ImageSource) -> tuple[str, str, int, int]:
+    """Format, mode, width and height of an image that `load` can read, before it is turned upright."""
+    if isinstance(source, np.ndarray):
+        return "array", str(source.dtype), source.shape[1], source.shape[0]
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            _choose_page(image, b"", [])
+            return str(image.format), image.mode, *image.size
+    except Exception:  # what `load` mends before it is opened, and sizes that only the settings allow
+        image = _open(lean(read(source)), megapixels=10_000)
+        return str(image.format), image.mode, *image.size
+
+
+def open_image(contents: bytes, max_megapixels: float, notes: list[str]) -> tuple[Image.Image, bytes]:
+    """An image that is checked and at the right page, but not decoded; and the bytes that it is read from.
+
+    Args:
+        contents: of a file.
+        max_megapixels: images that claim more are refused.
+        notes: what had to be assumed is added to it.
+
+    Raises:
+        BadImageError: with the reason, if it cannot be used.
+    """
+    if not contents:
+        raise BadImageError("the file is empty; copy or download it again")
+    contents = lean(contents)
+    image = _open(contents, max_megapixels)
+    _choose_page(image, contents, notes)
+    _refuse_traps(image, len(contents), max_megapixels)
+    return image, contents
+
+
+def decode_image(image: Image.Image) -> None:
+    """Decode its pixels, in place.
+
+    Raises:
+        BadImageError: if it is damaged.
+    """
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise BadImageError(f"{image.format} is damaged or cut short ({why}); copy or download it again") from error
+
+
+def memory_lock(image: Image.Image) -> contextlib.AbstractContextManager:
+    """What to hold while an image is decoded: large ones are decoded one at a time, whatever the number of threads."""
+    return _one_at_a_time if is_large(image) else contextlib.nullcontext()
+
+
+def is_large(image: Image.Image) -> bool:
+    """Whether it is decoded alone, and made smaller before anything else."""
+    return image.width * image.height > LARGE
+
+
+def _open(contents: bytes, megapixels: float) -> Image.Image:
+    """Read the header."""
+    # Pillow refuses twice its limit: some formats take memory when they are opened. Ours, with a setting, comes next.
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 500_000)
+    try:
+        image = Image.open(io.BytesIO(contents), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise BadImageError(_too_many(pixels[0] if pixels else "it", megapixels)) from None
+    except Exception as error:
+        other = black_is_zero(contents)
+        if other is None:
+            raise BadImageError(why_not(contents, error)) from None
+        image = _open(other, megapixels)
+        image.info["white is zero"] = True
+    if image.format == "TIFF":
+        _silence_libtiff()
+    return image
+
+
+def _too_many(size: str, megapixels: float) -> str:
+    return f"{size} is more than {megapixels:g} megapixels; make it smaller, or raise data.max_megapixels"
+
+
+def _refuse_traps(image: Image.Image, length: int, megapixels: float) -> None:
+    """Before anything is decoded: a file of 400 bytes can claim gigabytes of pixels."""
+    pixels, claims = image.width * image.height, f"{image.width} x {image.height}"
+    if pixels > megapixels * 1e6:
+        raise BadImageError(_too_many(claims, megapixels))
+    # A page that is nearly empty packs to any degree, and in one byte a pixel it costs little.
+    plain = image.format in {"PNG", "TIFF", "BMP"} and image.mode in {"1", "L", "P"}
+    if not plain and pixels > max(25_000_000, MAX_PIXELS_PER_BYTE * length):
+        claims = f"{claims} pixels in {length:,} bytes"
+        raise BadImageError(f"{image.format} claims {claims}: nothing to see, or a trap; remove it")
+
+
+def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
+    """Go to the first page that is no thumbnail of another, and note if it is not alone."""
+    if image.format != "TIFF":
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # of MPO the others are the other eye's
+            notes.append("an animation, of which the first frame is used")
+        return
+    if is_raw(image.tag_v2, contents):
+        raise BadImageError(RAW)
+    if image.is_animated or is_reduced(image.tag_v2):
+        full = list(itertools.islice(_full_pages(image), 2))
+        if not full:
+            raise BadImageError(RAW)
+        image.seek(full[0])
+        if len(full) > 1:
+            notes.append("more than one page, of which the first is used")
+    if kind := misread(image.tag_v2):
+        raise BadImageError(f"not supported: TIFF with {kind}; convert it to PNG")
+
+
+def _full_pages(image: Image.Image) -> Iterator[int]:
+    """Pages of a TIFF that are no thumbnails or masks, and of a kind that can be read."""
+    for page in range(16):
+        try:
+            image.seek(page)
+        except EOFError:
+            return
+        except Exception:  # whatever Pillow makes of a page that it does not know
+            continue
+        if not is_reduced(image.tag_v2):
+            yield page
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """It writes to the terminal by itself, without the name of the file; what matters of it is in the error."""
+    with contextlib.suppress(OSError, AttributeError):  # where it cannot be found, it goes on talking
+        libtiff = ctypes.CDLL(Image.core.__file__)
+        libtiff.TIFFSetErrorHandler(None)
+        libtiff.TIFFSetWarningHandler(None)
