@@ -43,7 +43,8 @@ from PIL import Image
 
 from template import runs
 from template.config import Data
-from template.data.audit import SIDE, near_pairs
+from template.data.audit.duplicates import near_pairs
+from template.data.audit.facts import THUMBNAIL
 from template.data.cache import Cache
 from template.data.decode import decode
 from template.data.examples import DataError, load_examples
@@ -615,7 +616,7 @@ def near(folder: Path, data: Path | None = None, photographs: int = 150) -> dict
         files = [file for file in sorted(data.rglob("*")) if file.is_file()]
         chosen = generator.permutation(len(files))[:photographs]
         originals = [Image.open(files[row]).convert("RGB") for row in chosen]
-    small = [load_image(_as_bytes(image, "PNG"), SIDE, "stretch") for image in originals]
+    small = [load_image(_as_bytes(image, "PNG"), THUMBNAIL, "stretch") for image in originals]
     found = {"recoded": 0, "half the size": 0}
     for image, own in zip(originals, small, strict=True):
         half = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BICUBIC)
@@ -623,7 +624,7 @@ def near(folder: Path, data: Path | None = None, photographs: int = 150) -> dict
             ("recoded", _as_bytes(image, "JPEG", quality=30)),
             ("half the size", _as_bytes(half, "PNG")),
         ):
-            found[name] += bool(near_pairs(np.stack([own, load_image(data_, SIDE, "stretch")])))
+            found[name] += bool(near_pairs(np.stack([own, load_image(data_, THUMBNAIL, "stretch")])))
     false = near_pairs(np.stack(small))
     pairs = len(small) * (len(small) - 1) // 2
     recall = {name: count / len(small) for name, count in found.items()}

@@ -20,11 +20,13 @@ import numpy as np
 
 from template import config as configuration
 from template import disk, runs
-from template.data.audit import Finding, as_json, as_page, audit, clean_rows, feature_duplicates, read_facts
+from template.data.audit.checks import audit
+from template.data.audit.duplicates import feature_duplicates
+from template.data.audit.facts import read_facts
+from template.data.audit.findings import Finding, clean_rows, to_html, to_json
 from template.data.examples import DataError, Examples, load_examples
 
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
-WORDS = {"mend": "MEND", "look": "look", "know": "    "}
 
 
 def main() -> None:
@@ -55,19 +57,19 @@ def main() -> None:
             sys.exit(2)
     show(findings, examples, "" if known.out else " (--out FOLDER shows all)")
     if known.out:
-        runs.write_json(known.out / "audit.json", as_json(examples, findings))
+        runs.write_json(known.out / "audit.json", to_json(examples, findings))
         title = f"{known.path}: {len(examples)} images of {len(examples.class_names)} classes"
-        runs.write_text(known.out / "audit.html", as_page(title, examples, facts, findings))
+        runs.write_text(known.out / "audit.html", to_html(title, examples, facts, findings))
         print(f"written: {known.out / 'audit.html'}")
     if known.write_csv:
         write_csv(known.write_csv, examples, clean_rows(examples, findings))
-    sys.exit(int(any(finding.severity == "mend" for finding in findings)))
+    sys.exit(int(any(finding.severity == "error" for finding in findings)))
 
 
 def show(findings: list[Finding], examples: Examples, where: str) -> None:
     """Print findings with their first images; `where` the others are."""
     for finding in findings:
-        print(f"{WORDS[finding.severity]}  {finding.check}: {finding.message}")
+        print(f"{finding.severity:<7}  {finding.check}: {finding.message}")
         for group in finding.images[:3]:
             print(f"        {', '.join(repr(str(examples.ids[row])) for row in group)}")
         if len(finding.images) > 3:
@@ -123,8 +125,8 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     wrong = [int(i) for i in first if losses[i] > np.log(2)]  # its own label is less likely than all others together
     found = [
         Finding(
-            "labels",
-            "look",
+            "label issues",
+            "warning",
             f"{len(wrong)} labels are less likely than not, says {config.backbone.name}; the most doubtful first.",
             "Look at the first few. A wrong label costs more than a missing image; of hard images it often errs.",
             [(i,) for i in wrong],

@@ -128,7 +128,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     """
     from template.config import ConfigError
     from template.data.examples import DataError, load_examples
-    from template.data.sources.folders import describe_notes
+    from template.data.sources.files import describe_notes
 
     try:
         examples = load_examples(path)

@@ -32,7 +32,7 @@ def main() -> None:
     from template.config import ConfigError
     from template.data.examples import DataError
     from template.data.images.load import BadImageError, load
-    from template.data.sources.folders import describe_notes, describe_skipped, gather, nothing_done
+    from template.data.sources.files import describe_notes, describe_skipped, gather, nothing_done
 
     try:
         files, left = gather(arguments.inputs)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from template import config as configuration
 from template import runs
-from template.data.sources.folders import is_junk
+from template.data.sources.files import is_junk
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from . import runs
 from .config import Config
 from .data.array_file import ArrayFile
-from .data.audit import Facts
+from .data.audit.facts import Facts
 from .data.dataset import evenly_spaced
 from .data.examples import Examples
 from .deploy.explain import figures
@@ -124,7 +124,7 @@ def _compared(trained: TrainedRun, best: Predictions, accuracy: dict[str, float]
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
         "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
         "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
-        "audit": [finding for finding in found["audit"] if finding["severity"] != "know"],
+        "audit": [finding for finding in found["audit"] if finding["severity"] != "info"],
     }
 
 

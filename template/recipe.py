@@ -12,7 +12,9 @@ import tensorflow as tf
 from . import config as configuration
 from . import device, disk, runs, suggest
 from .config import Config, Train
-from .data.audit import Facts, as_json, audit, facts_from_pixels
+from .data.audit.checks import audit
+from .data.audit.facts import Facts, facts_from_pixels
+from .data.audit.findings import to_json
 from .data.examples import PARTS, DataError, Examples, first_lines
 from .data.load import load_data
 from .data.seen import warm_start
@@ -154,11 +156,11 @@ def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> No
     rows = np.flatnonzero(examples.parts != "")
     used = dataclasses.replace(examples, skipped=()).take(rows)
     found = audit(used, facts.take(rows)) + warm_start(used, config.backbone.weights)
-    runs.write_json(folder / "audit.json", as_json(used, found))
-    worth_a_look = [finding for finding in found if finding.severity != "know"]
-    for finding in worth_a_look:
+    runs.write_json(folder / "audit.json", to_json(used, found))
+    noteworthy = [finding for finding in found if finding.severity != "info"]
+    for finding in noteworthy:
         print(f"{finding.severity}: {finding.message}{f' {finding.advice}' * (finding.check == 'warm start')}")
-    if worth_a_look:
+    if noteworthy:
         print(f"  (python scripts/audit.py {shlex.quote(config.data.path)} --out audit shows them)")
 
 

@@ -18,21 +18,16 @@ import pytest
 from PIL import Image
 
 from template.config import Backbone, Data
-from template.data.audit import (
-    Finding,
-    audit,
-    clean_rows,
-    facts_from_pixels,
-    feature_duplicates,
-    near_pairs,
-    perceptual_hashes,
-    read_facts,
-)
+from template.data.audit.checks import audit
+from template.data.audit.duplicates import feature_duplicates, near_pairs, perceptual_hashes
+from template.data.audit.facts import facts_from_pixels, read_facts
+from template.data.audit.findings import Finding, clean_rows
 from template.data.decode import decode
 from template.data.examples import load_examples
 from template.model.backbones import build_backbone
 
 BICUBIC = Image.Resampling.BICUBIC
+EXACT, NEAR, CONFLICT = "exact duplicates", "near duplicates", " with different labels"
 SCRIPT = Path(__file__).parent.parent / "scripts" / "audit.py"
 
 
@@ -80,8 +75,8 @@ def findings(root: Path) -> list[Finding]:
 
 
 def test_what_is_in_order_is_not_complained_of(tidy):
-    assert {f.severity for f in findings(tidy)} == {"know"}
-    assert {f.check for f in findings(tidy)} == {"classes", "sizes"}
+    assert {f.severity for f in findings(tidy)} == {"info"}
+    assert {f.check for f in findings(tidy)} == {"classes", "image sizes"}
 
 
 def rotated(image: Image.Image) -> Image.Image:
@@ -104,41 +99,57 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cut short": (
         lambda r: (r / "ant/x.jpg").write_bytes((r / "ant/000.jpg").read_bytes()[:900]),
         "unreadable",
-        "look",
+        "warning",
     ),
-    "empty": (lambda r: (r / "ant/x.jpg").touch(), "unreadable", "look"),
-    "text": (lambda r: (r / "ant/x.jpg").write_text("not an image"), "unreadable", "look"),
-    "web page": (lambda r: (r / "ant/x.jpg").write_text("<!doctype html><p>404"), "unreadable", "look"),
-    "iPhone": (lambda r: (r / "ant/x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "unreadable", "look"),
-    "link to nowhere": (lambda r: (r / "ant/x.jpg").symlink_to(r / "gone.jpg"), "unreadable", "look"),
-    "loose file": (lambda r: saved(scene(99), r / "x.jpg"), "outside", "look"),
-    "hidden": (lambda r: saved(scene(99), r / "ant/.x.jpg"), "outside", "look"),
-    "litter": (lambda r: saved(scene(99), r / "__MACOSX/x.jpg"), "outside", "look"),
-    "repeated": (lambda r: shutil.copy(r / "ant/000.jpg", r / "ant/x.jpg"), "equal", "look"),
-    "two labels": (lambda r: shutil.copy(r / "ant/000.jpg", r / "bee/x.jpg"), "two labels", "mend"),
-    "recoded": (lambda r: saved(scene(0), r / "ant/x.jpg", quality=40), "nearly equal", "look"),
-    "resized": (lambda r: saved(scene(0).resize((70, 52)), r / "ant/x.png"), "nearly equal", "look"),
-    "mirrored": (lambda r: saved(mirrored(scene(0)), r / "ant/x.jpg"), "nearly equal", "look"),
-    "rotated": (lambda r: saved(rotated(scene(0)), r / "ant/x.jpg"), "nearly equal", "look"),
+    "empty": (lambda r: (r / "ant/x.jpg").touch(), "unreadable", "warning"),
+    "text": (lambda r: (r / "ant/x.jpg").write_text("not an image"), "unreadable", "warning"),
+    "web page": (lambda r: (r / "ant/x.jpg").write_text("<!doctype html><p>404"), "unreadable", "warning"),
+    "iPhone": (lambda r: (r / "ant/x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "unreadable", "warning"),
+    "link to nowhere": (lambda r: (r / "ant/x.jpg").symlink_to(r / "gone.jpg"), "unreadable", "warning"),
+    "loose file": (lambda r: saved(scene(99), r / "x.jpg"), "skipped", "warning"),
+    "hidden": (lambda r: saved(scene(99), r / "ant/.x.jpg"), "skipped", "warning"),
+    "litter": (lambda r: saved(scene(99), r / "__MACOSX/x.jpg"), "skipped", "warning"),
+    "repeated": (lambda r: shutil.copy(r / "ant/000.jpg", r / "ant/x.jpg"), EXACT, "warning"),
+    "two labels": (
+        lambda r: shutil.copy(r / "ant/000.jpg", r / "bee/x.jpg"),
+        "exact duplicates with different labels",
+        "error",
+    ),
+    "recoded": (lambda r: saved(scene(0), r / "ant/x.jpg", quality=40), NEAR, "warning"),
+    "resized": (lambda r: saved(scene(0).resize((70, 52)), r / "ant/x.png"), NEAR, "warning"),
+    "mirrored": (lambda r: saved(mirrored(scene(0)), r / "ant/x.jpg"), NEAR, "warning"),
+    "rotated": (lambda r: saved(rotated(scene(0)), r / "ant/x.jpg"), NEAR, "warning"),
     "brightened": (
         lambda r: saved(scene(0).point(lambda v: min(255, v + 20)), r / "ant/x.jpg"),
-        "nearly equal",
-        "look",
+        NEAR,
+        "warning",
     ),
-    "recoded, two labels": (lambda r: saved(scene(0), r / "bee/x.png"), "nearly equal, two labels", "mend"),
-    "one colour": (lambda r: saved(Image.new("RGB", (90, 90), "teal"), r / "ant/x.png"), "one colour", "look"),
-    "dark": (lambda r: saved(scene(99).point(lambda v: v // 18), r / "ant/x.png"), "dark", "look"),
-    "bright": (lambda r: saved(scene(99).point(lambda v: 235 + v // 13), r / "ant/x.png"), "bright", "look"),
-    "tiny": (lambda r: saved(scene(99, 40, 30), r / "ant/x.png"), "tiny", "look"),
-    "narrow": (lambda r: saved(scene(99, 500, 90), r / "ant/x.png"), "narrow", "look"),
-    "misnamed": (lambda r: saved(scene(99), r / "ant/x.jpg", format="PNG"), "misnamed", "know"),
-    "small class": (lambda r: [saved(scene(200 + i), r / "wasp" / f"{i}.jpg") for i in range(3)], "few", "look"),
-    "imbalance": (lambda r: [saved(scene(300 + i), r / "ant" / f"y{i}.jpg") for i in range(140)], "imbalance", "look"),
-    "size gives it away": (lambda r: of_class(r, lambda i: i.resize((160, 120))), "shortcut", "mend"),
-    "format gives it away": (lambda r: of_class(r, lambda i: i, ".png"), "shortcut", "mend"),
-    "mode gives it away": (lambda r: of_class(r, lambda i: i.convert("L")), "shortcut", "mend"),
-    "file size gives it away": (lambda r: of_class(r, lambda i: i, quality=20), "shortcut", "mend"),
-    "brightness gives it away": (lambda r: of_class(r, lambda i: i.point(lambda v: v // 2)), "shortcut", "look"),
+    "recoded, two labels": (
+        lambda r: saved(scene(0), r / "bee/x.png"),
+        "near duplicates with different labels",
+        "error",
+    ),
+    "one colour": (lambda r: saved(Image.new("RGB", (90, 90), "teal"), r / "ant/x.png"), "low contrast", "warning"),
+    "dark": (lambda r: saved(scene(99).point(lambda v: v // 18), r / "ant/x.png"), "dark", "warning"),
+    "bright": (lambda r: saved(scene(99).point(lambda v: 235 + v // 13), r / "ant/x.png"), "bright", "warning"),
+    "tiny": (lambda r: saved(scene(99, 40, 30), r / "ant/x.png"), "tiny", "warning"),
+    "narrow": (lambda r: saved(scene(99, 500, 90), r / "ant/x.png"), "odd aspect ratio", "warning"),
+    "misnamed": (lambda r: saved(scene(99), r / "ant/x.jpg", format="PNG"), "wrong extension", "info"),
+    "small class": (
+        lambda r: [saved(scene(200 + i), r / "wasp" / f"{i}.jpg") for i in range(3)],
+        "few images",
+        "warning",
+    ),
+    "imbalance": (
+        lambda r: [saved(scene(300 + i), r / "ant" / f"y{i}.jpg") for i in range(140)],
+        "class imbalance",
+        "warning",
+    ),
+    "size gives it away": (lambda r: of_class(r, lambda i: i.resize((160, 120))), "shortcut", "error"),
+    "format gives it away": (lambda r: of_class(r, lambda i: i, ".png"), "shortcut", "error"),
+    "mode gives it away": (lambda r: of_class(r, lambda i: i.convert("L")), "shortcut", "error"),
+    "file size gives it away": (lambda r: of_class(r, lambda i: i, quality=20), "shortcut", "error"),
+    "brightness gives it away": (lambda r: of_class(r, lambda i: i.point(lambda v: v // 2)), "shortcut", "warning"),
 }
 
 
@@ -149,19 +160,19 @@ def test_a_planted_fault_is_found(tidy, fault):
     found = [f for f in findings(tidy) if f.check == check]
     assert severity in {f.severity for f in found}
     assert all(f.message and f.advice for f in found)
-    if check not in {"outside", "shortcut", "few", "imbalance"}:
+    if check not in {"skipped", "shortcut", "few images", "class imbalance"}:
         examples = load_examples(str(tidy))
         named = {Path(str(examples.ids[row])).stem for f in found for group in f.images for row in group}
         assert "x" in named and named <= {"x", "000"}
 
 
-@pytest.mark.parametrize(("how", "check"), [(90, "equal across parts"), (40, "nearly equal across parts")])
+@pytest.mark.parametrize(("how", "check"), [(90, f"{EXACT} across parts"), (40, f"{NEAR} across parts")])
 def test_a_training_image_in_the_test_part_is_found(parted, how, check):
     if how == 90:
         shutil.copy(parted / "train/ant/000.jpg", parted / "test/ant/x.jpg")
     else:
         saved(scene(0), parted / "test/ant/x.jpg", quality=how)
-    (found,) = [f for f in findings(parted) if f.severity == "mend"]
+    (found,) = [f for f in findings(parted) if f.severity == "error"]
     examples = load_examples(str(parted))
     assert found.check == check
     assert [{str(examples.ids[row]) for row in group} for group in found.images] == [
@@ -172,8 +183,8 @@ def test_a_training_image_in_the_test_part_is_found(parted, how, check):
 def test_a_root_one_level_too_high_is_noticed(tmp_path, tidy):
     for season in ("spring", "summer"):
         shutil.copytree(tidy, tmp_path / "years" / season)
-    (found,) = [f for f in findings(tmp_path / "years") if f.check == "level"]
-    assert found.severity == "mend" and "['ant', 'bee', 'fly']" in found.message and "one level deeper" in found.advice
+    (found,) = [f for f in findings(tmp_path / "years") if f.check == "folder level"]
+    assert found.severity == "error" and "['ant', 'bee', 'fly']" in found.message and "one level deeper" in found.advice
 
 
 def test_copies_are_found_and_strangers_are_not():
@@ -225,9 +236,9 @@ def test_the_script_writes_a_page_a_list_and_a_clean_table_and_touches_nothing(p
     before = contents(parted)
     code, said, _ = run(parted, "--out", tmp_path / "audit", "--write-csv", tmp_path / "clean.csv")
     assert code == 1 and contents(parted) == before
-    assert "MEND  two labels: Equal images under two labels: 1" in said
+    assert "error    exact duplicates with different labels: Exact duplicates with different labels: 1" in said
     listed = {f["check"]: f["images"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
-    assert [sorted(pair) for pair in listed["two labels"]] == [["train/bee/001.jpg", "train/fly/x.jpg"]]
+    assert [sorted(pair) for pair in listed[EXACT + CONFLICT]] == [["train/bee/001.jpg", "train/fly/x.jpg"]]
     page = (tmp_path / "audit/audit.html").read_text()
     assert "train/fly/x.jpg" in page and "data:image/jpeg;base64," in page
     assert "<b>broken" not in page and "&lt;b&gt;broken.jpg" in page
@@ -238,7 +249,7 @@ def test_the_script_writes_a_page_a_list_and_a_clean_table_and_touches_nothing(p
     lost = {"train/ant/000.jpg", "train/bee/001.jpg", "train/fly/x.jpg", "train/ant/again.jpg"}
     assert gone == lost | {"train/ant/<b>broken.jpg"}
     again = load_examples(str(tmp_path / "clean.csv"))
-    assert {f.severity for f in audit(again, read_facts(again))} == {"know"}
+    assert {f.severity for f in audit(again, read_facts(again))} == {"info"}
     assert sorted(set(again.parts)) == ["test", "train"]
 
 
@@ -249,7 +260,7 @@ def test_what_is_held_out_stays_in_the_clean_table(parted):
     assert "test/ant/033.jpg" in kept and "train/ant/aaa.jpg" not in kept
 
 
-GLANCED = [name for name in FAULTS if FAULTS[name][1] not in {"unreadable", "outside", "two labels", "equal"}]
+GLANCED = [name for name in FAULTS if FAULTS[name][1] not in {"unreadable", "skipped", EXACT, EXACT + CONFLICT}]
 
 
 @pytest.mark.parametrize("fault", GLANCED)
@@ -278,8 +289,8 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
     ):
         said = {f.message: [used.ids[row] for (row,) in f.images] for f in audit(used, facts) if f.check == "assumed"}
         assert said == {
-            "1: more than one page, of which the first is used": ["ant/pages.tif"],
-            "2: 12 of 16 bits are used, and scaled by that": ["bee/deep.png", "fly/deep.png"],
+            "more than one page, of which the first is used: 1": ["ant/pages.tif"],
+            "12 of 16 bits are used, and scaled by that: 2": ["bee/deep.png", "fly/deep.png"],
         }
 
 
@@ -289,8 +300,8 @@ def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
     )
     rows = np.array([7, 3, 30])
     facts, whole = facts_from_pixels(examples.take(rows), pixels, rows), read_facts(examples)
-    assert np.array_equal(facts.small, pixels[rows]) and facts.readable.all()
-    for name in ("digest", "format", "mode", "width", "height", "size"):
+    assert np.array_equal(facts.thumbnails, pixels[rows]) and facts.readable.all()
+    for name in ("digest", "format", "mode", "width", "height", "file_size"):
         assert list(getattr(facts, name)) == list(getattr(whole, name)[rows]), name
 
 
@@ -298,7 +309,7 @@ def test_what_has_few_pixels_is_no_copy_of_what_looks_like_it(tmp_path):
     """Nothing that a hash could see tells handwritten digits of 8 x 8 pixels apart."""
     for number in range(40):
         saved(scene(0).resize((8, 8)).rotate(number), tmp_path / "p" / "ab"[number % 2] / f"{number}.png")
-    assert not [f for f in findings(tmp_path / "p") if f.check.startswith("nearly equal")]
+    assert not [f for f in findings(tmp_path / "p") if f.check.startswith("near duplicates")]
 
 
 def test_images_that_a_network_finds_alike(tidy):
@@ -308,9 +319,9 @@ def test_images_that_a_network_finds_alike(tidy):
     features[12] = 3 * features[4] + 0.3 * features[5]
     features[40] = features[20] + 0.3 * features[21]
     (found,) = feature_duplicates(examples, features)
-    assert (found.check, found.severity) == ("alike", "look") and found.images == [(4, 12), (20, 40)]
+    assert (found.check, found.severity) == ("similar images", "warning") and found.images == [(4, 12), (20, 40)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("template.data.audit.ALIKE", 0.0)
+        patched.setattr("template.data.audit.duplicates.COSINE_DISTANCE", 0.0)
         assert list(feature_duplicates(examples, features)) == []
 
 
@@ -341,7 +352,7 @@ def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
     settings += [f"--data.cache={tmp_path / 'cache'}", "--augment.hflip=false"]
     code, said, _ = run(tmp_path / "p", "--labels", "--out", tmp_path / "audit", *settings)
     found = {f["check"]: f["images"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
-    assert {int(Path(group[0]).stem) for group in found["labels"][:3]} == wrong
+    assert {int(Path(group[0]).stem) for group in found["label issues"][:3]} == wrong
     assert code in {0, 1} and "the most doubtful first" in said
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from template import recipe
 from template.config import Config, Data
-from template.data.audit import facts_from_pixels, read_facts
+from template.data.audit.facts import facts_from_pixels, read_facts
 from template.data.decode import decode
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images.load import load, load_image

@@ -12,7 +12,7 @@ from PIL import Image
 
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images.load import load_image
-from template.data.sources.folders import gather, list_files, nothing_done
+from template.data.sources.files import gather, list_files, nothing_done
 from template.data.split import to_csv
 
 

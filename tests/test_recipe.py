@@ -260,8 +260,8 @@ def test_the_report_says_what_holds_it_back_and_what_is_odd_about_the_images(run
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert found["because"] in page and all(line in page for line in found["try_next"])
     audited = json.loads((run.folder / "audit.json").read_text())
-    assert {"classes", "sizes"} <= {finding["check"] for finding in audited}
-    assert [f["message"] for f in run.result["audit"]] == [f["message"] for f in audited if f["severity"] != "know"]
+    assert {"classes", "image sizes"} <= {finding["check"] for finding in audited}
+    assert [f["message"] for f in run.result["audit"]] == [f["message"] for f in audited if f["severity"] != "info"]
     watched = json.loads((run.folder / "prediction_dynamics.json").read_text())
     assert set(watched["ids"]) <= set(run.val.ids) and len(watched["probability_of_label"]) == 3
 
@@ -277,10 +277,10 @@ def test_what_is_odd_about_the_images_is_said_before_training(home, images):
     config = dataclasses.replace(settings(root, stages=SHORT[:1]), backbone=Backbone(name="tiny", weights="none"))
     done = train_eagerly(config, home / "of odd")
     said, result = done.printed, done.result
-    assert "mend: Nearly equal images" in said and "in training and in validation or test" in said
+    assert "error: Near duplicates" in said and "in more than one of train, val and test" in said
     assert "scripts/audit.py" in said
-    assert "nearly equal across parts" in [f["check"] for f in result["audit"] if f["severity"] == "mend"]
-    assert "in training and in validation or test" in (home / "of odd" / "report.html").read_text(encoding="utf-8")
+    assert "near duplicates across parts" in [f["check"] for f in result["audit"] if f["severity"] == "error"]
+    assert "in more than one of train, val and test" in (home / "of odd" / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_temporary_is_left(run):
@@ -580,7 +580,7 @@ def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, 
     assert spoiled
     (finding,) = (f for f in json.loads((done.folder / "audit.json").read_text()) if f["check"] == "warm start")
     assert {name for (name,) in finding["images"]} == spoiled
-    assert "mend: " in done.printed and "whose weights this run begins with" in done.printed
+    assert "error: " in done.printed and "whose weights this run begins with" in done.printed
     assert "whose weights this run begins with" in (done.folder / "report.html").read_text()
     assert "whose weights this run begins with" in (done.folder / "report.md").read_text()
 

@@ -244,7 +244,7 @@ def test_a_page_of_no_epochs_and_undefined_scores():
 def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_images():
     curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
     found = {"verdict": "overfits", "because": "99 % here, 80 % there", "try_next": ["more <b>images</b>"]}
-    odd = [{"check": "equal", "severity": "look", "message": "<i>twice</i>", "advice": "Look."}]
+    odd = [{"check": "exact duplicates", "severity": "warning", "message": "<i>twice</i>", "advice": "Look."}]
     numbers = {
         "diagnosis": found,
         "learning_curve": curve,

@@ -734,7 +734,8 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, script, option, kind, rest):
     from template import recipe
-    from template.data import audit, examples
+    from template.data import examples
+    from template.data.audit import facts
 
     def work(*_, **__):
         pytest.fail("the work began")
@@ -746,7 +747,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
         (runs, "import_tensorflow"),
         (examples, "load_examples"),
         (recipe, "run"),
-        (audit, "read_facts"),
+        (facts, "read_facts"),
     ):
         monkeypatch.setattr(module, name, work)
     wrong = {"folder": "file", "file": "folder"}[kind]

@@ -41,7 +41,7 @@ def test_a_warm_start_that_has_learned_held_out_images_is_said(tmp_path, direct)
         old = a_run(tmp_path / "between", dict(x="train"), str(old / "model.keras"))
     new = examples("abcdef", ["test", "val", "test", "train", "test", "val"])
     (found,) = warm_start(new, str(old / "model.keras"))
-    assert found.severity == "mend" and found.images == [(0,), (1,)]
+    assert found.severity == "error" and found.images == [(0,), (1,)]
     assert "1 of 2 val images and 1 of 3 test images" in found.message and str(old) in found.message
     assert "data.split_seed" in found.advice
     assert warm_start(examples("ac", ["train", "test"]), str(old / "model.keras")) == []

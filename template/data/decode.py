@@ -59,6 +59,13 @@ def with_digests(examples: Examples) -> Examples:
     return _without(dataclasses.replace(examples, digests=np.array(results, object)), unread)
 
 
+def contents_digest(contents: bytes | np.ndarray) -> str:
+    """sha256 of an image's bytes, or of an array's type, shape and values."""
+    if isinstance(contents, np.ndarray):
+        contents = f"{contents.dtype} {contents.shape}".encode() + contents.tobytes()
+    return hashlib.sha256(contents).hexdigest()
+
+
 def _pixels(examples: Examples, data: Data) -> ArrayFile:
     """Pixels of these contents, found or decoded, but of the bad ones.
 
@@ -72,7 +79,7 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
         source = examples.images[row]
         try:
             contents = read(source)
-            if isinstance(source, Path) and _digest(contents) != examples.digests[row]:
+            if isinstance(source, Path) and contents_digest(contents) != examples.digests[row]:
                 return ReadError("it changed while it was read; is something still writing it? Start again")
             return load(contents, data)
         except BadImageError as error:
@@ -128,10 +135,8 @@ def _memory(data: Data, size: float) -> float:
 
 
 def _digest(source: ImageSource) -> str | ReadError:
-    """sha256 of an image's bytes, of an array's shape and values, or why a file's bytes cannot be had."""
-    if isinstance(source, np.ndarray):
-        return hashlib.sha256(f"{source.dtype} {source.shape}".encode() + source.tobytes()).hexdigest()
+    """`contents_digest`, or why a file cannot be read."""
     try:
-        return hashlib.sha256(read(source)).hexdigest()
+        return contents_digest(read(source))
     except ReadError as error:
         return error

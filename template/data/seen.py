@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .audit import Finding
+from .audit.findings import Finding
 from .examples import PARTS, Examples
 
 
@@ -63,7 +63,7 @@ def warm_start(examples: Examples, weights: str) -> list[Finding]:
     return [
         Finding(
             "warm start",
-            "mend",
+            "error",
             f"{' and '.join(counts)} are among those that {str(before)!r}, whose weights this run begins with, has "
             "learned from or chosen by: numbers on them flatter.",
             "Divide as that run did (the same images, data.split_seed, data.val_fraction and data.test_fraction), test "

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .folders import list_files
+from .files import list_files
 from .names import DataError, look
 
 Row = tuple[str, str]
