@@ -299,17 +299,17 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
     )
     assert base.input_shape[1] == 48 and chosen.tta.center_zoom is True
     assert seen == [
-        (1, True, 64, "crop", False), (2, True, 64, "crop", False),
-        (2, True, 64, "crop", False), (2, False, 64, "crop", False),
-        (2, False, 64, "crop", False), (2, False, 48, "crop", False),
-        (2, False, 48, "crop", False), (2, False, 48, "pad", False), (2, False, 48, "stretch", False),
+        (1, True, 64, "crop", False), (1, True, 48, "crop", False),
+        (1, True, 48, "crop", False), (1, True, 48, "pad", False), (1, True, 48, "stretch", False),
+        (1, True, 48, "pad", False), (2, True, 48, "pad", False),
+        (2, True, 48, "pad", False), (2, False, 48, "pad", False),
         (2, False, 48, "pad", False), (2, False, 48, "pad", True),
     ]  # fmt: skip
     assert list(votes) == [
-        "head.feature_levels",
-        "head.power_norm",
         "data.image_size",
         "data.resize",
+        "head.feature_levels",
+        "head.power_norm",
         "tta.center_zoom",
     ]
 

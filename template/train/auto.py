@@ -214,11 +214,11 @@ def count_forward_passes(config: Config, images: int) -> int:
 
 def _auto_settings(config: Config) -> list[tuple[str, str, tuple]]:
     """Section, name and options of each setting that is `auto`, in the order in which they are chosen."""
-    options = [
-        ("head", "feature_levels", _level_options(config)),
-        ("head", "power_norm", (True, False)),
+    options = [  # what is seen, before what of it: a lower level may be a substitute for the right size, and no more
         ("data", "image_size", (288, 224)),
         ("data", "resize", ("crop", "pad", "stretch")),
+        ("head", "feature_levels", _level_options(config)),
+        ("head", "power_norm", (True, False)),
         ("tta", "center_zoom", (False, True)),
     ]
     return [choice for choice in options if getattr(getattr(config, choice[0]), choice[1]) == "auto"]
