@@ -513,7 +513,7 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
             AB, [_text("data.csv", table("path,label\n", "photos/{c}/{n}.png,{c}\n"))], well()
         ),
         "a table with a folder too few": (AB, [_text("data.csv", table("path,label\n", "{n}.png,{c}\n"))], well()),
-        "a table of elsewhere": (AB, [_text("data.csv", "path,label\nx/y.png,a\n")], "none of its 1 images is there"),
+        "a table of elsewhere": (AB, [_text("data.csv", "path,label\nx/y.png,a\n")], "none of its 1 images was found"),
         "a table without a header": (AB, [_text("data.csv", rows.partition("\n")[2])], "named in its first line"),
         "a table with nan": (AB, [_text("data.csv", rows + "a/0.png,nan\n")], "missing value"),
         "a table with NUL": (AB, [_text("data.csv", rows + "a/0.png\0,a\n")], "NUL"),

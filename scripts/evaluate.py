@@ -134,8 +134,8 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         examples = load_examples(path)
         runs.import_tensorflow()
         from template.data.decode import decode
+        from template.data.lineage import parts_in_run
         from template.data.load import Parts
-        from template.data.seen import parts_in
         from template.deploy.predictor import load_run
         from template.deploy.tta import build_views, predict_tta
 
@@ -157,7 +157,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         sys.exit(f"{path}: none of the images could be read.")
     if absent:
         print(f"no images of {absent}: these classes are not measured")
-    parts = [part or "new" for part in parts_in(run, examples.digests)]
+    parts = [part or "new" for part in parts_in_run(run, examples.digests)]
     if learned := sum(part in {"train", "val"} for part in parts):
         print(f"CAREFUL: {run} has learned from or chosen its weights by {learned} of these images "
               f"({parts.count('train')} of its train, {parts.count('val')} of its val part): what it says of them "

@@ -32,10 +32,10 @@ def main() -> None:
     from template.config import ConfigError
     from template.data.examples import DataError
     from template.data.images.load import BadImageError, load
-    from template.data.sources.files import describe_notes, describe_skipped, gather, nothing_done
+    from template.data.sources.files import collect_files, describe_notes, describe_skipped, failure_reason
 
     try:
-        files, left = gather(arguments.inputs)
+        files, left = collect_files(arguments.inputs)
         runs.import_tensorflow()
         from template.deploy.explain import grad_cam, occlusion, side_by_side
         from template.deploy.predictor import load_run
@@ -61,7 +61,7 @@ def main() -> None:
         done += 1
     for line in [*describe_notes(notes), *describe_skipped(left)]:
         print(line)
-    if problem := nothing_done(arguments.inputs, left, done):
+    if problem := failure_reason(arguments.inputs, left, done):
         sys.exit(problem)
 
 

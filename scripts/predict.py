@@ -33,10 +33,10 @@ def main() -> None:
 
     from template.config import ConfigError
     from template.data.examples import DataError
-    from template.data.sources.files import describe_notes, describe_skipped, gather, nothing_done
+    from template.data.sources.files import collect_files, describe_notes, describe_skipped, failure_reason
 
     try:
-        files, left = gather(arguments.inputs)
+        files, left = collect_files(arguments.inputs)
         runs.import_tensorflow()
         from template.deploy.predictor import classify, load_run
 
@@ -65,7 +65,7 @@ def main() -> None:
         sys.stdout.flush()  # before what is said below
     for line in [*describe_notes(notes), *describe_skipped(left)]:
         print(line, file=sys.stdout if arguments.out else sys.stderr)
-    if problem := nothing_done(arguments.inputs, left, len(files) - bad):
+    if problem := failure_reason(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)
 
 

@@ -16,8 +16,8 @@ from .data.audit.checks import audit
 from .data.audit.facts import Facts, facts_from_pixels
 from .data.audit.findings import to_json
 from .data.examples import PARTS, DataError, Examples, first_lines
+from .data.lineage import warm_start_leaks
 from .data.load import load_data
-from .data.seen import warm_start
 from .data.split import differences, to_csv
 from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
@@ -155,7 +155,7 @@ def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> No
     """Look for what commonly spoils a number, say what was found, and write audit.json."""
     rows = np.flatnonzero(examples.parts != "")
     used = dataclasses.replace(examples, skipped=()).take(rows)
-    found = audit(used, facts.take(rows)) + warm_start(used, config.backbone.weights)
+    found = audit(used, facts.take(rows)) + warm_start_leaks(used, config.backbone.weights)
     runs.write_json(folder / "audit.json", to_json(used, found))
     noteworthy = [finding for finding in found if finding.severity != "info"]
     for finding in noteworthy:

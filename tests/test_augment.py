@@ -10,12 +10,12 @@ from template.data.augment import (
     POLICIES,
     Policy,
     _rectangle,
+    affine_matrix,
     augment,
-    choose,
-    colour_matrix,
-    draws,
+    color_matrix,
+    select_ops,
     strengthen,
-    warp_matrix,
+    uniform_draws,
     zoom_center,
 )
 
@@ -26,7 +26,7 @@ GEOMETRY = dataclasses.replace(ALL, brightness=0, contrast=0, saturation=0, hue=
                                blur=0, solarize=0)  # fmt: skip
 COLOUR = Policy(brightness=0.3, contrast=0.3, saturation=0.5, hue=30)
 CHOSEN = {"rotation": 90, "shear": 15, "brightness": 0.4, "contrast": 0.4, "saturation": 0.6, "hue": 20}
-"""What `only` chooses from."""
+"""What `num_ops` chooses from."""
 
 
 def noise(n: int, size: int = SIZE) -> np.ndarray:
@@ -47,7 +47,7 @@ def u(**values: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "policy",
-    [ALL, dataclasses.replace(ALL, only=3), *(dataclasses.replace(p, hflip=True) for p in POLICIES.values())],
+    [ALL, dataclasses.replace(ALL, num_ops=3), *(dataclasses.replace(p, hflip=True) for p in POLICIES.values())],
     ids=["all", "only 3", *POLICIES],
 )
 def test_a_image_varies_the_same_whatever_the_batch(policy):
@@ -65,10 +65,10 @@ def test_a_image_varies_the_same_whatever_the_batch(policy):
 
 @pytest.mark.parametrize("policy", [ALL, *POLICIES.values()], ids=["all", *POLICIES])
 def test_matrices_of_many_images_are_those_of_each(policy):
-    many = choose(np.stack([draws(1, 2, index) for index in range(100)]), policy)
+    many = select_ops(np.stack([uniform_draws(1, 2, index) for index in range(100)]), policy)
     for matrix, shape in (
-        (lambda u: warp_matrix(u, policy, 224), (2, 3)),
-        (lambda u: colour_matrix(u, policy), (3, 4)),
+        (lambda u: affine_matrix(u, policy, 224), (2, 3)),
+        (lambda u: color_matrix(u, policy), (3, 4)),
     ):
         together = matrix(many)
         assert together.shape == (100, *shape) and together.dtype == np.float64
@@ -90,11 +90,13 @@ def test_another_seed_epoch_or_index_is_another_variation(other):
     one = augment(images, ALL, 1, 2, np.arange(8))
     two = augment(images, ALL, seed, epoch, np.arange(8) + 8 * shift)
     assert (one != two).mean() > 0.5
-    assert not np.array_equal(draws(1, 2, 0), draws(seed, epoch, shift))
+    assert not np.array_equal(uniform_draws(1, 2, 0), uniform_draws(seed, epoch, shift))
 
 
 def test_numbers_are_uniform_and_unrelated():
-    numbers = np.array([draws(seed, epoch, index) for seed in (0, 1) for epoch in range(20) for index in range(50)])
+    numbers = np.array(
+        [uniform_draws(seed, epoch, index) for seed in (0, 1) for epoch in range(20) for index in range(50)]
+    )
     assert numbers.shape == (2000, 30)
     assert len(np.unique(numbers)) == numbers.size
     assert numbers.min() >= 0 and numbers.max() < 1
@@ -136,11 +138,11 @@ def test_named_policies_vary_every_image_and_stronger_ones_more(name):
 
 def strengths(policy: Policy, n: int = 1200) -> np.ndarray:
     """Of each image and each of CHOSEN, the variation as a part of the most that the policy allows: [n, 6]."""
-    u = choose(np.stack([draws(3, 4, index) for index in range(n)]), policy)
+    u = select_ops(np.stack([uniform_draws(3, 4, index) for index in range(n)]), policy)
     out = []
     for name, most in CHOSEN.items():
         alone = Policy(**{name: most})
-        warps, colours = warp_matrix(u, alone, SIZE), colour_matrix(u, alone)
+        warps, colours = affine_matrix(u, alone, SIZE), color_matrix(u, alone)
         value = {
             "rotation": np.rad2deg(np.arctan2(warps[:, 1, 0], warps[:, 0, 0])),
             "shear": np.rad2deg(np.arctan(warps[:, 0, 1])),
@@ -153,16 +155,16 @@ def strengths(policy: Policy, n: int = 1200) -> np.ndarray:
     return np.stack(out, axis=1)
 
 
-@pytest.mark.parametrize("only", [1, 2, 6])
-def test_so_many_variations_are_chosen_at_full_strength_either_way(only):
-    found = strengths(Policy(**CHOSEN, only=only))
+@pytest.mark.parametrize("num_ops", [1, 2, 6])
+def test_so_many_variations_are_chosen_at_full_strength_either_way(num_ops):
+    found = strengths(Policy(**CHOSEN, num_ops=num_ops))
     changed = np.abs(found) > 1e-9
-    assert (changed.sum(axis=1) == only).all()
+    assert (changed.sum(axis=1) == num_ops).all()
     np.testing.assert_allclose(np.abs(found[changed]), 1, atol=1e-9)
-    times, spread = len(found) * only / 6, np.sqrt(len(found) / 4)
+    times, spread = len(found) * num_ops / 6, np.sqrt(len(found) / 4)
     np.testing.assert_allclose(changed.sum(axis=0), times, atol=4.5 * spread)  # all six equally often
     np.testing.assert_allclose((found > 0.5).sum(axis=0), times / 2, atol=4.5 * spread)  # and either way
-    if only == 2:
+    if num_ops == 2:
         together = changed.astype(int).T @ changed  # any two as often as any other two
         np.testing.assert_allclose(
             together[np.triu_indices(6, 1)], len(found) / 15, atol=4.5 * np.sqrt(len(found) / 15)
@@ -178,14 +180,14 @@ def test_without_a_choice_all_vary_at_any_strength():
 def test_the_choice_leaves_crop_flip_and_erasing_as_they_were():
     policy = Policy(hflip=True, area=0.5, aspect=4 / 3, random_erasing=0.5)
     images = noise(30)
-    few = augment(images, dataclasses.replace(policy, only=2), 0, 0, np.arange(30))
+    few = augment(images, dataclasses.replace(policy, num_ops=2), 0, 0, np.arange(30))
     np.testing.assert_array_equal(few, augment(images, policy, 0, 0, np.arange(30)))
 
 
 def test_chosen_variations_reach_the_pixels():
     images = np.repeat(noise(1) // 2 + 48, 300, axis=0)  # so that no value is cut off at 0 or 255
     image = images[0].astype(float)
-    result = augment(images, Policy(**CHOSEN | {"rotation": 90}, only=1), 0, 0, np.arange(300))
+    result = augment(images, Policy(**CHOSEN | {"rotation": 90}, num_ops=1), 0, 0, np.arange(300))
     turned = [(result == np.rot90(images[0], k)).all(axis=(1, 2, 3)) for k in (1, 3)]
     bright = [(np.abs(result - s * image) <= 0.9).all(axis=(1, 2, 3)) for s in (0.6, 1.4)]
     contrast = [(np.abs(result - 127.5 - s * (image - 127.5)) <= 0.9).all(axis=(1, 2, 3)) for s in (0.6, 1.4)]
@@ -239,7 +241,7 @@ def test_about_half_are_mirrored_and_the_others_are_untouched():
 def test_named_policies_mirror_only_if_told_to(name):
     for flip in (False, True):
         policy = dataclasses.replace(POLICIES[name], hflip=flip)
-        handed = [np.linalg.det(warp_matrix(draws(0, 0, i), policy, SIZE)[:, :2]) for i in range(100)]
+        handed = [np.linalg.det(affine_matrix(uniform_draws(0, 0, i), policy, SIZE)[:, :2]) for i in range(100)]
         assert (min(handed) < 0) == flip
         assert max(handed) > 0
 
@@ -268,7 +270,7 @@ def test_named_policies_mirror_only_if_told_to(name):
 def test_corners_of_the_output_lie_where_they_should_in_the_input(policy, numbers, corners):
     for size in (32, 224):
         edges = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1]]) * [size, size, 1] - [0.5, 0.5, 0]  # of pixels, not centres
-        found = (edges @ warp_matrix(numbers, policy, size).T + 0.5) / size
+        found = (edges @ affine_matrix(numbers, policy, size).T + 0.5) / size
         np.testing.assert_allclose(found, corners, atol=1e-9)
 
 
@@ -279,7 +281,7 @@ def test_pixels_come_from_where_the_matrix_says():
     image = np.stack([3 * x, 3 * y, np.full_like(x, 77)], axis=2).astype(np.uint8)
     for index in range(50):
         result = augment(image[None], GEOMETRY, 0, 0, np.array([index]))[0].astype(float)
-        matrix = warp_matrix(draws(0, 0, index), GEOMETRY, size)
+        matrix = affine_matrix(uniform_draws(0, 0, index), GEOMETRY, size)
         source = np.stack([x, y, np.ones_like(x)], axis=2) @ matrix.T
         inside = ((source >= 0) & (source <= size - 1)).all(axis=2)
         assert inside.mean() > 0.3
@@ -293,7 +295,7 @@ def test_crops_show_the_stated_part_of_the_area_and_lie_inside():
     square = np.array([[-0.5, -0.5, 1], [SIZE - 0.5, -0.5, 1], [-0.5, SIZE - 0.5, 1]])
     areas, aspects = [], []
     for index in range(500):
-        corner, right, below = square @ warp_matrix(draws(0, 0, index), policy, SIZE).T
+        corner, right, below = square @ affine_matrix(uniform_draws(0, 0, index), policy, SIZE).T
         width, height = right[0] - corner[0], below[1] - corner[1]
         assert min(corner) > -0.5 - 1e-9 and max(right[0], below[1]) < SIZE - 0.5 + 1e-9
         areas.append(width * height / SIZE**2)
@@ -326,14 +328,14 @@ def test_crops_show_the_stated_part_of_the_area_and_lie_inside():
     ],
 )
 def test_colours_worked_out_by_hand(policy, numbers, colour, expected):
-    np.testing.assert_allclose(colour_matrix(numbers, policy) @ [*colour, 1], expected, atol=1e-9)
+    np.testing.assert_allclose(color_matrix(numbers, policy) @ [*colour, 1], expected, atol=1e-9)
 
 
 def test_pixels_are_multiplied_by_the_matrix_and_cut_to_the_range():
     images = noise(20)
     result = augment(images, COLOUR, 0, 0, np.arange(20))
     for index in range(20):
-        matrix = colour_matrix(draws(0, 0, index), COLOUR)
+        matrix = color_matrix(uniform_draws(0, 0, index), COLOUR)
         expected = np.clip(images[index] @ matrix[:, :3].T + matrix[:, 3], 0, 255)
         # OpenCV rounds the matrix to 1/1024, which is worth 3 * 255 / 2048 = 0.37 at most and 0.19 on the mean of
         # noise. The results are rounded too; if they were cut off, they would be low by 0.5 on average.
@@ -350,7 +352,7 @@ def test_greys_stay_grey_under_hue_and_saturation():
 
 def test_hue_keeps_the_mean_of_the_channels():
     for index in range(30):
-        matrix = colour_matrix(draws(0, 0, index), Policy(hue=180))
+        matrix = color_matrix(uniform_draws(0, 0, index), Policy(hue=180))
         np.testing.assert_allclose(matrix[:, :3].sum(axis=0), 1, atol=1e-12)
         np.testing.assert_allclose(matrix[:, :3] @ matrix[:, :3].T, np.eye(3), atol=1e-12)
 
@@ -375,7 +377,7 @@ def test_a_rectangle_of_one_colour_is_erased_as_often_as_stated():
 def test_rectangles_have_the_stated_area_and_aspect_and_lie_anywhere_inside(size):
     heights, widths = [], []
     for index in range(3000):
-        top, left, bottom, right = _rectangle(draws(0, 0, index)[13:17], size)
+        top, left, bottom, right = _rectangle(uniform_draws(0, 0, index)[13:17], size)
         assert 0 <= top < bottom <= size and 0 <= left < right <= size
         heights.append(bottom - top)
         widths.append(right - left)
@@ -396,7 +398,7 @@ def test_rectangles_have_the_stated_area_and_aspect_and_lie_anywhere_inside(size
 def test_what_is_off_takes_no_number_from_what_is_on():
     """The numbers of the other variations are those that they have always been."""
     old = np.random.Generator(np.random.Philox(key=5, counter=[0, 0, 6, 7])).random(26)
-    np.testing.assert_array_equal(draws(5, 6, 7)[:26], old)
+    np.testing.assert_array_equal(uniform_draws(5, 6, 7)[:26], old)
     images, heavy = noise(60), POLICIES["heavy"]
     alone = augment(images, heavy, 0, 0, np.arange(60))
     for name in ("grayscale", "blur", "solarize"):
@@ -421,7 +423,7 @@ def test_blur_smooths_as_strongly_at_any_size_and_keeps_the_mean():
     images = np.repeat(noise(1, 224), 60, axis=0)
     result = augment(images, Policy(blur=0.5), 0, 0, np.arange(60))
     for index, (one, before) in enumerate(zip(result, images, strict=True)):
-        *_, chance, u_sigma, _ = draws(0, 0, index)
+        *_, chance, u_sigma, _ = uniform_draws(0, 0, index)
         expected = cv2.GaussianBlur(before, (0, 0), 0.1 + 1.9 * u_sigma) if chance < 0.5 else before
         np.testing.assert_array_equal(one, expected)
     assert result.std(axis=(1, 2, 3)).min() < 0.4 * images[0].std()
@@ -462,6 +464,6 @@ def test_strength_widens_ranges_but_leaves_chances():
     )
     # Nothing becomes black, negative or smaller than what can still be seen.
     assert most.area == 0.08 and most.brightness == most.contrast == most.saturation == 0.9
-    corners = [warp_matrix(draws(0, 0, i), half, SIZE) for i in range(300)]
+    corners = [affine_matrix(uniform_draws(0, 0, i), half, SIZE) for i in range(300)]
     turns = [np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0])) for matrix in corners]
     assert 9 < np.abs(turns).max() <= 10

@@ -164,7 +164,7 @@ def test_what_an_earlier_version_left_counts_and_goes_too_and_nothing_else_does(
     theirs = ["pixels-abc", "features-of mine", f"{name(3)}.txt", f"my {name(3)}.rows"]
     for mine in theirs:
         (cache.folder / mine).write_bytes(bytes(SIZE))
-    assert cache.held_bytes() == 10 * SIZE + (cache.folder / name(1, "pixels")).stat().st_size
+    assert cache.size_bytes() == 10 * SIZE + (cache.folder / name(1, "pixels")).stat().st_size
     ask(Cache(cache.folder, 0), 4)
     assert files(cache) == sorted([*theirs, f"{name(4)}.rows"])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images.load import load_image
-from template.data.sources.files import gather, list_files, nothing_done
+from template.data.sources.files import collect_files, failure_reason, list_files
 from template.data.split import to_csv
 
 
@@ -272,7 +272,7 @@ def test_ways_to_write_the_same_table(tmp_path, text):
         (b"PK\3\4\x14\0\6\0\x08\0\0\0!\0", ["spreadsheet", "Save it as CSV"]),
         (
             "path,label\n1.jpg,cat\n2.jpg,nan\n3.jpg,NaN\n",
-            ["line 3", "'nan'", "missing value", "2 rows", "another name"],
+            ["line 3", "'nan'", "missing value", "2 rows", "rename"],
         ),
         ("path,label\n1.jpg,cat\n2.jpg,N/A\n", ["line 3", "'N/A'", "missing value"]),
         ("path,label\n1.jpg,\n2.jpg,\n", ["line 2", "path and label", "1 other lines"]),
@@ -376,14 +376,14 @@ def test_a_column_that_could_be_parts_is_not_if_its_values_are_none(tmp_path, ca
         (["a/1.jpg", "b/2.jpg"], ["/home/me/a/1.jpg", "/home/me/b/2.jpg"], "without the first 2 folders"),
         (["images/a/1.jpg", "images/b/2.jpg"], ["a/1.jpg", "b/2.jpg"], "in images/"),
         (["images/1.jpg", "images/2.jpg"], ["old/1.jpg", "old/2.jpg"], "in images/, without the first 1"),
-        (["../pics/1.jpg", "../pics/2.jpg"], ["pics/1.jpg", "pics/2.jpg"], "seen from the folder above"),
+        (["../pics/1.jpg", "../pics/2.jpg"], ["pics/1.jpg", "pics/2.jpg"], "from the folder above"),
         (["cat/1.jpg", "dog/2.jpg"], ["1.jpg", "2.jpg"], "in folders of their labels"),
         (["a/1.jpg", "b/2.jpg"], ["/a/1.jpg", "/b/2.jpg"], "without the / or drive"),
         (["a/1.jpg", "b/2.jpg"], ["D:\\a\\1.jpg", "D:\\b\\2.jpg"], "without the / or drive"),
         (["caf\xe9/1.jpg", "2.jpg"], ["cafe\u0301/1.jpg", "2.jpg"], "another form of Unicode"),
         (["cafe\u0301/1.jpg", "2.jpg"], ["caf\xe9/1.jpg", "2.jpg"], "another form of Unicode"),
         (["Img/1.JPG", "Img/2.JPG"], ["IMG/1.jpg", "IMG/2.jpg"], "in another case"),
-        (["a/1.jpg", "a/2.png"], ["a/1", "a/2"], "with an ending to their names"),
+        (["a/1.jpg", "a/2.png"], ["a/1", "a/2"], "with an extension"),
     ],
 )
 def test_paths_that_lead_nowhere_are_found_or_the_whole_table_is_refused(tmp_path, capsys, files, paths, words):
@@ -401,7 +401,7 @@ def test_paths_that_could_be_read_in_two_ways_are_refused_with_both(tmp_path):
     touch(tmp_path, "small/1.png", "small/2.png", "large/1.png", "large/2.png")
     (tmp_path / "t.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
     message = refusal(tmp_path / "t.csv")
-    assert "in large/ and in small/: which are meant?" in message
+    assert "in large/ and in small/: which is meant?" in message
     (tmp_path / "t.csv").write_text("path,label\n1.png,small\n1.png,large\n2.png,large\n")
     assert [label_of_file.parent.name for label_of_file in load_examples(str(tmp_path / "t.csv")).images] == [
         "small", "large", "large"
@@ -509,24 +509,24 @@ def test_a_folder_that_cannot_be_listed_is_left_out_and_the_others_are_gathered(
 
     monkeypatch.setattr(os, "scandir", scandir)
     given = [tmp_path / "in", tmp_path / "4.jpg"]
-    files, left = gather(given)
+    files, left = collect_files(given)
     assert files == [tmp_path / "in/1.jpg", tmp_path / "4.jpg"]
     assert {path.name for path, _ in left} == {"locked", "$RECYCLE.BIN"}
-    assert "cannot be listed" in nothing_done(given, left, done=2) and "locked" in nothing_done(given, left, done=2)
-    assert nothing_done(given[1:], [], done=1) is None
+    assert "cannot be listed" in failure_reason(given, left, done=2) and "locked" in failure_reason(given, left, done=2)
+    assert failure_reason(given[1:], [], done=1) is None
 
 
 def test_the_small_files_of_systems_are_counted(tmp_path, capsys):
     touch(tmp_path, "cat/1.jpg", "dog/1.jpg", ".DS_Store", "cat/.DS_Store", "cat/._1.jpg", "dog/Thumbs.db")
     assert load_examples(str(tmp_path)).skipped == ()
     said = capsys.readouterr().out
-    assert "4 small files that systems leave behind are ignored (.DS_Store, Thumbs.db, ._*)" in said
+    assert "4 system files are ignored (.DS_Store, Thumbs.db, ._*)" in said
 
 
 def test_what_windows_streams_become_is_no_image(tmp_path, capsys):
     touch(tmp_path, "cat/1.jpg", "cat/1.jpg:Zone.Identifier", "dog/1.jpg", "dog/1.jpg@SynoEAStream", "Thumbs.db:enc")
     assert sorted(label_of(load_examples(str(tmp_path)))) == ["cat/1.jpg", "dog/1.jpg"]
-    assert "3 small files that systems leave behind" in capsys.readouterr().out
+    assert "3 system files are ignored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -551,13 +551,13 @@ def test_parts_in_class_folders(tmp_path, capsys):
     examples = load_examples(str(touch(tmp_path, *files)))
     assert label_of(examples) == {name: name[:3] for name in files}
     assert part_of(examples) == {name: name.split("/")[1] for name in files}
-    assert "each class folder has folders of parts" in capsys.readouterr().out
+    assert "each class folder has a folder per part" in capsys.readouterr().out
 
 
 def test_a_class_called_train(tmp_path, capsys):
     examples = load_examples(str(touch(tmp_path, "train/1", "bus/1", "car/1")))
     assert examples.class_names == ("bus", "car", "train") and set(examples.parts) == {""}
-    assert "'train' is taken for a class" in capsys.readouterr().out
+    assert "'train' is taken as a class" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -569,9 +569,9 @@ def test_a_class_called_train(tmp_path, capsys):
         (["data/train/a/1", "data/train/b/1", "docs/x"], ["a level too high", "--data.path=", "data"]),
         (["data/train/a/1", "data/train/b/1"], ["a level too high", "data"]),
         (["photos/seg_train/a/1", "photos/seg_train/b/1", "x/1"], ["a level too high", "photos"]),
-        (["train/images/1", "train/labels/1", "val/images/2"], ["no classes", "detection", "path,label"]),
-        (["images/a/1", "annotations/a/1"], ["no classes", "detection"]),
-        (["image/1", "mask/1"], ["no classes", "detection"]),
+        (["train/images/1", "train/labels/1", "val/images/2"], ["not classes", "detection", "path,label"]),
+        (["images/a/1", "annotations/a/1"], ["not classes", "detection"]),
+        (["image/1", "mask/1"], ["not classes", "detection"]),
         (["seg_train/a/1", "seg_train/b/1", "seg_test/a/1", "seg_pred/1"], ["beside ['seg_pred']", "Move"]),
         (["x/data/a/1", "x/data/b/1"], ["one folder", "--data.path=", "x/data"]),
         (["x/y/data/train/a/1", "x/y/data/test/a/1"], ["one folder", "x/y/data'"]),

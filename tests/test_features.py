@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 
 from template.config import Augment, Backbone, Head, Stage
-from template.data.array_file import ArrayFile, opened, write
+from template.data.array_file import ArrayFile, open_stored, write
 from template.data.dataset import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
 from template.model.build import boundary, build, freeze, power_norm
 from template.runs import Timer
@@ -221,7 +221,7 @@ def test_whatever_changes_is_computed_anew(bottom, pixels, store):
         np.testing.assert_allclose(rows[np.arange(2)], expected, atol=2e-3)
         return len(seen) > 1  # one was for the expectation
 
-    renamed = ArrayFile(opened(pixels.path.open("rb")), 1e9, key="pixels-4567")
+    renamed = ArrayFile(open_stored(pixels.path.open("rb")), 1e9, key="pixels-4567")
     plain = eval_dataset(pixels, np.arange(6), np.arange(10) % 3)
     assert computes() and not computes()
     for change in (

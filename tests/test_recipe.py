@@ -580,9 +580,9 @@ def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, 
     assert spoiled
     (finding,) = (f for f in json.loads((done.folder / "audit.json").read_text()) if f["check"] == "warm start")
     assert {name for (name,) in finding["images"]} == spoiled
-    assert "error: " in done.printed and "whose weights this run begins with" in done.printed
-    assert "whose weights this run begins with" in (done.folder / "report.html").read_text()
-    assert "whose weights this run begins with" in (done.folder / "report.md").read_text()
+    assert "error: " in done.printed and "whose weights this run starts from" in done.printed
+    assert "whose weights this run starts from" in (done.folder / "report.html").read_text()
+    assert "whose weights this run starts from" in (done.folder / "report.md").read_text()
 
 
 def test_mirror_images_that_training_never_sees_are_said(probed, run):

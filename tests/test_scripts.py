@@ -322,12 +322,12 @@ def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
     (tmp_path / "in" / "Thumbs.db").touch()
     code, said = call("predict", "--run", finished.folder, "--out", tmp_path / "p.csv", tmp_path / "in")
     assert code == 0 and "1 images, 1 classified" in said
-    assert "4 left out" in said and ".hidden.png': a hidden file" in said and "1 small files" in said
+    assert "4 skipped" in said and ".hidden.png': a hidden file" in said and "1 system files" in said
     assert "@eaDir': a hidden folder, or litter" in said and "more': a link to a folder is not followed" in said
     errors = io.StringIO()
     _, said = call("predict", "--run", finished.folder, tmp_path / "in", errors=errors)
     assert len(list(csv.reader(io.StringIO(said)))) == 2, "the table, and nothing else"
-    assert "4 left out" in errors.getvalue()
+    assert "4 skipped" in errors.getvalue()
 
 
 @pytest.mark.parametrize("script", ["predict", "explain", "evaluate"])

@@ -82,7 +82,7 @@ def write(
     return stored
 
 
-def opened(file: BinaryIO) -> Stored:
+def open_stored(file: BinaryIO) -> Stored:
     """An open file of rows, if it is a whole one.
 
     Raises:
@@ -127,7 +127,7 @@ class ArrayFile:
     ) -> None:
         self.shape, self.dtype, self.notes, self.key = stored.shape, stored.dtype, stored.notes, key
         self.path = Path(stored.file.name)
-        self._stored, self._again, self._lock, self._array = stored, again, threading.Lock(), None
+        self._stored, self._recreate, self._lock, self._array = stored, again, threading.Lock(), None
         if math.prod(self.shape) * self.dtype.itemsize <= memory_bytes:
             self._array = self._read(np.arange(len(self)))
             self._stored.file.close()
@@ -144,16 +144,16 @@ class ArrayFile:
         try:
             stored.read(rows, out)
         except (OSError, disk.DamagedError) as error:
-            self._mended(stored, error).read(rows, out)
+            self._recreated(stored, error).read(rows, out)
         return out
 
-    def _mended(self, failed: Stored, error: Exception) -> Stored:
+    def _recreated(self, failed: Stored, error: Exception) -> Stored:
         with self._lock:  # two threads may read ahead
             if self._stored is failed:
-                if self._again is None:
+                if self._recreate is None:
                     raise error
                 print(f"{error} It is made again.")
-                made = self._again()
+                made = self._recreate()
                 if made.shape != self.shape:
                     raise error
                 self._stored = made

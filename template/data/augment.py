@@ -50,7 +50,7 @@ class Policy:
     solarize: float = 0.0
     """Chance that the upper half of each channel's range is turned upside down: 128-255 become 127-0
     (Cubuk et al. 2019, AutoAugment; Grill et al. 2020, BYOL)."""
-    only: int = 0
+    num_ops: int = 0
     """Of rotation, shear, brightness, contrast, saturation and hue, apply so many to an image, drawn anew for each,
     at full strength (as in RandAugment, Cubuk et al. 2020); 0 for all of them, at a strength drawn from the range."""
 
@@ -62,13 +62,13 @@ POLICIES = {
     "heavy": Policy(area=0.25, aspect=4 / 3, rotation=20, shear=10, translation=0.05, brightness=0.4, contrast=0.4,
                     saturation=0.4, hue=15, random_erasing=0.3),
     "random": Policy(area=0.5, aspect=4 / 3, rotation=25, shear=15, brightness=0.4, contrast=0.4, saturation=0.6,
-                     hue=20, only=2),
+                     hue=20, num_ops=2),
 }  # fmt: skip
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
-_SMALLEST_AREA = 0.08
+_MIN_AREA = 0.08
 """A crop shows no less, as in Szegedy et al. 2015: less is seldom of the class any more."""
-_MOST_COLOUR = 0.9
+_MAX_COLOR = 0.9
 """Brightness, contrast and saturation vary by no more: at 1, an image could become black or grey all over."""
 
 
@@ -84,8 +84,8 @@ def strengthen(policy: Policy, strength: float) -> Policy:
     """
     wider = {name: strength * getattr(policy, name) for name in ("rotation", "shear", "translation", "hue")}
     for name in ("brightness", "contrast", "saturation"):
-        wider[name] = min(strength * getattr(policy, name), _MOST_COLOUR)
-    area = max(policy.area**strength, _SMALLEST_AREA)
+        wider[name] = min(strength * getattr(policy, name), _MAX_COLOR)
+    area = max(policy.area**strength, _MIN_AREA)
     return replace(policy, area=area, aspect=policy.aspect**strength, **wider)
 
 
@@ -105,8 +105,8 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
     if policy == Policy() or not len(images):
         return images
     size = images.shape[1]
-    u = choose(np.stack([draws(seed, epoch, int(index)) for index in indices]), policy)
-    warps, colours = warp_matrix(u, policy, size), colour_matrix(u, policy)
+    u = select_ops(np.stack([uniform_draws(seed, epoch, int(index)) for index in indices]), policy)
+    warps, colours = affine_matrix(u, policy, size), color_matrix(u, policy)
     recoloured = (colours != np.eye(3, 4)).any(axis=(1, 2))
     out, flags = np.empty_like(images), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     for row, result in enumerate(out):
@@ -132,21 +132,21 @@ def zoom_center(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def draws(seed: int, epoch: int, index: int) -> np.ndarray:
+def uniform_draws(seed: int, epoch: int, index: int) -> np.ndarray:
     """30 uniform numbers in [0, 1) that belong to this image in this epoch (Philox, a counter-based generator)."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(30)
 
 
-def choose(u: np.ndarray, policy: Policy) -> np.ndarray:
-    """Numbers [n, 30] of which, if the policy says so, only a few variations remain, at full strength either way."""
-    if policy.only:
+def select_ops(u: np.ndarray, policy: Policy) -> np.ndarray:
+    """Numbers [n, 30] of which, if the policy has `num_ops`, so many operations remain, at full strength either way."""
+    if policy.num_ops:
         some, u = [2, 3, 7, 8, 9, 10], u.copy()  # rotation, shear, brightness, contrast, saturation, hue
-        chosen = u[:, 20:26].argsort(axis=1).argsort(axis=1) < policy.only
+        chosen = u[:, 20:26].argsort(axis=1).argsort(axis=1) < policy.num_ops
         u[:, some] = np.where(chosen, u[:, some].round(), 0.5)
     return u
 
 
-def warp_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
+def affine_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
     """Affine maps from output pixel (x, y, 1) to input pixel (x, y), float64 [..., 2, 3], for numbers u [..., 30].
 
     Linear part: rotation * shear * scale(crop width, crop height, mirrored or not), about the crop's centre.
@@ -154,24 +154,24 @@ def warp_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
     side = np.sqrt(1 - u[..., 0] * (1 - policy.area))
     stretch = policy.aspect ** (u[..., 1] - 0.5)
     crop = np.minimum(np.stack([side * stretch, side / stretch], axis=-1), 1)
-    turn, slant = np.deg2rad(_either_way(u[..., 2], policy.rotation)), np.deg2rad(_either_way(u[..., 3], policy.shear))
+    turn, slant = np.deg2rad(_symmetric(u[..., 2], policy.rotation)), np.deg2rad(_symmetric(u[..., 3], policy.shear))
     cos, sin, tan = np.cos(turn), np.sin(turn), np.tan(slant)
     linear = np.stack([cos, cos * tan - sin, sin, sin * tan + cos], axis=-1).reshape(*u.shape[:-1], 2, 2)
     linear = linear * crop[..., None, :]
     linear[..., 0] *= np.where(policy.hflip & (u[..., 4] < 0.5), -1, 1)[..., None]
     middle = (size - 1) / 2
-    centre = middle + size * _either_way(u[..., 5:7], (1 - crop) / 2 + policy.translation)
+    centre = middle + size * _symmetric(u[..., 5:7], (1 - crop) / 2 + policy.translation)
     return np.concatenate([linear, (centre - linear.sum(axis=-1) * middle)[..., None]], axis=-1)
 
 
-def colour_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
+def color_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
     """Affine maps of colours (r, g, b, 1) in 0-255, float64 [..., 3, 4]: hue, saturation, contrast, brightness.
 
     Last, where the chance of grey has it so, all three channels become the luminance.
     """
     strengths = np.array([policy.brightness, policy.contrast, policy.saturation])
-    brightness, contrast, saturation = np.moveaxis(1 + _either_way(u[..., 7:10], strengths), -1, 0)[..., None, None]
-    angle = np.deg2rad(_either_way(u[..., 10], policy.hue))[..., None, None]
+    brightness, contrast, saturation = np.moveaxis(1 + _symmetric(u[..., 7:10], strengths), -1, 0)[..., None, None]
+    angle = np.deg2rad(_symmetric(u[..., 10], policy.hue))[..., None, None]
     # Rodrigues' rotation about (1, 1, 1) / sqrt(3): greys stay as they are.
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     matrix = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
@@ -183,7 +183,7 @@ def colour_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
     return np.where((u[..., 26] < policy.grayscale)[..., None, None], np.tile(_LUMINANCE, (3, 1)) @ matrix, matrix)
 
 
-def _either_way(u: np.ndarray, most: float | np.ndarray) -> np.ndarray:
+def _symmetric(u: np.ndarray, most: float | np.ndarray) -> np.ndarray:
     """Uniform in [0, 1) to uniform in [-most, most)."""
     return (2 * u - 1) * most
 

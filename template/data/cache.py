@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import disk
-from .array_file import ArrayFile, Stored, opened, write
+from .array_file import ArrayFile, Stored, open_stored, write
 
 _OURS = re.compile(r"(pixels|features)-[0-9a-f]{16}(\.rows)?")
 """What may be deleted to make room; without an ending, from before there was one protocol."""
@@ -75,7 +75,7 @@ class Cache:
         _in_use.add(rows)
         return rows
 
-    def held_bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Bytes of all files that are there."""
         return sum(size for _, size, _ in self._entries())
 
@@ -89,7 +89,7 @@ class Cache:
         except OSError:
             return None
         try:
-            stored = opened(file)
+            stored = open_stored(file)
         except (OSError, disk.DamagedError):
             file.close()
             return None

@@ -1,4 +1,4 @@
-"""Where images and labels come from. Every source becomes the same `Examples`."""
+"""Images and labels from a folder, a CSV file, TensorFlow Datasets or scikit-learn: all become the same `Examples`."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ import numpy as np
 
 from .images.read import ImageSource
 from .sources.folders import read_folder
-from .sources.names import DataError, Found, matched, one_spelling, part_of
+from .sources.names import DataError, Entry, match_names, merge_spellings, part_of
 from .sources.tables import ENDINGS, read_table
 
 PARTS = ("train", "val", "test")
@@ -18,18 +18,18 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Examples:
-    """Images with labels, from any source.
+    """Images with labels, not yet decoded.
 
     Args:
-        ids: what a person would call each image: its path below the data folder, or `digits/0001`.
-        images: file, bytes or array, one an image.
+        ids: name of each image: its path below the data folder, or `digits/0001`.
+        images: a file, bytes or array each.
         labels: int64 [n], index into `class_names`.
-        class_names: one a class, in index order.
-        parts: [n] of "train", "val", "test", or "" where the source does not say.
-        groups: [n] of names that must not be divided between parts (patient, camera, video), or None.
+        class_names: in the order of their indices.
+        parts: [n] of "train", "val", "test", or "" where that is not given.
+        groups: [n] of names; a group is never divided between parts (patient, camera, video). Or None.
         digests: [n] sha256 of each image's contents, once they have been read.
-        notes: [n] what had to be assumed to see something in it, or "", once it has been decoded.
-        skipped: (id, reason) of what was found beside these and left out.
+        notes: [n] what had to be assumed to decode it, or "", once it has been decoded.
+        skipped: (id, reason) of what was found and cannot be used.
     """
 
     ids: np.ndarray
@@ -46,7 +46,7 @@ class Examples:
         return len(self.ids)
 
     def take(self, rows: np.ndarray, skipped: Sequence[tuple[str, str]] = ()) -> "Examples":
-        """The examples at these positions (or of this boolean mask); `skipped` is added to what was left out."""
+        """The examples at these positions (or of this boolean mask); `skipped` is added to what was skipped before."""
         rows = np.arange(len(self))[rows]
         return dataclasses.replace(
             self,
@@ -61,19 +61,19 @@ class Examples:
         )
 
     def with_classes(self, class_names: Sequence[str]) -> "Examples":
-        """The same examples with labels as indices into another list of classes, matched by how their names look.
+        """The same examples with labels as indices into another list of classes, match_names by how their names look.
 
         Raises:
             DataError: if a class here is not in the other list.
         """
-        known = matched(self.class_names, class_names)
-        unknown = sorted(set(self.class_names) - set(known))
+        matches = match_names(self.class_names, class_names)
+        unknown = sorted(set(self.class_names) - set(matches))
         if unknown:
             raise DataError(
                 f"The images have classes that the model was not trained on: {unknown}. "
                 f"It knows {list(class_names)}. Rename or remove these folders or labels."
             )
-        index = np.array([list(class_names).index(known[name]) for name in self.class_names])
+        index = np.array([list(class_names).index(matches[name]) for name in self.class_names])
         return dataclasses.replace(self, labels=index[self.labels], class_names=tuple(class_names))
 
 
@@ -83,10 +83,10 @@ def first_lines(lines: Sequence[str], most: int = 10) -> str:
 
 
 def load_examples(path: str) -> Examples:
-    """Find the images and labels at a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
+    """Find the images and labels of a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
 
     Raises:
-        DataError: if there is nothing there to train on, saying what was found instead.
+        DataError: if there are no images with labels, saying what was found instead.
     """
     if path == "digits":
         return _digits()
@@ -96,28 +96,28 @@ def load_examples(path: str) -> Examples:
     if not place.exists():
         raise DataError(f"data.path {path!r} does not exist. Expected a folder, a CSV file, tfds:NAME or digits.")
     if place.is_dir():
-        return _assembled(*read_folder(place))
+        return _to_examples(*read_folder(place))
     if place.suffix.lower() in ENDINGS:
-        return _assembled(*read_table(place))
+        return _to_examples(*read_table(place))
     raise DataError(
         f"data.path {path!r} is neither a folder nor a CSV file. Unpack an archive; save another table as CSV."
     )
 
 
-def _assembled(found: Sequence[Found], skipped: Sequence[tuple[str, str]], grouped: bool = False) -> Examples:
-    """Examples of what a folder or a table says, with one class for names that look the same."""
-    spelling = one_spelling(one.label for one in found)
+def _to_examples(entries: Sequence[Entry], skipped: Sequence[tuple[str, str]], grouped: bool = False) -> Examples:
+    """Examples of what a folder or a table lists, with one class for names that look the same."""
+    spelling = merge_spellings(entry.label for entry in entries)
     names = sorted(set(spelling.values()))
     for one, other in itertools.combinations(names, 2):
         if one.casefold() == other.casefold():
-            print(f"classes {one!r} and {other!r} differ in case only: on Windows and macOS they would be one folder")
+            print(f"classes {one!r} and {other!r} differ only in case: on Windows and macOS they would be one folder")
     return Examples(
-        ids=np.array([one.id for one in found]),
-        images=[one.image for one in found],
-        labels=np.array([names.index(spelling[one.label]) for one in found], np.int64),
+        ids=np.array([entry.id for entry in entries]),
+        images=[entry.image for entry in entries],
+        labels=np.array([names.index(spelling[entry.label]) for entry in entries], np.int64),
         class_names=tuple(names),
-        parts=np.array([one.part for one in found]),
-        groups=np.array([one.group for one in found]) if grouped else None,
+        parts=np.array([entry.part for entry in entries]),
+        groups=np.array([entry.group for entry in entries]) if grouped else None,
         skipped=tuple(skipped),
     )
 
@@ -133,7 +133,7 @@ def _tfds(name: str) -> Examples:
         raise DataError(f"TensorFlow dataset {name!r} could not be loaded: {error}") from error
     keys = builder.info.supervised_keys
     if not keys or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
-        raise DataError(f"TensorFlow dataset {name!r} is not one of images with one class label each.")
+        raise DataError(f"TensorFlow dataset {name!r} has no images with one class label each.")
     class_names = tuple(builder.info.features[keys[1]].names)
     ids, images, labels, parts, skipped = [], [], [], [], []
     for split in builder.info.splits:

@@ -13,7 +13,7 @@ from .array_file import ArrayFile
 from .dataset import ArrayDataset, eval_dataset, train_dataset
 from .decode import decode, with_bits, with_digests
 from .examples import DataError, Examples, first_lines, load_examples
-from .sources.names import matched
+from .sources.names import match_names
 from .split import clusters, split
 
 
@@ -101,7 +101,7 @@ def check_class_names(weights: str | Mapping[str, float], class_names: Sequence[
         ConfigError: naming the first that is none, the nearest that is one, and all.
     """
     for name in weights if isinstance(weights, Mapping) else ():
-        if name not in matched([name], class_names):
+        if name not in match_names([name], class_names):
             near = difflib.get_close_matches(name, class_names, n=1)
             meant = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(

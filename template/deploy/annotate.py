@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .. import runs
 from ..config import Data
 from ..data.examples import DataError, Examples
-from ..data.images.load import BadImageError, address, load
+from ..data.images.load import BadImageError, data_url, load
 from ..evaluate import metrics
 from ..evaluate.intervals import share_interval
 from ..evaluate.predictions import Predictions
@@ -53,8 +53,8 @@ class Questions:
         runs.write_json(self.file, self.said)
 
     def image(self, row: int) -> str:
-        """An image as an address: the whole of it, and nothing that gives its label or name away."""
-        return address(load(self.examples.images[row], self.how)[0])
+        """An image as a data URL: the whole of it, and nothing that gives its label or name away."""
+        return data_url(load(self.examples.images[row], self.how)[0])
 
 
 def drawn(examples: Examples, predictions: Predictions, count: int) -> Examples:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ..data.array_file import ArrayFile
-from ..data.images.load import address
+from ..data.images.load import data_url
 from ..evaluate.predictions import Predictions
 
 THUMBNAIL = 160
@@ -60,7 +60,7 @@ def _under(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _address(image: np.ndarray) -> str:
-    return address(cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA))
+    return data_url(cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA))
 
 
 def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:

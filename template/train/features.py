@@ -111,9 +111,9 @@ class FeatureCache:
         """Where the activations are, beside the pixels."""
         return Cache(self.folder, self.limit_bytes)
 
-    def held_bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Bytes of all that is there."""
-        return self.cache.held_bytes()
+        return self.cache.size_bytes()
 
 
 def _say_clipped(rows: ArrayFile) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from ..config import Train
-from ..data.sources.names import matched
+from ..data.sources.names import match_names
 
 FOCUS = 2.0
 """Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
@@ -34,7 +34,7 @@ def class_weights(
     counts = np.asarray(counts, np.float64)
     worth = {"none": np.ones_like(counts), "balanced": counts, "effective": (1 - OVERLAP**counts) / (1 - OVERLAP)}
     by_name = isinstance(kind, Mapping)
-    named = {known: kind[name] for name, known in matched(list(kind), class_names).items()} if by_name else {}
+    named = {known: kind[name] for name, known in match_names(list(kind), class_names).items()} if by_name else {}
     weights = np.array([named.get(name, 1.0) for name in class_names]) if by_name else 1 / worth[kind]
     return weights * counts.sum() / (weights @ counts)
 

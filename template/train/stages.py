@@ -238,7 +238,7 @@ def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, h
         if tensor is not None:
             size = 2 * (len(train) * views + len(val)) * math.prod(tensor.shape[1:])
             needed += size if size <= how.store.limit_bytes else 0
-    return max(0, min(needed, how.store.limit_bytes - how.store.held_bytes()))
+    return max(0, min(needed, how.store.limit_bytes - how.store.size_bytes()))
 
 
 def compile_stage(

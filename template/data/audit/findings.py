@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..examples import Examples
-from ..images.load import address
+from ..images.load import data_url
 from .facts import Facts
 
 SEVERITIES = ("error", "warning", "info")
@@ -74,7 +74,7 @@ def to_html(title: str, examples: Examples, facts: Facts, findings: Sequence[Fin
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
 
     def shown(row: int) -> dict[str, str]:
-        return {"id": str(examples.ids[row]), "image": address(facts.thumbnails[row]) if facts.readable[row] else ""}
+        return {"id": str(examples.ids[row]), "image": data_url(facts.thumbnails[row]) if facts.readable[row] else ""}
 
     shown_findings = [
         {

@@ -12,7 +12,7 @@ CLEAR = 16
 """Alpha below that everywhere is no alpha: an unused byte, or a mask of 0 and 1."""
 
 
-def on_background(image: Image.Image) -> tuple[Image.Image, str]:
+def flatten_alpha(image: Image.Image) -> tuple[Image.Image, str]:
     """What is transparent, on white; and a note if that was not the right thing. L of grey images, RGB of others.
 
     Alpha that is 0 everywhere over an image, or nearly, is an unused byte. What is drawn in white is put on black.

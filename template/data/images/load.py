@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ...config import Data
-from .color import on_background, to_srgb
+from .color import flatten_alpha, to_srgb
 from .depth import scale_to_8_bits, significant_bits, to_8_bits, without_alpha
 from .read import ImageSource, is_large, memory_lock, open_image, read
 from .reasons import BadImageError, ReadError
@@ -56,7 +56,7 @@ def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
             image, profile = _of_array(source, settings, notes), None
         else:
             image, profile = _decoded(read(source), settings, notes)
-        image, note = on_background(image)
+        image, note = flatten_alpha(image)
         notes.append(note)
         image, note = to_srgb(image, profile)
         notes.append(note)
@@ -85,7 +85,7 @@ def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "str
     return image.resize((size, size), bilinear)
 
 
-def address(image: np.ndarray) -> str:
+def data_url(image: np.ndarray) -> str:
     """`data:image/jpeg;base64,...` of uint8 [height, width, 3], for a page that needs no other file."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=80)

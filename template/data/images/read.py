@@ -16,7 +16,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .reasons import FORMATS, RAW, BadImageError, ReadError, black_is_zero, is_raw, is_reduced, lean, misread, why_not
+from .reasons import (
+    FORMATS,
+    RAW,
+    BadImageError,
+    ReadError,
+    black_is_zero,
+    explain_failure,
+    is_raw,
+    is_reduced,
+    strip_chunks,
+    unsupported_layout,
+)
 
 ImageSource = Path | bytes | np.ndarray
 """A file, its bytes, or an array: uint8 or uint16 [height, width], [.., .., 1], [.., .., 3] or [.., .., 4]."""
@@ -74,7 +85,7 @@ def read_header(source: ImageSource) -> tuple[str, str, int, int]:
             _choose_page(image, b"", [])
             return str(image.format), image.mode, *image.size
     except Exception:  # what `load` mends before it is opened, and sizes that only the settings allow
-        image = _open(lean(read(source)), megapixels=10_000)
+        image = _open(strip_chunks(read(source)), megapixels=10_000)
         return str(image.format), image.mode, *image.size
 
 
@@ -91,7 +102,7 @@ def open_image(contents: bytes, max_megapixels: float, notes: list[str]) -> tupl
     """
     if not contents:
         raise BadImageError("the file is empty; copy or download it again")
-    contents = lean(contents)
+    contents = strip_chunks(contents)
     image = _open(contents, max_megapixels)
     _choose_page(image, contents, notes)
     _refuse_traps(image, len(contents), max_megapixels)
@@ -135,7 +146,7 @@ def _open(contents: bytes, megapixels: float) -> Image.Image:
     except Exception as error:
         other = black_is_zero(contents)
         if other is None:
-            raise BadImageError(why_not(contents, error)) from None
+            raise BadImageError(explain_failure(contents, error)) from None
         image = _open(other, megapixels)
         image.info["white is zero"] = True
     if image.format == "TIFF":
@@ -174,7 +185,7 @@ def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
         image.seek(full[0])
         if len(full) > 1:
             notes.append("more than one page, of which the first is used")
-    if kind := misread(image.tag_v2):
+    if kind := unsupported_layout(image.tag_v2):
         raise BadImageError(f"not supported: TIFF with {kind}; convert it to PNG")
 
 

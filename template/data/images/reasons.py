@@ -40,7 +40,7 @@ class ReadError(BadImageError):
     """Contents that could not be had or held now. It says nothing about them, so nobody may remember it."""
 
 
-def why_not(data: bytes, error: Exception) -> str:
+def explain_failure(data: bytes, error: Exception) -> str:
     """Say what bytes look like that Pillow does not open, and what to do."""
     head, brand = data[:512].lstrip().lower(), data[4:12]
     page = head.startswith((b"<!doctype", b"<html", b"<svg")) or (head.startswith(b"<?xml") and b"<svg" in head)
@@ -87,7 +87,7 @@ def is_reduced(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
     return bool(int(tags.get(254) or 0) & 5) or tags.get(255) == 2
 
 
-def misread(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+def unsupported_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     """What a TIFF has of which Pillow makes noise without a word, or ""."""
     bits = max(tags.get(258) or (1,))
     if tags.get(284) == 2 and bits > 8 and int(tags.get(277) or 1) > 1:
@@ -111,7 +111,7 @@ def black_is_zero(data: bytes) -> bytes | None:
     return None
 
 
-def lean(data: bytes) -> bytes:
+def strip_chunks(data: bytes) -> bytes:
     """A PNG without what Pillow would refuse it for although its pixels are whole. Other files as they are.
 
     Editors keep megabytes of XMP or of a workflow in compressed text; others cut a gamma short, or change a text and

@@ -1,4 +1,4 @@
-"""The files in folders, without what systems leave behind; and those that are named on a command line."""
+"""The files in folders, without hidden and system files; and those that are given on a command line."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _LEFT_BEHIND = {
     # programmers' tools
     "__pycache__", "node_modules", "_svn",
 }  # fmt: skip
-"""Compared in lower case. Names that begin with a dot are left out too, and all of these patterns:"""
+"""Compared in lower case. Names that begin with a dot are skipped out too, and all of these patterns:"""
 _PATTERNS = re.compile(
     r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle.*|@eadir.*|@syno.*|@gmt-.*|~snapshot|"
     r"(paxheaders?|gnusparsefile)(\.\d+)?|backups\.backupdb|.*\.(lrdata|photoslibrary)|"
@@ -30,22 +30,22 @@ _PATTERNS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-HIDDEN_FOLDER = "a hidden folder, or litter of a system or program; rename it if it holds images"
+HIDDEN_FOLDER = "a hidden or system folder; rename it if it holds images"
 
-HIDDEN_FILE = "a hidden file; rename it if it is wanted"
+HIDDEN_FILE = "a hidden file; rename it if it is an image"
 
-LINKED = "a link to a folder is not followed; copy the images, or give the folder itself"
+LINKED = "a symbolic link to a folder, which is not followed; copy the images, or give the path of that folder"
 
 UNLISTED = "the folder cannot be listed"
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or left behind by a system, and no image of a person."""
+    """Whether a file or folder of this name is hidden or made by an operating system, an archive or a tool."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND or bool(_PATTERNS.fullmatch(name))
 
 
 def subfolders(root: Path) -> list[Path]:
-    """Folders in a folder, sorted, without hidden ones and what systems leave behind."""
+    """Folders in a folder, sorted, without hidden and system folders."""
     return [f for f in listing(root) if f.is_dir()]
 
 
@@ -58,39 +58,39 @@ def listing(folder: Path) -> list[Path]:
 
 def _stop(error: OSError) -> None:
     raise DataError(
-        f"Folder {error.filename!r} cannot be listed: {error.strerror}. Mend its rights, or move it elsewhere."
+        f"Folder {error.filename!r} cannot be listed: {error.strerror}. Change its permissions, or move it elsewhere."
     )
 
 
 def list_files(root: Path, cannot_list: Callable[[OSError], None] = _stop) -> Iterator[Path]:
-    """Files below a folder in sorted order, without hidden ones and what systems leave behind.
+    """Files below a folder in sorted order, without hidden and system files.
 
     Args:
         root: the folder.
         cannot_list: called with the error for a folder below that cannot be listed.
 
     Raises:
-        DataError: if a folder below cannot be listed, unless `cannot_list` is given: its images would be missing
-            without a word.
+        DataError: if a folder below cannot be listed, unless `cannot_list` is given: its images would be
+            missing silently.
     """
     for here, folders, files in os.walk(root, onerror=cannot_list):
         folders[:] = sorted(name for name in folders if not is_junk(name))
         yield from (Path(here, name) for name in sorted(files) if not is_junk(name))
 
 
-def passed_over(
-    root: Path, followed: Sequence[Path] = (), say: Callable[[str], None] = print
+def skipped_files(
+    root: Path, followed: Sequence[Path] = (), report: Callable[[str], None] = print
 ) -> Iterator[tuple[Path, str]]:
-    """What `list_files` leaves out and a person may miss, with the reason: hidden files, litter, links to folders.
+    """What `list_files` skips and somebody may miss, with the reason: hidden files, system folders, links to folders.
 
-    Not named are the small files that systems leave everywhere (.DS_Store, Thumbs.db, ._name.jpg); these are counted.
+    System files (.DS_Store, Thumbs.db, ._name.jpg) are only counted.
 
     Args:
         root: the folder.
-        followed: links to folders that are looked into all the same.
-        say: called with a line on those that are counted, if there are any.
+        followed: links to folders that are followed.
+        report: called with a line on those that are counted, if there are any.
     """
-    small: Counter[str] = Counter()
+    system: Counter[str] = Counter()
     for here, folders, files in os.walk(root):
         for name in sorted(folders):
             if is_junk(name):
@@ -102,54 +102,53 @@ def passed_over(
             if name.startswith(".") and Path(name).suffix and not name.startswith("._"):
                 yield Path(here, name), HIDDEN_FILE
             else:
-                small[_kind(name)] += 1
-    if small:
-        kinds = ", ".join(legible(name) for name, _ in small.most_common(5))
-        say(f"{small.total()} small files that systems leave behind are ignored ({kinds})")
+                system[_kind(name)] += 1
+    if system:
+        kinds = ", ".join(legible(name) for name, _ in system.most_common(5))
+        report(f"{system.total()} system files are ignored ({kinds})")
 
 
 def _kind(name: str) -> str:
-    """What stands for a small file in a list of those that are ignored."""
+    """A system file by its name, or by a pattern of those that are made for each file."""
     mark = re.search(r"^\._|:[^:]*$|@[^@]*$", name)
     return name if mark is None else f"{mark[0]}*" if mark.start() == 0 else f"*{mark[0]}"
 
 
-def gather(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The files that a person names, those in named folders among them; and what was left out, with the reason.
+def collect_files(given: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The given files and those in the given folders; and what was skipped, with the reason.
 
-    A file that is named is taken as it is, even if it is hidden or not there; a folder that cannot be listed is left
-    out and does not stop the others.
+    A file that is given is taken even if it is hidden or does not exist; a folder that cannot be listed is skipped.
     """
     files: list[Path] = []
-    left: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
 
     def cannot_list(error: OSError) -> None:
-        left.append((Path(error.filename), f"{UNLISTED}: {error.strerror}"))
+        skipped.append((Path(error.filename), f"{UNLISTED}: {error.strerror}"))
 
     for place in given:
         if os.path.isdir(place):  # noqa: PTH112 (that of Path raises for names that are too long)
             files += list_files(place, cannot_list)
             counted: list[str] = []
-            left += passed_over(place, say=counted.append)
-            left += [(place, line) for line in counted]
+            skipped += skipped_files(place, report=counted.append)
+            skipped += [(place, line) for line in counted]
         else:
             files.append(place)
-    return files, left
+    return files, skipped
 
 
-def describe_skipped(left: Sequence[tuple[Path, str]], most: int = 10) -> Iterator[str]:
-    """Lines on what `gather` left out: how much, and the first with the reason."""
-    if left:
-        yield f"{len(left)} left out:"
-        yield from (f"  {str(path)!r}: {reason}" for path, reason in left[:most])
-        yield from [f"  and {len(left) - most} more"] if len(left) > most else []
+def describe_skipped(skipped: Sequence[tuple[Path, str]], most: int = 10) -> Iterator[str]:
+    """Lines on what `collect_files` skipped: how much, and the first with the reason."""
+    if skipped:
+        yield f"{len(skipped)} skipped:"
+        yield from (f"  {str(path)!r}: {reason}" for path, reason in skipped[:most])
+        yield from [f"  and {len(skipped) - most} more"] if len(skipped) > most else []
 
 
 def describe_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Lines on what had to be assumed to see something in images: how many, and the name of the first.
+    """Lines on what had to be assumed to decode images: how many, and the name of the first.
 
     Args:
-        notes: (name, note) of each image; "" where nothing was assumed.
+        notes: (name, note) of each image; the note is "" where nothing was assumed.
     """
     named: dict[str, list[str]] = {}
     for name, note in notes:
@@ -159,17 +158,17 @@ def describe_notes(notes: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"{len(names)} images: {note} ({names[0]!r}{' ...' * (len(names) > 1)})"
 
 
-def nothing_done(given: Sequence[Path], left: Sequence[tuple[Path, str]], done: int) -> str | None:
-    """Why a program that took what a person named has failed, or None if all that was named was there.
+def failure_reason(given: Sequence[Path], skipped: Sequence[tuple[Path, str]], done: int) -> str | None:
+    """Why a program has failed on what it was given, or None if all of it was there.
 
     Args:
-        given: what was named.
-        left: from `gather`.
+        given: files and folders.
+        skipped: from `collect_files`.
         done: how many images were read.
     """
     missing = [str(path) for path in given if not os.path.exists(path)]  # noqa: PTH110
-    unlisted = [str(path) for path, reason in left if reason.startswith(UNLISTED)]
-    problems = [f"not there: {', '.join(map(repr, missing[:5]))}" + " ..." * (len(missing) > 5)] * bool(missing)
+    unlisted = [str(path) for path, reason in skipped if reason.startswith(UNLISTED)]
+    problems = [f"not found: {', '.join(map(repr, missing[:5]))}" + " ..." * (len(missing) > 5)] * bool(missing)
     problems += [f"cannot be listed: {', '.join(map(repr, unlisted[:5]))}"] * bool(unlisted)
     problems += ["none of the files could be read as an image"] * (not done)
     return "; ".join(problems) or None

@@ -4,22 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...runs import legible
-from .files import list_files, listing, passed_over, subfolders
-from .names import DataError, Found, is_missing, look, part_of, part_within
+from .files import list_files, listing, skipped_files, subfolders
+from .names import DataError, Entry, is_missing, normalize, part_of, part_within
 
 _OF_DETECTION = {"images", "imgs", "jpegimages", "labels", "annotations", "masks", "bboxes", "xml", "xmls", "gt"}
 
 _OF_DETECTION |= {"imagesets", "segmentationclass", "segmentationobject", "image", "img", "mask", "label", "annotation"}
 
 
-def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
-    """One sub-folder a class, or folders of train, val and test with such; either may be the outer one.
+def read_folder(root: Path) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """One sub-folder per class, or train, val and test folders with such; either may be the outer one.
 
     Returns:
-        What was found, in sorted order of the folders; and (name, reason) of what was left out.
+        The images, in sorted order of the folders; and (name, reason) of what was skipped.
 
     Raises:
-        DataError: if the folders are of another shape, naming them and what to do.
+        DataError: if the folders are arranged in another way, naming them and what to do.
     """
     tops = _parts(root)
     places = _places(root, tops)
@@ -33,11 +33,11 @@ def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
     names = list(dict.fromkeys(name for _, name, _ in places))
     if not names:
         raise DataError(f"{str(root)!r} has no class folders" + _instead(root, loose))
-    looks = {look(name) for name in names}
-    if len(looks) > 1 and looks & {"images", "imgs", "jpegimages", "image", "img"} and looks <= _OF_DETECTION:
+    kinds = {normalize(name) for name in names}
+    if len(kinds) > 1 and kinds & {"images", "imgs", "jpegimages", "image", "img"} and kinds <= _OF_DETECTION:
         raise DataError(
-            f"{str(root)!r}: {names} are no classes, but images and what is drawn on them, as for detection or "
-            "segmentation. Expected is a folder of images for each class, or a CSV file with path,label."
+            f"{str(root)!r}: {names} are the folders of a detection or segmentation dataset, not classes. Expected: "
+            "a folder of images per class, or a CSV file with the columns path,label."
         )
     if len(places) == 1 and len(subfolders(inner := _innermost(folders[0]))) > 1:
         raise DataError(
@@ -45,17 +45,17 @@ def read_folder(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
             f"--data.path={str(inner)!r}"
         )
     found = [
-        Found(legible(file.relative_to(root).as_posix()), file, name, part)
+        Entry(legible(file.relative_to(root).as_posix()), file, name, part)
         for part, name, folder in places
         for file in list_files(folder)
     ]
-    filled = {look(one.label) for one in found}
-    if empty := sorted(name for name in names if look(name) not in filled):
+    filled = {normalize(one.label) for one in found}
+    if empty := sorted(name for name in names if normalize(name) not in filled):
         raise DataError(f"Class folders without any file: {empty}. Fill or remove them.")
     if doubtful := sorted(name for name in names if is_missing(name)):
-        print(f"{doubtful}: classes with the name that programs give to a missing value. Were their labels lost?")
-    left = [*((file, "outside the class folders") for file in loose), *passed_over(root, folders)]
-    return found, [(legible(file.relative_to(root).as_posix()), reason) for file, reason in left]
+        print(f"class names that usually stand for a missing value: {doubtful}. Were their labels lost?")
+    skipped = [*((file, "outside the class folders") for file in loose), *skipped_files(root, folders)]
+    return found, [(legible(file.relative_to(root).as_posix()), reason) for file, reason in skipped]
 
 
 def _innermost(folder: Path) -> Path:
@@ -74,7 +74,7 @@ def _places(root: Path, tops: dict[str, Path]) -> list[tuple[str, str, Path]]:
     inner = {folder: subfolders(folder) for folder in classes}
     divided = [folder for folder, below in inner.items() if below and all(part_of(f.name) for f in below)]
     if len(divided) > 1 and divided == classes and any(part_of(f.name) == "train" for f in inner[classes[0]]):
-        print(f"{str(root)!r}: each class folder has folders of parts, {sorted({f.name for f in inner[classes[0]]})}")
+        print(f"{str(root)!r}: each class folder has a folder per part: {sorted({f.name for f in inner[classes[0]]})}")
         return [(part_of(f.name), legible(folder.name), f) for folder in classes for f in inner[folder]]
     return [("", legible(folder.name), folder) for folder in classes]
 
@@ -96,12 +96,12 @@ def _parts(root: Path) -> dict[str, Path]:
     if len({*parts}) < len(parts):
         raise DataError(
             f"{str(root)!r} names a part twice: {[f.name for f in folders]}. Put the images of one part into one "
-            "folder; if these are classes, give them other names."
+            "folder; if these are classes, rename them."
         )
     if "train" not in parts:
         raise DataError(
             f"{str(root)!r} has {[f.name for f in folders]} but no train/ folder. To train, add one with the same "
-            "class folders; to score one of them, give its own path; if these are classes, give them other names."
+            "class folders; to evaluate on one of them, give its path; if these are classes, rename them."
         )
     if any(folder.name.lower() != part for folder, part in named.items()):
         print(f"{str(root)!r}: parts are " + ", ".join(f"{folder.name}/ ({part})" for folder, part in named.items()))
@@ -118,11 +118,11 @@ def _same_inside(folder: Path, part: str) -> Path:
 
 
 def _parts_beside(root: Path, named: dict[Path, str], strangers: list[str]) -> dict[str, Path]:
-    """Folders called as parts beside others: classes, if it is only a `train` with images; otherwise refused."""
+    """Folders named like parts beside others: classes, if it is only a `train` with images; otherwise refused."""
     parts = {folder.name for folder, part in named.items() if part}
     trains = [folder for folder, part in named.items() if part == "train"]
     if len(parts) == len(trains) == 1 and not subfolders(trains[0]):
-        print(f"{str(root)!r}: {trains[0].name!r} is taken for a class: it holds images, and stands beside {strangers}")
+        print(f"{str(root)!r}: {trains[0].name!r} is taken as a class: it holds images, and is beside {strangers}")
         return {"": root}
     if trains:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What names mean: the parts of a data set, and classes that are one class however they are spelled."""
+"""Names of parts (train, val, test) and of classes, and which of them are the same in another spelling."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ PART_OF = {
 """What folders and tables call the parts, in lower case and without what `part_of` takes off."""
 _BESIDE = r"(?:images?|imgs?|pictures?|pics?|photos?|dataset|data|set|split|samples?)"
 _MISSING = {"nan", "na", "n/a", "#n/a", "#na", "<na>", "null", "nat", "#value!", "#ref!"}
-"""What programs write where there is no value, in lower case."""
+"""How programs write a missing value, in lower case."""
 _INVISIBLE = re.compile("[\u034f\u2800\u115f\u1160\u3164\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # beside the formats (Cf)
 _JOINERS = "\u200c\u200d\ufe0f"  # some scripts and emoji are not spelled without
 _TWINS = str.maketrans(
@@ -31,18 +31,18 @@ _TWINS = str.maketrans(
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on or scored. The message says what was found and what to do."""
+    """Data that cannot be trained on or scored. The message says what was expected, what was found and what to do."""
 
 
-class Found(NamedTuple):
-    """An image, and what its source says of it.
+class Entry(NamedTuple):
+    """An image as a folder or a table lists it.
 
     Args:
-        id: what a person would call it.
+        id: its path as it is listed.
         image: the file.
-        label: its class, as the source spells it.
-        part: "train", "val", "test", or "" where the source does not say.
-        group: of what must not be divided between parts, or "".
+        label: its class, as it is spelled there.
+        part: "train", "val", "test", or "" where that is not said.
+        group: images of one group are never divided between parts (patient, camera), or "".
     """
 
     id: str
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 
 def part_of(name: str) -> str:
     """The part that a folder or a cell means (`Training`, `val_images`, `test set`, `hold-out`, `train2017`), or ""."""
-    words = "".join(re.findall(r"[^\W\d_]+", look(name).lower()))
+    words = "".join(re.findall(r"[^\W\d_]+", normalize(name).lower()))
     return PART_OF.get(words) or PART_OF.get(re.sub(f"^{_BESIDE}+|{_BESIDE}+$", "", words), "")
 
 
@@ -65,21 +65,21 @@ def part_within(name: str) -> str:
 
 
 def is_missing(label: str) -> bool:
-    """Whether a label is what programs write for a missing value."""
+    """Whether a label is how programs write a missing value (NaN, null)."""
     return label.lower() in _MISSING
 
 
 def tidy(text: str) -> str:
     """A name in composed Unicode, without what cannot be seen (but for joiners inside, which some scripts need)."""
-    seen = "".join(c for c in unicodedata.normalize("NFC", legible(text)) if c in _JOINERS or not _invisible(c))
-    return re.sub(r"^[\s\u200c\u200d]+|[\s\u200c\u200d]+$", "", seen)
+    visible = "".join(c for c in unicodedata.normalize("NFC", legible(text)) if c in _JOINERS or not _invisible(c))
+    return re.sub(r"^[\s\u200c\u200d]+|[\s\u200c\u200d]+$", "", visible)
 
 
-def look(name: str) -> str:
-    """How a name looks: equal for names that a person takes for one.
+def normalize(name: str) -> str:
+    """A form of a name that is equal for names that look the same.
 
-    That is in composed and decomposed Unicode, with spaces and invisible characters where none can be seen, in full
-    and half width, with letters of another script that are drawn the same; and in upper and lower case, except for a
+    That is: in composed and decomposed Unicode, with spaces and invisible characters where none can be seen, in full
+    and half width, with letters of another script that look the same; and in upper and lower case, except for a
     single letter at the end, since `A` and `a` are classes of handwriting.
     """
     text = unicodedata.normalize("NFKC", name).translate(_TWINS)
@@ -88,35 +88,35 @@ def look(name: str) -> str:
     return unicodedata.normalize("NFC", text[:-1].lower() + text[-1] if alone else text.lower())
 
 
-def one_spelling(names: Iterable[str]) -> dict[str, str]:
-    """One spelling for each name, the commonest of those that look the same; what is merged is printed.
+def merge_spellings(names: Iterable[str]) -> dict[str, str]:
+    """One spelling for each name, the most frequent of those that look the same; what is merged is printed.
 
     Args:
-        names: as the source spells them, one an image.
+        names: as they are spelled, one per image.
     """
     counts: dict[str, Counter[str]] = {}
     for name, count in Counter(names).items():
-        counts.setdefault(look(name), Counter())[name] = count
+        counts.setdefault(normalize(name), Counter())[name] = count
     spelling = {}
     for spelled in counts.values():
         common = sorted(spelled, key=lambda name: (-spelled[name], name != tidy(name), name))
         kept = tidy(common[0]) or ascii(common[0])[1:-1]
         spelling |= dict.fromkeys(common, kept)
         if len(common) > 1:
-            said = ", ".join(f"{_spelled(name)} ({spelled[name]} images)" for name in common)
+            variants = ", ".join(f"{_spelled(name)} ({spelled[name]} images)" for name in common)
             print(
-                f"one class, {kept!r}, is spelled in {len(common)} ways that look the same: {said}. If they are "
-                "different classes, give them names that differ in more than case, spaces or the form of a letter."
+                f"class {kept!r} is spelled in {len(common)} ways that look the same, and they are merged: {variants}. "
+                "If they are different classes, give them names that differ in more than case, spaces or similar signs."
             )
     return spelling
 
 
-def matched(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """The known name for each name: itself, or the only one that looks the same; the others have none."""
-    looks = Counter(map(look, known))
-    by_look = {look(name): name for name in known if looks[look(name)] == 1}
-    found = {name: name if name in known else by_look.get(look(name)) for name in names}
-    return {name: other for name, other in found.items() if other is not None}
+def match_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """{name: known name} for each name that is known, or of which exactly one known name looks the same."""
+    counts = Counter(map(normalize, known))
+    unique = {normalize(name): name for name in known if counts[normalize(name)] == 1}
+    matches = {name: name if name in known else unique.get(normalize(name)) for name in names}
+    return {name: match for name, match in matches.items() if match is not None}
 
 
 def _invisible(character: str) -> bool:

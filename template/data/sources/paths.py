@@ -1,4 +1,4 @@
-"""Where the images of a table are: where it says, or where all its paths lead when they are read in another way."""
+"""Where the images of a table are: where its paths say, or where all of them are when read in another way."""
 
 import os
 import re
@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .files import list_files
-from .names import DataError, look
+from .names import DataError, normalize
 
 Row = tuple[str, str]
 """Path, as the table spells it, and label."""
 
 
-def located(file: Path, rows: Sequence[Row]) -> list[Path]:
+def locate(file: Path, rows: Sequence[Row]) -> list[Path]:
     """The file of each row of a table, in their order.
 
     A path is relative to the folder of the table. One that leads nowhere is read with `/` for a backslash and in the
@@ -37,24 +37,20 @@ def located(file: Path, rows: Sequence[Row]) -> list[Path]:
             leading.setdefault(tuple(map(os.path.realpath, found)), (words, found))
     if len(leading) == 1:
         ((words, found),) = leading.values()
-        print(f"{str(file)!r}: its paths do not lead from its folder; all images are there {words}")
+        print(f"{str(file)!r}: its paths are not relative to its folder; all images are found {words}")
         return found
     raise DataError(
-        f"{str(file)!r}: none of its {len(rows)} images is there. The first was looked for at {str(spelled[0])!r}: "
-        "paths are relative to the folder of the table. Move the table, or write the paths as they are seen from there."
-        + (
-            f" All are there {' and '.join(words for words, _ in leading.values())}: which are meant?"
-            if leading
-            else ""
-        )
+        f"{str(file)!r}: none of its {len(rows)} images was found. Expected the first at {str(spelled[0])!r}: "
+        "paths are relative to the folder of the table. Move the table, or correct the paths."
+        + (f" All are found {' and '.join(words for words, _ in leading.values())}: which is meant?" if leading else "")
         + ("" if leading else _elsewhere(file.parent, relative[0][0]))
     )
 
 
 def _ways(here: Path, rows: Sequence[Row]) -> Iterator[tuple[str, Callable[[str, str], Path]]]:
     """Other ways to read (path, label), in words and as a function."""
-    depth, labels = min(path.count("/") for path, _ in rows), {look(label) for _, label in rows}
-    inside = sorted(f for f in here.iterdir() if f.is_dir() and look(f.name) not in labels)
+    depth, labels = min(path.count("/") for path, _ in rows), {normalize(label) for _, label in rows}
+    inside = sorted(f for f in here.iterdir() if f.is_dir() and normalize(f.name) not in labels)
     for folder in (here, *inside):
         for count in range(depth + 1):
             fewer = f"without the first {count} folder{'s' * (count > 1)} of each path"
@@ -64,14 +60,14 @@ def _ways(here: Path, rows: Sequence[Row]) -> Iterator[tuple[str, Callable[[str,
                 lambda path, _, f=folder, n=count: f / path.split("/", n)[n],
             )
     yield "in folders of their labels", lambda path, label: here / label / path
-    yield "seen from the folder above", lambda path, _: here.parent / path
-    yield "seen from where this program runs", lambda path, _: Path.cwd() / path
+    yield "from the folder above", lambda path, _: here.parent / path
+    yield "from the working directory", lambda path, _: Path.cwd() / path
     files = [file.relative_to(here) for file in list_files(here, cannot_list=lambda error: None)]
     for words, names in (
-        ("in another case", _once((look(name.as_posix()), name) for name in files)),
-        ("with an ending to their names", _once((look(name.with_suffix("").as_posix()), name) for name in files)),
+        ("in another case", _once((normalize(name.as_posix()), name) for name in files)),
+        ("with an extension", _once((normalize(name.with_suffix("").as_posix()), name) for name in files)),
     ):
-        yield words, lambda path, _, names=names: here / names.get(look(path), path)
+        yield words, lambda path, _, names=names: here / names.get(normalize(path), path)
 
 
 def _once(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Tables of images: CSV as programs and people write it, read with every guess said and every doubt refused."""
+"""Tables of images: CSV in its many forms. Every guess is printed; what is ambiguous is refused."""
 
 import codecs
 import csv
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...runs import legible
-from .names import DataError, Found, is_missing, look, part_of, tidy
-from .paths import located
+from .names import DataError, Entry, is_missing, normalize, part_of, tidy
+from .paths import locate
 
 ENDINGS = {".csv", ".tsv", ".tab", ".txt"}
 """Of files that are read as tables."""
@@ -52,20 +52,20 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Bytes that a file begins with, and its encoding; in this order, as one of UTF-32 begins like one of UTF-16."""
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 Row = tuple[int, dict[str, str]]
 """Line in the file, and its cells by meaning."""
 
 
-def read_table(file: Path) -> tuple[list[Found], list[tuple[str, str]], bool]:
+def read_table(file: Path) -> tuple[list[Entry], list[tuple[str, str]], bool]:
     """Columns of path and label, and perhaps of split and group, by any of their `MEANINGS`.
 
-    Paths are relative to the table's folder. What is recognised in other than plain form is printed: the delimiter,
-    the encoding, the columns, paths that are there under another folder.
+    Paths are relative to the table's folder. What is not in the plain form is printed: the delimiter,
+    the encoding, the columns, paths that are relative to another folder.
 
     Returns:
-        What was found, in the order of the rows; nothing that was left out; and whether there is a column of groups.
+        The images, in the order of the rows; nothing that was skipped; and whether there is a column of groups.
 
     Raises:
         DataError: if it cannot be read or a row is not complete, with the line and what to do.
@@ -76,11 +76,11 @@ def read_table(file: Path) -> tuple[list[Found], list[tuple[str, str]], bool]:
     if not rows:
         raise DataError(f"{str(file)!r} has no rows below its header.")
     _refuse_incomplete(file, rows)
-    images = located(file, [(row["path"], row["label"]) for _, row in rows])
+    images = locate(file, [(row["path"], row["label"]) for _, row in rows])
     if nobody := sum(is_missing(row.get("group", "")) for _, row in rows):
-        print(f"{str(file)!r}: {nobody} rows have no group: theirs is what programs write for a missing value")
+        print(f"{str(file)!r}: {nobody} rows have no group (a missing value)")
     found = [
-        Found(legible(row["path"]), image, row["label"], part_of(row.get("split", "")), _group(row.get("group", "")))
+        Entry(legible(row["path"]), image, row["label"], part_of(row.get("split", "")), _group(row.get("group", "")))
         for (_, row), image in zip(rows, images, strict=True)
     ]
     return found, [], "group" in columns
@@ -88,7 +88,7 @@ def read_table(file: Path) -> tuple[list[Found], list[tuple[str, str]], bool]:
 
 def _group(cell: str) -> str:
     """A group as it looks, so that no typing parts a patient; none for what stands for a missing value."""
-    return "" if is_missing(cell) else look(cell)
+    return "" if is_missing(cell) else normalize(cell)
 
 
 def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -108,15 +108,15 @@ def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             break
     else:
         raise DataError(
-            f"{str(file)!r} needs columns path,label (optional: split,group), named in its first line, between commas, "
-            f"semicolons or tabs. Received: {headers[0]}{_half(max(headers, key=len))}"
+            f"{str(file)!r} needs columns path,label (optional: split,group), named in its first line, with comma, "
+            f"semicolon or tab between them. Received: {headers[0]}{_half(max(headers, key=len))}"
         )
     if sign != ",":
-        print(f"{str(file)!r}: cells are between {_DELIMITERS.get(sign, repr(sign))}")
+        print(f"{str(file)!r}: the delimiter is {_DELIMITERS.get(sign, repr(sign))}")
     header = [tidy(name) for name in headers[-1]]
     lines = [(line, cells) for line, cells in table[1:] if [*map(_squeezed, cells)] != [*map(_squeezed, header)]]
     if again := len(table) - 1 - len(lines):
-        print(f"{str(file)!r}: its header is there {again + 1} times, as of tables put together; it is no image")
+        print(f"{str(file)!r}: its header is repeated {again} times (concatenated tables?); these rows are skipped")
     return header, lines
 
 
@@ -145,13 +145,13 @@ def _half(header: Sequence[str]) -> str:
 
 
 def _text(file: Path) -> str:
-    """What a table says, in UTF-8 or in what its first bytes tell."""
+    """The text of a table, in UTF-8 or the encoding of its byte order mark."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error
     if data.startswith(b"PK\3\4"):
-        raise DataError(f"{str(file)!r} is a spreadsheet or an archive by another name. Save it as CSV in UTF-8.")
+        raise DataError(f"{str(file)!r} is a spreadsheet or an archive, not text. Save it as CSV in UTF-8.")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     for parity, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # without a mark: of ASCII each second byte is zero
         if encoding is None and len(data) > 1 and data[parity:200:2].count(0) > len(data[:200]) / 4:
@@ -162,7 +162,7 @@ def _text(file: Path) -> str:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(
             f"{str(file)!r} cannot be read as CSV in UTF-8: line {line} has the byte {data[error.start]:#x}. It may be "
-            "in the encoding of one country (Latin-1, Windows-1252). Save it as `CSV UTF-8`, which Excel offers, or "
+            "in another encoding (Latin-1, Windows-1252). Save it as `CSV UTF-8`, which Excel offers, or "
             "convert it: iconv -f WINDOWS-1252 -t UTF-8"
         ) from error
     if "\0" in text:
@@ -175,7 +175,7 @@ def _text(file: Path) -> str:
 
 def _squeezed(name: str) -> str:
     """A column's name without case, spaces, signs and what cannot be seen."""
-    return re.sub(r"[\W_]+", "", look(name).lower())
+    return re.sub(r"[\W_]+", "", normalize(name).lower())
 
 
 def _meaning(name: str) -> str | None:
@@ -277,11 +277,11 @@ def _refuse_incomplete(file: Path, rows: Sequence[Row]) -> None:
     missing = [(line, row["label"]) for line, row in rows if is_missing(row["label"])]
     if missing:
         raise DataError(
-            f"{str(file)!r} line {missing[0][0]}: the label {missing[0][1]!r} is what programs write for a missing "
-            f"value ({len(missing)} rows). Fill or remove these rows; if it is a class, give it another name."
+            f"{str(file)!r} line {missing[0][0]}: the label {missing[0][1]!r} stands for a missing value "
+            f"({len(missing)} rows). Fill or remove these rows; if it is a class, rename it."
         )
     nothing = Counter(row["label"] for _, row in rows if row["label"] in {"None", "none", "NONE"})
     for label, count in nothing.items():
         print(
-            f"{str(file)!r}: {count} rows have the label {label!r}. It is taken for a class; was a value missing there?"
+            f"{str(file)!r}: {count} rows have the label {label!r}. It is taken as a class; or is it a missing value?"
         )

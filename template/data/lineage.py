@@ -1,4 +1,4 @@
-"""Which images a run has seen already, known by their contents: its split.csv names the digest of each."""
+"""Which images a run, or the runs that its weights come from, had in which part: by the digests in split.csv."""
 
 import csv
 import tomllib
@@ -11,14 +11,14 @@ from .audit.findings import Finding
 from .examples import PARTS, Examples
 
 
-def parts_in(run: Path, digests: Sequence[str]) -> np.ndarray:
-    """Part that each image has in the split of a run, or of those it began from: [n] of PARTS, "" for new ones.
+def parts_in_run(run: Path, digests: Sequence[str]) -> np.ndarray:
+    """Part of each image in the split of a run, or of those it started from: [n] of PARTS, "" for new images.
 
-    Of several parts it is the first of train, val and test. All three but test decided about the weights: val chose
-    them, and is learned from in a final fit.
+    Of several parts it is the first of train, val and test. Train and val decided about the weights: val selected
+    them, and may be trained on in a refit.
 
     Args:
-        run: folder of a run; without a split.csv, nothing is known of it.
+        run: folder of a run; without a split.csv, all images are new.
         digests: sha256 of the contents of each image.
     """
     found: dict[str, str] = {}
@@ -32,7 +32,7 @@ def parts_in(run: Path, digests: Sequence[str]) -> np.ndarray:
 
 
 def lineage(run: Path) -> list[Path]:
-    """The folder of a run, and those of the runs whose weights it began from, as far as they are still there."""
+    """The folder of a run, and those of the runs whose weights it started from, as far as they still exist."""
     folders = [run]
     for folder in folders:  # grows
         try:
@@ -45,18 +45,18 @@ def lineage(run: Path) -> list[Path]:
     return folders
 
 
-def warm_start(examples: Examples, weights: str) -> list[Finding]:
-    """Images of validation and test that the run whose weights are the start has learned from, or chosen by.
+def warm_start_leaks(examples: Examples, weights: str) -> list[Finding]:
+    """Validation and test images on which the run that the weights come from was trained or selected.
 
     Args:
         examples: with digests and parts.
-        weights: as in the settings; those of a run are in its folder, beside its split.csv.
+        weights: `backbone.weights`; those of a run are in its folder, beside its split.csv.
     """
     before = Path(weights).expanduser().parent
     if not (before / "split.csv").is_file():
         return []
-    known = np.isin(parts_in(before, examples.digests), ["train", "val"])
-    rows = {part: np.flatnonzero(known & (examples.parts == part)) for part in ("val", "test")}
+    seen = np.isin(parts_in_run(before, examples.digests), ["train", "val"])
+    rows = {part: np.flatnonzero(seen & (examples.parts == part)) for part in ("val", "test")}
     if not any(map(len, rows.values())):
         return []
     counts = [f"{len(rows[part])} of {(examples.parts == part).sum()} {part} images" for part in rows]
@@ -64,10 +64,10 @@ def warm_start(examples: Examples, weights: str) -> list[Finding]:
         Finding(
             "warm start",
             "error",
-            f"{' and '.join(counts)} are among those that {str(before)!r}, whose weights this run begins with, has "
-            "learned from or chosen by: numbers on them flatter.",
-            "Divide as that run did (the same images, data.split_seed, data.val_fraction and data.test_fraction), test "
-            "on images that it has never seen, or begin with other weights.",
+            f"{' and '.join(counts)} are among the train and val images of {str(before)!r}, whose weights this run "
+            "starts from: scores on them are too high.",
+            "Split as that run did (the same images, data.split_seed, data.val_fraction and data.test_fraction), test "
+            "on images that it has never seen, or start from other weights.",
             [(int(row),) for part in ("test", "val") for row in rows[part]],
         )
     ]

@@ -1,4 +1,4 @@
-"""What a run has seen is known again by its contents, and a warm start says which held-out images that spoils."""
+"""Images of a run are found again by their contents, and a warm start warns of held-out images that it has seen."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from template.data.examples import Examples
-from template.data.seen import lineage, parts_in, warm_start
+from template.data.lineage import lineage, parts_in_run, warm_start_leaks
 
 
 def a_run(folder: Path, parts: dict[str, str], weights: str = "imagenet") -> Path:
@@ -26,10 +26,10 @@ def examples(digests: str, parts: list[str]) -> Examples:
 def test_images_are_found_by_their_contents_in_the_run_and_in_those_that_it_began_from(tmp_path):
     first = a_run(tmp_path / "first", dict(a="train", b="val", c="test", d="train"))
     second = a_run(tmp_path / "second", dict(c="train", d="test", e="test"), str(first / "model.keras"))
-    assert parts_in(first, list("abcdx")).tolist() == ["train", "val", "test", "train", ""]
+    assert parts_in_run(first, list("abcdx")).tolist() == ["train", "val", "test", "train", ""]
     assert lineage(second) == [second, first]
-    assert parts_in(second, list("abcdex")).tolist() == ["train", "val", "train", "train", "test", ""]
-    assert parts_in(tmp_path / "nowhere", list("ab")).tolist() == ["", ""]
+    assert parts_in_run(second, list("abcdex")).tolist() == ["train", "val", "train", "train", "test", ""]
+    assert parts_in_run(tmp_path / "nowhere", list("ab")).tolist() == ["", ""]
     (first / "config.toml").write_text(f'[backbone]\nweights = "{second / "model.keras"}"\n')  # a circle
     assert lineage(second) == [second, first]
 
@@ -40,10 +40,10 @@ def test_a_warm_start_that_has_learned_held_out_images_is_said(tmp_path, direct)
     if not direct:
         old = a_run(tmp_path / "between", dict(x="train"), str(old / "model.keras"))
     new = examples("abcdef", ["test", "val", "test", "train", "test", "val"])
-    (found,) = warm_start(new, str(old / "model.keras"))
+    (found,) = warm_start_leaks(new, str(old / "model.keras"))
     assert found.severity == "error" and found.images == [(0,), (1,)]
     assert "1 of 2 val images and 1 of 3 test images" in found.message and str(old) in found.message
     assert "data.split_seed" in found.advice
-    assert warm_start(examples("ac", ["train", "test"]), str(old / "model.keras")) == []
+    assert warm_start_leaks(examples("ac", ["train", "test"]), str(old / "model.keras")) == []
     for weights in ("imagenet", "none", str(tmp_path / "weights.h5")):
-        assert warm_start(new, weights) == []
+        assert warm_start_leaks(new, weights) == []
