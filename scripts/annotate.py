@@ -16,8 +16,8 @@ from template import config as configuration
 from template import runs
 from template.data.examples import DataError, load_examples
 from template.deploy.annotate import Questions, Server, compared, drawn
+from template.evaluate.intervals import number, percent
 from template.evaluate.predictions import Predictions
-from template.evaluate.report import number, percent
 
 
 @runs.exit_if_damaged()

@@ -14,8 +14,8 @@ from pathlib import Path
 from template import runs
 from template.evaluate.compare import align
 from template.evaluate.diagnosis import disagreement
+from template.evaluate.intervals import percent
 from template.evaluate.predictions import Predictions
-from template.evaluate.report import percent
 
 
 @runs.exit_if_damaged()

@@ -20,9 +20,8 @@ from template import disk, runs
 from template.evaluate import metrics, plots
 from template.evaluate.classification import confusion_counts
 from template.evaluate.compare import align
-from template.evaluate.intervals import share_interval
+from template.evaluate.intervals import percent, share_interval
 from template.evaluate.predictions import Predictions, average
-from template.evaluate.report import OTHERS, SHARES, number, percent
 
 
 @runs.exit_if_damaged()
@@ -54,8 +53,8 @@ def main() -> None:
     _print(scores, arguments.path)
     if scores["seen"]["train"] + scores["seen"]["val"]:
         others = scores["seen"]["accuracy_on_others"]
-        print(f"of the images that did not decide about the weights: accuracy {percent(others)}, the honest number"
-              if others else "nothing here is new to it: these numbers say nothing of other images")  # fmt: skip
+        held_out = f"held-out accuracy, on test and new images alone: {percent(others)}" if others else ""
+        print(held_out or "the run has trained on or selected its weights by all of these images: no held-out accuracy")
     print(f"written: {folder}")
 
 
@@ -86,7 +85,7 @@ def _folder(out: Path | None, run: Path, path: str) -> Path:
 
 
 def _seen(predictions: Predictions, parts: Sequence[dict[str, str]]) -> dict:
-    """How many images are in each part of the runs (in any of several), or `new`; and what is right of the others.
+    """How many images are in each part of the runs (in any of several), or `new`; and the accuracy on the others.
 
     `accuracy_on_others`: those that no run has learned from or chosen by, or null if there are none.
     """
@@ -159,9 +158,9 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         print(f"no images of {absent}: these classes are not measured")
     parts = [part or "new" for part in parts_in_run(run, examples.digests)]
     if learned := sum(part in {"train", "val"} for part in parts):
-        print(f"CAREFUL: {run} has learned from or chosen its weights by {learned} of these images "
-              f"({parts.count('train')} of its train, {parts.count('val')} of its val part): what it says of them "
-              f"flatters it. {parts.count('test')} are its test images, {parts.count('new')} are new")  # fmt: skip
+        print(f"warning: {run} has learned from or selected its weights by {learned} of these images "
+              f"({parts.count('train')} of its train, {parts.count('val')} of its val part): scores on them "
+              f"are optimistic. {parts.count('test')} are its test images, {parts.count('new')} are new")  # fmt: skip
     return predict_tta(model, examples, views, config), dict(zip(examples.ids, parts, strict=True))
 
 
@@ -174,10 +173,9 @@ def _score(predictions: Predictions, k: int | None) -> dict:
 
 def _print(scores: dict, title: str) -> None:
     """Every score with its interval."""
-    print(f"{title}: {scores['images']} images, majority class {100 * scores['majority_baseline']:.1f} %")
-    for name, key in {**SHARES, **OTHERS}.items():
-        cell = percent if key in SHARES.values() else number
-        print(f"  {name.format(k=scores['top_k']['k']):<38}{cell(scores[key])}")
+    print(f"{title}: {scores['images']} images, most frequent class {100 * scores['majority_baseline']:.1f} %")
+    for name, (key, show) in metrics.TITLES.items():
+        print(f"  {name.format(k=scores['top_k']['k']):<34}{show(scores[key])}")
 
 
 if __name__ == "__main__":

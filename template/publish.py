@@ -1,4 +1,4 @@
-"""What a run has to say for itself: scores, decisions, failures, figures and the report."""
+"""What a run reports: scores, calibration, errors, figures and the page that shows them."""
 
 import dataclasses
 import math
@@ -11,14 +11,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from . import runs
-from .config import Config
+from .config import Config, Evaluate
 from .data.array_file import ArrayFile
 from .data.audit.facts import Facts
 from .data.dataset import evenly_spaced
 from .data.examples import Examples
 from .deploy.explain import figures
-from .evaluate import failures, fonts, metrics, plots, report
-from .evaluate.calibration import calibrate
+from .evaluate import document, failures, fonts, metrics, plots, report
+from .evaluate.calibration import calibrate, risk_coverage_table
 from .evaluate.classification import confusion_counts
 from .evaluate.diagnosis import diagnose, extrapolate
 from .evaluate.intervals import wilson_interval
@@ -74,43 +74,69 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
     """
     with clock("report"):
         scores = {name: metrics.score(p) if len(p.ids) else None for name, p in predictions.items()}
-        best = predictions["test"] if scores["test"] else predictions["val"]
-        accuracy = (scores["test"] or scores["val"])["accuracy"]
-        best.save(folder / "predictions.npz")  # first: what follows reads the users' files again
+        part = "test" if scores["test"] else "val"
+        measured, rows = predictions[part], np.flatnonzero(trained.examples.parts == part)
+        measured.save(folder / "predictions.npz")  # first: what follows reads the users' files again
         predictions["val"].save(folder / "predictions_val.npz")
-        wanted = trained.config.evaluate.target_accuracy, trained.config.evaluate.target_precision or None
-        targets = dict(zip(("accuracy", "precision"), wanted, strict=True))
-        # Of the network before the final fit, which has not learned from the images of validation.
-        calibration = calibrate(predictions["val"], predictions["test"] if scores["test"] else None, **targets)
-        decided = {key: calibration[key] for key in ("temperature", "reject", "thresholds")}
-        runs.write_json(folder / "calibration.json", decided)
-        result = scores | {"calibration": calibration} | _compared(trained, best, accuracy, folder)
-        rows = np.flatnonzero(trained.examples.parts == ("test" if scores["test"] else "val"))
-        result["slices"] = failures.slices(best, _facts(trained, rows))
-        sure = best.scaled(calibration["temperature"])
-        galleries = {
-            title: figures(trained.model, trained.pixels, rows[some], sure.take(some))
-            for title, some in (
-                ("Wrong and sure of it", failures.most_confident_errors(best, SHOWN)),
-                ("Least sure", failures.least_confident(best, SHOWN)),
-            )
-        }
-        confusions = plots.confusion_matrix(confusion_counts(best), best.class_names)
-        drawn = _drawn(trained.state, result["learning_curve"], predictions["val"], folder)
-        for name, figure in {"confusion_matrix": confusions, **drawn}.items():
+        calibration = _calibrated(trained.config.evaluate, predictions["val"], measured, folder)
+        result = scores | {"calibration": calibration} | _compared(trained, measured, scores[part]["accuracy"], folder)
+        result["slices"] = failures.slices(measured, _facts(trained, rows))
+        galleries = _galleries(trained, measured, rows, calibration["temperature"])
+        drawn = _measured_figures(measured, calibration) | _training_figures(trained, predictions["val"], folder)
+        for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
-    what, skipped = _what(trained.config, trained.examples), trained.examples.skipped
-    told = result | {"monitored": MONITORED[trained.config.train.monitor]}
-    runs.write_text(folder / "report.md", report.markdown(told, what, trained.state.history, skipped))
-    made_from = runs.read_json(folder / "run.json") | {"settings": (folder / "config.toml").read_text(encoding="utf-8")}
-    runs.write_text(folder / "report.html", report.html(result, best, what, drawn, skipped, galleries, made_from))
+    told = report.build(
+        result, measured, trained.state.history, description=_description(trained.config, trained.examples),
+        charts=tuple(drawn), galleries=galleries, skipped=trained.examples.skipped,
+        monitor=MONITORED[trained.config.train.monitor],
+    )  # fmt: skip
+    runs.write_text(folder / "report.md", document.markdown(told))
+    environment = runs.read_json(folder / "run.json")
+    environment |= {"settings": (folder / "config.toml").read_text(encoding="utf-8")}
+    runs.write_text(folder / "report.html", document.html(told, drawn, environment))
     runs.write_json(folder / "metrics.json", result)  # last: a run that has it is finished, and is not resumed
     return result
 
 
-def _compared(trained: TrainedRun, best: Predictions, accuracy: dict[str, float], folder: Path) -> dict[str, Any]:
-    """What the scores mean: choices, baselines, what holds the classifier back, what is odd about the images."""
+def _calibrated(settings: Evaluate, val: Predictions, measured: Predictions, folder: Path) -> dict[str, Any]:
+    """Calibration of the network before the final fit, which has not learned from the images of validation."""
+    found = calibrate(val, measured, accuracy=settings.target_accuracy, precision=settings.target_precision or None)
+    runs.write_json(folder / "calibration.json", {key: found[key] for key in ("temperature", "reject", "thresholds")})
+    return found
+
+
+def _galleries(
+    trained: TrainedRun, measured: Predictions, rows: np.ndarray, temperature: float
+) -> dict[str, list[dict[str, Any]]]:
+    """Predictions to look at, by title, with calibrated confidence."""
+    scaled, shown = (
+        measured.scaled(temperature),
+        {
+            "Most confident errors": failures.most_confident_errors(measured, SHOWN),
+            "Least confident predictions": failures.least_confident(measured, SHOWN),
+        },
+    )
+    return {
+        title: figures(trained.model, trained.pixels, rows[some], scaled.take(some)) for title, some in shown.items()
+    }
+
+
+def _measured_figures(measured: Predictions, calibration: dict[str, Any]) -> dict[str, Figure]:
+    """Figures of the scores, by name."""
+    tables = {"uncalibrated": calibration["before"]["reliability"]}
+    if calibration["temperature"] != 1:
+        tables["temperature-scaled"] = calibration["after"]["reliability"]
+    curve, wanted = risk_coverage_table(measured), calibration["reject"]["wanted"]
+    return {
+        "confusion_matrix": plots.confusion_matrix(confusion_counts(measured), measured.class_names),
+        "calibration": plots.calibration(tables),
+        "risk_coverage": plots.risk_coverage(curve, wanted),
+    }
+
+
+def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, float], folder: Path) -> dict[str, Any]:
+    """What the scores mean: choices, baselines, diagnosis, findings of the audit."""
     found = {
         name: runs.read_json(folder / f"{name}.json")
         for name in ("choices", "audit", "preflight")
@@ -120,7 +146,7 @@ def _compared(trained: TrainedRun, best: Predictions, accuracy: dict[str, float]
     staged = bool(trained.config.stages)
     return {
         "choices": found.get("choices", {}),
-        "color_baseline": wilson_interval(trained.color_baseline, len(best.ids)),
+        "color_baseline": wilson_interval(trained.color_baseline, len(measured.ids)),
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
         "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
         "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
@@ -128,9 +154,9 @@ def _compared(trained: TrainedRun, best: Predictions, accuracy: dict[str, float]
     }
 
 
-def _drawn(state: TrainState, curve: dict[str, Any] | None, val: Predictions, folder: Path) -> dict[str, Figure]:
-    """Figures of the training, by name; and what was watched, as JSON."""
-    drawn = {}
+def _training_figures(trained: TrainedRun, val: Predictions, folder: Path) -> dict[str, Figure]:
+    """Figures of the training, by name; and the dynamics of predictions, as JSON."""
+    state, curve, drawn = trained.state, trained.learning_curve, {}
     if state.history:
         drawn["learning_curves"] = plots.learning_curves(state.history)
         watched = val.take(evenly_spaced(len(val.ids), DYNAMICS_IMAGES))
@@ -140,12 +166,12 @@ def _drawn(state: TrainState, curve: dict[str, Any] | None, val: Predictions, fo
         rows = [[None if math.isnan(share) else share for share in row] for row in state.watched]
         table = {"ids": watched.ids.tolist(), "labels": labels, "probability_of_label": rows}
         runs.write_json(folder / "prediction_dynamics.json", table)
-    if curve and curve["scale"]:
-        drawn["learning_curve"] = plots.learning_curve(curve)
+    if curve and (extrapolated := extrapolate(*curve))["scale"]:
+        drawn["learning_curve"] = plots.learning_curve(extrapolated)
     return drawn
 
 
-def _what(config: Config, examples: Examples) -> str:
+def _description(config: Config, examples: Examples) -> str:
     """One line on the data and the model."""
     counts = {name: int((examples.parts == name).sum()) for name in ("train", "val")}
     weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}

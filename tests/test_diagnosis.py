@@ -12,19 +12,19 @@ from template.suggest import OF_STAGES
 @pytest.mark.parametrize(
     ("trained", "held_out", "verdict"),
     [
-        ((70, 100), (68, 100), "underfits"),
-        ((85, 100), (70, 100), "underfits"),  # two sixths of the errors are of things it was shown
-        ((100, 100), (70, 100), "overfits"),
-        ((990, 1000), (850, 1000), "overfits"),
-        ((100, 100), (99, 100), "neither"),
-        ((97, 100), (28, 30), "neither"),  # thirty images cannot tell
-        ((200, 200), (23, 24), "neither"),  # nor can one of twenty-four
+        ((70, 100), (68, 100), "underfitting"),
+        ((85, 100), (70, 100), "underfitting"),  # two sixths of the errors are of things it was shown
+        ((100, 100), (70, 100), "overfitting"),
+        ((990, 1000), (850, 1000), "overfitting"),
+        ((100, 100), (99, 100), "neither underfitting nor overfitting"),
+        ((97, 100), (28, 30), "neither underfitting nor overfitting"),  # thirty images cannot tell
+        ((200, 200), (23, 24), "neither underfitting nor overfitting"),  # nor can one of twenty-four
     ],
 )
 def test_the_larger_of_two_evils_is_named(trained, held_out, verdict):
     found = diagnose(trained, wilson_interval(*held_out))
     assert found.verdict == verdict and found.try_next
-    assert f"{100 * trained[0] / trained[1]:.1f} % right on training images" in found.because
+    assert f"{100 * trained[0] / trained[1]:.1f} % on training images" in found.because
 
 
 def test_advice_is_of_settings_that_exist():
@@ -41,12 +41,14 @@ def test_advice_is_of_settings_that_exist():
 def test_a_run_without_gradient_steps_is_advised_nothing_that_would_have_no_effect(trained):
     found = diagnose(trained, wilson_interval(69, 100), staged=False)
     text, idle = " ".join(found.try_next), [f"{section}.{name}" for section in OF_STAGES for name in OF_STAGES[section]]
-    assert found.verdict in {"underfits", "overfits"} and len(found.try_next) > 2
+    assert found.verdict in {"underfitting", "overfitting"} and len(found.try_next) > 2
     assert not [key for key in (*idle, "stages.0.weight_decay", "stages.0.epochs") if key in text]
 
 
 def test_the_interval_of_the_diagnosis_is_that_of_the_headline():
-    assert "69.0 % [12.0, 98.0] on others" in diagnose((9, 9), {"value": 0.69, "low": 0.12, "high": 0.98}).because
+    assert (
+        "69.0 % [12.0, 98.0] on held-out images" in diagnose((9, 9), {"value": 0.69, "low": 0.12, "high": 0.98}).because
+    )
 
 
 def test_a_power_law_is_found_again():

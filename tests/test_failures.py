@@ -16,7 +16,7 @@ def given(probabilities, labels) -> Predictions:
 FOUR = given([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], [1, 1, 1, 0])
 
 
-def test_the_surest_errors_come_first_and_no_right_answer_is_among_them():
+def test_the_most_confident_errors_come_first_and_no_right_answer_is_among_them():
     assert most_confident_errors(FOUR, 9).tolist() == [0, 1]
     assert most_confident_errors(FOUR, 1).tolist() == [0]
     assert most_confident_errors(given([[0.9, 0.1]], [0]), 9).tolist() == []

@@ -486,9 +486,9 @@ def test_images_that_a_run_has_seen_are_counted_and_the_others_scored(finished, 
         shutil.copy(finished.images / row["id"], new / row["label"] / f"again-{Path(row['id']).name}")
     code, said = call("evaluate", "--run", finished.folder, "--path", new)
     assert code == 0
-    assert "has learned from or chosen its weights by 27 of these images (18 of its train, 9 of its val part)" in said
+    assert "has learned from or selected its weights by 27 of these images (18 of its train, 9 of its val part)" in said
     assert "9 are its test images, 6 are new" in said
-    assert said.index("CAREFUL") < said.index("top-")
+    assert said.index("warning:") < said.index("top-")
     (folder,) = finished.folder.glob("evaluation-photos-*")
     scores, answers = json.loads((folder / "metrics.json").read_text()), Predictions.load(folder / "predictions.npz")
     seen = scores["seen"]
@@ -498,7 +498,7 @@ def test_images_that_a_run_has_seen_are_counted_and_the_others_scored(finished, 
     assert len(others) == 15
     right = np.mean(answers.predicted[others] == answers.labels[others])
     assert seen["accuracy_on_others"]["value"] == pytest.approx(right)
-    assert f"accuracy {100 * right:.1f} %" in said.partition("did not decide about the weights")[2]
+    assert f"images alone: {100 * right:.1f} %" in said.partition("held-out accuracy")[2]
     shutil.rmtree(folder)
 
 
@@ -507,7 +507,7 @@ def test_evaluations_of_two_folders_of_one_name_stay_apart_and_of_one_are_replac
         class_folders(tmp_path / place / "photos", each=1 + (place == "b"), seed=seed)
         for _ in range(2):
             code, said = call("evaluate", "--run", finished.folder, "--path", tmp_path / place / "photos")
-            assert code == 0 and "CAREFUL" not in said
+            assert code == 0 and "warning:" not in said
     written = sorted(finished.folder.glob("evaluation-photos-*"))
     scores = [json.loads((folder / "metrics.json").read_text()) for folder in written]
     assert sorted(each["images"] for each in scores) == [3, 6] and all(each["seen"]["new"] for each in scores)
@@ -567,7 +567,7 @@ def test_a_run_is_diagnosed_from_what_it_wrote(finished):
     code, said = call("diagnose", "--run", finished.folder)
     found = json.loads((finished.folder / "metrics.json").read_text())["diagnosis"]
     assert code == 0 and f"{found['verdict']}: {found['because']}" in said
-    assert all(line in said for line in found["try_next"]) and "another answer" not in said
+    assert all(line in said for line in found["try_next"]) and "predicted differently" not in said
 
 
 def test_two_runs_are_held_against_each_other(finished, tmp_path):
@@ -577,7 +577,7 @@ def test_two_runs_are_held_against_each_other(finished, tmp_path):
     logits[0] = np.roll(logits[0], 1)
     dataclasses.replace(test, logits=logits).take(np.arange(len(test.ids))[::-1]).save(other / "predictions.npz")
     code, said = call("diagnose", "--run", finished.folder, other)
-    assert code == 0 and f"{100 / len(test.ids):.1f} % [" in said and "with another answer" in said
+    assert code == 0 and f"{100 / len(test.ids):.1f} % [" in said and "predicted differently" in said
     test.take(np.arange(3)).save(other / "predictions.npz")
     last_words, _ = call("diagnose", "--run", finished.folder, other)
     assert "the same images" in last_words

@@ -9,7 +9,7 @@ from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve
 
 from . import metrics
-from .intervals import paired_z, share_interval
+from .intervals import paired_z, share_interval, wilson_interval
 from .metrics import BINS
 from .predictions import Predictions
 
@@ -139,6 +139,18 @@ def risk_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.
     last = np.append(np.diff(confidence[order]) != 0, True)  # of those of equal confidence
     covered = np.arange(1, len(order) + 1)[last]
     return confidence[order][last], covered / len(order), np.cumsum(correct[order])[last] / covered
+
+
+def risk_coverage_table(predictions: Predictions, *, points: int = 100) -> list[dict[str, Any]]:
+    """`coverage`, and `accuracy` with its interval, at so many points of `risk_coverage`: as many as a chart shows."""
+    _, coverages, accuracies = risk_coverage(predictions)
+    shown = np.unique(np.linspace(0, len(coverages) - 1, points).astype(int))
+    covered = (coverages[shown] * len(predictions.ids)).round().astype(int)
+    correct = (accuracies[shown] * covered).round().astype(int)
+    return [
+        {"coverage": float(coverages[i]), "accuracy": wilson_interval(int(k), int(n))}
+        for i, k, n in zip(shown, correct, covered, strict=True)
+    ]
 
 
 def confidence_for(predictions: Predictions, accuracy: float) -> float | None:

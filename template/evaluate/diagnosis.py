@@ -1,4 +1,4 @@
-"""What holds a classifier back, and what more images would bring."""
+"""Under- or overfitting, the learning curve, and how much of the error is chance."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,78 +7,75 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import wilson_interval
+from .intervals import percent, wilson_interval
 from .predictions import Predictions
 
 GOOD = 0.02
 """An error, or a gap between two, below this is not what to work on."""
 
-LONGER = [
+MORE_TRAINING = [
     "unfreeze more blocks, or for longer: stages.0.unfreeze, stages.0.epochs",
     "a higher learning rate, if the loss still falls in the last epochs",
 ]
-LESS = ["less of what holds back: augment.policy=light, head.dropout=0, head.l2=0"]
-HOLDING = [
-    "more variation: augment.policy=heavy",
-    "more of what holds back: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
+LESS_REGULARIZATION = ["less regularization: augment.policy=light, head.dropout=0, head.l2=0"]
+MORE_REGULARIZATION = [
+    "stronger data augmentation: augment.policy=heavy",
+    "more regularization: head.dropout=0.5, head.l2=1e-3, stages.0.weight_decay=1e-2",
     "fewer unfrozen blocks: stages.0.unfreeze",
 ]
-"""Advice that has an effect where gradient steps are taken."""
+"""Advice for runs with fine-tuning; without, these settings have no effect."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong, in one word and in a sentence, and what to try, the most promising first."""
+    """A verdict, the numbers behind it, and what to try, the most promising first."""
 
     verdict: str
     because: str
     try_next: list[str]
 
 
-def diagnose(trained: tuple[int, int], others: dict[str, float], *, staged: bool = True) -> Diagnosis:
-    """The flow of the recipe of deep learning: is it bad on training images, or only on others?
+def diagnose(train: tuple[int, int], held_out: dict[str, float], *, staged: bool = True) -> Diagnosis:
+    """Is the error high on training images (bias), or only on held-out ones (variance)?
 
     Args:
-        trained: right answers and images among those that it learned from, as they are.
-        others: share of right answers among those that it has not seen, with its interval.
-        staged: whether gradient steps were taken, so that their settings had an effect.
+        train: correct predictions, and how many were made, on training images without augmentation.
+        held_out: accuracy on images that it has not learned from, with its interval.
+        staged: whether there was fine-tuning, so that its settings had an effect.
     """
-    learned = wilson_interval(*trained)
-    error, gap = 1 - learned["value"], learned["value"] - others["value"]
-    numbers = (
-        f"{100 * learned['value']:.1f} % right on training images, {100 * others['value']:.1f} % "
-        f"[{100 * others['low']:.1f}, {100 * others['high']:.1f}] on others"
-    )
+    learned = wilson_interval(*train)
+    error, gap = 1 - learned["value"], learned["value"] - held_out["value"]
+    numbers = f"accuracy {100 * learned['value']:.1f} % on training images, {percent(held_out)} on held-out images"
     if error > GOOD and error >= gap:
         return Diagnosis(
-            "underfits",
-            f"{numbers}: it does not know even what it was shown",
+            "underfitting",
+            f"{numbers}: the model does not fit even its training images",
             [
-                *(LONGER if staged else ["fine-tuning, which this run did without: stages.0.unfreeze=1"]),
+                *(MORE_TRAINING if staged else ["fine-tuning, which this run did not do: stages.0.unfreeze=1"]),
                 "a larger network, larger images: backbone.name, data.image_size",
-                *LESS * staged,
+                *LESS_REGULARIZATION * staged,
                 "labels that contradict each other: scripts/audit.py --labels",
             ],
         )
-    if gap > GOOD and others["high"] < learned["low"]:
+    if gap > GOOD and held_out["high"] < learned["low"]:
         return Diagnosis(
-            "overfits",
-            f"{numbers}: it has memorised what it has not understood",
+            "overfitting",
+            f"{numbers}: the model has memorised what does not generalise",
             [
-                "more images: see what the learning curve promises",
-                *(HOLDING if staged else ["another network: backbone.name"]),
-                "test images of another kind than the training ones: compare scripts/audit.py of both",
+                "more images: see the learning curve",
+                *(MORE_REGULARIZATION if staged else ["another network: backbone.name"]),
+                "a distribution shift between training and test images: compare scripts/audit.py of both",
             ],
         )
     return Diagnosis(
-        "neither",
-        f"{numbers}: no gap that these images could show",
-        ["look at the errors in report.html: is what is left a matter of labels, or of what can be seen at all?"],
+        "neither underfitting nor overfitting",
+        f"{numbers}: no significant gap",
+        ["look at the most confident errors in report.html: are labels wrong, or images ambiguous?"],
     )
 
 
 def extrapolate(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]:
-    """What a learning curve promises.
+    """Power law of a learning curve, and what twice the images would bring.
 
     Args:
         sizes: numbers of training images, rising.
@@ -96,13 +93,13 @@ def extrapolate(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]
 def disagreement(several: Sequence[Predictions]) -> dict[str, dict[str, float]]:
     """How often runs that differ in their seed alone answer differently; the mean over all pairs, with its interval.
 
-    What they disagree on is chance and falls with averaging or more images; an error that they share does not.
+    Disagreement is variance, which averaging or more images reduce; a shared error is bias, which they do not.
 
     Args:
         several: two or more, of the same images in the same order (`compare.align`).
 
     Returns:
-        `differ`, shares of images with another answer; `both_wrong`, with the same wrong answer.
+        `differ`, share of images with different predictions; `both_wrong`, with the same wrong one.
     """
     differ, both = [], []
     for a, b in itertools.combinations(several, 2):

@@ -133,3 +133,18 @@ def _wilson(value: float, trials: float) -> dict[str, float]:
 def undefined() -> dict[str, None]:
     """In place of a score that does not exist, such as the precision of a class that was never predicted."""
     return {"value": None, "low": None, "high": None}
+
+
+def percent(interval: dict[str, float | None]) -> str:
+    """`97.2 % [95.1, 98.4]`, or that it is undefined."""
+    if interval["value"] is None:
+        return "undefined"
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def number(interval: dict[str, float | None]) -> str:
+    """`0.972 [0.951, 0.984]`, or that it is undefined."""
+    if interval["value"] is None:
+        return "undefined"
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

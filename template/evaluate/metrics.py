@@ -1,12 +1,21 @@
 """All metrics of a classifier, each with its 95 % interval."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
 from .classification import CLASS_METRICS, COUNT_METRICS, class_counts, top_confusions
-from .intervals import basic_bootstrap, bootstrap_weights, percentile_bootstrap, share_interval, undefined
+from .intervals import (
+    basic_bootstrap,
+    bootstrap_weights,
+    number,
+    percent,
+    percentile_bootstrap,
+    share_interval,
+    undefined,
+)
 from .predictions import Predictions
 from .ranking import ranking_scores
 
@@ -14,6 +23,25 @@ BINS = 15
 """Of equal width, for the calibration error, as in Guo et al. 2017."""
 CLASSWISE = 200_000
 """Images times classes up to which the classwise calibration error is shown: beyond, its interval takes minutes."""
+
+TITLES: dict[str, tuple[str, Callable]] = {
+    "accuracy": ("accuracy", percent),
+    "top-{k} accuracy": ("top_k", percent),
+    "balanced accuracy": ("balanced_accuracy", percent),
+    "macro precision": ("macro_precision", percent),
+    "macro F1": ("macro_f1", percent),
+    "weighted F1": ("weighted_f1", percent),
+    "Matthews correlation coefficient": ("matthews_corrcoef", number),
+    "Cohen's kappa": ("cohen_kappa", number),
+    "ROC AUC, one-vs-rest": ("roc_auc_ovr", number),
+    "ROC AUC, one-vs-one": ("roc_auc_ovo", number),
+    "average precision": ("average_precision", number),
+    "cross-entropy": ("cross_entropy", number),
+    "Brier score": ("brier", number),
+    "expected calibration error (ECE)": ("ece", number),
+    "classwise ECE": ("classwise_ece", number),
+}
+"""Scores by what a report calls them: the key in metrics.json, and how to write the value."""
 
 
 def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> dict[str, Any]:

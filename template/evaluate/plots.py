@@ -16,7 +16,7 @@ from . import fonts
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draw counts [true, predicted], coloured by the share of each true class."""
+    """Draw counts [true, predicted], colored by the share of each true class."""
     n = len(class_names)
     side = float(np.clip(0.55 * n + 2.2, 4, 16))
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -25,16 +25,18 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if n <= 30:
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count) if count else "·", ha="center", va="center", color=colour)
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count) if count else "·", ha="center", va="center", color=color)
     short = [_short(name, 20) for name in fonts.drawable(class_names)]
     written = {"parse_math": False, "family": fonts.families(short)}  # a $ in a name starts no formula
     turned = {"rotation": 45 if max(map(len, short)) > 3 else 0, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(n), short, **written, **turned)
     axes.set_yticks(range(n), short, **written)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} right")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} correct")
     if fonts.numbered(class_names):
-        axes.set_xlabel("predicted (#0 is the first class in classes.json: no font here has its letters)", wrap=True)
+        axes.set_xlabel(
+            "predicted (#0 is the first class in classes.json: no installed font can write its name)", wrap=True
+        )
     return figure
 
 
@@ -46,7 +48,8 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     """Draw training and validation cross-entropy and accuracy by epoch, with the stages as shaded bands."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    for axes, name in zip(figure.subplots(1, 2), ("cross_entropy", "accuracy"), strict=True):
+    panels = figure.subplots(1, 2)
+    for axes, name in zip(panels, ("cross_entropy", "accuracy"), strict=True):
         axes.plot(epochs, [row[name] for row in history], "o-", markersize=3, label="training (augmented, dropout)")
         axes.plot(epochs, [row[f"val_{name}"] for row in history], "o-", markersize=3, label="validation")
         for stage in {row["stage"] for row in history}:
@@ -55,9 +58,10 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
             axes.text(min(inside) - 0.4, 1.01, f"stage {stage}", transform=axes.get_xaxis_transform(), fontsize=8)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name.replace("_", "-"))
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -65,7 +69,7 @@ def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     """Draw accuracy by confidence, with intervals, of one or more `reliability` tables by name."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], ":", color="0.5", label="as sure as right")
+    axes.plot([0, 1], [0, 1], ":", color="0.5", label="perfect calibration")
     for name, bins in curves.items():
         value, low, high = (np.array([b["accuracy"][key] for b in bins]) for key in ("value", "low", "high"))
         confidence, reach = [b["confidence"] for b in bins], np.maximum(0, [value - low, high - value])
@@ -76,17 +80,18 @@ def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def risk_coverage(
-    answered: np.ndarray, accuracy: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: float
-) -> Figure:
-    """Draw accuracy among the surest answers, with its interval, by the share of images answered; all [n]."""
+def risk_coverage(curve: Sequence[dict[str, Any]], wanted: float) -> Figure:
+    """Draw the accuracy of the most confident predictions, with its interval, by coverage (`risk_coverage_table`)."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(answered, accuracy, lw=1.5)
-    axes.fill_between(answered, low, high, alpha=0.15, lw=0)
-    axes.axhline(wanted, ls=":", color="0.5")
-    axes.set(xlabel="share of images answered, the surest first", ylabel="accuracy among them", xlim=(0, 1.02))
+    coverage = [point["coverage"] for point in curve]
+    value, low, high = ([point["accuracy"][key] for point in curve] for key in ("value", "low", "high"))
+    axes.plot(coverage, value, lw=1.5, label="accuracy")
+    axes.fill_between(coverage, low, high, alpha=0.15, lw=0, label="95 % interval")
+    axes.axhline(wanted, ls=":", color="0.5", label=f"target: {wanted:g}")
+    axes.set(xlabel="coverage, most confident first", ylabel="selective accuracy", xlim=(0, 1.02))
     axes.grid(alpha=0.3)
+    axes.legend(loc="best")
     return figure
 
 
@@ -95,7 +100,7 @@ def learning_curve(curve: dict[str, Any]) -> Figure:
     sizes, scale, exponent = curve["sizes"], curve["scale"], curve["exponent"]
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(sizes, curve["errors"], "o", label="regression, validation")
+    axes.plot(sizes, curve["errors"], "o", label="linear probe, validation")
     if scale:
         more = np.geomspace(min(sizes), 2 * max(sizes), 50)
         axes.plot(more, scale * more**-exponent, "--", label=f"{scale:.2g} / images^{exponent:.2f}")
@@ -108,7 +113,7 @@ def learning_curve(curve: dict[str, Any]) -> Figure:
 
 
 def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Draw the probability of its own label by epoch, [epochs, images], one image a row, the hardest on top.
+    """Draw the probability of the true class by epoch, [epochs, images], one image per row, the hardest on top.
 
     Labels must be `fonts.drawable`.
     """
@@ -122,12 +127,12 @@ def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
     axes.invert_yaxis()
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    figure.colorbar(mesh, label="probability of its own label")
+    figure.colorbar(mesh, label="probability of the true class")
     return figure
 
 
 def learning_rates(rates: np.ndarray, losses: np.ndarray, suggested: float | None) -> Figure:
-    """Draw the training loss of each batch by step size, and the step size that is suggested."""
+    """Draw the training loss of each batch by learning rate, and the learning rate that is suggested."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(rates, losses, ".-", markersize=3, linewidth=0.8)

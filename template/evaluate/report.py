@@ -1,218 +1,281 @@
-"""What a person wants to know about a run, first things first, as a page and as Markdown."""
+"""The content of a report: what a person wants to know about a run, first things first."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
-
-from . import fonts, plots
-from .calibration import lower_bound, risk_coverage
+from . import fonts
+from .calibration import lower_bound
 from .classification import confusion_counts
-from .intervals import wilson_interval
+from .document import Cell, Report, Section, Table
+from .intervals import number, percent
+from .metrics import TITLES
 from .predictions import Predictions
 
-SHARES = {
-    "accuracy": "accuracy",
-    "top-{k} accuracy": "top_k",
-    "balanced accuracy": "balanced_accuracy",
-    "macro precision": "macro_precision",
-    "macro F1": "macro_f1",
-    "weighted F1": "weighted_f1",
-}
-OTHERS = {
-    "Matthews correlation": "matthews_corrcoef",
-    "Cohen's kappa": "cohen_kappa",
-    "ROC AUC, each class against the rest": "roc_auc_ovr",
-    "ROC AUC, pairs of classes": "roc_auc_ovo",
-    "average precision": "average_precision",
-    "cross-entropy": "cross_entropy",
-    "Brier score": "brier",
-    "calibration error": "ece",
-    "calibration error, all classes": "classwise_ece",
-}
-ABSENT = {
-    "probe": None, "choices": {}, "color_baseline": None, "preflight": {},
-    "diagnosis": None, "learning_curve": None, "audit": [],
-}  # fmt: skip
+MATRIX_CLASSES = 30
+"""Classes up to which a confusion matrix is a table; beyond, it is a chart."""
+LISTED = 50
+"""Images left out that are listed by name."""
 
 
-def html(
-    metrics: dict[str, Any], predictions: Predictions, what: str, drawn: dict[str, Figure],
-    skipped: Sequence[tuple[str, str]], galleries: dict[str, Sequence[dict[str, Any]]], made_from: dict[str, Any],
-) -> str:  # fmt: skip
-    """Write the report of a run as one page that needs nothing but itself: no network, no other file.
+def build(
+    metrics: Mapping[str, Any], predictions: Predictions, history: Sequence[Mapping[str, Any]], *, description: str,
+    charts: Sequence[str] = (), galleries: Mapping[str, Sequence] | None = None,
+    skipped: Sequence[tuple[str, str]] = (), monitor: str = "val_cross_entropy",
+) -> Report:  # fmt: skip
+    """Put together the report of a run.
 
     Args:
-        metrics: as in `markdown`; with `calibration` (from `calibrate`) and `slices`, perhaps with `color_baseline`,
-            `preflight` (accuracies by name), `diagnosis`, `learning_curve` (from `extrapolate`) and `audit` (findings).
-        predictions: predictions of the test images, or where there are none, of those of validation.
-        what: one line on the data and the model.
-        drawn: figures of the training: `learning_curves`, `prediction_dynamics`, `learning_curve`, if there are.
+        metrics: scores of `test` (or None) and `val`, `calibration` (from `calibrate`), `seconds` by name; and where
+            there are any `probe` (scores), `color_baseline`, `preflight` (accuracies by name), `choices` (losses of
+            options by setting), `diagnosis`, `learning_curve` (from `extrapolate`), `slices`, `audit` (findings), and
+            `memory_gb`.
+        predictions: of the test images, or where there are none, of those of validation.
+        history: one row per epoch.
+        description: one line on the data and the model.
+        charts: names of the figures that there are.
+        galleries: by title, predictions to look at (see `Section`).
         skipped: (id, reason) of images that were left out.
-        galleries: by title, answers to look at: `id`, `true`, `predicted`, `confidence`, and as addresses `image` and
-            `heat`, which is where the answer comes from.
-        made_from: versions, settings and digests.
+        monitor: column of the history by which the epoch of a stage was chosen.
     """
-    environment = Environment(
-        loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"number": lambda x: f"{x:.3f}", "tenth": lambda x: f"{x:.1f}"}
-    calibration, k = metrics["calibration"], metrics["val"]["top_k"]["k"]
-    curves = {"as they come": calibration["before"]["reliability"]}
-    if calibration["temperature"] != 1:
-        curves = {"before": curves.pop("as they come"), "after the temperature": calibration["after"]["reliability"]}
-    sure = plots.calibration(curves), _risk_coverage(predictions, calibration["reject"]["wanted"])
-    counts, measured = confusion_counts(predictions), metrics["test"] or metrics["val"]
-    witnesses = metrics["val"]["groups"] or metrics["val"]["images"]
-    return environment.get_template("report.html").render(
-        metrics=ABSENT | metrics,
-        measured=measured,
-        part="test" if metrics["test"] else "validation",
-        headline=f"{percent(measured['accuracy'])} accuracy",
-        what=what,
-        rows=[(title.format(k=k), key, "share") for title, key in SHARES.items()]
-        + [(title, key, "number") for title, key in OTHERS.items()],
-        class_names=predictions.class_names,
-        counts=counts.tolist(),
-        numbered=fonts.numbered(predictions.class_names) if len(counts) > 30 else {},
-        confusion_svg=plots.svg(plots.confusion_matrix(counts, predictions.class_names)) if len(counts) > 30 else "",
-        drawn={name: plots.svg(figure) for name, figure in drawn.items()},
-        sure_svgs=[plots.svg(figure) for figure in sure],
-        calibration=calibration,
-        promised=float(lower_bound(witnesses, witnesses)),
-        slices=metrics.get("slices", []),
-        galleries=galleries,
-        skipped=skipped,
-        made_from=json.dumps(made_from, indent=1, ensure_ascii=False),
-    )
-
-
-def markdown(
-    metrics: dict[str, Any], what: str, history: Sequence[dict[str, Any]], skipped: Sequence[tuple[str, str]]
-) -> str:
-    """Write the report of a run.
-
-    Args:
-        metrics: `{"test": ..., "val": ..., "seconds": ..., "choices": ...}`; test and val as `metrics.score` gives
-            them, test or None; with `"probe"`, the validation scores of the logistic regression that training began
-            with; `choices` is {setting: {option: cross-entropy}}; `monitored` is the column of the history by which
-            the best epoch of a stage was chosen.
-        what: one line on the data and the model.
-        history: one row an epoch.
-        skipped: (id, reason) of images that were left out.
-    """
-    test, val = metrics["test"], metrics["val"]
-    measured = test or val
-    lines = [f"# {percent(measured['accuracy'])} accuracy on {measured['images']} {'test' if test else 'validation'} "
-             "images"]  # fmt: skip
-    if test is None:
-        lines += ["", "**There was no test part.** These images also chose the weights, so the number is flattering."]
-    lines += [
-        "",
-        f"{what} Always guessing the commonest class would give {100 * measured['majority_baseline']:.1f} %. "
-        f"Brackets are 95 % intervals: with other test images of the same kind the number would move about as much.",
-        "",
-        "| | test | validation (chose the weights) |",
-        "|---|---|---|",
-        *(_row(title.format(k=val["top_k"]["k"]), key, test, val) for title, key in {**SHARES, **OTHERS}.items()),
-        "",
-        "![confusion matrix](confusion_matrix.png)",
-        "",
-        "## Class by class",
-        "",
-        "| class | images | precision | recall | F1 |",
-        "|---|---|---|---|---|",
+    part, measured = ("test", metrics["test"]) if metrics["test"] else ("validation", metrics["val"])
+    groups = f", drawn as whole groups, of which there are {measured['groups']}" if measured["groups"] else ""
+    sections = [
+        _baselines(metrics, measured, part),
+        _scores(metrics),
+        _confusions(measured, predictions, charts),
+        _per_class(measured),
+        _calibration(metrics, part, charts),
+        *_galleries(galleries or {}),
+        _slices(metrics.get("slices")),
+        _diagnosis(metrics.get("diagnosis"), metrics.get("learning_curve"), charts),
+        _audit(metrics.get("audit")),
+        _training(metrics, history, monitor, charts),
+        _skipped(skipped),
     ]
-    for name, row in measured["classes"].items():
-        cells = [number(row[key]) for key in ("precision", "recall", "f1")]
-        lines.append(f"| {_safe(name)} | {row['images']} | {' | '.join(cells)} |")
-    lines += _holds_back(metrics) + ["", "## Training", ""]
-    if metrics.get("choices"):
-        lines += [
-            "Settings left open, and the cross-entropy of each option in cross-validation on training images:",
-            "",
-        ]
-        for setting, losses in metrics["choices"].items():
-            lines.append(f"- `{setting}`: " + ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items()))
-        lines.append("")
-    lines += ["![learning curves](learning_curves.png)", ""] if history else []
-    column = metrics.get("monitored", "val_cross_entropy")
-    lines += [f"| stage | epochs | cross-entropy at the best {column} | accuracy there |", "|---|---|---|---|"]
+    return Report(
+        _cell(measured["accuracy"], percent),
+        f"accuracy on {measured['images']:,} {part} images",
+        "" if metrics["test"] else "There was no test part. These images also selected the weights: the accuracy is "
+        "optimistic.",
+        [
+            description,
+            "Brackets are 95 % confidence intervals: how far a score would move with other images of the same "
+            f"kind{groups}.",
+        ],
+        [section for section in sections if section],
+    )  # fmt: skip
+
+
+def _baselines(metrics: Mapping[str, Any], measured: Mapping[str, Any], part: str) -> Section:
+    rows = {f"this classifier, {part}": measured["accuracy"]}
+    if metrics["test"]:
+        rows["this classifier, validation"] = metrics["val"]["accuracy"]
     if metrics.get("probe"):
-        probe = metrics["probe"]
-        lines.append(f"| 0: logistic regression on frozen features | | {probe['cross_entropy']['value']:.3f} | "
-                     f"{probe['accuracy']['value']:.3f} |")  # fmt: skip
-    for stage in sorted({row["stage"] for row in history}):
-        rows = [row for row in history if row["stage"] == stage]
-        best = _best(rows, column)
-        lines.append(f"| {stage} | {len(rows)} | {best['val_cross_entropy']:.3f} | {best['val_accuracy']:.3f} |")
+        rows["linear probe on frozen features, validation"] = metrics["probe"]["accuracy"]
+    if metrics.get("color_baseline"):
+        rows[f"logistic regression on color histograms, {part}"] = metrics["color_baseline"]
+    found = [_row(name, _cell(accuracy, percent, bar=True)) for name, accuracy in rows.items()]
+    scratch = [value for name, value in metrics.get("preflight", {}).items() if "scratch" in name]
+    found += [_row("small network trained from scratch, validation", _share(value)) for value in scratch]
+    found.append(_row(f"most frequent class, {part}", _share(measured["majority_baseline"])))
+    return Section("Baselines", tables=[Table(["classifier", "accuracy"], found)])
+
+
+def _scores(metrics: Mapping[str, Any]) -> Section:
+    columns = {"test": metrics["test"], "validation (selected the weights)": metrics["val"]}
+    parts = {title: scores for title, scores in columns.items() if scores}
+    k = metrics["val"]["top_k"]["k"]
+    rows = [
+        _row(title.format(k=k), *(_cell(scores[key], show) for scores in parts.values()))
+        for title, (key, show) in TITLES.items()
+    ]
+    return Section("Metrics", tables=[Table(["metric", *parts], rows)])
+
+
+def _confusions(measured: Mapping[str, Any], predictions: Predictions, charts: Sequence[str]) -> Section:
+    names, tables, matrix = predictions.class_names, [], None
+    if len(names) <= MATRIX_CLASSES:
+        matrix = dict(zip(names, confusion_counts(predictions).tolist(), strict=True))
+    elif unwritten := fonts.numbered(names):
+        rows = [_row(shown, _user(name)) for shown, name in unwritten.items()]
+        tables.append(Table(["in the chart", "class"], rows, "No installed font can write these names."))
+    if measured["top_confusions"]:
+        rows = [
+            [_user(c["true"]), _user(c["predicted"]), _count(c["images"]), _cell(c["share"], percent)]
+            for c in measured["top_confusions"]
+        ]
+        columns = ["true", "predicted", "images", "share of the true class"]
+        tables.append(Table(columns, rows, "Most frequent confusions", folded=True))
+    return Section("Confusion matrix", charts=_captions(charts, confusion_matrix=""), matrix=matrix, tables=tables)
+
+
+def _per_class(measured: Mapping[str, Any]) -> Section:
+    keys = ("precision", "recall", "f1", "roc_auc_ovr", "average_precision")
+    rows = [
+        [_user(name), _count(scores["images"]), *(_cell(scores[key], number) for key in keys)]
+        for name, scores in measured["classes"].items()
+    ]
+    columns = ["class", "images", "precision", "recall", "F1", "ROC AUC", "average precision"]
+    return Section("Per-class metrics", tables=[Table(columns, rows)])
+
+
+def _calibration(metrics: Mapping[str, Any], part: str, charts: Sequence[str]) -> Section:
+    found = metrics["calibration"]
+    rows = [
+        [_user(name), Cell(f"{t['threshold']:.3f}", value=t["threshold"])]
+        + [_cell(t[key], percent) for key in ("precision", "recall")]
+        for name, t in found["thresholds"].items()
+    ]
+    caption = (
+        "One-vs-rest decision thresholds: of the best F1 on validation (or of the target precision, where the images "
+        f"are enough to be sure of it), with precision and recall on {part} images"
+    )
+    tables = [Table(["class", "threshold", "precision", "recall"], rows, caption, folded=True)] if rows else []
+    text = [_temperature(found), _reject(found["reject"], metrics["val"], part)]
+    return Section("Calibration", text, charts=_captions(charts, calibration="", risk_coverage=""), tables=tables)
+
+
+def _temperature(calibration: Mapping[str, Any]) -> str:
+    before, after = (f"{number(calibration[key]['ece'])}" for key in ("before", "after"))
+    if calibration["temperature"] == 1:
+        return f"Expected calibration error (ECE): {before}. No temperature clearly lowers the loss on validation."
+    return (
+        f"Expected calibration error (ECE): {before}, and {after} after temperature scaling. The temperature, fitted "
+        f"on validation, is {calibration['temperature']:.3f}."
+    )
+
+
+def _reject(reject: Mapping[str, Any], val: Mapping[str, Any], part: str) -> str:
+    wanted = f"{100 * reject['wanted']:.1f} % accuracy"
+    if not reject["confidence"]:
+        n, groups = val["groups"] or val["images"], f" of {val['groups']} groups" if val["groups"] else ""
+        return (
+            f"Selective prediction: no confidence threshold is sure to reach {wanted}. The {val['images']} validation "
+            f"images{groups}, all predicted correctly, could show {100 * lower_bound(n, n):.1f} % at most."
+        )
+    accuracy = f", with an accuracy of {percent(reject['accuracy'])}" if reject["accuracy"] else ""
+    return (
+        f"Selective prediction: a confidence of at least {100 * reject['confidence']:.1f} %, chosen on validation for "
+        f"at least {wanted}, covers {percent(reject['coverage'])} of the {part} images{accuracy}."
+    )
+
+
+def _galleries(galleries: Mapping[str, Sequence]) -> list[Section]:
+    text = ["Beside each image, the Grad-CAM of the predicted class. Is the label right?"]
+    return [Section(title, text, gallery=images) for title, images in galleries.items() if images]
+
+
+def _slices(slices: Sequence[Mapping[str, Any]] | None) -> Section | None:
+    if not slices:
+        return None
+    rows = [
+        [Cell(s["fact"]), _user(s["slice"]), _count(s["images"]), _cell(s["error"], percent)]
+        + [Cell("yes" if s["differs"] else "")]
+        for s in slices
+    ]
+    columns = ["property", "slice", "images", "error rate", "differs from the rest"]
+    return Section("Error rate by slice", tables=[Table(columns, rows)])
+
+
+def _diagnosis(
+    found: Mapping[str, Any] | None, curve: Mapping[str, Any] | None, charts: Sequence[str]
+) -> Section | None:
+    if not found:
+        return None
+    gain = 100 * curve["twice"] if curve else 0.0
+    captions = {
+        "learning_curve": f"Twice the training images: about {gain:+.1f} points of accuracy, by the power law through "
+        "the errors of linear probes on 10 to 100 % of them.",
+        "prediction_dynamics": "A few validation images, one per row, the hardest on top: learned early, late or "
+        "never, or forgotten again?",
+    }
+    because = f"{found['because'][0].upper()}{found['because'][1:]}. To try, the most promising first:"
+    title = f"Diagnosis: {found['verdict']}"
+    return Section(title, [because], found["try_next"], _captions(charts, **captions))
+
+
+def _audit(findings: Sequence[Mapping[str, Any]] | None) -> Section | None:
+    if not findings:
+        return None
+    rows = [[Cell(f["severity"]), _user(f["message"]), _user(f["advice"])] for f in findings]
+    table = Table(["severity", "finding", "what to do"], rows)
+    return Section("Data audit", ["To see the images: scripts/audit.py."], tables=[table])
+
+
+def _training(
+    metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]], monitor: str, charts: Sequence[str]
+) -> Section:
+    memory = f"Peak memory {metrics['memory_gb']:.1f} GiB. " if metrics.get("memory_gb") else ""
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in metrics["seconds"].items())
-    lines += ["", f"Seconds: {seconds}."]
-    if skipped:
-        lines += ["", f"## {len(skipped)} images were left out", ""]
-        lines += [f"- {_safe(repr(name))}: {_safe(reason)}" for name, reason in skipped[:50]]
-        lines += [f"- and {len(skipped) - 50} more, in skipped.json"] if len(skipped) > 50 else []
-    return "\n".join(lines) + "\n"
+    tables = []
+    if metrics.get("choices"):
+        rows = [
+            _row(setting, Cell(", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())))
+            for setting, losses in metrics["choices"].items()
+        ]
+        tables.append(Table(["setting", "cross-validated cross-entropy"], rows, "Settings left at auto"))
+    rows = _stages(metrics.get("probe"), history, monitor)
+    columns = ["stage", "epochs", "validation cross-entropy", "validation accuracy"]
+    tables += [Table(columns, rows, f"Best epoch of each stage, by {monitor}")] if rows else []
+    return Section("Training", [f"{memory}Seconds: {seconds}."], charts=_captions(charts, learning_curves=""),
+                   tables=tables)  # fmt: skip
 
 
-def _best(rows: Sequence[dict[str, Any]], column: str) -> dict[str, Any]:
+def _stages(probe: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]], monitor: str) -> list[list[Cell]]:
+    rows = []
+    if probe:
+        scores = [Cell(f"{probe[key]['value']:.3f}") for key in ("cross_entropy", "accuracy")]
+        rows.append(_row("linear probe", Cell(""), *scores))
+    for stage in sorted({row["stage"] for row in history}):
+        epochs = [row for row in history if row["stage"] == stage]
+        best = _best(epochs, monitor)
+        scores = [Cell(f"{best[key]:.3f}") for key in ("val_cross_entropy", "val_accuracy")]
+        rows.append(_row(str(stage), _count(len(epochs)), *scores))
+    return rows
+
+
+def _best(rows: Sequence[Mapping[str, Any]], monitor: str) -> Mapping[str, Any]:
     """The best epoch of a stage; by plain cross-entropy if an earlier version began it, which did not log all."""
-    column = column if all(column in row for row in rows) else "val_cross_entropy"
-    sign = 1 if column.endswith("entropy") else -1
-    return min(rows, key=lambda row: (math.isnan(row[column]), sign * row[column]))
+    monitor = monitor if all(monitor in row for row in rows) else "val_cross_entropy"
+    sign = 1 if monitor.endswith("entropy") else -1
+    return min(rows, key=lambda row: (math.isnan(row[monitor]), sign * row[monitor]))
 
 
-def _holds_back(metrics: dict[str, Any]) -> list[str]:
-    """The diagnosis, what more images promise, and what is odd about those there are."""
-    lines, found, curve = [], metrics.get("diagnosis"), metrics.get("learning_curve")
-    if found:
-        lines += ["", f"## It {found['verdict']}" if found["verdict"] != "neither" else "## What holds it back", ""]
-        lines += [f"{found['because'][0].upper()}{found['because'][1:]}. To try:", ""]
-        lines += [f"- {line}" for line in found["try_next"]]
-    if curve and curve["scale"]:
-        gain = f"Twice the images: about {100 * curve['twice']:+.1f} points of accuracy"
-        how = "by the power law through the errors of a regression on 10 to 100 % of them"
-        lines += ["", f"{gain}, {how}.", "", "![learning curve](learning_curve.png)"]
-    if metrics.get("audit"):
-        lines += ["", "## About the images", "", *(f"- {_safe(f['message'])}" for f in metrics["audit"])]
-    return lines
+def _skipped(skipped: Sequence[tuple[str, str]]) -> Section | None:
+    if not skipped:
+        return None
+    rows = [[_user(name), _user(reason)] for name, reason in skipped[:LISTED]]
+    more = len(skipped) - len(rows)
+    text = [f"The first {LISTED}; {more} more are in skipped.json."] if more else []
+    return Section(f"{len(skipped)} images were left out", text, tables=[Table(["image", "reason"], rows)])
 
 
-def _risk_coverage(predictions: Predictions, wanted: float) -> Figure:
-    """At a hundred places, which is as many as can be seen."""
-    _, answered, accuracy = risk_coverage(predictions)
-    places = np.unique(np.linspace(0, len(answered) - 1, 100).astype(int))
-    given = (answered[places] * len(predictions.ids)).round().astype(int)
-    right = (accuracy[places] * given).round().astype(int)
-    shares = [wilson_interval(int(k), int(n)) for k, n in zip(right, given, strict=True)]
-    value, low, high = (np.array([share[key] for share in shares]) for key in ("value", "low", "high"))
-    return plots.risk_coverage(answered[places], value, low, high, wanted)
+def _captions(charts: Sequence[str], **captions: str) -> dict[str, str]:
+    return {name: caption for name, caption in captions.items() if name in charts}
 
 
-def percent(value: dict[str, float | None]) -> str:
-    """`97.2 % [95.1, 98.4]`, or that it is undefined."""
-    if value["value"] is None:
-        return "undefined"
-    return f"{100 * value['value']:.1f} % [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+def _row(title: str, *cells: Cell) -> list[Cell]:
+    return [Cell(title), *cells]
 
 
-def number(value: dict[str, float | None]) -> str:
-    """`0.972 [0.951, 0.984]`, or that it is undefined."""
-    if value["value"] is None:
-        return "undefined"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+def _cell(interval: Mapping[str, float | None] | None, show: Callable, *, bar: bool = False) -> Cell:
+    """A score with its interval; what is undefined is sorted as -1."""
+    if interval is None or interval["value"] is None:
+        return Cell("undefined", value=-1.0)
+    text, bounds = show(interval).split(" [")
+    return Cell(text, f"[{bounds}", interval["value"], interval if bar else None)
 
 
-def _row(title: str, key: str, test: dict[str, Any] | None, val: dict[str, Any]) -> str:
-    cell = percent if key in SHARES.values() else number
-    return f"| {title} | {cell(test[key]) if test else 'none'} | {cell(val[key])} |"
+def _share(value: float) -> Cell:
+    """A share without an interval."""
+    return Cell(f"{100 * value:.1f} %", value=value, bar={"value": value, "low": value, "high": value})
 
 
-def _safe(text: str) -> str:
-    """A text that cannot leave its table cell or start markup: as code, where only a backtick has a meaning."""
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    return "`" + printable.replace("|", "¦").replace("<", "‹").replace(">", "›").replace("`", "'") + "`"
+def _count(value: int) -> Cell:
+    return Cell(str(value), value=value)
+
+
+def _user(text: str) -> Cell:
+    """A text that may hold anything."""
+    return Cell(text, code=True)
