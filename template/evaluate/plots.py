@@ -48,21 +48,27 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     """Draw training and validation cross-entropy and accuracy by epoch, with the stages as shaded bands."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     epochs = [row["epoch"] for row in history]
-    panels = figure.subplots(1, 2)
-    for axes, name in zip(panels, ("cross_entropy", "accuracy"), strict=True):
+    for axes, name in zip(figure.subplots(1, 2), ("cross_entropy", "accuracy"), strict=True):
         axes.plot(epochs, [row[name] for row in history], "o-", markersize=3, label="training (augmented, dropout)")
         axes.plot(epochs, [row[f"val_{name}"] for row in history], "o-", markersize=3, label="validation")
         for stage in {row["stage"] for row in history}:
             inside = [row["epoch"] for row in history if row["stage"] == stage]
-            axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color="0.5", alpha=0.06 + 0.1 * (stage % 2), lw=0)
-            axes.text(min(inside) - 0.4, 1.01, f"stage {stage}", transform=axes.get_xaxis_transform(), fontsize=8)
+            axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color="0.5", alpha=0.14 * (stage % 2 == 0), lw=0)
+            level = 1.01 if stage % 2 else 1.06  # or the names of short stages would overlap
+            axes.text(min(inside) - 0.5, level, f"stage {stage}", transform=axes.get_xaxis_transform(), fontsize=8)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name.replace("_", "-"))
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Below the axes, where it covers nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
 
 
 def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
@@ -76,7 +82,7 @@ def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
         axes.errorbar(confidence, value, reach, fmt="o-", markersize=4, lw=1.2, elinewidth=0.8, capsize=2, label=name)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    _legend(figure)
     return figure
 
 
@@ -91,7 +97,7 @@ def risk_coverage(curve: Sequence[dict[str, Any]], wanted: float) -> Figure:
     axes.axhline(wanted, ls=":", color="0.5", label=f"target: {wanted:g}")
     axes.set(xlabel="coverage, most confident first", ylabel="selective accuracy", xlim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    _legend(figure)
     return figure
 
 
@@ -100,7 +106,7 @@ def learning_curve(curve: dict[str, Any]) -> Figure:
     sizes, scale, exponent = curve["sizes"], curve["scale"], curve["exponent"]
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(sizes, curve["errors"], "o", label="linear probe, validation")
+    axes.plot(sizes, curve["errors"], "o", label="linear probe on validation")
     if scale:
         more = np.geomspace(min(sizes), 2 * max(sizes), 50)
         axes.plot(more, scale * more**-exponent, "--", label=f"{scale:.2g} / images^{exponent:.2f}")
@@ -108,7 +114,7 @@ def learning_curve(curve: dict[str, Any]) -> Figure:
     axes.set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend(figure)
     return figure
 
 
@@ -138,7 +144,7 @@ def learning_rates(rates: np.ndarray, losses: np.ndarray, suggested: float | Non
     axes.plot(rates, losses, ".-", markersize=3, linewidth=0.8)
     if suggested is not None:
         axes.axvline(suggested, linestyle="--", color="0.4", label=f"suggested: {suggested:.1g}")
-        axes.legend()
+        _legend(figure)
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss of a batch")
     axes.grid(alpha=0.3)
     return figure

@@ -162,7 +162,7 @@ def _reject(reject: Mapping[str, Any], val: Mapping[str, Any], part: str) -> str
 
 
 def _galleries(galleries: Mapping[str, Sequence]) -> list[Section]:
-    text = ["Beside each image, the Grad-CAM of the predicted class. Is the label right?"]
+    text = ["Is the label right?"]
     return [Section(title, text, gallery=images) for title, images in galleries.items() if images]
 
 
@@ -190,7 +190,7 @@ def _diagnosis(
         "prediction_dynamics": "A few validation images, one per row, the hardest on top: learned early, late or "
         "never, or forgotten again?",
     }
-    because = f"{found['because'][0].upper()}{found['because'][1:]}. To try, the most promising first:"
+    because = f"{found['because'][0].upper()}{found['because'][1:]}. To try:"
     title = f"Diagnosis: {found['verdict']}"
     return Section(title, [because], found["try_next"], _captions(charts, **captions))
 
