@@ -1,4 +1,4 @@
-"""Human baseline: label test images on a small local page, and be compared with their labels and the classifier.
+"""Human baseline: label test images on a small local page, and compare yourself with their labels and the classifier.
 
     python scripts/annotate.py --run runs/RUN --count 50
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from template import config as configuration
 from template import runs
 from template.data.examples import DataError, load_examples
-from template.deploy.annotate import Questions, Server, compared, drawn
+from template.deploy.annotate import Annotations, Server, compare, sample
 from template.evaluate.intervals import number, percent
 from template.evaluate.predictions import Predictions
 
@@ -41,34 +41,34 @@ def main() -> None:
         data = configuration.load(run / "config.toml").data
         examples = load_examples(arguments.path or data.path)
         examples = examples.with_classes(predictions.class_names)
-        questions = Questions(drawn(examples, predictions, arguments.count), file, data)
+        annotations = Annotations(sample(examples, predictions, arguments.count), file, data)
     except (configuration.ConfigError, DataError, ValueError) as error:
         sys.exit(f"{error}\n(Are the images elsewhere now? --data.path says where.)")
     try:
-        server = Server(questions, arguments.port)
+        server = Server(annotations, arguments.port)
     except OSError as error:
         sys.exit(f"Port {arguments.port} cannot be used ({error.strerror}). Choose another with --port.")
-    left = questions.answers().count(None)
+    left = annotations.answers().count(None)
     print(
         f"{left} images to label: http://127.0.0.1:{server.server_address[1]}  (Ctrl-C when you are done)", flush=True
     )
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    if questions.said:
-        report(compared(questions.said, predictions))
+    if annotations.labels:
+        report(compare(annotations.labels, predictions))
         print(f"answers: {file}")
 
 
 def report(found: dict) -> None:
     """Print who agrees with whom."""
     print(f"\n{found['images']} images labelled by you")
-    print(f"  you          {percent(found['person'])} as labelled; kappa {number(found['cohen_kappa'])}")
-    print(f"  classifier   {percent(found['classifier'])} as labelled")
-    print(f"  same label   {percent(found['same'])}")
-    for name, label, answer in found["differs"][:10]:
-        print(f"  {name!r} is labelled {label!r}, and you chose {answer!r}")
-    if len(found["differs"]) > 10:
-        print(f"  and {len(found['differs']) - 10} more")
+    print(f"  you          accuracy {percent(found['human'])}, Cohen's kappa {number(found['cohen_kappa'])}")
+    print(f"  classifier   accuracy {percent(found['classifier'])}")
+    print(f"  you and the classifier agree on {percent(found['agreement'])}")
+    for name, label, answer in found["disagreements"][:10]:
+        print(f"  {name!r} is labelled {label!r}, you chose {answer!r}")
+    if len(found["disagreements"]) > 10:
+        print(f"  and {len(found['disagreements']) - 10} more")
 
 
 if __name__ == "__main__":

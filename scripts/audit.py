@@ -1,12 +1,13 @@
-"""Look at a set of images before training on it: what is broken, repeated, contradictory, or gives the class away.
+"""Audit a dataset before training: unreadable images, duplicates, data leakage, conflicting labels, shortcuts.
 
     python scripts/audit.py PATH                     # text; seconds for thousands of images
-    python scripts/audit.py PATH --out audit/        # and a page with the images, and JSON
-    python scripts/audit.py PATH --labels            # and labels that a network doubts, and copies that only it sees
+    python scripts/audit.py PATH --out audit/        # and an HTML page with the images, and JSON
+    python scripts/audit.py PATH --labels            # and label issues and duplicates found with a pretrained network
     python scripts/audit.py PATH --write-csv clean.csv
 
-PATH is whatever train.py takes; with --labels its settings are taken too (--backbone.name=resnet50). Nothing is ever
-deleted or moved. Exit code: 0 if nothing must be mended, 1 if something must, 2 if PATH cannot be read at all.
+PATH is what train.py takes as data.path; with --labels its settings can be given too (--backbone.name=resnet50). No
+file is ever deleted or moved. Exit code: 0 without errors, 1 if an error was found (severity `error`; warnings and
+info do not count), 2 if PATH or a setting cannot be used.
 """
 
 import argparse
@@ -30,39 +31,44 @@ RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 
 
 def main() -> None:
-    """Audit, print, write what was asked for."""
+    """Audit; print, and write what was asked for."""
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--out", type=Path, help="folder for audit.html and audit.json")
     parser.add_argument(
-        "--labels", action="store_true", help="also ask a network: doubtful labels, cropped or turned copies"
+        "--labels", action="store_true", help="also use a pretrained network: label issues, cropped or rotated copies"
     )
-    parser.add_argument("--write-csv", type=Path, metavar="FILE", help="a table of what is worth training on")
-    known, rest = parser.parse_known_args()
+    parser.add_argument(
+        "--write-csv",
+        type=Path,
+        metavar="FILE",
+        help="write a CSV without unreadable images, duplicates and conflicting labels",
+    )
+    arguments, rest = parser.parse_known_args()
     try:
-        config = configuration.load(RECIPE, [*configuration.pair_up(rest), f"data.path={known.path}"])
-        check_outputs(known, config)
-        examples = load_examples(known.path)
+        config = configuration.load(RECIPE, [*configuration.pair_up(rest), f"data.path={arguments.path}"])
+        check_outputs(arguments, config)
+        examples = load_examples(arguments.path)
     except (configuration.ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     facts = read_facts(examples, config.data)
     findings = audit(examples, facts)
-    if known.labels:
+    if arguments.labels:
         try:
-            findings += seen_by_a_network(config)
+            findings += network_findings(config)
         except disk.DiskError as error:
             print(error, file=sys.stderr)
             sys.exit(2)
-    show(findings, examples, "" if known.out else " (--out FOLDER shows all)")
-    if known.out:
-        runs.write_json(known.out / "audit.json", to_json(examples, findings))
-        title = f"{known.path}: {len(examples)} images of {len(examples.class_names)} classes"
-        runs.write_text(known.out / "audit.html", to_html(title, examples, facts, findings))
-        print(f"written: {known.out / 'audit.html'}")
-    if known.write_csv:
-        write_csv(known.write_csv, examples, clean_rows(examples, findings))
+    show(findings, examples, "" if arguments.out else " (--out FOLDER shows all)")
+    if arguments.out:
+        runs.write_json(arguments.out / "audit.json", to_json(examples, findings))
+        title = f"{arguments.path}: {len(examples)} images of {len(examples.class_names)} classes"
+        runs.write_text(arguments.out / "audit.html", to_html(title, examples, facts, findings))
+        print(f"written: {arguments.out / 'audit.html'}")
+    if arguments.write_csv:
+        write_csv(arguments.write_csv, examples, clean_rows(examples, findings))
     sys.exit(int(any(finding.severity == "error" for finding in findings)))
 
 
@@ -78,21 +84,21 @@ def show(findings: list[Finding], examples: Examples, where: str) -> None:
             print(f"        {finding.advice}")
 
 
-def check_outputs(known: argparse.Namespace, config: configuration.Config) -> None:
+def check_outputs(arguments: argparse.Namespace, config: configuration.Config) -> None:
     """Leave before the work unless its results can be written."""
-    if known.out:
-        runs.check_output(known.out, "folder")
-    if known.write_csv:
-        runs.check_output(known.write_csv, "file", "--write-csv")
-    if known.labels:
+    if arguments.out:
+        runs.check_output(arguments.out, "folder")
+    if arguments.write_csv:
+        runs.check_output(arguments.write_csv, "file", "--write-csv")
+    if arguments.labels:
         runs.check_output(Path(config.data.cache).expanduser(), "folder", "--data.cache")
 
 
-def seen_by_a_network(config: configuration.Config) -> list[Finding]:
-    """Labels that it doubts, and images that it finds alike.
+def network_findings(config: configuration.Config) -> list[Finding]:
+    """Label issues and duplicates by the features of a pretrained network.
 
-    Labels that a logistic regression on frozen features, which has not seen them, finds unlikely; the least likely
-    first (Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset labels").
+    A label issue is a label to which a linear probe gives, out of fold, a probability below one half; the lowest first
+    (Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset labels").
     """
     runs.import_tensorflow()
     from template.data.dataset import eval_dataset
@@ -108,27 +114,27 @@ def seen_by_a_network(config: configuration.Config) -> list[Finding]:
     loaded = load_examples(config.data.path)
     examples, pixels = decode(loaded, config.data)
     folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
-    store = FeatureCache(folder, limit, config.train.batch_size, runs.Timer())
+    cache = FeatureCache(folder, limit, config.train.batch_size, runs.Timer())
     try:
         base = build_backbone(config.backbone, config.data.image_size)
     except WeightsError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    source = eval_dataset(pixels, np.arange(len(examples)), examples.labels)
-    features, widths = select_levels(probe_features(base, config, [source], store), config.head)
-    how = {"seed": config.train.seed, "widths": widths, "groups": clusters(examples)}
-    losses = fit_probe(features, examples.labels, len(examples.class_names), **how).losses
+    dataset = eval_dataset(pixels, np.arange(len(examples)), examples.labels)
+    features, widths = select_levels(probe_features(base, config, [dataset], cache), config.head)
+    options = {"seed": config.train.seed, "widths": widths, "groups": clusters(examples)}
+    losses = fit_probe(features, examples.labels, len(examples.class_names), **options).losses
     if np.isnan(losses).any():
-        print("labels: none could be doubted; a class has a single image or group, which cannot be held out")
+        print("label issues: not looked for; a class has a single image or group, and cross-validation is impossible")
     row_of = {name: row for row, name in enumerate(loaded.ids)}
-    first = np.argsort(-losses, kind="stable")
-    wrong = [int(i) for i in first if losses[i] > np.log(2)]  # its own label is less likely than all others together
+    order = np.argsort(-losses, kind="stable")
+    wrong = [int(i) for i in order if losses[i] > np.log(2)]  # probability of the label below one half
     found = [
         Finding(
             "label issues",
             "warning",
-            f"{len(wrong)} labels are less likely than not, says {config.backbone.name}; the most doubtful first.",
-            "Look at the first few. A wrong label costs more than a missing image; of hard images it often errs.",
+            f"Labels with a cross-validated probability below 50 % ({config.backbone.name}), lowest first: {len(wrong)}",
+            "Check the first ones: wrong labels are worse than missing images, but hard images are among them too.",
             [(i,) for i in wrong],
         )
     ] * bool(wrong)
@@ -143,17 +149,17 @@ def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
         sys.exit("--write-csv needs images that are files.")
     paths = {row: os.fsencode(os.path.relpath(examples.images[row], file.resolve().parent)) for row in rows}
     paths = {row: path.decode("utf-8", "surrogateescape") for row, path in paths.items()}
-    nameless = [row for row, path in paths.items() if any("\ud800" <= letter <= "\udfff" for letter in path)]
-    first = repr(paths[nameless[0]]) if nameless else ""
-    paths = {row: path for row, path in paths.items() if row not in nameless}
+    undecodable = [row for row, path in paths.items() if any("\ud800" <= letter <= "\udfff" for letter in path)]
+    first = repr(paths[undecodable[0]]) if undecodable else ""
+    paths = {row: path for row, path in paths.items() if row not in undecodable}
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
     with runs.replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["path", "label", "split", "group"])
         for row, path in paths.items():
             writer.writerow([path, examples.class_names[examples.labels[row]], examples.parts[row], groups[row]])
-    if nameless:
-        print(f"not in the table: {len(nameless)} images whose names are not UTF-8, such as {first}; rename them")
+    if undecodable:
+        print(f"not in the CSV: {len(undecodable)} images whose names are not UTF-8, such as {first}; rename them")
     print(f"{len(paths)} of {len(examples)} images are in {file}: python scripts/train.py --data.path={file}")
 
 

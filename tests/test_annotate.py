@@ -1,4 +1,4 @@
-"""What a person says is kept, compared rightly, and taken from this machine alone."""
+"""What a person answers is saved, compared rightly, and taken from this machine alone."""
 
 import base64
 import http.client
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from template.data.examples import DataError, Examples, load_examples
-from template.deploy.annotate import Questions, Server, compared, drawn
+from template.deploy.annotate import Annotations, Server, compare, sample
 from template.evaluate.predictions import Predictions
 
 
@@ -24,13 +24,13 @@ def examples(class_folder) -> Examples:
 def predictions(examples: Examples, wrong: int = 0) -> Predictions:
     """Of every third image; the first few are wrong."""
     some = examples.take(np.arange(0, len(examples), 3))
-    said = np.where(np.arange(len(some)) < wrong, (some.labels + 1) % 3, some.labels)
-    return Predictions(some.ids, some.labels, 5 * np.eye(3, dtype=np.float32)[said], examples.class_names)
+    predicted = np.where(np.arange(len(some)) < wrong, (some.labels + 1) % 3, some.labels)
+    return Predictions(some.ids, some.labels, 5 * np.eye(3, dtype=np.float32)[predicted], examples.class_names)
 
 
 @pytest.fixture
-def asked(examples, tmp_path) -> Questions:
-    return Questions(drawn(examples, predictions(examples), 6), tmp_path / "human.json")
+def asked(examples, tmp_path) -> Annotations:
+    return Annotations(sample(examples, predictions(examples), 6), tmp_path / "human.json")
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def request(server: Server, method: str, path: str, body: object = None, **heade
 
 
 def test_the_images_are_those_that_the_run_was_measured_on_in_an_order_that_says_nothing(examples):
-    said = predictions(examples)
-    some = drawn(examples, said, 6)
-    assert len(some) == 6 and set(some.ids) < set(said.ids) and list(some.ids) != sorted(some.ids)
-    assert list(some.ids) == list(drawn(examples, said, 6).ids), "to go on tomorrow"
-    assert set(drawn(examples, said, 999).ids) == set(said.ids)
-    with pytest.raises(DataError, match="12 images .* are gone, such as"):
-        drawn(examples.take(np.arange(1, len(examples), 3)), said, 999)
+    predicted = predictions(examples)
+    some = sample(examples, predicted, 6)
+    assert len(some) == 6 and set(some.ids) < set(predicted.ids) and list(some.ids) != sorted(some.ids)
+    assert list(some.ids) == list(sample(examples, predicted, 6).ids), "to go on tomorrow"
+    assert set(sample(examples, predicted, 999).ids) == set(predicted.ids)
+    with pytest.raises(DataError, match="12 images .* are missing, such as"):
+        sample(examples.take(np.arange(1, len(examples), 3)), predicted, 999)
 
 
 def test_a_whole_session(server, asked):
@@ -66,12 +66,12 @@ def test_a_whole_session(server, asked):
     assert status == 200 and b"across" in page and not any(str(name).encode() in page for name in asked.examples.ids)
     assert json.loads(request(server, "GET", "/answers")[1]) == [None] * 6
     for row in (0, 3):
-        assert request(server, "POST", "/answers", {"row": row, "said": "disc"})[0] == 200
-    assert request(server, "POST", "/answers", {"row": 3, "said": "upright"})[0] == 200, "one may change one's mind"
+        assert request(server, "POST", "/answers", {"row": row, "label": "disc"})[0] == 200
+    assert request(server, "POST", "/answers", {"row": 3, "label": "upright"})[0] == 200, "one may change one's mind"
     assert json.loads(request(server, "GET", "/answers")[1]) == ["disc", None, None, "upright", None, None]
     names = [str(name) for name in asked.examples.ids]
     assert json.loads(asked.file.read_text()) == {names[0]: "disc", names[3]: "upright"}
-    assert Questions(asked.examples, asked.file).answers() == asked.answers(), "found again tomorrow"
+    assert Annotations(asked.examples, asked.file).answers() == asked.answers(), "found again tomorrow"
 
 
 def test_a_image_is_shown_whole_and_says_nothing_else(server, asked):
@@ -86,23 +86,23 @@ def test_a_image_is_shown_whole_and_says_nothing_else(server, asked):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"row": 6, "said": "disc"}, "from 0 to 5"),
-        ({"row": -1, "said": "disc"}, "from 0 to 5"),
-        ({"row": 0, "said": "dog"}, "dog"),
-        ({"row": "0", "said": "disc"}, "from 0 to 5"),
-        ({"row": 0}, "said"),
+        ({"row": 6, "label": "disc"}, "from 0 to 5"),
+        ({"row": -1, "label": "disc"}, "from 0 to 5"),
+        ({"row": 0, "label": "dog"}, "dog"),
+        ({"row": "0", "label": "disc"}, "from 0 to 5"),
+        ({"row": 0}, "label"),
         ([1, 2], "indices"),
         ("not json", "Expecting value"),
     ],
 )
 def test_an_answer_that_is_none_changes_nothing(server, asked, body, message):
-    status, said = request(server, "POST", "/answers", body)
-    assert status == 400 and message in json.loads(said)
+    status, reply = request(server, "POST", "/answers", body)
+    assert status == 400 and message in json.loads(reply)
     assert asked.answers() == [None] * 6 and not asked.file.exists()
 
 
 def test_other_sites_are_turned_away(server, asked):
-    answer = {"row": 0, "said": "disc"}
+    answer = {"row": 0, "label": "disc"}
     assert request(server, "GET", "/answers", Host="evil.example")[0] == 403
     assert request(server, "POST", "/answers", answer, Host="evil.example")[0] == 403
     # What a form on another site can send without the browser asking us first.
@@ -116,23 +116,23 @@ def test_nothing_else_is_served(server, path):
     assert request(server, "GET", path)[0] == 404
 
 
-def test_a_image_that_is_gone_is_said_and_the_rest_goes_on(server, asked):
+def test_a_missing_image_is_reported_and_the_rest_goes_on(server, asked):
     Path(asked.examples.images[1]).unlink()
-    status, said = request(server, "GET", "/image/1")
-    assert status == 404 and json.loads(said)
+    status, reply = request(server, "GET", "/image/1")
+    assert status == 404 and json.loads(reply)
     assert request(server, "GET", "/image/2")[0] == 200
 
 
 def test_person_classifier_and_labels_are_compared_on_what_the_person_named(examples):
-    said = predictions(examples, wrong=3)  # the classifier errs on the first three of twelve
-    names, classes = list(map(str, said.ids)), said.class_names
-    true = [classes[label] for label in said.labels]
-    other = classes[(said.labels[9] + 1) % 3]
+    predicted = predictions(examples, wrong=3)  # the classifier errs on the first three of twelve
+    names, classes = list(map(str, predicted.ids)), predicted.class_names
+    true = [classes[label] for label in predicted.labels]
+    other = classes[(predicted.labels[9] + 1) % 3]
     answers = dict(zip(names[:10], true, strict=False)) | {names[9]: other}
-    found = compared(answers, said)
+    found = compare(answers, predicted)
     assert found["images"] == 10
-    assert found["person"]["value"] == 0.9 and found["classifier"]["value"] == 0.7 and found["same"]["value"] == 0.6
-    assert found["differs"] == [(names[9], true[9], other)]
+    assert found["human"]["value"] == 0.9 and found["classifier"]["value"] == 0.7 and found["agreement"]["value"] == 0.6
+    assert found["disagreements"] == [(names[9], true[9], other)]
     assert 0 < found["cohen_kappa"]["value"] < 1
     with pytest.raises(ValueError, match="at least one"):
-        compared({"another.png": "disc"}, said)
+        compare({"another.png": "disc"}, predicted)

@@ -353,7 +353,7 @@ def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
     code, said, _ = run(tmp_path / "p", "--labels", "--out", tmp_path / "audit", *settings)
     found = {f["check"]: f["images"] for f in json.loads((tmp_path / "audit/audit.json").read_text())}
     assert {int(Path(group[0]).stem) for group in found["label issues"][:3]} == wrong
-    assert code in {0, 1} and "the most doubtful first" in said
+    assert code in {0, 1} and "probability below 50 % (tiny), lowest first" in said
 
 
 def test_names_of_any_kind_are_audited_and_those_that_a_table_cannot_hold_are_named(tidy, tmp_path):
@@ -365,7 +365,7 @@ def test_names_of_any_kind_are_audited_and_those_that_a_table_cannot_hold_are_na
         pytest.skip("this file system takes only UTF-8")
     code, said, _ = run(tidy, "--out", tmp_path / "audit", "--write-csv", tmp_path / "clean.csv")
     assert code in {0, 1}
-    assert "not in the table: 1 images whose names are not UTF-8, such as" in said and "\\udcff.jpg" in said
+    assert "not in the CSV: 1 images whose names are not UTF-8, such as" in said and "\\udcff.jpg" in said
     before, again = load_examples(str(tidy)), load_examples(str(tmp_path / "clean.csv"))
     assert len(again) == len(before) - 1 and again.class_names == before.class_names
     assert all(image.exists() for image in again.images)

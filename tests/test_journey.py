@@ -291,12 +291,12 @@ def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
         names = dict(zip(map(str, test.ids), test.labels, strict=True))
         with urllib.request.urlopen(f"{address}/image/0") as shown:
             assert shown.status == 200
-        said = {"row": 0, "said": test.class_names[names[str(server.questions.examples.ids[0])]]}
+        answered = {"row": 0, "label": test.class_names[names[str(server.annotations.examples.ids[0])]]}
         request = urllib.request.Request(
-            f"{address}/answers", json.dumps(said).encode(), {"Content-Type": "application/json"}
+            f"{address}/answers", json.dumps(answered).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request) as answered:
-            assert answered.status == 200
+        with urllib.request.urlopen(request) as response:
+            assert response.status == 200
 
     def until_ctrl_c(server) -> None:
         thread = threading.Thread(target=serve, args=(server, 0.05))
@@ -308,7 +308,7 @@ def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", until_ctrl_c)
     said = journey.walk("annotate", "--run", run, "--count", 3, "--port", 0)
-    assert "1 images labelled by you" in said and "you          100.0 %" in said
+    assert "1 images labelled by you" in said and "you          accuracy 100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 1
 
 
