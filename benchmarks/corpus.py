@@ -359,7 +359,7 @@ def write_files(root: Path) -> dict[str, str]:
         (root / "odd" / name).write_bytes(data)
         expected[name] = reason
     (root / "odd" / "link.jpg").symlink_to("nowhere.jpg")
-    expected["link.jpg"] = "link to nowhere"
+    expected["link.jpg"] = "broken link"
     os.mkfifo(root / "odd" / "pipe.jpg")
     expected["pipe.jpg"] = "pipe"
     (root / "odd" / "device.jpg").symlink_to("/dev/zero")
@@ -483,7 +483,7 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "an invisible space in a class": (
             ("cat", "c\u200bat", "b"), [], well(("b", "cat"), 30, 30, spelled={"c\u200bat": "cat"})
         ),
-        "a link to nowhere": (AB, [_link("a/x.png", "gone.png")], well(found=21, x="link to nowhere")),
+        "a link to nowhere": (AB, [_link("a/x.png", "gone.png")], well(found=21, x="broken link")),
         "a link to an image": (AB, [_link("a/x.png", "0.png")], well(found=21, used=21)),
         "a link to a class": (AB, [_link("c", "b")], "0 usable"),
         "a linked class": (("a", ".store/b"), [_link("b", ".store/b")], well(found=21, store="hidden")),

@@ -133,7 +133,7 @@ def network_findings(config: configuration.Config) -> list[Finding]:
         Finding(
             "label issues",
             "warning",
-            f"Labels with a cross-validated probability below 50 % ({config.backbone.name}), lowest first: {len(wrong)}",
+            f"Labels with an out-of-fold probability below 50 % ({config.backbone.name}), lowest first: {len(wrong)}",
             "Check the first ones: wrong labels are worse than missing images, but hard images are among them too.",
             [(i,) for i in wrong],
         )

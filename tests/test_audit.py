@@ -289,8 +289,8 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
     ):
         said = {f.message: [used.ids[row] for (row,) in f.images] for f in audit(used, facts) if f.check == "assumed"}
         assert said == {
-            "more than one page, of which the first is used: 1": ["ant/pages.tif"],
-            "12 of 16 bits are used, and scaled by that: 2": ["bee/deep.png", "fly/deep.png"],
+            "only the first of several pages is used: 1": ["ant/pages.tif"],
+            "12 of 16 bits are used and scaled to 8: 2": ["bee/deep.png", "fly/deep.png"],
         }
 
 

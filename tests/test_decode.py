@@ -129,7 +129,7 @@ def test_files_that_are_no_images_are_named_with_a_reason_and_no_label_moves(fla
     assert reasons["across/!empty.jpg"].startswith("the file is empty")
     assert "cut short" in reasons["across/05b.jpg"]
     assert "web page" in reasons["disc/page.jpg"]
-    assert "link to nowhere" in reasons["upright/link.png"]
+    assert "broken link" in reasons["upright/link.png"]
     assert "HEIC" in reasons["upright/zz.heic"]
     everything = [file for file in flawed_folder.rglob("*") if not file.is_dir()]
     assert len(examples) + len(examples.skipped) == len(everything)
@@ -235,12 +235,12 @@ def test_notes_stay_with_their_images_and_dark_ones_are_scaled_with_their_set(cl
         examples, pixels = decode(load_examples(str(class_folder)), settings(tmp_path))
         notes = dict(zip(examples.ids.tolist(), examples.notes.tolist(), strict=True))
         assert {name: note for name, note in notes.items() if note} == dict.fromkeys(
-            ("across/a.png", "disc/dark.png"), "12 of 16 bits are used, and scaled by that"
+            ("across/a.png", "disc/dark.png"), "12 of 16 bits are used and scaled to 8"
         )
         row = examples.ids.tolist().index("disc/dark.png")
         assert pixels[np.array([row])].max() <= 255 / 8 + 1
     some = examples.take(np.array([row]))
-    assert some.notes.tolist() == ["12 of 16 bits are used, and scaled by that"]
+    assert some.notes.tolist() == ["12 of 16 bits are used and scaled to 8"]
     data = with_bits(settings(tmp_path), load_examples(str(class_folder)).images)
     np.testing.assert_array_equal(decode(some, data)[1][np.array([0])], pixels[np.array([row])])
 

@@ -174,7 +174,7 @@ def test_what_is_drawn_in_white_on_nothing_is_seen(mode):
         data = encode(image.convert(mode), "PNG")
     pixels, note = said(data)
     np.testing.assert_array_equal(pixels, np.repeat(np.where(alpha, 250, 0)[..., None], 3, axis=2))
-    assert note == "white on a transparent ground: put on black"
+    assert note == "white on a transparent background: put on black"
     assert said(encode(Image.new("RGBA", (24, 24), WHITE), "PNG"))[1] == ""
 
 
@@ -330,7 +330,7 @@ def test_bits_that_a_16_bit_file_leaves_empty_do_not_make_it_black(kind, bits):
     pixels, note = load(DEEP[kind](values), Data(image_size=64, resize="stretch"))
     expected = waves() if "grey" not in kind and kind != "PGM" else np.repeat(waves()[..., :1], 3, axis=2)
     np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
-    assert note == (f"{bits} of 16 bits are used, and scaled by that" if bits < 16 else "")
+    assert note == (f"{bits} of 16 bits are used and scaled to 8" if bits < 16 else "")
 
 
 def test_a_dark_image_is_scaled_as_its_bright_siblings_are():
@@ -401,7 +401,7 @@ def test_of_pages_the_first_that_is_no_thumbnail_is_used():
     first, second, thumbnail = (Image.fromarray(noise(24, 24, seed)) for seed in range(3))
     pixels, note = said(corpus.pages(first, second))
     np.testing.assert_array_equal(pixels, first)
-    assert note == "more than one page, of which the first is used"
+    assert note == "only the first of several pages is used"
     pixels, note = said(corpus.pages(thumbnail.resize((9, 9)), first, thumbnails=1))
     np.testing.assert_array_equal(pixels, first)
     assert not note
@@ -411,7 +411,7 @@ def test_of_pages_the_first_that_is_no_thumbnail_is_used():
 def test_that_there_are_more_frames_is_said_but_not_of_the_other_eye():
     frames = {"save_all": True, "append_images": [flat("RGB", BLUE)]}
     for kind in ("GIF", "PNG", "WEBP", "AVIF"):
-        assert said(encode(flat("RGB", RED), kind, **frames))[1] == "an animation, of which the first frame is used"
+        assert said(encode(flat("RGB", RED), kind, **frames))[1] == "only the first frame of the animation is used"
         assert not said(encode(flat("RGB", RED), kind))[1]
     assert not said(encode(flat("RGB", RED), "MPO", **frames))[1]
 
@@ -702,7 +702,7 @@ def test_files_that_cannot_be_read_have_a_reason(tmp_path):
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "folder.jpg").mkdir()
     assert "no such file" in reason(tmp_path / "missing.jpg")
-    assert "link to nowhere" in reason(tmp_path / "link.jpg")
+    assert "broken link" in reason(tmp_path / "link.jpg")
     assert "directory" in reason(tmp_path / "folder.jpg").lower()
 
 

@@ -269,7 +269,7 @@ def test_rows_have_probabilities_or_a_reason(table):
     assert problems == {
         "notes.txt": "text, not an image; remove it",
         "empty.jpg": "the file is empty; copy or download it again",
-        "missing.jpg": "no such file (or a link to nowhere); restore or remove it",
+        "missing.jpg": "no such file (or a broken link); restore or remove it",
     }
     for row in table:
         said = [row["class_1"], row["probability_1"], row["class_2"], row["probability_2"]]
@@ -340,8 +340,8 @@ def test_what_had_to_be_assumed_to_see_an_image_is_said_with_its_name(finished, 
     out = tmp_path / ("p.csv" if script == "predict" else "out")
     code, said = call(script, "--run", finished.folder, "--out", out, *there)
     assert code in {0, None}
-    (line,) = [line for line in said.splitlines() if "first is used" in line]
-    assert "1 images: more than one page, of which the first is used" in line and "stack.tif'" in line
+    (line,) = [line for line in said.splitlines() if "several pages" in line]
+    assert "1 images: only the first of several pages is used" in line and "stack.tif'" in line
 
 
 @pytest.mark.parametrize("script", ["predict", "explain"])

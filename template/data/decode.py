@@ -1,4 +1,4 @@
-"""Every image is decoded once, and kept as uint8 in a cache file that later runs find by the images' contents."""
+"""Every image is decoded once, into a cache of uint8 pixels that later runs find by the contents of the images."""
 
 import dataclasses
 import hashlib
@@ -19,10 +19,10 @@ from .images.reasons import BadImageError, ReadError
 
 
 def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:
-    """Decode all images, or find them in the cache from an earlier run.
+    """Decode all images, or find their pixels in the cache of an earlier run.
 
-    The cache is known by the contents of the images in their order, so moving the folder keeps it, and changing a
-    image makes a new one. Of examples with digests no file is read if the cache has them.
+    The cache is keyed by the contents of the images in their order, so moving the folder keeps it, and changing an
+    image makes a new one. If the examples have digests and are in the cache, no file is read.
 
     Returns:
         The examples that could be read, with digests and notes, those that could not in `skipped`; and their pixels.
@@ -37,13 +37,13 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:
             pixels = _pixels(examples, data)
         except _UnreadError as error:
             examples = _without(examples, error.rows)
-    said, bad = ({int(row): why for row, why in pixels.notes[name].items()} for name in ("said", "bad"))
-    notes = np.array([said.get(row, "") for row in range(len(examples))], str)
+    notes, bad = ({int(row): text for row, text in pixels.notes[name].items()} for name in ("notes", "bad"))
+    notes = np.array([notes.get(row, "") for row in range(len(examples))], str)
     return _without(dataclasses.replace(examples, notes=notes), bad), pixels
 
 
 def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
-    """The settings with as many `bits` as these images need, if they leave it open and some image has 16."""
+    """The settings with the `bits` that these images need, if it is `auto` and some image has 16."""
     if data.bits != "auto":
         return data
     with device.threads() as pool:
@@ -52,7 +52,7 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
 
 
 def with_digests(examples: Examples) -> Examples:
-    """The examples whose contents can be read, with their digests; the others are named in `skipped`."""
+    """The examples whose files can be read, with their digests; the others are named in `skipped`."""
     with device.threads() as pool:
         results = list(pool.map(_digest, examples.images))
     unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
@@ -67,12 +67,12 @@ def contents_digest(contents: bytes | np.ndarray) -> str:
 
 
 def _pixels(examples: Examples, data: Data) -> ArrayFile:
-    """Pixels of these contents, found or decoded, but of the bad ones.
+    """Pixels of all images that can be decoded, from the cache or computed.
 
-    The notes have {row: reason} of those as `bad`, and as `said` what had to be assumed to see something in the others.
+    In their notes (JSON) `bad` is {row: reason} of images that cannot be decoded, `notes` {row: note} of the others.
 
-    What is kept is decoded from the very bytes that its name is a digest of, and the notes remember what is wrong with
-    such bytes, never that they could not be read: a network drive may be well again tomorrow.
+    What is cached is decoded from the very bytes that its name is a digest of, and the notes say what is wrong with
+    these bytes, never that they could not be read: a network drive may work again tomorrow.
     """
 
     def loaded(row: int) -> tuple[np.ndarray, str] | BadImageError:
@@ -80,13 +80,13 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
         try:
             contents = read(source)
             if isinstance(source, Path) and contents_digest(contents) != examples.digests[row]:
-                return ReadError("it changed while it was read; is something still writing it? Start again")
+                return ReadError("it changed while it was read; is it still being copied? Start again")
             return load(contents, data)
         except BadImageError as error:
             return error
 
-    def batches(notes: dict) -> Iterator[np.ndarray]:
-        bad, said, unread = notes.setdefault("bad", {}), notes.setdefault("said", {}), {}
+    def batches(written: dict) -> Iterator[np.ndarray]:
+        bad, notes, unread = written.setdefault("bad", {}), written.setdefault("notes", {}), {}
         with device.threads() as pool:
             for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
                 rows = range(start, min(start + 256, len(examples)))
@@ -94,43 +94,43 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
                 unread |= {row: result for row, result in results.items() if isinstance(result, ReadError)}
                 bad |= {row: str(result) for row, result in results.items() if isinstance(result, BadImageError)}
                 fine = {row: result for row, result in results.items() if not isinstance(result, BadImageError)}
-                said |= {row: note for row, (_, note) in fine.items() if note}
+                notes |= {row: note for row, (_, note) in fine.items() if note}
                 good = [pixels for pixels, _ in fine.values()]
                 yield np.stack(good) if good else np.empty((0, *shape[1:]), np.uint8)
         if unread:
             raise _UnreadError({row: unread[row] for row in sorted(unread)}, examples)
 
     shape = (len(examples), data.image_size, data.image_size, 3)
-    how = f"{VERSION} {data.image_size} {data.resize} {data.max_megapixels} {data.bits}"
-    key = hashlib.sha256(f"{how} {' '.join(examples.digests)}".encode())
+    settings = f"{VERSION} {data.image_size} {data.resize} {data.max_megapixels} {data.bits}"
+    key = hashlib.sha256(f"{settings} {' '.join(examples.digests)}".encode())
     name, cache = f"pixels-{key.hexdigest()[:16]}", Cache(Path(data.cache).expanduser(), data.cache_gb * 2**30)
     return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, np.prod(shape)), key=name)
 
 
 class _UnreadError(DataError):
-    """Some contents could not be read again, so that their pixels would not be those of the digests."""
+    """Some files could not be read again, so their pixels would not be those of the digests."""
 
     def __init__(self, rows: dict[int, ReadError], examples: Examples) -> None:
         named = [f"{str(examples.ids[row])!r}: {reason}" for row, reason in rows.items()]
         super().__init__(
-            f"{len(rows)} images that are needed once more cannot be read any more:\n  {first_lines(named)}"
+            f"{len(rows)} images that were readable before cannot be read any more:\n  {first_lines(named)}"
         )
         self.rows = rows
 
 
 def _without(examples: Examples, bad: Mapping[int, object]) -> Examples:
-    """The examples but these, which are named with the reason in `skipped`."""
+    """The examples without these, which are named with the reason in `skipped`."""
     good = np.array([row not in bad for row in range(len(examples))], bool)
     kept = examples.take(good, [(str(examples.ids[row]), str(reason)) for row, reason in bad.items()])
     return dataclasses.replace(kept, digests=kept.digests.astype(str))
 
 
 def _memory(data: Data, size: float) -> float:
-    """Bytes of pixels that may be held: as the settings say, but no more than half of the memory that is free."""
+    """Bytes of pixels that may be kept in memory: `data.memory_gb`, but no more than half of the free memory."""
     wanted, free = data.memory_gb * 2**30, device.available_memory() / 2
     if free < size <= wanted:
         needed = disk.format_bytes(size)
-        print(f"decoded images take {needed}, more than half of the free memory: read from {data.cache}")
+        print(f"decoded images take {needed}, more than half of the free memory: they are read from {data.cache}")
     return min(wanted, free)
 
 

@@ -1,4 +1,4 @@
-"""From the colours that a file has to those of sRGB on a background, which is what a screen shows."""
+"""Colours as a screen shows them: alpha on a background, colour profiles converted to sRGB."""
 
 import functools
 import io
@@ -13,9 +13,9 @@ CLEAR = 16
 
 
 def flatten_alpha(image: Image.Image) -> tuple[Image.Image, str]:
-    """What is transparent, on white; and a note if that was not the right thing. L of grey images, RGB of others.
+    """The image without alpha, on white; and a note if that was not the right thing. L of grey images, RGB of others.
 
-    Alpha that is 0 everywhere over an image, or nearly, is an unused byte. What is drawn in white is put on black.
+    Alpha that is 0 everywhere, or nearly, is an unused byte. What is drawn in white is put on black.
     """
     if not image.has_transparency_data:
         return image, ""
@@ -30,7 +30,7 @@ def flatten_alpha(image: Image.Image) -> tuple[Image.Image, str]:
     if most > 0 and min(low for low, _ in _extrema(on_white)) >= FAINT:
         on_black = _composite(image, "black", mode)
         if _varies(on_black):
-            return on_black, "white on a transparent ground: put on black"
+            return on_black, "white on a transparent background: put on black"
     return on_white, ""
 
 
@@ -49,7 +49,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
     try:
         space, transform = _transform(profile, image.mode)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert("RGB"), "its colour profile is damaged or of another kind of colours, and was ignored"
+        return image.convert("RGB"), "its colour profile is damaged or of another colour space, and was ignored"
     image = image if image.mode == space else image.convert(space)
     return (image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)), ""
 

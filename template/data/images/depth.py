@@ -1,9 +1,9 @@
-"""How many of the 16 bits of a file are used: cameras and microscopes of 10, 12 and 14 bits leave the upper ones empty.
+"""Images of 16 bits, scaled to 8: cameras and microscopes of 10, 12 and 14 bits leave the upper ones empty.
 
 Scaled by 65,535, such an image is nearly black. A file alone cannot tell a dark image of 12 bits from one of 10, so the
 rule has two halves: a file says what it needs at least (`significant_bits`), and all files of one data set are scaled
 by what the most demanding of them needs (`bits_of_set`, which a run settles once as `data.bits` and predict.py uses
-too), unless the set plainly comes from several devices.
+too), unless the images evidently come from several devices.
 """
 
 import io
@@ -20,7 +20,7 @@ from .reasons import FORMATS, BadImageError, declared_bits
 Bits = int | Literal["auto"]
 """`data.bits`: how many of 16 bits all images of a data set use, or `auto` for each on its own."""
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that devices have."""
+"""Bit depths that devices have."""
 
 
 def significant_bits(values: np.ndarray, declared: int = 0) -> int:
@@ -78,7 +78,7 @@ def needed_bits(source: ImageSource, max_megapixels: float) -> tuple[int, int]:
         if isinstance(source, np.ndarray):
             bits = significant_bits(without_alpha(source)) if source.dtype == np.uint16 else 0
             return bits, int(without_alpha(source).max())
-        if not _may_be_deep(read(source, 32)):  # of most files the beginning is enough
+        if not _may_be_deep(read(source, 32)):  # for most files the first bytes are enough
             return 0, 0
         image, contents = open_image(read(source), max_megapixels, [])
         with memory_lock(image):
@@ -86,12 +86,12 @@ def needed_bits(source: ImageSource, max_megapixels: float) -> tuple[int, int]:
                 return 0, 0
             values, bits = _deep(image, contents)
         return bits, 2**16 - 1 if values is None else int(without_alpha(values).max())
-    except Exception:  # why it cannot be used is said where it is decoded
+    except Exception:  # the reason is given where it is decoded
         return 0, 0
 
 
 def to_8_bits(image: Image.Image, contents: bytes, bits: Bits, notes: list[str]) -> Image.Image:
-    """Decode. More than 8 bits are scaled by the range that they use, 32 by what is there."""
+    """Decode to 8 bits: 16 are scaled by the bits that are used, 32 by least and greatest value."""
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0 and image.mode not in {"1", "L", "P"}
     inverted |= "white is zero" in image.info
     values, needed = _deep(image, contents)
@@ -99,7 +99,7 @@ def to_8_bits(image: Image.Image, contents: bytes, bits: Bits, notes: list[str])
         pixels = scale_to_8_bits(values, needed, bits, notes)
     elif image.mode in {"I", "F"}:
         pixels = _spread(np.asarray(image, np.float64))
-        notes.append("32 bits have no customary range: spread over that of each image")
+        notes.append("32 bits have no customary range: each image is scaled by its least and greatest value")
     else:
         return image
     return Image.fromarray(255 - pixels if inverted else pixels)
@@ -170,17 +170,17 @@ def scale_to_8_bits(values: np.ndarray, needed: int, bits: Bits, notes: list[str
     """8 of 16 bits: by the range of the data set if that is known, else by what the image needs; uint8 of one shape."""
     bits = max(needed, 0 if bits == "auto" else bits) if needed else 16
     if bits < 16:
-        notes.append(f"{bits} of 16 bits are used, and scaled by that")
+        notes.append(f"{bits} of 16 bits are used and scaled to 8")
     pixels = to_uint8(values, bits)
     if values.ndim == 3 and values.shape[2] == 4 and int(values[..., 3].max()) >= 2**bits:
-        pixels[..., 3] = to_uint8(values[..., 3], 16)  # an alpha of its own range
+        pixels[..., 3] = to_uint8(values[..., 3], 16)  # alpha uses another range
     return pixels
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
     """From least to most, as 0 to 255."""
     if not np.isfinite(values).all():
-        raise BadImageError("has values that are not finite; mend or remove it")
+        raise BadImageError("has values that are not finite (NaN, infinity); repair or remove it")
     spread = np.ptp(values)
     scaled = (values - values.min()) * (255 / spread) if spread > 0 else np.clip(values, 0, 255)
     return scaled.astype(np.uint8)

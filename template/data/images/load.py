@@ -1,7 +1,7 @@
-"""The one way an image becomes pixels, for training, evaluation and prediction alike.
+"""How an image becomes pixels, in training, evaluation and prediction alike.
 
-Pillow and not TensorFlow: TensorFlow's decoders ignore EXIF rotation, drop alpha, misread palette BMPs, and can be made
-to stall for seconds by a few hostile bytes.
+With Pillow and not TensorFlow: TensorFlow's decoders ignore EXIF rotation, drop alpha, misread palette BMPs, and can be
+made to stall for seconds by a few malicious bytes.
 """
 
 import base64
@@ -18,19 +18,19 @@ from .depth import scale_to_8_bits, significant_bits, to_8_bits, without_alpha
 from .read import ImageSource, is_large, memory_lock, open_image, read
 from .reasons import BadImageError, ReadError
 
-VERSION = 5
-"""Part of every cache key. Raise it when the same file would become different pixels."""
+VERSION = 6
+"""Part of every cache key. Raise it when the same file would become different pixels or notes."""
 
-_TURNS = dict(enumerate(
+_TRANSPOSES = dict(enumerate(
     (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
      Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
     start=2,
 ))  # fmt: skip
-"""What makes an image upright, by its EXIF orientation."""
+"""The transpose that an EXIF orientation asks for."""
 
 
 def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "stretch"]) -> np.ndarray:
-    """`load` with the default settings of what may be read, and without the note."""
+    """`load` with the default limits, without the note."""
     return load(source, _default(size, resize))[0]
 
 
@@ -38,17 +38,17 @@ _default = functools.cache(lambda size, resize: Data(image_size=size, resize=res
 
 
 def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
-    """Decode, turn upright, flatten to sRGB and resize an image.
+    """Decode an image, apply its EXIF orientation, convert it to sRGB without alpha, and resize it to a square.
 
     Args:
         source: file, bytes or array.
         settings: image_size and resize (not `auto`), max_megapixels, bits.
 
     Returns:
-        uint8 [size, size, 3], RGB; and a note on what had to be assumed to see something, or "".
+        uint8 [size, size, 3], RGB; and a note on what had to be assumed to decode it, or "".
 
     Raises:
-        BadImageError: with the reason, if the image cannot be read; ReadError, if that may pass.
+        BadImageError: with the reason, if the image cannot be used; ReadError, if that may be temporary.
     """
     notes: list[str] = []
     try:
@@ -65,35 +65,35 @@ def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
     except BadImageError:
         raise
     except MemoryError:
-        raise ReadError("there is not enough memory to decode it now; end other programs, or make it smaller") from None
+        raise ReadError("not enough memory to decode it now; close other programs, or make it smaller") from None
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, ... on broken files
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise BadImageError(f"cannot be decoded ({what}); convert it to JPEG or PNG") from error
 
 
 def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "stretch"]) -> Image.Image:
-    """Resize to size x size with antialiasing: cut the longer side, add a grey border, or change the aspect."""
+    """Resize to size x size with antialiasing: crop the longer side, pad with grey, or change the aspect ratio."""
     bilinear = Image.Resampling.BILINEAR  # Pillow's filters widen with the scale, so they antialias
     if resize == "crop":
         return ImageOps.fit(image, (size, size), bilinear)
     if resize == "pad":
         if 2 * size * min(image.size) <= max(image.size):  # Pillow would return the border and no image
             raise BadImageError(
-                f"{image.width} x {image.height} is too narrow to keep its aspect in {size} pixels; crop it"
+                f"{image.width} x {image.height} is too narrow to keep its aspect ratio in {size} pixels; crop it"
             )
         return ImageOps.pad(image, (size, size), bilinear, color=(128, 128, 128))
     return image.resize((size, size), bilinear)
 
 
 def data_url(image: np.ndarray) -> str:
-    """`data:image/jpeg;base64,...` of uint8 [height, width, 3], for a page that needs no other file."""
+    """`data:image/jpeg;base64,...` of uint8 [height, width, 3], for a self-contained page."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _decoded(contents: bytes, settings: Data, notes: list[str]) -> tuple[Image.Image, bytes | None]:
-    """The upright image in 8 bits and any mode, and its colour profile."""
+    """The image in 8 bits and any mode, its EXIF orientation applied; and its colour profile."""
     image, contents = open_image(contents, settings.max_megapixels, notes)
     size, large = int(settings.image_size), is_large(image)
     with memory_lock(image):
@@ -115,16 +115,16 @@ def _of_array(array: np.ndarray, settings: Data, notes: list[str]) -> Image.Imag
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says. Only the turn is read: other tags may be as odd as they like."""
+    """With its EXIF orientation applied. No other tag is read, so a damaged one does not matter."""
     try:
-        method = _TURNS.get(image.getexif().get(0x0112))
+        method = _TRANSPOSES.get(image.getexif().get(0x0112))
     except Exception:  # whatever Pillow makes of a damaged block
         return image
     return image if method is None else image.transpose(method)
 
 
 def _smaller(image: Image.Image, size: int) -> Image.Image:
-    """A large image at a whole fraction of its size, never below four times the size that is wanted."""
+    """A large image reduced by a whole factor, never below four times the wanted size."""
     image = image.convert("L") if image.mode == "1" else image
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -1,4 +1,4 @@
-"""From a file to an image that is open but not decoded: its bytes, its header, and what is refused by these."""
+"""From a file to an opened image: its bytes, its header, and what is refused before anything is decoded."""
 
 import contextlib
 import ctypes
@@ -33,9 +33,9 @@ ImageSource = Path | bytes | np.ndarray
 """A file, its bytes, or an array: uint8 or uint16 [height, width], [.., .., 1], [.., .., 3] or [.., .., 4]."""
 
 MAX_BYTES = 500_000_000
-"""A file is read as a whole; no photograph is larger."""
+"""Of a file, which is read as a whole; no photograph is larger."""
 MAX_PIXELS_PER_BYTE = 2000
-"""Of files that claim more than 25 million pixels: a photograph has 10, a scanned page 200, a trap any number."""
+"""Of files that claim more than 25 million pixels: a photograph has 10, a scanned page 200, a bomb any number."""
 LARGE = 50_000_000
 """Pixels beyond which images are decoded one at a time, and made smaller before anything else."""
 
@@ -56,7 +56,7 @@ def read(source: ImageSource, most: int | None = None) -> bytes | np.ndarray:
     try:
         facts = source.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise ReadError("a directory, pipe or device and not a file; remove it")
+            raise ReadError("a directory, pipe or device, not a file; remove it")
         if facts.st_size > MAX_BYTES:
             raise ReadError(f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}; is it an image? Make it smaller")
         if most is None:
@@ -66,25 +66,25 @@ def read(source: ImageSource, most: int | None = None) -> bytes | np.ndarray:
     except ReadError:
         raise
     except FileNotFoundError:
-        raise ReadError("no such file (or a link to nowhere); restore or remove it") from None
+        raise ReadError("no such file (or a broken link); restore or remove it") from None
     except PermissionError:
-        raise ReadError("no permission to read it; change its rights") from None
+        raise ReadError("no permission to read it; change its permissions") from None
     except MemoryError:
-        raise ReadError("there is not enough memory to read it now; end other programs, or remove it") from None
+        raise ReadError("not enough memory to read it now; close other programs, or remove it") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         why = getattr(error, "strerror", None) or error
         raise ReadError(f"cannot be read: {why}; try again, or restore or remove it") from None
 
 
 def read_header(source: ImageSource) -> tuple[str, str, int, int]:
-    """Format, mode, width and height of an image that `load` can read, before it is turned upright."""
+    """Format, mode, width and height of an image that `load` can read, before its EXIF orientation is applied."""
     if isinstance(source, np.ndarray):
         return "array", str(source.dtype), source.shape[1], source.shape[0]
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _choose_page(image, b"", [])
             return str(image.format), image.mode, *image.size
-    except Exception:  # what `load` mends before it is opened, and sizes that only the settings allow
+    except Exception:  # what `open_image` repairs, and sizes that only the settings allow
         image = _open(strip_chunks(read(source)), megapixels=10_000)
         return str(image.format), image.mode, *image.size
 
@@ -105,7 +105,7 @@ def open_image(contents: bytes, max_megapixels: float, notes: list[str]) -> tupl
     contents = strip_chunks(contents)
     image = _open(contents, max_megapixels)
     _choose_page(image, contents, notes)
-    _refuse_traps(image, len(contents), max_megapixels)
+    _refuse_bombs(image, len(contents), max_megapixels)
     return image, contents
 
 
@@ -158,7 +158,7 @@ def _too_many(size: str, megapixels: float) -> str:
     return f"{size} is more than {megapixels:g} megapixels; make it smaller, or raise data.max_megapixels"
 
 
-def _refuse_traps(image: Image.Image, length: int, megapixels: float) -> None:
+def _refuse_bombs(image: Image.Image, length: int, megapixels: float) -> None:
     """Before anything is decoded: a file of 400 bytes can claim gigabytes of pixels."""
     pixels, claims = image.width * image.height, f"{image.width} x {image.height}"
     if pixels > megapixels * 1e6:
@@ -167,14 +167,16 @@ def _refuse_traps(image: Image.Image, length: int, megapixels: float) -> None:
     plain = image.format in {"PNG", "TIFF", "BMP"} and image.mode in {"1", "L", "P"}
     if not plain and pixels > max(25_000_000, MAX_PIXELS_PER_BYTE * length):
         claims = f"{claims} pixels in {length:,} bytes"
-        raise BadImageError(f"{image.format} claims {claims}: nothing to see, or a trap; remove it")
+        raise BadImageError(f"{image.format} claims {claims}: empty, or a decompression bomb; remove it")
 
 
 def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
-    """Go to the first page that is no thumbnail of another, and note if it is not alone."""
+    """Go to the first page that is no thumbnail of another, and note if there are more."""
     if image.format != "TIFF":
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # of MPO the others are the other eye's
-            notes.append("an animation, of which the first frame is used")
+        if image.format != "MPO" and getattr(
+            image, "is_animated", False
+        ):  # the other images of an MPO are the other eye's
+            notes.append("only the first frame of the animation is used")
         return
     if is_raw(image.tag_v2, contents):
         raise BadImageError(RAW)
@@ -184,7 +186,7 @@ def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
             raise BadImageError(RAW)
         image.seek(full[0])
         if len(full) > 1:
-            notes.append("more than one page, of which the first is used")
+            notes.append("only the first of several pages is used")
     if kind := unsupported_layout(image.tag_v2):
         raise BadImageError(f"not supported: TIFF with {kind}; convert it to PNG")
 
@@ -204,8 +206,8 @@ def _full_pages(image: Image.Image) -> Iterator[int]:
 
 @functools.cache
 def _silence_libtiff() -> None:
-    """It writes to the terminal by itself, without the name of the file; what matters of it is in the error."""
-    with contextlib.suppress(OSError, AttributeError):  # where it cannot be found, it goes on talking
+    """Keep libtiff from writing to the terminal, without the name of a file; what matters is in the error."""
+    with contextlib.suppress(OSError, AttributeError):  # where it cannot be found, it goes on writing
         libtiff = ctypes.CDLL(Image.core.__file__)
         libtiff.TIFFSetErrorHandler(None)
         libtiff.TIFFSetWarningHandler(None)

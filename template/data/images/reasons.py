@@ -1,4 +1,4 @@
-"""Why a file cannot be used, and what to do about it; what Pillow does not tell of PNG and TIFF."""
+"""Why a file cannot be used, and what to do about it; what Pillow does not say about PNG and TIFF."""
 
 import codecs
 import io
@@ -37,27 +37,25 @@ class BadImageError(ValueError):
 
 
 class ReadError(BadImageError):
-    """Contents that could not be had or held now. It says nothing about them, so nobody may remember it."""
+    """A file that cannot be read now. It says nothing about the contents, so it must not be cached."""
 
 
 def explain_failure(data: bytes, error: Exception) -> str:
-    """Say what bytes look like that Pillow does not open, and what to do."""
+    """What a file is that Pillow does not open, and what to do."""
     head, brand = data[:512].lstrip().lower(), data[4:12]
     page = head.startswith((b"<!doctype", b"<html", b"<svg")) or (head.startswith(b"<?xml") and b"<svg" in head)
-    looks = {
+    kinds = {
         f"a web page or SVG, not a photograph ({len(data):,} bytes; a failed download? Get it again)": page,
-        "a pointer of Git LFS in place of the image; get it with: git lfs pull": head.startswith(
-            b"version https://git"
-        ),
+        "a Git LFS pointer instead of the image; get it with: git lfs pull": head.startswith(b"version https://git"),
         "HEIC (iPhone); convert it to JPEG": brand[:4] == b"ftyp" and brand[4:] in _HEIC,
         "JPEG XL; convert it to JPEG or PNG": data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ",
         "JPEG 2000; convert it to JPEG or PNG": data[4:8] == b"jP  " or data[:4] == b"\xff\x4f\xff\x51",
         "DICOM; convert it to PNG of 16 bits": data[128:132] == b"DICM",
         RAW: data.startswith(_RAW_BEGINNINGS) or brand == b"ftypcrx ",
     }
-    for said, so in looks.items():
-        if so:
-            return said
+    for reason, applies in kinds.items():
+        if applies:
+            return reason
     for beginning, kind in _BEGINNINGS.items():
         if data.startswith(beginning) and (kind != "BMP" or len(data) > 50):
             own = {"TIFF": _tiff, "JPEG": _jpeg}.get(kind, lambda _: "")(data)
@@ -88,7 +86,7 @@ def is_reduced(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
 
 
 def unsupported_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
-    """What a TIFF has of which Pillow makes noise without a word, or ""."""
+    """What a TIFF has that Pillow silently decodes to noise, or ""."""
     bits = max(tags.get(258) or (1,))
     if tags.get(284) == 2 and bits > 8 and int(tags.get(277) or 1) > 1:
         return "more than 8 bits in separate planes"
@@ -96,7 +94,7 @@ def unsupported_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
 
 
 def black_is_zero(data: bytes) -> bytes | None:
-    """A TIFF whose zero is white, as one whose zero is black; None of any other. Pillow reads not all of the former."""
+    """A WhiteIsZero TIFF as BlackIsZero, None of any other file: Pillow does not read all of the former."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None or len(data) < 10:
         return None
@@ -112,7 +110,7 @@ def black_is_zero(data: bytes) -> bytes | None:
 
 
 def strip_chunks(data: bytes) -> bytes:
-    """A PNG without what Pillow would refuse it for although its pixels are whole. Other files as they are.
+    """A PNG without chunks for which Pillow would refuse it although its pixels are whole. Other files as they are.
 
     Editors keep megabytes of XMP or of a workflow in compressed text; others cut a gamma short, or change a text and
     not its checksum.
