@@ -8,17 +8,20 @@ Its cross-validation is also the cheapest judge of everything that comes before 
 large the images, how they become square. No gradient is needed for that, and every training image votes.
 """
 
+import functools
+import itertools
 import math
-import warnings
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
+
+from .logistic import minimize
 
 STRENGTHS = np.logspace(-4, 0.5, 10)
 """Inverse penalties C to choose from, for features centred and scaled to unit variance over all."""
@@ -67,23 +70,16 @@ def fit_probe(
         groups: [n], what no two folds share (`split.clusters`): features that know the patient would be judged on
             images of patients whose label they have learned. By default each image is a group of its own.
     """
-    widths = widths or [features.shape[-1]]
     mean = features[0].mean(axis=0)
-    scale = _scale(features[0] - mean, widths)
-    # These matrices are small: threads that wait for each other cost 30 times.
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
-        # Where float32 knows no step that lowers the loss any more, the solver calls that abnormal.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        # Centred features only change the free intercept, and the solver needs a fraction of the iterations.
-        rotated, basis = _rotated((features - mean) / scale)
+    scale = _scale(features[0] - mean, widths or [features.shape[-1]])
+    # Threads that wait for each other in small matrices cost 30 times: one a fold instead.
+    with threadpool_limits(1, "blas"):
+        # Centred features only change the free intercept, and the solver needs a fraction of the steps.
+        regression = _Regression((features - mean) / scale, labels, classes)
         divisions = folds(labels, classes, seed, most_repeats, groups)
-        strength, losses, accuracy = _strength(rotated, labels, divisions)
-        # Each image counts once, however many views of it there are.
-        model = _regression(tolerance=1e-4).set_params(C=strength / len(features))
-        model.fit(rotated.reshape(-1, rotated.shape[-1]), np.tile(labels, len(features)))
-    kernel, bias = basis @ model.coef_.T, model.intercept_
-    if classes == 2:  # one column of log-odds becomes two of logits
-        kernel, bias = np.hstack([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
+        strength, losses, accuracy, start = _cross_validate(regression, divisions)
+        point = regression.fit(np.arange(len(labels)), strength, start, tolerance=1e-6)
+        kernel, bias = regression.kernel(point), point[-1]
     kernel = kernel / scale[:, None]
     bias = bias - mean @ kernel
     return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, losses, accuracy)
@@ -122,25 +118,103 @@ def folds(
     return []
 
 
-def _strength(
-    features: np.ndarray, labels: np.ndarray, divisions: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> tuple[float, np.ndarray, float]:
-    """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN without divisions."""
-    n, views = len(labels), len(features)
+class _Regression:
+    """Logistic regressions on some of the images, which share the dot products of all.
+
+    Args:
+        features: float32 [views, n, features]. Each image counts once, however many views of it there are.
+        labels: int64 [n].
+        classes: how many there are.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
+        self.views, self.n, width = features.shape
+        self.rows, self.labels, self.classes = features.reshape(-1, width), labels, classes
+        self.products = self.rows @ self.rows.T if len(self.rows) < width else None
+
+    def zeros(self, images: np.ndarray) -> np.ndarray:
+        """Where to start from."""
+        return np.zeros((self.views * len(images) + 1, self.classes), np.float32)
+
+    def mean(self, points: Sequence[np.ndarray], learned: Sequence[np.ndarray]) -> np.ndarray:
+        """Where to start from with all images: the mean of the points of fits that learned each of them."""
+        total = self.zeros(np.arange(self.n))
+        fits = np.zeros((len(total), 1), np.float32)
+        for point, images in zip(points, learned, strict=True):
+            where = np.append(self._rows_of(images), -1)
+            total[where] += point
+            fits[where] += 1
+        return total / np.maximum(fits, 1)
+
+    def fit(self, images: np.ndarray, strength: float, start: np.ndarray, tolerance: float) -> np.ndarray:
+        """The point, as of `minimize`, that is best for these images."""
+        # Two columns of logits that are each other's negative have half the norm of their difference, squared.
+        penalty = float(self.views / strength * (2 if self.classes == 2 else 1))
+        return minimize(self._gram(images, images), np.tile(self.labels[images], self.views), penalty, start, tolerance)
+
+    def predict(self, point: np.ndarray, learned: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Probabilities [images, classes], float64 and above zero: the mean over the views, after `fit` on others."""
+        logits = self._gram(images, learned)(point[:-1]) + point[-1].astype(np.float64)
+        said = np.clip(softmax(logits, axis=1), 1e-12, 1).reshape(self.views, len(images), -1).mean(axis=0)
+        return said / said.sum(axis=1, keepdims=True)
+
+    def kernel(self, point: np.ndarray) -> np.ndarray:
+        """Of a point for all images, [features, classes]."""
+        return self.rows.T @ point[:-1]
+
+    def _gram(self, left: np.ndarray, right: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Multiplies by the dot products of all views of some images with those of others."""
+        left, right = self._rows_of(left), self._rows_of(right)
+        if self.products is not None:
+            return functools.partial(np.matmul, self.products[np.ix_(left, right)])
+        left, right = self.rows[left], self.rows[right].T
+        return lambda coefficients: left @ (right @ coefficients)
+
+    def _rows_of(self, images: np.ndarray) -> np.ndarray:
+        return np.add.outer(np.arange(self.views) * self.n, images).ravel()
+
+
+def _cross_validate(
+    regression: _Regression, divisions: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[float, np.ndarray, float, np.ndarray]:
+    """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN without divisions. And a start for all."""
+    labels = regression.labels
     if not divisions:
-        return float(STRENGTHS[len(STRENGTHS) // 2]), np.full(n, np.nan), np.nan
-    repeats = sum(len(outside) for _, outside in divisions) // n
-    losses, hits = np.zeros((2, len(STRENGTHS), n))
-    for inside, outside in divisions:
-        model = _regression(tolerance=1e-3)
-        inputs, targets = features[:, inside].reshape(-1, features.shape[-1]), np.tile(labels[inside], views)
-        for number, c in enumerate(STRENGTHS):  # each starts where the last one ended
-            model.set_params(C=c / views).fit(inputs, targets)
-            said = np.mean([_probabilities(model, view[outside]) for view in features], axis=0)
-            losses[number, outside] -= np.log(said[np.arange(len(outside)), labels[outside]]) / repeats
-            hits[number, outside] += (said.argmax(axis=1) == labels[outside]) / repeats
-    best = int(np.argmin(losses.mean(axis=1)))
-    return float(STRENGTHS[best]), losses[best], float(hits[best].mean())
+        start = regression.zeros(np.arange(len(labels)))
+        return float(STRENGTHS[len(STRENGTHS) // 2]), np.full(len(labels), np.nan), np.nan, start
+    # Each starts where it ended with the last strength, and never where another fold did: before all has converged,
+    # that would know the labels of images held out here.
+    points = [regression.zeros(inside) for inside, _ in divisions]
+
+    def said(fold: int, strength: float) -> np.ndarray:
+        inside, outside = divisions[fold]
+        points[fold] = regression.fit(inside, strength, points[fold], tolerance=3e-6)
+        return regression.predict(points[fold], inside, outside)
+
+    @functools.cache
+    def judge(number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and hits of each image, as means over the repeats."""
+        sums = np.zeros((2, len(labels)))
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            results = pool.map(said, range(len(divisions)), itertools.repeat(STRENGTHS[number]))
+            for (_, outside), p in zip(divisions, results, strict=True):
+                right = p[np.arange(len(outside)), labels[outside]]
+                sums[:, outside] += -np.log(right), p.argmax(axis=1) == labels[outside]
+        return tuple(sums * len(labels) / sum(len(outside) for _, outside in divisions))
+
+    best = _lowest(lambda number: judge(number)[0].mean(), len(STRENGTHS))
+    losses, hits = judge(best)
+    start = regression.mean(points, [inside for inside, _ in divisions])
+    return float(STRENGTHS[best]), losses, float(hits.mean()), start
+
+
+def _lowest(value: Callable[[int], float], count: int) -> int:
+    """Where values that fall and then rise are lowest: from the middle on, downhill."""
+    best = count // 2
+    for way in (1, -1):
+        while 0 <= best + way < count and value(best + way) < value(best):
+            best += way
+    return best
 
 
 def _scale(centred: np.ndarray, widths: Sequence[int]) -> np.ndarray:
@@ -150,24 +224,3 @@ def _scale(centred: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     return np.concatenate(
         [np.full(w, np.sqrt(np.sum(g**2) / len(g) / share) or 1.0) for g, w in zip(groups, widths, strict=True)]
     )
-
-
-def _rotated(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of features [views, n, f] in an orthonormal basis [f, rank] of the space that they span.
-
-    With fewer rows than features that is exact, as L2 penalties and dot products do not see a rotation, and small.
-    """
-    views, n, width = features.shape
-    if views * n >= width:
-        return features, np.eye(width, dtype=features.dtype)
-    basis = np.linalg.qr(features.reshape(views * n, width).T)[0]
-    return features @ basis, basis
-
-
-def _regression(tolerance: float) -> LogisticRegression:
-    return LogisticRegression(max_iter=1000, tol=tolerance, warm_start=True)
-
-
-def _probabilities(model: LogisticRegression, features: np.ndarray) -> np.ndarray:
-    """float64 [n, classes] above zero, each row with sum 1 beyond the precision of float32 features."""
-    return softmax(np.log(np.clip(model.predict_proba(features).astype(np.float64), 1e-12, 1)), axis=1)
