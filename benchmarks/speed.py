@@ -177,13 +177,15 @@ def unfrozen(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
     """A model of which the top trains, and a function from images to that top and its stored inputs."""
     import keras
 
-    from template.model.build import boundary, build, freeze
+    from template.model.blocks import boundary, find_blocks, freeze
+    from template.model.build import build
     from template.train.features import FeatureCache, cache_frozen
 
     keras.utils.set_random_seed(SEED)
     model, store = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, runs.Timer())
-    freeze(model, backbone, UNFROZEN)
-    bottom = boundary(model, backbone, head, UNFROZEN)
+    blocks = find_blocks(model, backbone)
+    freeze(model, blocks, UNFROZEN)
+    bottom = boundary(model, blocks, UNFROZEN)
     return model, lambda source: cache_frozen(model, bottom, [source], None, views=1, refresh=0, store=store)[:2]
 
 
@@ -195,7 +197,8 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     import keras
 
     from template.data.dataset import train_dataset
-    from template.model.build import build, freeze
+    from template.model.blocks import find_blocks, freeze
+    from template.model.build import build
     from template.train.features import FeatureCache
     from template.train.stages import TrainContext, compile_stage
 
@@ -204,8 +207,9 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     source = train_dataset(pixels, np.arange(images), labels, Augment(policy="none"), SEED)
     stage, settings = Stage(unfreeze="all", epochs=3 * rounds), Train(batch_size=BATCH)
     ours, plain = (build(backbone, head, size, np.ones(CLASSES)) for _ in range(2))
-    freeze(ours, backbone, "all")
-    how = TrainContext(backbone, head, (stage,), settings, FeatureCache(scratch, 2**33, BATCH, runs.Timer()))
+    blocks = find_blocks(ours, backbone)
+    freeze(ours, blocks, "all")
+    how = TrainContext(blocks, (stage,), settings, FeatureCache(scratch, 2**33, BATCH, runs.Timer()))
     compile_stage(ours, stage, [source], None, how)
     rate = keras.optimizers.schedules.CosineDecay(stage.learning_rate, 3 * rounds * images // BATCH)
     scores = [keras.metrics.CategoricalAccuracy(), keras.metrics.CategoricalCrossentropy(from_logits=True),

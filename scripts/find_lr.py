@@ -47,7 +47,7 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     from template.data.load import load_data
     from template.diagnose.range_test import sweep
     from template.model.backbones import build_backbone
-    from template.model.build import depths, freeze
+    from template.model.blocks import find_blocks, freeze
     from template.train.auto import init_model, set_seed_and_precision, with_stages, without_auto
     from template.train.features import FeatureCache
     from template.train.stages import TrainContext, compile_stage
@@ -61,11 +61,11 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     base = build_backbone(config.backbone, config.data.image_size)
     model = init_model(base, config, [parts.plain("train", config.data)], cache)
     initial, names = [variable.numpy() for variable in model.variables], parts.examples.class_names
-    context = TrainContext(config.backbone, config.head, config.stages, config.train, cache, initial, names)
-    stage = config.stages[0]
-    freeze(model, config.backbone, stage.unfreeze)
+    blocks, stage = find_blocks(model, config.backbone), config.stages[0]
+    context = TrainContext(blocks, config.stages, config.train, cache, initial, names)
+    freeze(model, blocks, stage.unfreeze)
     network, inputs, _ = compile_stage(model, stage, [parts.augmented("train", config)], None, context)
-    return stage, *sweep(network, inputs, stage, config.train, depths(model, config.backbone))
+    return stage, *sweep(network, inputs, stage, config.train, blocks)
 
 
 if __name__ == "__main__":

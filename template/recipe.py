@@ -23,6 +23,7 @@ from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
 from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
 from .evaluate.predictions import Predictions
+from .model.blocks import find_blocks
 from .model.layers import strip_training_layers
 from .model.weights import WeightsError
 from .publish import TrainedRun, publish
@@ -108,9 +109,8 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         train, val = (parts.plain(name, config.data) for name in ("train", "val"))
         curve = learning_curve(base, config, train, val, cache) if starts_from_probe(config) else None
     predictions = {"probe": predicted("val")} if starts_from_probe(config) else {}
-    context = TrainContext(
-        config.backbone, config.head, config.stages, config.train, cache, initial, examples.class_names
-    )
+    blocks = find_blocks(model, config.backbone)
+    context = TrainContext(blocks, config.stages, config.train, cache, initial, examples.class_names)
     if config.stages:
         _print_class_weights(config.train, train.labels, examples.class_names)
     state = fit(model, parts.augmented("train", config), val, context, folder)

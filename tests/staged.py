@@ -1,5 +1,6 @@
 """A small network, images and settings for tests of staged fine-tuning."""
 
+import functools
 from pathlib import Path
 
 import keras
@@ -9,6 +10,7 @@ from keras import layers
 from template.config import Backbone, Head, Stage, Train
 from template.data.dataset import ArrayDataset
 from template.model.backbones import build_backbone
+from template.model.blocks import Blocks, find_blocks
 from template.model.build import build
 from template.runs import Timer
 from template.train.features import FeatureCache
@@ -33,10 +35,14 @@ def coloured(n: int, seed: int) -> ArrayDataset:
     return ArrayDataset(lambda epoch, rows: pixels[rows] + np.uint8(2 * epoch), labels, f"coloured {n} {seed}")
 
 
-def how(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS) -> TrainContext:
-    return TrainContext(
-        backbone, HEAD, stages, settings, FeatureCache(folder / "cache", 1e9, settings.batch_size, Timer())
-    )
+def context(backbone: Backbone, folder: Path, stages=STAGES, settings=SETTINGS) -> TrainContext:
+    cache = FeatureCache(folder / "cache", 1e9, settings.batch_size, Timer())
+    return TrainContext(blocks(backbone), stages, settings, cache)
+
+
+@functools.cache
+def blocks(backbone: Backbone, head: Head = HEAD) -> Blocks:
+    return find_blocks(build(backbone, head, SIZE, np.ones(CLASSES)), backbone)
 
 
 def fresh(backbone: Backbone, settings=SETTINGS) -> keras.Model:
@@ -57,7 +63,7 @@ def load_pretrained(folder: Path) -> Backbone:
 
 def train(backbone, folder, stages=STAGES, settings=SETTINGS):
     model = fresh(backbone, settings)
-    return model, fit(model, coloured(24, 0), coloured(12, 1), how(backbone, folder, stages, settings), folder)
+    return model, fit(model, coloured(24, 0), coloured(12, 1), context(backbone, folder, stages, settings), folder)
 
 
 def same(one: keras.Model, other: keras.Model, atol: float = 0.0) -> bool:

@@ -15,8 +15,9 @@ from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
 from template.model import efficientnet_lite
-from template.model.backbones import BACKBONES, block_numbers, build_backbone, tiny
-from template.model.build import attach, block_outputs, boundary, build, freeze, lowest_block
+from template.model.backbones import BACKBONES, build_backbone, tiny
+from template.model.blocks import block_outputs, boundary, find_blocks, freeze
+from template.model.build import attach, build
 from template.model.layers import StochasticDepth, renormalise, strip_training_layers
 from template.train.features import split_model
 
@@ -224,7 +225,7 @@ def test_preprocessing_of_one_colour_by_hand(name, expected):
 
 
 def test_blocks_go_up_through_the_network_and_hold_its_weights(built):
-    numbers = block_numbers(built.model, built.settings.name)
+    numbers = find_blocks(built.model, built.settings).numbers
     assert list(numbers) == [layer.name for layer in built.model.layers]
     order = [number for number in numbers.values() if number is not None]
     assert order == sorted(order), "blocks must not interleave, or they cannot be cut"
@@ -241,12 +242,12 @@ def test_blocks_go_up_through_the_network_and_hold_its_weights(built):
 
 def test_unfreezing_more_trains_more_up_to_all(built):
     model, settings = built.model, built.settings
-    numbers = block_numbers(model, settings.name)
+    numbers = find_blocks(model, settings).numbers
     found = sorted({number for number in numbers.values() if number is not None})
     head = {layer.path for layer in model.get_layer("logits").weights}
     counts = []
     for k in range(len(found) + 1):
-        counts.append(freeze(model, settings, k))
+        counts.append(freeze(model, find_blocks(model, settings), k))
         assert counts[-1] == sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
         trained = {weight.path for weight in model.trainable_weights}
         assert head <= trained
@@ -256,16 +257,16 @@ def test_unfreezing_more_trains_more_up_to_all(built):
                 f"{layer.name} with {k} unfrozen"
             )
         if k:  # by its name it is the same
-            assert freeze(model, settings, f"block{found[-k]}") == counts[-1]
-            assert lowest_block(model, settings, k) == found[-k]
+            assert freeze(model, find_blocks(model, settings), f"block{found[-k]}") == counts[-1]
+            assert find_blocks(model, settings).lowest(k) == found[-k]
     assert (np.diff(counts) > 0).all()
-    everything = freeze(model, settings, "all")
+    everything = freeze(model, find_blocks(model, settings), "all")
     model.trainable = True
     assert everything == sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     assert everything >= counts[-1]
     # Of a pretrained network all but batch normalisation; nothing looks for it inside layers, so it must not be there.
     pretrained = Backbone(name=settings.name, weights="imagenet")
-    freeze(model, pretrained, "all")
+    freeze(model, find_blocks(model, pretrained), "all")
     for layer in model.layers:
         inside = [x for x in layer._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
         assert inside in ([], [layer])
@@ -275,19 +276,19 @@ def test_unfreezing_more_trains_more_up_to_all(built):
 
 @pytest.mark.parametrize("unknown", ["block99", "conv99", "top", "", "block", "-1", "2", "block²"])
 def test_an_unknown_block_is_an_error_that_names_the_blocks(built, unknown):
-    found = sorted({n for n in block_numbers(built.model, built.settings.name).values() if n is not None})
+    found = sorted({n for n in find_blocks(built.model, built.settings).numbers.values() if n is not None})
     with pytest.raises(ValueError) as caught:
-        freeze(built.model, built.settings, unknown)
+        freeze(built.model, find_blocks(built.model, built.settings), unknown)
     message = str(caught.value)
     assert all(f"'block{number}'" in message for number in found)
     assert re.search(rf"0 to {len(found)}, or 'all'. Received: '{unknown}'", message)
 
 
 def test_cut_at_any_block_the_two_parts_are_the_whole(built):
-    numbers = block_numbers(built.model, built.settings.name)
+    numbers = find_blocks(built.model, built.settings).numbers
     for block in sorted({number for number in numbers.values() if number is not None}):
         first = next(layer for layer in built.model.layers if numbers[layer.name] == block)
-        assert boundary(built.model, built.settings, Head(), f"block{block}") is first.input
+        assert boundary(built.model, find_blocks(built.model, built.settings), f"block{block}") is first.input
         bottom = keras.Model(built.model.input, first.input)
         tail = keras.Model(first.input, built.model.output)
         np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), built.logits, atol=1e-4, rtol=0)
@@ -301,8 +302,8 @@ def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built,
     model, settings = built.model, dataclasses.replace(built.settings, weights=weights)
     before = [np.asarray(weight) for weight in model.weights]
     for unfreeze in (0, 1, BACKBONES[settings.name].blocks // 2, BACKBONES[settings.name].blocks):
-        freeze(model, settings, unfreeze)
-        bottom, _ = split_model(model, boundary(model, settings, Head(), unfreeze))
+        freeze(model, find_blocks(model, settings), unfreeze)
+        bottom, _ = split_model(model, boundary(model, find_blocks(model, settings), unfreeze))
         stored, passed = (np.asarray(bottom(built.pixels, training=training)) for training in (False, True))
         np.testing.assert_array_equal(passed, stored, err_msg=f"{settings.name}, {unfreeze} unfrozen")
     for weight, value in zip(model.weights, before, strict=True):
@@ -314,7 +315,7 @@ def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
     drops = [layer for layer in model.layers if isinstance(layer, StochasticDepth)]
     assert len(drops) == 9 and max(layer.rate for layer in drops) == pytest.approx(0.2 * 14 / 16)
     assert not any(type(layer) is keras.layers.Dropout for layer in model.layers if layer.name != "head_dropout")
-    freeze(model, Backbone(), 2)
+    freeze(model, find_blocks(model, Backbone()), 2)
     assert {layer.name[5] for layer in drops if layer.trainable} == {"6", "7"} & {layer.name[5] for layer in drops}
 
 
@@ -346,10 +347,10 @@ def test_in_mixed_precision_images_are_prepared_in_float32(name):
 
 
 def test_the_boundary_of_the_head_and_of_all(built):
-    below = keras.Model(built.model.input, boundary(built.model, built.settings, Head(), 0))
+    below = keras.Model(built.model.input, boundary(built.model, find_blocks(built.model, built.settings), 0))
     pooled = keras.Model(built.model.input, built.model.get_layer("pool_avg").output)
     np.testing.assert_array_equal(run(below, built.pixels), run(pooled, built.pixels))
-    assert boundary(built.model, built.settings, Head(), "all") is None
+    assert boundary(built.model, find_blocks(built.model, built.settings), "all") is None
 
 
 def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built):
@@ -357,7 +358,7 @@ def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built):
     head = Head(feature_levels=math.ceil(BACKBONES[name].blocks / 2))
     expected = [*(built.model.get_layer(end).output for end in HALF[name]), built.backbone.output]
     assert len(expected) == head.feature_levels >= 2
-    found = block_outputs(built.backbone, built.settings)
+    found = block_outputs(built.backbone, find_blocks(built.backbone, built.settings))
     assert len(found) == BACKBONES[name].blocks
     assert all(one is other for one, other in zip(found[-head.feature_levels :], expected, strict=True))
     for k in (2, head.feature_levels):
@@ -375,8 +376,8 @@ def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built)
     model = attach(built.backbone, built.settings, head, [1, 2, 3])
     logits = run(model, built.pixels)
     for unfreeze in (1, blocks):
-        freeze(model, built.settings, unfreeze)
-        bottom, tail = split_model(model, boundary(model, built.settings, head, unfreeze))
+        freeze(model, find_blocks(model, built.settings), unfreeze)
+        bottom, tail = split_model(model, boundary(model, find_blocks(model, built.settings), unfreeze))
         np.testing.assert_allclose(run(tail, run(bottom, built.pixels)), logits, atol=1e-5, rtol=1e-5)
         assert bottom.trainable_weights == []
         assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights}

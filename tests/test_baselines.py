@@ -11,6 +11,7 @@ from template.data.dataset import ArrayDataset, eval_dataset
 from template.diagnose import baselines, forecast
 from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone
+from template.model.blocks import find_blocks
 from template.model.build import build
 from template.runs import Timer
 from template.train import linear_probe as probe
@@ -145,7 +146,8 @@ def test_the_pace_is_of_what_the_stage_does():
 
     def pace(unfreeze) -> StageTiming:
         model = build(Backbone(name="tiny", weights="none"), Head(), SIZE, [1] * CLASSES)
-        return forecast.measure_stage(model, config, Stage(unfreeze=unfreeze, epochs=5), train)
+        blocks, stage = find_blocks(model, config.backbone), Stage(unfreeze=unfreeze, epochs=5)
+        return forecast.measure_stage(model, blocks, stage, train, config.train.batch_size)
 
     top, everything = pace(1), pace("all")
     assert top.below > 0 and everything.below == 0 and min(top.start, top.training, top.validation) > 0

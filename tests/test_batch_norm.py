@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 from template.config import Backbone, Head
-from template.model.build import build, freeze
+from template.model.blocks import find_blocks, freeze
+from template.model.build import build
 from template.train.batch_norm import BATCHES, update_bn
 from template.train.features import split_model
 
@@ -86,7 +87,7 @@ def test_frozen_statistics_stay_and_nothing_is_computed(tmp_path):
     model = moved()
     model.save_weights(file)
     pretrained = Backbone(name="tiny", weights=file)
-    freeze(model, pretrained, "all")
+    freeze(model, find_blocks(model, pretrained), "all")
     before = model.get_weights()
     update_bn(model, None)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))

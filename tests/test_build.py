@@ -10,8 +10,9 @@ from keras import layers
 from scipy.special import expit, ndtr, softmax
 
 from template.config import Backbone, ConfigError, Head
-from template.model.backbones import block_numbers, build_backbone
-from template.model.build import GAINS, attach, block_outputs, boundary, build, freeze, pool_features, power_norm
+from template.model.backbones import build_backbone
+from template.model.blocks import block_outputs, boundary, find_blocks, freeze
+from template.model.build import GAINS, attach, build, pool_features, power_norm
 from template.train.features import split_model
 
 TINY = Backbone(name="tiny", weights="none")
@@ -131,7 +132,7 @@ def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(count, poo
     expected = np.concatenate([pool(level, axis=(1, 2)) for level in maps for pool in pools], axis=1)
     vector = model.get_layer("logits").input
     np.testing.assert_allclose(run(keras.Model(model.input, vector), pixels), expected, rtol=1e-4, atol=1e-5)
-    shapes = [level.shape[1:] for level in block_outputs(model, TINY)[:-1]]
+    shapes = [level.shape[1:] for level in block_outputs(model, find_blocks(model, TINY))[:-1]]
     assert shapes == [(32, 32, 32), (16, 16, 64)], "of a classifier as of a backbone"
 
 
@@ -203,8 +204,8 @@ def test_gradients_are_those_of_finite_differences(policy, rooted):
 )
 def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest(head, unfreeze, pixels):
     model = build(TINY, head, SIZE, [1, 2])
-    freeze(model, TINY, unfreeze)
-    logits, tensor = run(model, pixels), boundary(model, TINY, head, unfreeze)
+    freeze(model, find_blocks(model, TINY), unfreeze)
+    logits, tensor = run(model, pixels), boundary(model, find_blocks(model, TINY), unfreeze)
     if unfreeze == "all":
         assert tensor is None
         return
@@ -213,7 +214,7 @@ def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest
     assert bottom.trainable_weights == []
     assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights} != set()
     if unfreeze:
-        numbers = block_numbers(model, "tiny")
+        numbers = find_blocks(model, TINY).numbers
         lowest = min(
             {1: 3, 2: 2, 3: 1, "block2": 2}[unfreeze], 5 - head.feature_levels if head.feature_levels > 1 else 3
         )
@@ -224,8 +225,8 @@ def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest
 def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixels):
     head = Head(feature_levels=3, power_norm=True, dropout=0.0)
     model = build(TINY, head, SIZE, [1, 1])
-    freeze(model, TINY, unfreeze)
-    bottom, tail = split_model(model, boundary(model, TINY, head, unfreeze))
+    freeze(model, find_blocks(model, TINY), unfreeze)
+    bottom, tail = split_model(model, boundary(model, find_blocks(model, TINY), unfreeze))
     before, stored = values(model), run(bottom, pixels)
     train(tail, stored)
     np.testing.assert_allclose(run(model, pixels), run(tail, stored), atol=1e-5)
@@ -310,7 +311,7 @@ def test_activations_with_weights_of_their_own_are_the_head_penalised_saved_and_
     model = build(TINY, head, SIZE, [1, 2])
     assert len(model.losses) == (3 if activation == "maxout" else 2)
     extra = {"prelu": 5, "maxout": 96 * 5 + 5}[activation]
-    assert freeze(model, TINY, 0) == 96 * 5 + 5 + extra + 5 * 2 + 2
+    assert freeze(model, find_blocks(model, TINY), 0) == 96 * 5 + 5 + extra + 5 * 2 + 2
     for weight in model.trainable_weights:
         weight.assign(np.asarray(weight) + np.random.default_rng(0).uniform(0, 0.1, weight.shape))
     model.save(tmp_path / "model.keras")
@@ -374,7 +375,7 @@ def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_save
 def test_noise_is_above_the_boundary(unfreeze, feature_levels):
     head = Head(gaussian_dropout=0.5, feature_levels=feature_levels)
     model = build(TINY, head, SIZE, [1, 1])
-    bottom, tail = split_model(model, boundary(model, TINY, head, unfreeze))
+    bottom, tail = split_model(model, boundary(model, find_blocks(model, TINY), unfreeze))
     assert "head_noise" in {layer.name for layer in tail.layers} - {layer.name for layer in bottom.layers}
 
 
@@ -392,7 +393,7 @@ def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):
     # A frozen network below must not take its head into inference mode. Without dropout, two passes over one batch at
     # a learning rate of zero would have one loss.
     model = build(TINY, Head(dropout=0.5, l2=0.0), SIZE, [1, 1])
-    freeze(model, Backbone(name="tiny"), 0)
+    freeze(model, find_blocks(model, Backbone(name="tiny")), 0)
     model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True))
     targets = np.eye(2, dtype=np.float32)[np.arange(8) % 2]
     losses = model.fit(pixels, targets, batch_size=8, epochs=4, verbose=0).history["loss"]
@@ -437,7 +438,7 @@ def pretrained(request, tmp_path, pixels) -> Backbone:
 
 def test_pretrained_batch_norm_stays_as_it_is_while_all_else_trains(pretrained, pixels):
     model = build(pretrained, PLAIN, SIZE, [1, 1])
-    trained = freeze(model, pretrained, "all")
+    trained = freeze(model, find_blocks(model, pretrained), "all")
     before = values(model)
     train(model, pixels)
     after = values(model)
@@ -455,13 +456,13 @@ def test_with_pretrained_batch_norm_training_and_inference_see_the_same_features
     # The second of two stages unfreezes what the first has frozen: the statistics must stay in use then too.
     model = build(pretrained, PLAIN, SIZE, [1, 1])
     for unfreeze in (0, 1, "all"):
-        freeze(model, pretrained, unfreeze)
+        freeze(model, find_blocks(model, pretrained), unfreeze)
         np.testing.assert_allclose(run(model, pixels, training=True), run(model, pixels), atol=1e-5)
 
 
 def test_batch_norm_trains_from_scratch(pixels):
     model = build(TINY, PLAIN, SIZE, [1, 1])
-    freeze(model, TINY, "all")
+    freeze(model, find_blocks(model, TINY), "all")
     before = values(model)
     train(model, pixels)
     after = values(model)
@@ -478,7 +479,7 @@ def test_batch_norm_trains_from_scratch(pixels):
 )
 def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, pixels):
     model = build(TINY, Head(hidden=4, dropout=0.0), SIZE, [1, 1])
-    freeze(model, settings, unfreeze)
+    freeze(model, find_blocks(model, settings), unfreeze)
     before = values(model)
     train(model, pixels)
     after = values(model)
@@ -494,12 +495,14 @@ def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, p
 
 def test_freezing_again_undoes_thawing():
     model = build(TINY, PLAIN, SIZE, [1, 1])
-    head_only = freeze(model, TINY, 0)
+    head_only = freeze(model, find_blocks(model, TINY), 0)
     assert head_only == 96 * 2 + 2
-    assert freeze(model, TINY, "all") > freeze(model, TINY, 1) > head_only
-    assert freeze(model, TINY, 0) == head_only
+    assert freeze(model, find_blocks(model, TINY), "all") > freeze(model, find_blocks(model, TINY), 1) > head_only
+    assert freeze(model, find_blocks(model, TINY), 0) == head_only
     # A pretrained network must not keep batch norms that another setting has unfrozen.
-    assert freeze(model, TINY, "all") > freeze(model, Backbone(name="tiny", weights="a file"), "all")
+    assert freeze(model, find_blocks(model, TINY), "all") > freeze(
+        model, find_blocks(model, Backbone(name="tiny", weights="a file")), "all"
+    )
 
 
 @pytest.mark.parametrize("kinds", [["CPU"], ["CPU", "GPU"]])
@@ -508,6 +511,6 @@ def test_xla_is_for_the_gpu_whatever_is_cut_from_the_network(kinds, monkeypatch)
     found = lambda kind=None: [device for device in devices if kind in {None, device.device_type}]  # noqa: E731
     monkeypatch.setattr(tf.config, "list_physical_devices", found)
     model = build(TINY, PLAIN, SIZE, [1, 1])
-    _, tail = split_model(model, boundary(model, TINY, PLAIN, 1))
+    _, tail = split_model(model, boundary(model, find_blocks(model, TINY), 1))
     tail.compile("adam", "mse")
     assert model.jit_compile == tail.jit_compile == ("GPU" in kinds)

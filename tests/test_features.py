@@ -12,7 +12,8 @@ from keras import layers, ops
 from template.config import Augment, Backbone, Head, Stage
 from template.data.array_file import ArrayFile, open_stored, write
 from template.data.dataset import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
-from template.model.build import boundary, build, freeze, power_norm
+from template.model.blocks import boundary, find_blocks, freeze
+from template.model.build import build, power_norm
 from template.runs import Timer
 from template.train import features
 from template.train.features import FeatureCache, activations, cache_frozen, cached, fingerprint, inference, split_model
@@ -30,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def bottom(model):
-    return split_model(model, boundary(model, BACKBONE, HEAD, 1))[0]
+    return split_model(model, boundary(model, find_blocks(model, BACKBONE), 1))[0]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_activations_that_are_clipped_are_counted_and_said_also_when_they_are_fo
 
 
 def test_activations_are_in_order_with_the_smaller_last_batch(model, source):
-    bottom, _ = split_model(model, boundary(model, BACKBONE, HEAD, 0))
+    bottom, _ = split_model(model, boundary(model, find_blocks(model, BACKBONE), 0))
     batches = list(activations(inference(bottom), source, 0, 4))
     assert [len(batch) for batch in batches] == [4, 2]
     np.testing.assert_allclose(np.concatenate(batches), through(bottom, source, 0, np.arange(6)), atol=1e-5)
@@ -145,8 +146,8 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
         model = build(BACKBONE, HEAD, 32, np.ones(3))
         kernel = model.get_layer("logits").kernel  # a quiet one hands down gradients that float16 cannot tell from 0
         kernel.assign(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
-        freeze(model, BACKBONE, 1)
-        tensor = boundary(model, BACKBONE, HEAD, 1) if stored else None
+        freeze(model, find_blocks(model, BACKBONE), 1)
+        tensor = boundary(model, find_blocks(model, BACKBONE), 1) if stored else None
         network, inputs, _ = cache_frozen(model, tensor, [source], None, views=1, refresh=0, store=store)
         stage = Stage(learning_rate=1e-3, warmup=0)
         compile_for(network, optimizer(stage, schedule(stage, 10), averaged=False))
@@ -160,7 +161,11 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
 
 
 def test_what_does_not_fit_is_trained_on_images_and_says_so(model, source, store, capsys):
-    tensor, how, rows = boundary(model, BACKBONE, HEAD, 1), {"views": 4, "refresh": 0}, np.array([7, 5, 0])
+    tensor, how, rows = (
+        boundary(model, find_blocks(model, BACKBONE), 1),
+        {"views": 4, "refresh": 0},
+        np.array([7, 5, 0]),
+    )
     needed = 2 * (2 * 6 * 4 + 6) * int(np.prod(tensor.shape[1:]))  # float16, two parts of six in four views, and val
     for boundary_, limit, said in ((tensor, needed - 1, "would take"), (None, 1e9, "nothing is frozen")):
         limited = dataclasses.replace(store, limit_bytes=limit)
@@ -177,7 +182,7 @@ def test_what_does_not_fit_is_trained_on_images_and_says_so(model, source, store
 
 def test_the_activations_of_several_parts_stand_one_after_the_other(model, bottom, source, store):
     darker = ArrayDataset(lambda epoch, rows: source.read(epoch, rows) // 2, source.labels[::-1].copy())
-    tensor, rows = boundary(model, BACKBONE, HEAD, 1), np.array([7, 2, 6, 5])
+    tensor, rows = boundary(model, find_blocks(model, BACKBONE), 1), np.array([7, 2, 6, 5])
     _, inputs, val = cache_frozen(model, tensor, [source, darker], darker, views=2, refresh=0, store=store)
     for epoch in (0, 1, 2):
         read = inputs.read(epoch, rows)
@@ -264,7 +269,7 @@ def test_neither_names_nor_what_trains_make_another_network(name):
     other.set_weights(one.get_weights())
     expected = fingerprint(one)
     assert fingerprint(other) == expected, "built again, layers without a name of ours are called something else"
-    freeze(one, settings, 1)
+    freeze(one, find_blocks(one, settings), 1)
     assert fingerprint(one) == expected
 
 
@@ -278,7 +283,10 @@ def test_another_arithmetic_makes_another_network(model, precision):
         keras.config.set_dtype_policy(before)
     mixed.set_weights(model.get_weights())
     for unfreeze in (0, 1):
-        bottoms = [split_model(network, boundary(network, BACKBONE, HEAD, unfreeze))[0] for network in (model, mixed)]
+        bottoms = [
+            split_model(network, boundary(network, find_blocks(network, BACKBONE), unfreeze))[0]
+            for network in (model, mixed)
+        ]
         assert fingerprint(bottoms[0]) != fingerprint(bottoms[1])
 
 

@@ -10,9 +10,10 @@ from scipy.special import softmax
 
 from template.config import Backbone, Head
 from template.data.dataset import ArrayDataset
-from template.model.build import boundary, build
+from template.model.blocks import boundary, find_blocks
+from template.model.build import build
 from template.train.features import split_model
-from template.train.gradients import HEADER, Gradients, block_names, dead_relus, gradients, worries
+from template.train.gradients import HEADER, Gradients, dead_relus, gradients, worries
 
 RNG = np.random.default_rng(0)
 INPUTS, LABELS = RNG.normal(size=(16, 6)).astype(np.float32), np.arange(16) % 3
@@ -162,9 +163,9 @@ def test_of_a_network_cut_in_two_the_upper_part_is_looked_at():
     model.get_layer("block3_bn1").beta.assign([-1e4] * 32 + [1.0] * 32)
     relus = [model.get_layer(name).output for name in ("block3_relu1", "block3_relu2", "top_relu")]
     maps = keras.Model(model.inputs[0], relus)
-    bottom, tail = split_model(model, boundary(model, tiny, head, 1))
+    bottom, tail = split_model(model, boundary(model, find_blocks(model, tiny), 1))
     pixels = RNG.uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
-    blocks = block_names(model, tiny)
+    blocks = find_blocks(model, tiny).titles
     whole, above = dead_relus(model, blocks)(pixels), dead_relus(tail, blocks)(bottom(pixels, training=False))
     assert above == {block: whole[block] for block in ("block3", "head")}
     by_hand = np.concatenate([np.max(m, axis=(0, 1, 2)) == 0 for m in maps(pixels, training=False)])
@@ -179,6 +180,6 @@ def test_a_gradient_that_is_no_number_explodes():
 
 def test_blocks_have_the_names_by_which_they_are_unfrozen():
     tiny = Backbone(name="tiny", weights="none")
-    found = block_names(build(tiny, Head(hidden=4), 32, [1, 1]), tiny)
+    found = find_blocks(build(tiny, Head(hidden=4), 32, [1, 1]), tiny).titles
     expected = {"stem": "stem", "block1_conv1": "block1", "top_bn": "block3", "pool_avg": "head", "logits": "head"}
     assert {name: found[name] for name in expected} == expected

@@ -13,8 +13,9 @@ from scipy.ndimage import binary_opening
 from template import runs
 from template.config import RESIDUAL, Backbone, Config, Data, Head, to_toml
 from template.deploy.predictor import load_run, save_model
-from template.model.backbones import BACKBONES, block_numbers, build_backbone, with_stochastic_depth
-from template.model.build import boundary, build, freeze
+from template.model.backbones import BACKBONES, build_backbone, with_stochastic_depth
+from template.model.blocks import boundary, find_blocks, freeze
+from template.model.build import build
 from template.model.layers import DropBlock, DropConnect, StochasticDepth, renormalise, strip_training_layers
 from template.train.callbacks import DropBlockSchedule
 from template.train.features import split_model
@@ -73,7 +74,7 @@ def test_the_rate_of_dropped_blocks_rises_over_a_stage_and_is_nothing_at_inferen
 def test_where_the_head_alone_trains_blocks_are_below_the_boundary_and_else_above():
     model = build(TINY, ALL, SIZE, [1, 1])
     for unfreeze, droppers in ((0, 0), (1, 2)):
-        _, tail = split_model(model, boundary(model, TINY, ALL, unfreeze))
+        _, tail = split_model(model, boundary(model, find_blocks(model, TINY), unfreeze))
         assert sum(isinstance(layer, DropBlock) for layer in tail.layers) == droppers
 
 
@@ -172,9 +173,9 @@ def test_weights_blocks_and_answers_are_those_of_the_network_without(pair):
     name, plain, deep = pair
     images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
     np.testing.assert_array_equal(run(deep, [images]), run(plain, [images]))
-    numbers = block_numbers(deep, name)
+    numbers = find_blocks(deep, Backbone(name=name)).numbers
     for layer in plain.layers:
-        assert block_numbers(plain, name)[layer.name] == numbers[layer.name]
+        assert find_blocks(plain, Backbone(name=name)).numbers[layer.name] == numbers[layer.name]
         for one, two in zip(layer.get_weights(), deep.get_layer(layer.name).get_weights(), strict=True):
             np.testing.assert_array_equal(one, two)
     for layer in deep.layers:
@@ -231,7 +232,7 @@ def test_no_gradient_reaches_a_branch_that_was_dropped(pixels, rate):
 
 def test_frozen_blocks_drop_nothing_though_training_passes_through_them(pixels):
     model = build(Backbone(name="tiny", weights="none", stochastic_depth=0.9), Head(dropout=0.0), SIZE, [1, 1])
-    freeze(model, Backbone(name="tiny", weights="a file"), "block3")
+    freeze(model, find_blocks(model, Backbone(name="tiny", weights="a file")), "block3")
     below = keras.Model(model.inputs[0], [model.get_layer(f"block{n}_add").output for n in (1, 2, 3)])
     calm, stirred = (list(map(np.asarray, below(pixels, training=t))) for t in (False, True))
     same = [np.array_equal(a, b) for a, b in zip(calm, stirred, strict=True)]

@@ -13,6 +13,7 @@ from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.batches import ordered_batches
 from template.data.dataset import ArrayDataset
 from template.data.load import check_class_names
+from template.model.blocks import find_blocks
 from template.model.build import build
 from template.runs import Timer
 from template.train.features import FeatureCache
@@ -182,8 +183,8 @@ def test_weights_come_from_the_images_that_are_trained_on_and_never_reach_valida
     train, val = (ArrayDataset(lambda _, rows: pixels[rows], np.repeat(range(3), n)) for n in ([8, 3, 1], [4, 1, 1]))
     backbone, head, stage = Backbone(name="tiny", weights="none"), Head(), Stage(unfreeze="all")
     settings = Train(batch_size=8, class_weights="balanced", loss="focal", label_smoothing=0.1)
-    how = TrainContext(backbone, head, (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer()))
-    model = build(backbone, head, 16, [8, 3, 1])
+    model, store = build(backbone, head, 16, [8, 3, 1]), FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
+    how = TrainContext(find_blocks(model, backbone), (stage,), settings, store)
     for parts, counts in (([train], [8, 3, 1]), ([train, val], [12, 4, 2])):  # the second is the final fit
         network, _, _ = compile_stage(model, stage, parts, None, how)
         np.testing.assert_allclose(network.loss.weights, class_weights(counts, "balanced"), rtol=1e-6)

@@ -10,7 +10,8 @@ from keras.src.applications.convnext import LayerScale
 
 from template.config import Backbone, Head, Stage, Train
 from template.data.dataset import ArrayDataset
-from template.model.build import build, depths, freeze
+from template.model.blocks import find_blocks, freeze
+from template.model.build import build
 from template.runs import Timer
 from template.train import checkpoint as checkpoints
 from template.train.features import FeatureCache
@@ -142,10 +143,10 @@ def moved_by(stage: Stage, precision: str = "float32") -> tuple[dict[str, np.nda
     keras.config.set_dtype_policy(precision)
     try:
         model = tiny()
-        below_head, before = depths(model, TINY), {v.path: v.numpy() for v in model.trainable_variables}
+        blocks, before = find_blocks(model, TINY), {v.path: v.numpy() for v in model.trainable_variables}
         made = optimizer(stage, 1.0, averaged=False)
         if stage.layer_decay < 1:
-            apply_layer_decay(made, model, stage.layer_decay, below_head)
+            apply_layer_decay(made, model, stage.layer_decay, blocks)
         compile_for(model, made)
         assert (float(model.optimizer.scale_loss(1.0)) > 1000) == (precision == "mixed_float16")
         model.run_eagerly = True  # compiling takes ten times as long
@@ -153,7 +154,7 @@ def moved_by(stage: Stage, precision: str = "float32") -> tuple[dict[str, np.nda
     finally:
         keras.config.set_dtype_policy("float32")
     moved = {v.path: v.numpy() - before[v.path] for v in model.trainable_variables}
-    return moved, {v.path: below_head[layer.name] for layer in model.layers for v in layer.trainable_variables}
+    return moved, {v.path: blocks.depths[layer.name] for layer in model.layers for v in layer.trainable_variables}
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
@@ -201,7 +202,7 @@ def decayed(model: keras.Model) -> dict[str, float]:
 
 
 def test_depths_count_the_blocks_below_the_head():
-    found = depths(tiny(Head(hidden=4)), TINY)
+    found = find_blocks(tiny(Head(hidden=4)), TINY).depths
     expected = {"logits": 0, "head_hidden": 0, "pool_avg": 0, "top_bn": 1, "block3_conv1": 1, "block2_conv2": 2,
                 "block1_bn1": 3, "stem": 4}  # fmt: skip
     assert {name: found[name] for name in expected} == expected
@@ -214,16 +215,16 @@ def test_each_block_steps_a_factor_less_than_the_one_above_it():
     moved, stage = {}, Stage(optimizer="sgd", weight_decay=0.5)
     for factor in (1.0, 0.5):
         model = tiny()
-        freeze(model, TINY, "all")
+        freeze(model, find_blocks(model, TINY), "all")
         before = {v.path: v.numpy() for v in model.trainable_variables}
         made = optimizer(stage, 0.1, averaged=False)
         if factor < 1:
-            apply_layer_decay(made, model, factor, depths(model, TINY))
+            apply_layer_decay(made, model, factor, find_blocks(model, TINY))
         compile_for(model, made)
         model.run_eagerly = True
         model.train_on_batch(images, labels)
         moved[factor] = {v.path: np.linalg.norm(v.numpy() - before[v.path]) for v in model.trainable_variables}
-    for name, depth in depths(model, TINY).items():
+    for name, depth in find_blocks(model, TINY).depths.items():
         for variable in model.get_layer(name).trainable_variables:
             ratio = moved[0.5][variable.path] / moved[1.0][variable.path]
             assert ratio == pytest.approx(0.5**depth, rel=0.02), variable.path
@@ -275,7 +276,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_setti
     def end(folder) -> list[np.ndarray]:
         model = tiny(Head(l2=1e-3))
         start = [variable.numpy() for variable in model.variables]
-        how = TrainContext(TINY, Head(), (OTHER,), settings, FeatureCache(folder, 1e9, 6, Timer()), start)
+        how = TrainContext(find_blocks(model, TINY), (OTHER,), settings, FeatureCache(folder, 1e9, 6, Timer()), start)
         fit(model, source, source, how, folder)
         return model.get_weights()
 

@@ -9,7 +9,8 @@ from template import runs
 from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
 from template.data.dataset import ArrayDataset
 from template.deploy.predictor import load_run, save_model
-from template.model.build import boundary, build, depths, freeze
+from template.model.blocks import boundary, find_blocks, freeze
+from template.model.build import build
 from template.train.features import FeatureCache, split_model
 from template.train.optimizers import optimizer
 from template.train.penalties import penalise
@@ -24,14 +25,14 @@ IMAGES, LABELS = RNG.uniform(0, 255, (6, 16, 16, 3)).astype(np.float32), np.aran
 def tiny(head: Head = PLAIN, unfreeze: int | str = 1) -> keras.Model:
     keras.utils.set_random_seed(0)
     model = build(TINY, head, 16, np.ones(3))
-    freeze(model, TINY, unfreeze)
+    freeze(model, find_blocks(model, TINY), unfreeze)
     return model
 
 
 def held(model: keras.Model, stage: Stage) -> list[np.ndarray]:
     """Penalise, holding on to the weights as they are, which are returned."""
     start = [v.numpy() for v in model.variables]
-    penalise(model, stage, depths(model, TINY), start)
+    penalise(model, stage, find_blocks(model, TINY), start)
     return start
 
 
@@ -55,7 +56,9 @@ def test_what_is_penalised_is_what_is_unfrozen_of_the_backbone_also_in_a_tail(un
     assert len(weights) == (3 if unfreeze == 1 else 9)
     assert total(model) == pytest.approx(expected, rel=1e-4)
     if unfreeze == 1:
-        assert total(split_model(model, boundary(model, TINY, PLAIN, 1))[1]) == pytest.approx(expected, rel=1e-4)
+        assert total(split_model(model, boundary(model, find_blocks(model, TINY), 1))[1]) == pytest.approx(
+            expected, rel=1e-4
+        )
     held(model, Stage(unfreeze=unfreeze))
     assert model.losses == [], "and the next stage begins without"
 
@@ -79,7 +82,7 @@ def test_l2_pulls_to_zero_and_l2_sp_to_the_pretrained_weights():
 
 def test_l2_sp_without_the_pretrained_weights_is_an_error_and_not_silently_another_penalty():
     with pytest.raises(ValueError):
-        penalise(tiny(), Stage(unfreeze=1, l2_sp=0.1), depths(tiny(), TINY), ())
+        penalise(tiny(), Stage(unfreeze=1, l2_sp=0.1), find_blocks(tiny(), TINY), ())
 
 
 def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_and_loaded(tmp_path):
@@ -91,7 +94,9 @@ def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_an
         Stage(unfreeze=1, epochs=1),
     )
     settings, start = Train(batch_size=6), [v.numpy() for v in model.variables]
-    how = TrainContext(TINY, head, stages, settings, FeatureCache(tmp_path / "cache", 1e9, 6, runs.Timer()), start)
+    how = TrainContext(
+        find_blocks(model, TINY), stages, settings, FeatureCache(tmp_path / "cache", 1e9, 6, runs.Timer()), start
+    )
     state = fit(model, source, source, how, tmp_path)
     first, second, third, last = (row["penalty"] for row in state.history)
     assert first > 1.01 * second > 1.02 * third, "it moves"

@@ -21,7 +21,8 @@ from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
 from template.data.examples import DataError
 from template.deploy.predictor import load_run, save_model
 from template.model.backbones import BACKBONES, build_backbone, standardise
-from template.model.build import build, depths
+from template.model.blocks import find_blocks
+from template.model.build import build
 from template.train.losses import training_loss
 from template.train.optimizers import optimizer, schedule
 from template.train.penalties import penalise
@@ -200,7 +201,7 @@ def test_a_saved_run_is_an_inference_model_that_needs_no_code_of_ours(tmp_path, 
         keras.config.set_dtype_policy(settings.precision)
         try:
             model = build(backbone, Head(**how.get("head", {})), SIZE, [1, 2, 3])
-            penalise(model, stage, depths(model, backbone), [np.asarray(v) for v in model.variables])
+            penalise(model, stage, find_blocks(model, backbone), [np.asarray(v) for v in model.variables])
             made = optimizer(stage, schedule(stage, 10), True, settings.gradient_accumulation_steps)
             compile_for(model, made, training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c")))
         finally:

@@ -20,7 +20,8 @@ from template.data.batches import Mixing, shuffled_batches, shuffled_rows
 from template.data.dataset import ArrayDataset, eval_dataset, train_dataset
 from template.diagnose import baselines, checks
 from template.model.backbones import build_backbone
-from template.model.build import boundary, build, freeze
+from template.model.blocks import boundary, find_blocks, freeze
+from template.model.build import build
 
 SIZE, CLASSES = 32, 3
 SCRIPT = Path(__file__).parent.parent / "scripts" / "preflight.py"
@@ -202,8 +203,8 @@ def test_what_is_frozen_is_not_asked_to_learn(train):
     """The tail alone memorises them; with nothing that trains, nothing is learned."""
     names, given = ("red", "green", "blue"), Backbone(name="tiny", weights="given.h5")
     model = build(TINY, Head(dropout=0, l2=0), SIZE, [1] * CLASSES)
-    freeze(model, given, 1)
-    tensor = boundary(model, given, Head(), 1)
+    freeze(model, find_blocks(model, given), 1)
+    tensor = boundary(model, find_blocks(model, given), 1)
     before = model.layers[3].get_weights()
     assert checks.overfit_small_batch(model, tensor, train, names)[0].passed
     assert all(np.array_equal(a, b) for a, b in zip(before, model.layers[3].get_weights(), strict=True))
@@ -216,7 +217,7 @@ def test_what_is_frozen_is_not_asked_to_learn(train):
 def test_a_image_that_depends_on_its_neighbours_is_found(model, train):
     assert checks.no_batch_leakage(model, train).passed, "from scratch it is asked at inference"
     weights = Backbone(name="tiny", weights="given.h5")
-    freeze(model, weights, 2)
+    freeze(model, find_blocks(model, weights), 2)
     assert checks.no_batch_leakage(model, train).passed
     inputs = keras.Input((SIZE, SIZE, 3))
     pooled = layers.GlobalAveragePooling2D()(inputs)
@@ -228,7 +229,7 @@ def test_a_image_that_depends_on_its_neighbours_is_found(model, train):
 
 
 def test_statistics_that_move_although_frozen_are_found(model, train, eagerly):
-    freeze(model, Backbone(name="tiny", weights="given.h5"), 2)
+    freeze(model, find_blocks(model, Backbone(name="tiny", weights="given.h5")), 2)
     assert checks.frozen_unchanged(model, train, CLASSES, pretrained=True).passed
     for layer in model.layers:
         layer.trainable = True  # batch normalisation trains: its statistics, which no optimizer knows, move

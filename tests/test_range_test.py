@@ -14,7 +14,8 @@ from template.data.batches import shuffled_rows
 from template.data.dataset import ArrayDataset
 from template.diagnose.range_test import best_rate, sweep
 from template.model.backbones import build_backbone, standardise
-from template.model.build import attach, build, depths, freeze
+from template.model.blocks import find_blocks, freeze
+from template.model.build import attach, build
 from template.runs import Timer
 from template.train.features import FeatureCache
 from template.train.stages import TrainContext, compile_stage
@@ -31,13 +32,13 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
         Stage(unfreeze=1, optimizer="sgd", layer_decay=0.5, l2_sp=0.01, cached_augmentations=1),
     )
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
-    freeze(model, TINY, stage.unfreeze)
+    freeze(model, find_blocks(model, TINY), stage.unfreeze)
     start = [v.numpy() for v in model.variables]
     store = FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
-    how = TrainContext(TINY, Head(dropout=0), (stage,), settings, store, start)
+    how = TrainContext(find_blocks(model, TINY), (stage,), settings, store, start)
     network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
     slots = [v.numpy() for v in network.optimizer.variables]
-    rates, losses = sweep(network, inputs, stage, settings, depths(model, TINY), low=1e-4, high=1e4, count=60)
+    rates, losses = sweep(network, inputs, stage, settings, find_blocks(model, TINY), low=1e-4, high=1e4, count=60)
     for before, variables in ((start, model.variables), (slots, network.optimizer.variables)):
         assert all(a.tobytes() == b.numpy().tobytes() for a, b in zip(before, variables, strict=True))
     assert int(network.optimizer.iterations) == 0
@@ -55,10 +56,10 @@ def test_a_sweep_sees_the_images_as_the_network_does(tmp_path):
     base = build_backbone(TINY, 16)
     standardise(base, np.full(3, 205.0), np.full(3, 8.0))
     model = attach(base, TINY, head, np.ones(2))
-    freeze(model, TINY, stage.unfreeze)
-    how = TrainContext(TINY, head, (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer()))
+    freeze(model, find_blocks(model, TINY), stage.unfreeze)
+    how = TrainContext(find_blocks(model, TINY), (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer()))
     network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
-    _, losses = sweep(network, inputs, stage, settings, depths(model, TINY), count=2)
+    _, losses = sweep(network, inputs, stage, settings, find_blocks(model, TINY), count=2)
     _, order = shuffled_rows(labels, 8, settings.seed, 0)[0]
     logits = network(pixels[order].astype("float32"), training=True)
     expected = keras.losses.CategoricalCrossentropy(from_logits=True)(np.eye(2)[labels[order]], logits)
@@ -73,12 +74,12 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
     stage = Stage(unfreeze=1, optimizer="sgd", cached_augmentations=1)
     keras.utils.set_random_seed(0)
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
-    freeze(model, TINY, stage.unfreeze)
+    freeze(model, find_blocks(model, TINY), stage.unfreeze)
     for layer in model.layers:
         layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
-    how = TrainContext(TINY, Head(dropout=0), (stage,), settings, FeatureCache(folder, 1e9, 8, Timer()))
+    how = TrainContext(find_blocks(model, TINY), (stage,), settings, FeatureCache(folder, 1e9, 8, Timer()))
     network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
-    return sweep(network, inputs, stage, settings, depths(model, TINY), low=0.1, high=10, count=count)[1]
+    return sweep(network, inputs, stage, settings, find_blocks(model, TINY), low=0.1, high=10, count=count)[1]
 
 
 def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 from scipy.special import softmax
-from staged import CLASSES, SETTINGS, STAGES, coloured, fresh, how, load_pretrained, same, train
+from staged import CLASSES, SETTINGS, STAGES, coloured, context, fresh, load_pretrained, same, train
 
 from template import disk
 from template.config import Backbone, Stage
@@ -222,7 +222,7 @@ def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too
     models = []
     for name in ("whole", "copy"):
         model, folder = fresh(pretrained, settings), tmp_path / name
-        state = fit(model, rare, coloured(12, 1), how(pretrained, folder, stages, settings), folder)
+        state = fit(model, rare, coloured(12, 1), context(pretrained, folder, stages, settings), folder)
         models.append(model)
     assert done == [*range(1, last + 1), *range(epochs + 1, last + 1)] and same(*models)
     plan = [{"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}]
@@ -230,7 +230,7 @@ def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too
     real = module.shuffled_batches
     monkeypatch.setattr(module, "shuffled_batches", lambda *args: seen.append(real(*args)) or seen[-1])
     off = dataclasses.replace(settings, mixup=0.0, cutmix=0.0)
-    refit(fresh(pretrained, off), [rare, coloured(12, 1)], plan, how(pretrained, tmp_path, stages, off), tmp_path)
+    refit(fresh(pretrained, off), [rare, coloured(12, 1)], plan, context(pretrained, tmp_path, stages, off), tmp_path)
     counts = sum(labels.sum(axis=0) for _, labels in seen[0].as_numpy_iterator())
     assert counts.tolist() == [24, 24, 24], "36 images twice, of which 20, 10 and 6 are of these classes"
 
@@ -260,7 +260,7 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
         {"start": 3, "epochs": 2, "averaged": False, "share": 1.0, "drops": []},
         {"start": 6, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
     ]
-    parts, settings = [coloured(24, 0), coloured(12, 1)], how(pretrained, tmp_path)
+    parts, settings = [coloured(24, 0), coloured(12, 1)], context(pretrained, tmp_path)
     original, copies = checkpoints.Checkpoint.on_epoch_end, tmp_path / "copies"
 
     def copy(self, epoch, logs=None):

@@ -15,7 +15,7 @@ import pytest
 from keras import layers
 from scipy.special import log_softmax
 from sklearn.metrics import f1_score
-from staged import CLASSES, HEAD, SETTINGS, SIZE, STAGES, coloured, fresh, how, load_pretrained, same, train
+from staged import CLASSES, HEAD, SETTINGS, SIZE, STAGES, blocks, coloured, context, fresh, load_pretrained, same, train
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
 from template.data.array_file import ArrayFile
@@ -51,7 +51,7 @@ def test_head_dropout_and_noise_are_active_in_fit_on_stored_activations(pretrain
 
         monkeypatch.setattr(kind, "call", spy)
     head = dataclasses.replace(HEAD, gaussian_dropout=0.5)
-    settings = dataclasses.replace(how(pretrained, tmp_path, STAGES[:1]), head=head)
+    settings = dataclasses.replace(context(pretrained, tmp_path, STAGES[:1]), blocks=blocks(pretrained, head))
     fit(build(pretrained, head, SIZE, np.ones(CLASSES)), coloured(24, 0), coloured(12, 1), settings, tmp_path)
     assert "stored views" in capsys.readouterr().out
     for name in ("head_dropout", "head_noise"):
@@ -78,7 +78,7 @@ def test_a_image_that_is_not_finite_stops_training_before_anything_is_saved(pret
     bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
     model = fresh(pretrained)
     with pytest.raises(guard.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
-        fit(model, bad, coloured(12, 1), how(pretrained, tmp_path, ALL), tmp_path)
+        fit(model, bad, coloured(12, 1), context(pretrained, tmp_path, ALL), tmp_path)
     named = re.findall(r"'image (\d+)'", str(error.value))
     assert "7" in named and len(named) == 8, "the batch and no more"
     assert "learning rate" in str(error.value)
@@ -95,7 +95,7 @@ def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pret
     bad = dataclasses.replace(bad, labels=np.repeat(range(CLASSES), [18, 4, 2]))
     settings = dataclasses.replace(SETTINGS, sampling="balanced", mixup=0.0, cutmix=0.0)
     with pytest.raises(guard.NonFiniteError, match=r"loss became nan in epoch 1, batch (\d)") as error:
-        fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
+        fit(fresh(pretrained), bad, coloured(12, 1), context(pretrained, tmp_path, ALL, settings), tmp_path)
     number = int(re.search(r"batch (\d)", str(error.value))[1]) - 1
     passes, rows = shuffled_rows(bad.labels, 8, settings.seed, 0, "balanced")[number]
     assert re.findall(r"'image (\d+)'", str(error.value)) == [str(row) for row in rows]
@@ -114,7 +114,7 @@ def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_fr
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(guard.NonFiniteError, match="epoch 3, batch") as error:
         patched.setattr(module, "first_bad_batch", spy)
-        fit(fresh(pretrained), bad, coloured(12, 1), how(pretrained, tmp_path, ALL, settings), tmp_path)
+        fit(fresh(pretrained), bad, coloured(12, 1), context(pretrained, tmp_path, ALL, settings), tmp_path)
     named = re.findall(r"'image (\d+)'", str(error.value))
     order = shuffled_rows(bad.labels, 8, settings.seed, 2)
     assert [str(row) for row in next(rows for _, rows in order if 7 in rows)] == named
@@ -135,7 +135,7 @@ def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatc
     stage = Stage(unfreeze=1, epochs=1, cached_augmentations=1, schedule="plateau")
     _, state = train(pretrained, tmp_path, (stage,), settings)
     plan = [{**state.plan[0], "epochs": 1, "share": 1.0}]
-    refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, (stage,), settings), tmp_path)
+    refit(fresh(pretrained), [coloured(24, 0)], plan, context(pretrained, tmp_path, (stage,), settings), tmp_path)
     assert len(seen) > 9
     for callback in seen:
         for name in ("on_batch_end", "on_train_batch_end", "on_batch_begin", "on_train_batch_begin"):
@@ -171,7 +171,7 @@ def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
     model = fresh(pretrained)
     model.get_layer("stem").kernel.assign(np.full((3, 3, 3, 32), np.nan))
     with pytest.raises(guard.NonFiniteError, match=r"backbone\.weights"):
-        fit(model, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path), tmp_path)
+        fit(model, coloured(24, 0), coloured(12, 1), context(pretrained, tmp_path), tmp_path)
     assert not list((tmp_path / "cache").glob("*"))
 
 
@@ -277,7 +277,7 @@ def test_repeat_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monk
     assert state.plan == [plan]
     again = fresh(pretrained)
     assert same(first, again) == (choice == 3)
-    refit(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(again, [coloured(24, 0)], state.plan, context(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(first, again, atol=1e-6)
 
 
@@ -300,7 +300,7 @@ def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(
     assert state.plan == [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
     assert len(looked) == 2 and max(looked[1]) > 0.1, "halfway and the average, not what an epoch trained with"
     again = fresh(SCRATCH)
-    refit(again, [coloured(24, 0)], state.plan, how(SCRATCH, tmp_path, stages), tmp_path / "again")
+    refit(again, [coloured(24, 0)], state.plan, context(SCRATCH, tmp_path, stages), tmp_path / "again")
     assert len(looked) == 3 and same(first, again, atol=1e-5)
     assert seen[1].mean() < np.log(CLASSES), "chosen by what it says with them"
 
@@ -314,7 +314,7 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
     stage = Stage(unfreeze=1, epochs=3, cached_augmentations=1, layer_decay=0.5, clipnorm=0.1, l2=1e-3, **steady)
     for batch_size, accumulate in ((24, 1), (8, 3)):
         settings = Train(batch_size=batch_size, gradient_accumulation_steps=accumulate)
-        place = dataclasses.replace(how(steadfast, tmp_path, (stage,), settings), head=head)
+        place = dataclasses.replace(context(steadfast, tmp_path, (stage,), settings), blocks=blocks(steadfast, head))
         keras.utils.set_random_seed(0)
         model = build(steadfast, head, SIZE, np.ones(CLASSES))
         before = model.get_weights()
@@ -371,7 +371,7 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
         patched.setattr(checkpoints.Checkpoint, "on_epoch_end", copy)
         first, state = train(pretrained, tmp_path / "whole", stages, settings)
         again = fresh(pretrained, settings)
-        refit(again, [coloured(24, 0)], state.plan, how(pretrained, tmp_path, stages, settings), tmp_path / "again")
+        refit(again, [coloured(24, 0)], state.plan, context(pretrained, tmp_path, stages, settings), tmp_path / "again")
     assert rates == pytest.approx(2 * [0.5, 0.5, 0.5, 0.5, 0.05, 0.05])
     assert [row["learning_rate"] for row in state.history] == pytest.approx(rates[:6])
     assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "share": 0.5, "drops": [4]}]
@@ -401,7 +401,7 @@ def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretraine
     plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0, "drops": []} for start in (0, 2)]
     seen = []
     monkeypatch.setattr(module, "_run_epochs", lambda *args, **_: seen.append(args[4]))
-    refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
+    refit(fresh(pretrained), [coloured(24, 0)], plan, context(pretrained, tmp_path, stages), tmp_path)
     assert seen == [Mixing(0.1, 0.0, until=0 + 1), Mixing(0.1, 0.1, until=2 + 3)]  # the head alone has vectors
     assert capsys.readouterr().out.count("train.cutmix: mixup only") == 1
 
@@ -426,7 +426,7 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
     plan = [
         {"start": start, "epochs": n, "averaged": False, "share": 1.0, "drops": []} for start, n in ((0, 1), (1, 3))
     ]
-    refit(fresh(pretrained), [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path)
+    refit(fresh(pretrained), [coloured(24, 0)], plan, context(pretrained, tmp_path, stages), tmp_path)
     assert seen == expected[:4], "as planned, though the fourth epoch was not kept"
 
 
@@ -442,9 +442,9 @@ def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monk
         "read_checkpoint",
         lambda place: (state if place.name == "checkpoints" else checkpoints.TrainState(), {}),
     )
-    fit(expected, coloured(24, 0), coloured(12, 1), how(pretrained, tmp_path, stages), tmp_path)
+    fit(expected, coloured(24, 0), coloured(12, 1), context(pretrained, tmp_path, stages), tmp_path)
     assert state.plan == plan
-    refit(again, [coloured(24, 0)], plan, how(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(again, [coloured(24, 0)], plan, context(pretrained, tmp_path, stages), tmp_path / "again")
     assert same(expected, again, atol=1e-6)
 
 
@@ -458,13 +458,13 @@ def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_pa
 
     parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
     plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
-    refit(fresh(pretrained), parts, plan, how(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(fresh(pretrained), parts, plan, context(pretrained, tmp_path, stages), tmp_path / "again")
     assert read == {"old": [], "new": [*range(6), *range(6)]}
 
 
 def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
     model, again = fresh(pretrained), fresh(pretrained)
-    nothing = how(pretrained, tmp_path, stages=())
+    nothing = context(pretrained, tmp_path, stages=())
     state = fit(model, coloured(24, 0), coloured(12, 1), nothing, tmp_path / "run")
     refit(model, [coloured(24, 0), coloured(12, 1)], state.plan, nothing, tmp_path / "again")
     assert same(model, again)
@@ -486,7 +486,7 @@ def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained
 
     stages = (Stage(unfreeze=1, epochs=3, cached_augmentations=1, refresh=1),)
     sources = [dataclasses.replace(coloured(24, 0), key=""), coloured(12, 1)]  # of one, the file is gone too
-    settings, model = how(pretrained, tmp_path, stages), fresh(pretrained)
+    settings, model = context(pretrained, tmp_path, stages), fresh(pretrained)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ArrayFile, "__init__", watched)
         state = fit(model, *sources, settings, tmp_path)

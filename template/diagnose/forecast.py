@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import Config, Stage
 from ..data.dataset import ArrayDataset, subsample
-from ..model.build import boundary, freeze
+from ..model.blocks import Blocks, boundary, freeze
 from ..suggest import refits, uses_hflip
 from ..train.auto import count_forward_passes
 from ..train.features import inference, split_model
@@ -36,12 +36,14 @@ def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int) 
     return _seconds(lambda: network(pixels).numpy())[1] / len(pixels)
 
 
-def measure_stage(model: keras.Model, config: Config, stage: Stage, train: ArrayDataset) -> StageTiming:
+def measure_stage(
+    model: keras.Model, blocks: Blocks, stage: Stage, train: ArrayDataset, batch_size: int
+) -> StageTiming:
     """Seconds of a stage, measured on one batch; the model is changed."""
-    batch = subsample(train, config.train.batch_size)
+    batch = subsample(train, batch_size)
     inputs, below, network = batch.read(0, np.arange(len(batch))).astype(np.float32), 0.0, model
-    freeze(model, config.backbone, stage.unfreeze)
-    tensor = boundary(model, config.backbone, config.head, stage.unfreeze)
+    freeze(model, blocks, stage.unfreeze)
+    tensor = boundary(model, blocks, stage.unfreeze)
     start = 0.0
     if tensor is not None:
         bottom, network = split_model(model, tensor)

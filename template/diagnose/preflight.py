@@ -19,7 +19,8 @@ from ..data.examples import PARTS, DataError, Examples
 from ..data.images.load import BadImageError, load
 from ..data.load import load_data
 from ..model.backbones import build_backbone
-from ..model.build import attach, boundary, freeze
+from ..model.blocks import boundary, find_blocks, freeze
+from ..model.build import attach
 from ..train.auto import (
     init_model,
     probe_features,
@@ -88,7 +89,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     def fresh(**head: float):
         settings = dataclasses.replace(config.head, **head)
         model = attach(base, config.backbone, settings, np.bincount(train.labels, minlength=len(names)))
-        freeze(model, config.backbone, unfrozen)
+        freeze(model, find_blocks(model, config.backbone), unfrozen)
         return model
 
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
@@ -96,7 +97,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     off = ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm")
     loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
     at_init = checks.loss_at_init(loose, train)
-    bottom = boundary(loose, config.backbone, config.head, unfrozen)
+    bottom = boundary(loose, find_blocks(loose, config.backbone), unfrozen)
     by_heart, learned = checks.overfit_small_batch(loose, bottom, train, names)
     served = [_served(examples, row, config) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
@@ -158,8 +159,10 @@ def _seconds(
         train: training images as they are.
         counts: images of each part.
     """
-    a_look = forecast.seconds_per_image(fresh(), train, config.train.batch_size)
-    paces = [(stage, forecast.measure_stage(fresh(), config, stage, train)) for stage in config.stages]
+    model, batch_size = fresh(), config.train.batch_size
+    blocks = find_blocks(model, config.backbone)
+    paces = [(stage, forecast.measure_stage(fresh(), blocks, stage, train, batch_size)) for stage in config.stages]
+    a_look = forecast.seconds_per_image(model, train, batch_size)
     seconds = forecast.forecast(open_config, counts, a_look, paces)
     numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
     if paces:

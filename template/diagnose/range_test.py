@@ -11,6 +11,7 @@ from scipy.ndimage import uniform_filter1d
 from ..config import Stage, Train
 from ..data.batches import shuffled_batches, steps
 from ..data.dataset import ArrayDataset
+from ..model.blocks import Blocks
 from ..model.layers import renormalise
 from ..train.optimizers import apply_layer_decay, optimizer
 from ..train.stages import mixing_of
@@ -26,7 +27,7 @@ def sweep(
     inputs: ArrayDataset,
     stage: Stage,
     settings: Train,
-    depths: dict[str, int],
+    blocks: Blocks,
     *,
     low: float = 1e-6,
     high: float = 10.0,
@@ -41,7 +42,7 @@ def sweep(
         inputs: of the network, with labels.
         stage: optimizer, weight decay, clipping, layer-wise factor.
         settings: batch size, batches a step, mixup and cutmix (to the last step), seed.
-        depths: of each layer by name, from `model.build.depths`.
+        blocks: of the whole model.
         low: first step size, > 0.
         high: last step size, > low.
         count: steps, >= 2.
@@ -60,7 +61,7 @@ def sweep(
     rising = keras.optimizers.schedules.ExponentialDecay(low, each, factor, staircase=True)
     made = optimizer(stage, rising, averaged=False, accumulate=each)
     if stage.layer_decay < 1:
-        apply_layer_decay(made, trial, stage.layer_decay, depths)
+        apply_layer_decay(made, trial, stage.layer_decay, blocks)
     trial.compile(made, network.loss, jit_compile=network.jit_compile)
     epochs = range(math.ceil(count * each / steps(inputs, settings.batch_size)))
     mixing = mixing_of(settings, stage, 0, maps=len(network.input_shape) == 4)

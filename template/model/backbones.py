@@ -3,7 +3,6 @@
 Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, cut, save and load.
 """
 
-import re
 import socket
 import warnings
 from collections.abc import Callable
@@ -226,17 +225,3 @@ def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Mode
     copy = keras.models.clone_model(network, clone_function=clone, call_function=call)
     take_weights(copy, network)
     return copy
-
-
-def block_numbers(model: keras.Model, name: str) -> dict[str, int | None]:
-    """Block of every layer: the number in its name, else that of the layer before it; None before the first block.
-
-    So the unnumbered layers at the top (`top_conv`, `post_bn`, the head) belong to the last block, and no layer that
-    should learn stays frozen for want of a number.
-    """
-    numbers, current = {}, None
-    for layer in model.layers:
-        match = re.search(BACKBONES[name].block, layer.name)
-        current = int(match[1]) if match else current
-        numbers[layer.name] = current
-    return numbers

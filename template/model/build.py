@@ -1,6 +1,5 @@
 """A classifier is one flat keras.Model: pixels 0-255 -> preprocessing -> backbone -> pooling -> head -> logits."""
 
-import re
 from collections.abc import Sequence
 
 import keras
@@ -9,7 +8,8 @@ from keras import layers, ops
 
 from .. import device
 from ..config import Backbone, ConfigError, Head
-from .backbones import block_numbers, build_backbone
+from .backbones import build_backbone
+from .blocks import block_outputs, find_blocks
 from .layers import DropBlock, DropConnect
 
 GAINS = {"relu": 2.0, "leaky_relu": 1.92, "prelu": 1.88, "gelu": 2.16, "silu": 2.43, "maxout": 1.0}
@@ -66,7 +66,7 @@ def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.Ke
     Low blocks see edges and colours, high ones the things of ImageNet. Where the images are far from ImageNet, a
     linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
     """
-    outputs = block_outputs(base, backbone)
+    outputs = block_outputs(base, find_blocks(base, backbone))
     if head.feature_levels > len(outputs):
         raise ConfigError(
             f"head.feature_levels: {backbone.name} has {len(outputs)} blocks to look at. Received: "
@@ -77,16 +77,6 @@ def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.Ke
     return power_norm(x) if head.power_norm else x
 
 
-def block_outputs(base: keras.Model, backbone: Backbone) -> list[keras.KerasTensor]:
-    """Output of each block of a backbone (or of the classifier on it), lowest first."""
-    numbers = block_numbers(base, backbone.name)
-    firsts = {}  # first layer of each block
-    for name, block in numbers.items():
-        firsts.setdefault(block, name)
-    blocks = sorted(block for block in firsts if block is not None)
-    return [*(base.get_layer(firsts[block]).input for block in blocks[1:]), base.outputs[0]]
-
-
 def power_norm(x: keras.KerasTensor) -> keras.KerasTensor:
     """sign(x) * sqrt(|x|), smooth at zero: many small features are heard beside few large ones.
 
@@ -94,83 +84,6 @@ def power_norm(x: keras.KerasTensor) -> keras.KerasTensor:
     Takes arrays too.
     """
     return x * ops.rsqrt(ops.abs(x) + 0.01)
-
-
-def freeze(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> int:
-    """Make the head and the chosen top of the backbone trainable, and nothing else.
-
-    Pretrained batch normalisation never trains: it keeps using the statistics of ImageNet, which do not move (in
-    Keras a layer with trainable=False runs in inference mode). Trained from scratch (weights "none") it does.
-
-    Args:
-        model: from `build`.
-        backbone: the settings it was built with.
-        unfreeze: 0 for the head alone, k for the top k blocks, "block4" or "conv4" for that block and all above,
-            "all" for everything.
-
-    Returns:
-        Number of weights that will be trained.
-
-    Raises:
-        ConfigError: if there is no such block, naming those there are.
-    """
-    lowest, head = lowest_block(model, backbone, unfreeze), _head_names(model)
-    for name, block in block_numbers(model, backbone.name).items():
-        layer = model.get_layer(name)
-        is_frozen_norm = backbone.weights != "none" and isinstance(layer, layers.BatchNormalization)
-        above = name in head or unfreeze == "all" or (block is not None and block >= lowest)
-        layer.trainable = above and not is_frozen_norm
-    return int(sum(np.prod(weight.shape) for weight in model.trainable_weights))
-
-
-def lowest_block(model: keras.Model, backbone: Backbone, unfreeze: int | str) -> float:
-    """Number of the lowest block that `unfreeze` unfreezes; infinite for none.
-
-    Raises:
-        ConfigError: if there is no such block, naming those there are.
-    """
-    blocks = sorted({b for b in block_numbers(model, backbone.name).values() if b is not None})
-    if unfreeze == "all":
-        return blocks[0]
-    if isinstance(unfreeze, str):
-        match = re.fullmatch(r"[A-Za-z_]+([0-9]+)", unfreeze)  # "2" may mean block 2 or two blocks: it must be said
-        if not match or int(match[1]) not in blocks:
-            raise ConfigError(
-                f"unfreeze: {backbone.name} has the blocks {[f'block{b}' for b in blocks]}, a number of top blocks "
-                f"from 0 to {len(blocks)}, or 'all'. Received: {unfreeze!r}"
-            )
-        return int(match[1])
-    return blocks[-min(unfreeze, len(blocks))] if unfreeze else float("inf")
-
-
-def depths(model: keras.Model, backbone: Backbone) -> dict[str, int]:
-    """How many blocks below the head each layer lies: 0 the head, 1 the top block, and so on down to the stem.
-
-    Args:
-        model: from `build`.
-        backbone: the settings it was built with.
-    """
-    numbers, head = block_numbers(model, backbone.name), _head_names(model)
-    blocks = sorted({block for block in numbers.values() if block is not None}, reverse=True)
-    below = {block: depth for depth, block in enumerate([*blocks, None], start=1)}
-    return {name: 0 if name in head else below[block] for name, block in numbers.items()}
-
-
-def boundary(model: keras.Model, backbone: Backbone, head: Head, unfreeze: int | str) -> keras.KerasTensor | None:
-    """Tensor below which everything is frozen and which everything above comes from; None for "all".
-
-    It is the input of the head, or of the lowest unfrozen block; of a lower one if the head looks at lower levels.
-    """
-    if unfreeze == "all":
-        return None
-    if unfreeze == 0:
-        return model.get_layer("head_dropout").input
-    numbers = block_numbers(model, backbone.name)
-    lowest = lowest_block(model, backbone, unfreeze)
-    if head.feature_levels > 1:
-        blocks = sorted({block for block in numbers.values() if block is not None})
-        lowest = min(lowest, blocks[1 - head.feature_levels])
-    return next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
 
 
 def _hidden(x: keras.KerasTensor, head: Head, penalty: dict) -> keras.KerasTensor:
@@ -202,7 +115,3 @@ def _pool(level: keras.KerasTensor, head: Head, depth: int) -> keras.KerasTensor
     if head.pooling == "both":
         return layers.Concatenate(name=f"pool{suffix}")([mean(level), peak(level)])
     return (mean if head.pooling == "avg" else peak)(level)
-
-
-def _head_names(model: keras.Model) -> set[str]:
-    return {layer.name for layer in model.layers if layer.name.startswith(("pool", "head_", "logits"))}

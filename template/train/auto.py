@@ -14,7 +14,8 @@ from ..config import Backbone, Config, Data, Head, Train
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..model.backbones import BACKBONES, build_backbone, standardise
-from ..model.build import attach, block_outputs, pool_features, power_norm
+from ..model.blocks import block_outputs, find_blocks
+from ..model.build import attach, pool_features, power_norm
 from .features import FeatureCache
 from .linear_probe import Probe, fit_probe
 
@@ -182,7 +183,7 @@ def probe_features(
 @functools.lru_cache(maxsize=2)
 def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[keras.Model, list[int]]:
     """From images to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
-    outputs = block_outputs(base, backbone)[-head.feature_levels :]
+    outputs = block_outputs(base, find_blocks(base, backbone))[-head.feature_levels :]
     widths = [level.shape[-1] * (2 if head.pooling == "both" else 1) for level in outputs]
     return keras.Model(base.inputs[0], pool_features(base, backbone, head)), widths
 

@@ -10,27 +10,12 @@ import tensorflow as tf
 from keras import layers, ops
 
 from .. import runs
-from ..config import Backbone
 from ..data.dataset import ArrayDataset
-from ..model.backbones import block_numbers
-from ..model.build import depths
 
 VANISHING, EXPLODING, DEAD = 1e-4, 1000.0, 0.5
 """A block's gradient that small beside the largest, a gradient that long, and that many dead ReLUs are worth a word."""
 
 HEADER = "stage,epoch,block,gradient,update,dead"
-
-
-def block_names(model: keras.Model, backbone: Backbone) -> dict[str, str]:
-    """What to call the block of each layer by name: `head`, `block3`, or `stem` for what is below the first block.
-
-    Args:
-        model: from `build`.
-        backbone: the settings it was built with.
-    """
-    below_head, numbers = depths(model, backbone), block_numbers(model, backbone.name)
-    names = {name: "stem" if number is None else f"block{number}" for name, number in numbers.items()}
-    return {name: names[name] if depth else "head" for name, depth in below_head.items()}
 
 
 class Gradients(keras.callbacks.Callback):
@@ -49,20 +34,20 @@ class Gradients(keras.callbacks.Callback):
 
     Args:
         inputs: the images to look at, as the network in training takes them.
-        blocks: name of each layer's block, from `block_names`.
+        titles: name of each layer's block, from `Blocks.titles`.
         stage: its number, from 1.
         folder: the run's.
     """
 
-    def __init__(self, inputs: ArrayDataset, blocks: Mapping[str, str], stage: int, folder: Path) -> None:
+    def __init__(self, inputs: ArrayDataset, titles: Mapping[str, str], stage: int, folder: Path) -> None:
         super().__init__()
-        self.inputs, self.blocks, self.stage, self.folder = inputs, blocks, stage, folder
+        self.inputs, self.titles, self.stage, self.folder = inputs, titles, stage, folder
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
         self.said: set[str] = set()
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Find the ReLUs."""
-        self.dead = dead_relus(self.model, self.blocks)
+        self.dead = dead_relus(self.model, self.titles)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Remember the weights."""
@@ -85,7 +70,7 @@ class Gradients(keras.callbacks.Callback):
 
     def _by_block(self, arrays: Sequence[np.ndarray]) -> dict[str, float]:
         """Euclidean norm over the arrays of each block, one for each trainable variable, the lowest block first."""
-        block_of = {id(v): self.blocks[layer.name] for layer in self.model.layers for v in layer.trainable_variables}
+        block_of = {id(v): self.titles[layer.name] for layer in self.model.layers for v in layer.trainable_variables}
         squares: dict[str, float] = {}
         for variable, array in zip(self.model.trainable_variables, arrays, strict=True):
             block = block_of[id(variable)]
@@ -127,7 +112,7 @@ def gradients(network: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> lis
     return [tf.convert_to_tensor(gradient).numpy() / float(scale) for gradient in found]
 
 
-def dead_relus(network: keras.Model, blocks: Mapping[str, str]) -> Callable[[tf.Tensor], dict[str, float]]:
+def dead_relus(network: keras.Model, titles: Mapping[str, str]) -> Callable[[tf.Tensor], dict[str, float]]:
     """What tells, of images as the network takes them, which part of each block's ReLUs is zero all over all of them.
 
     A layer that is a ReLU (at most 6 or not) or has one as its activation counts; one with a slope below zero does not
@@ -135,7 +120,7 @@ def dead_relus(network: keras.Model, blocks: Mapping[str, str]) -> Callable[[tf.
 
     Args:
         network: not changed.
-        blocks: name of each layer's block.
+        titles: name of each layer's block, from `Blocks.titles`.
     """
     found: dict[str, list[keras.KerasTensor]] = {}
 
@@ -143,7 +128,7 @@ def dead_relus(network: keras.Model, blocks: Mapping[str, str]) -> Callable[[tf.
         output = layer(*args, **kwargs)
         if _is_relu(layer):
             peak = ops.max(output, axis=tuple(range(len(output.shape) - 1)))  # of each unit or channel
-            found.setdefault(blocks[layer.name], []).append(peak)
+            found.setdefault(titles[layer.name], []).append(peak)
         return output
 
     # `layer.output` would be that in the network from which this one was cut.

@@ -1,13 +1,13 @@
 """How a stage steps: by which rule, how the step size rises and falls, and how much less the lower blocks move."""
 
 import functools
-from collections.abc import Mapping
 
 import keras
 from keras import ops
 from keras.optimizers import schedules
 
 from ..config import Stage
+from ..model.blocks import Blocks
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
@@ -136,9 +136,7 @@ def optimizer(
     return made
 
 
-def apply_layer_decay(
-    made: keras.optimizers.Optimizer, model: keras.Model, decay: float, depths: Mapping[str, int]
-) -> None:
+def apply_layer_decay(made: keras.optimizers.Optimizer, model: keras.Model, decay: float, blocks: Blocks) -> None:
     """Give each layer its own step size: `decay` to the power of its depth, weight decay included.
 
     Low blocks see edges, which every image has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's
@@ -148,8 +146,9 @@ def apply_layer_decay(
         made: from `optimizer`, not built yet; changed in place.
         model: that it will train.
         decay: > 0, at most 1.
-        depths: of each layer by name, 0 for the head, from `model.build.depths`.
+        blocks: of the whole model.
     """
+    depths = blocks.depths
     shares = {id(v): decay ** depths[layer.name] for layer in model.layers for v in layer.trainable_variables}
     factors = [shares[id(v)] for v in model.trainable_variables]
     step, shrink = made.update_step, made.weight_decay

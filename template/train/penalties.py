@@ -1,15 +1,16 @@
 """Penalties on unfrozen pretrained kernels, as a part of the training loss; those of the head are its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
 from ..config import Stage
+from ..model.blocks import Blocks
 
 
-def penalise(model: keras.Model, stage: Stage, depths: Mapping[str, int], pretrained: Sequence[np.ndarray]) -> None:
+def penalise(model: keras.Model, stage: Stage, blocks: Blocks, pretrained: Sequence[np.ndarray]) -> None:
     """Give the kernels of the backbone the penalties of a stage, and take off those of the stage before.
 
     Keras reads `layer.kernel_regularizer` only while it builds the layer. It looks at `variable.regularizer` in every
@@ -19,13 +20,14 @@ def penalise(model: keras.Model, stage: Stage, depths: Mapping[str, int], pretra
     Args:
         model: the whole.
         stage: `l1`, `l2`, `l2_sp`, each >= 0.
-        depths: of each layer by name, 0 for the head, from `model.build.depths`.
+        blocks: of the model.
         pretrained: values of `model.variables` that `l2_sp` holds on to; not looked at without it.
 
     Raises:
         ValueError: if `l2_sp` has not one value for each variable.
     """
-    kernels = [v for layer in model.layers if depths[layer.name] for v in layer.weights if v.name.endswith("kernel")]
+    backbone = [layer for layer in model.layers if layer.name not in blocks.head]
+    kernels = [v for layer in backbone for v in layer.weights if v.name.endswith("kernel")]
     for kernel in kernels:
         kernel.regularizer = keras.regularizers.L1L2(stage.l1, stage.l2) if stage.l1 or stage.l2 else None
     if stage.l2_sp:

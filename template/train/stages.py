@@ -11,15 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from .. import disk
-from ..config import Backbone, ConfigError, Head, Stage, Train
+from ..config import ConfigError, Stage, Train
 from ..data.batches import Mixing, of_one_size, shuffled_batches, shuffled_rows, steps
 from ..data.dataset import ArrayDataset, subsample
-from ..model.build import boundary, depths, freeze
+from ..model.blocks import Blocks, boundary, freeze
+from ..model.layers import DropBlock
 from .batch_norm import trainable_norms, update_bn
 from .callbacks import DropBlockSchedule, KeepBest, Log, ReduceLROnPlateau, Validate, format_scores
 from .checkpoint import Checkpoint, TrainState, read_checkpoint
 from .features import FeatureCache, cache_frozen
-from .gradients import Gradients, block_names
+from .gradients import Gradients
 from .losses import training_loss
 from .nonfinite import NonFiniteError, TerminateOnNonFinite, first_bad_batch
 from .optimizers import apply_layer_decay, optimizer, plateau_schedule, schedule
@@ -32,8 +33,7 @@ class TrainContext:
     """What does not change from stage to stage.
 
     Args:
-        backbone: the settings that the model was built with.
-        head: likewise.
+        blocks: of the model.
         stages: what to unfreeze, how long and how fast.
         settings: batch size, monitor, patience, seed.
         store: for activations of frozen blocks.
@@ -41,8 +41,7 @@ class TrainContext:
         class_names: in the order of the labels, for weights by name.
     """
 
-    backbone: Backbone
-    head: Head
+    blocks: Blocks
     stages: Sequence[Stage]
     settings: Train
     store: FeatureCache
@@ -59,7 +58,7 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, how: TrainCo
         model: from `build`; its present weights are the first to beat.
         train: augmented training inputs.
         val: validation inputs, which choose weights and end stages.
-        how: backbone, stages and settings.
+        how: blocks, stages and settings.
         folder: for history.csv, tensorboard/ and checkpoints/.
 
     Returns:
@@ -109,7 +108,7 @@ def _fit_stage(
         What was kept, for `plan`; the model has these weights.
     """
     settings, stage, title = how.settings, how.stages[state.stage], f"stage {state.stage + 1}/{len(how.stages)}"
-    trained = freeze(model, how.backbone, stage.unfreeze)
+    trained = freeze(model, how.blocks, stage.unfreeze)
     print(f"{title}: unfreeze {stage.unfreeze!r}, {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
     network, inputs, held_out = compile_stage(model, stage, [train], val, how)
@@ -127,13 +126,12 @@ def _fit_stage(
         log = Log(state, folder, title, end, len(train), validate)
         timed = how.store.clock, keep, settings.checkpoint_seconds
         checkpoint = Checkpoint(state, folder / "checkpoints", model, base, *timed)
-        changes = _schedule_callbacks(network, stage, how, state.start, state.drops, state)
+        changes = _schedule_callbacks(model, network, stage, how, state.start, state.drops, state)
         mixing = mixing_of(settings, stage, state.start, maps=len(network.input_shape) == 4)
         guard = _nonfinite_guard(model, inputs, settings, mixing, changes, checkpoint)
         after = [guard, validate, keep, log, *changes]
         if settings.monitor_gradients:
-            some, blocks = subsample(inputs, settings.batch_size), block_names(model, how.backbone)
-            after.append(Gradients(some, blocks, state.stage + 1, folder))
+            after.append(Gradients(subsample(inputs, settings.batch_size), how.blocks.titles, state.stage + 1, folder))
         after.append(checkpoint)
         try:
             _run_epochs(network, inputs, settings, range(state.epoch, end), mixing, after)
@@ -171,7 +169,7 @@ def refit(
     for number, (stage, done) in list(enumerate(zip(how.stages, plan, strict=True)))[state.stage :]:
         if done["share"]:
             print(f"again on all {images} images: stage {number + 1}, {done['epochs']} epochs")
-            freeze(model, how.backbone, stage.unfreeze)
+            freeze(model, how.blocks, stage.unfreeze)
             assign(model.variables, saved.get("model", model.variables))
             # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
             network, inputs, _ = compile_stage(model, stage, train, None, how, done["averaged"])
@@ -181,7 +179,7 @@ def refit(
             if epochs:
                 timed = how.store.clock, None, how.settings.checkpoint_seconds
                 checkpoint = Checkpoint(state, folder / "final", model, base, *timed)
-                again = _schedule_callbacks(network, stage, how, done["start"], done["drops"])
+                again = _schedule_callbacks(model, network, stage, how, done["start"], done["drops"])
                 mixing = mixing_of(how.settings, stage, done["start"], maps=len(network.input_shape) == 4)
                 guard = _nonfinite_guard(model, inputs, how.settings, mixing, again, checkpoint)
                 after = [guard, *again, checkpoint]
@@ -233,7 +231,7 @@ def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, h
     """Bytes that the activations of all stages will take beside what the store holds already, at most."""
     needed = 0
     for stage in how.stages:
-        tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
+        tensor = boundary(model, how.blocks, stage.unfreeze)
         views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         if tensor is not None:
             size = 2 * (len(train) * views + len(val)) * math.prod(tensor.shape[1:])
@@ -259,17 +257,17 @@ def compile_stage(
         how: the rest.
         averaged: as in `optimizer`.
     """
-    settings, below_head = how.settings, depths(model, how.backbone)
+    settings = how.settings
     views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
-    tensor = boundary(model, how.backbone, how.head, stage.unfreeze)
+    tensor = boundary(model, how.blocks, stage.unfreeze)
     network, inputs, held_out = cache_frozen(
         model, tensor, train, val, views=views, refresh=stage.refresh, store=how.store
     )
-    penalise(model, stage, below_head, how.pretrained)
+    penalise(model, stage, how.blocks, how.pretrained)
     rate = schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
     made = optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
     if stage.layer_decay < 1:
-        apply_layer_decay(made, network, stage.layer_decay, below_head)
+        apply_layer_decay(made, network, stage.layer_decay, how.blocks)
     counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
     compile_for(network, made, training_loss(settings, counts, how.class_names))
     return network, inputs, held_out
@@ -318,15 +316,17 @@ def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixin
 
 
 def _schedule_callbacks(
-    network: keras.Model, stage: Stage, how: TrainContext, start: int, drops: list[int], state: TrainState | None = None
-) -> list[keras.callbacks.Callback]:
+    model: keras.Model, network: keras.Model, stage: Stage, how: TrainContext, start: int, drops: list[int],
+    state: TrainState | None = None,
+) -> list[keras.callbacks.Callback]:  # fmt: skip
     """What changes the rate of DropBlock and, on a plateau, the step size in a stage that began at this epoch.
 
     Given `state`, it decides when the step size drops; without, it repeats `drops`.
     """
-    if how.head.drop_block and len(network.input_shape) != 4:
+    drops_blocks = any(isinstance(layer, DropBlock) for layer in model.layers)
+    if drops_blocks and len(network.input_shape) != 4:
         print("  head.drop_block: nothing is dropped in this stage; pooled features have no area")
-    changes = [DropBlockSchedule(start, stage.epochs)] if how.head.drop_block else []
+    changes = [DropBlockSchedule(start, stage.epochs)] if drops_blocks else []
     if rate := plateau_schedule(network.optimizer):
         changes.append(ReduceLROnPlateau(rate, drops, how.settings.patience // 3, state))
     return changes
