@@ -106,8 +106,8 @@ def tail(
 ) -> dict:
     """Seconds of an epoch of the top blocks on stored activations, and on images. At least 5 times; equal losses."""
     from template.data.dataset import train_dataset
-    from template.train.optimizers import optimizer, schedule
-    from template.train.stages import compile_for
+    from template.train.one_stage import compile_for
+    from template.train.optimizers import create_optimizer, create_schedule
 
     backbone = Backbone(name=name, alpha=0.75, weights=weights)
     if weights == "none":
@@ -119,7 +119,7 @@ def tail(
     top, stored = store(source)
     filling = (now() - start).tolist()
     for network in (top, model):
-        compile_for(network, optimizer(Stage(), schedule(Stage(), 2 * rounds * images)))
+        compile_for(network, create_optimizer(Stage(), create_schedule(Stage(), 2 * rounds * images)))
     result = alternate(lambda: an_epoch(top, stored), lambda: an_epoch(model, source), rounds, least=5)
     losses = a_step(backbone, size, scratch)
     difference = float(np.abs(np.subtract(losses["ours"], losses["other"])).max())
@@ -154,8 +154,8 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     raises the loss would raise the difference with it.)
     """
     from template.data.dataset import eval_dataset
-    from template.train.optimizers import optimizer, schedule
-    from template.train.stages import compile_for
+    from template.train.one_stage import compile_for
+    from template.train.optimizers import create_optimizer, create_schedule
 
     pixels, labels = sample_images(BATCH, size)
     rows, one_hot, losses = np.arange(BATCH), np.eye(CLASSES)[labels], {}
@@ -165,7 +165,7 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     weights = model.get_weights()
     for key, (network, inputs) in (("ours", store(source)), ("other", (model, source))):
         model.set_weights(weights)
-        compile_for(network, optimizer(stage, schedule(stage, 64), averaged=False))
+        compile_for(network, create_optimizer(stage, create_schedule(stage, 64), averaged=False))
         batch = inputs.read(0, rows).astype(np.float32)
         before = network.evaluate(batch, one_hot, verbose=0, return_dict=True)["loss"]
         network.train_on_batch(batch, one_hot)
@@ -182,11 +182,11 @@ def unfrozen(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
     from template.train.features import FeatureCache, cache_frozen
 
     keras.utils.set_random_seed(SEED)
-    model, store = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, runs.Timer())
+    model, cache = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, runs.Timer())
     blocks = find_blocks(model, backbone)
     freeze(model, blocks, UNFROZEN)
     bottom = boundary(model, blocks, UNFROZEN)
-    return model, lambda source: cache_frozen(model, bottom, [source], None, views=1, refresh=0, store=store)[:2]
+    return model, lambda source: cache_frozen(model, bottom, [source], None, views=1, refresh=0, cache=cache)[:2]
 
 
 def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size: int = 96) -> dict:
@@ -197,20 +197,20 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     import keras
 
     from template.data.dataset import train_dataset
-    from template.model.blocks import find_blocks, freeze
+    from template.model.blocks import find_blocks
     from template.model.build import build
     from template.train.features import FeatureCache
-    from template.train.stages import TrainContext, compile_stage
+    from template.train.one_stage import TrainContext, compile_stage
 
     backbone, head = Backbone(name=name, alpha=0.75, weights="none"), Head(dropout=0, l2=0)
     pixels, labels = sample_images(images, size)
     source = train_dataset(pixels, np.arange(images), labels, Augment(policy="none"), SEED)
     stage, settings = Stage(unfreeze="all", epochs=3 * rounds), Train(batch_size=BATCH)
     ours, plain = (build(backbone, head, size, np.ones(CLASSES)) for _ in range(2))
-    blocks = find_blocks(ours, backbone)
-    freeze(ours, blocks, "all")
-    how = TrainContext(blocks, (stage,), settings, FeatureCache(scratch, 2**33, BATCH, runs.Timer()))
-    compile_stage(ours, stage, [source], None, how)
+    context = TrainContext(
+        find_blocks(ours, backbone), (stage,), settings, FeatureCache(scratch, 2**33, BATCH, runs.Timer())
+    )
+    compile_stage(ours, stage, [source], None, context)
     rate = keras.optimizers.schedules.CosineDecay(stage.learning_rate, 3 * rounds * images // BATCH)
     scores = [keras.metrics.CategoricalAccuracy(), keras.metrics.CategoricalCrossentropy(from_logits=True),
               keras.metrics.F1Score(average="macro")]  # fmt: skip

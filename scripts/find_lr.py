@@ -47,10 +47,10 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     from template.data.load import load_data
     from template.diagnose.range_test import sweep
     from template.model.backbones import build_backbone
-    from template.model.blocks import find_blocks, freeze
+    from template.model.blocks import find_blocks
     from template.train.auto import init_model, set_seed_and_precision, with_stages, without_auto
     from template.train.features import FeatureCache
-    from template.train.stages import TrainContext, compile_stage
+    from template.train.one_stage import TrainContext, compile_stage
 
     config = without_auto(config)
     set_seed_and_precision(config.train)
@@ -63,9 +63,7 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     initial, names = [variable.numpy() for variable in model.variables], parts.examples.class_names
     blocks, stage = find_blocks(model, config.backbone), config.stages[0]
     context = TrainContext(blocks, config.stages, config.train, cache, initial, names)
-    freeze(model, blocks, stage.unfreeze)
-    network, inputs, _ = compile_stage(model, stage, [parts.augmented("train", config)], None, context)
-    return stage, *sweep(network, inputs, stage, config.train, blocks)
+    return stage, *sweep(compile_stage(model, stage, [parts.augmented("train", config)], None, context))
 
 
 if __name__ == "__main__":

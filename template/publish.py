@@ -162,8 +162,8 @@ def _training_figures(trained: TrainedRun, val: Predictions, folder: Path) -> di
         watched = val.take(evenly_spaced(len(val.ids), DYNAMICS_IMAGES))
         labels = [watched.class_names[label] for label in watched.labels]
         shown = [fonts.drawable(watched.class_names)[label] for label in watched.labels]
-        drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.watched), shown)
-        rows = [[None if math.isnan(share) else share for share in row] for row in state.watched]
+        drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.prediction_dynamics), shown)
+        rows = [[None if math.isnan(share) else share for share in row] for row in state.prediction_dynamics]
         table = {"ids": watched.ids.tolist(), "labels": labels, "probability_of_label": rows}
         runs.write_json(folder / "prediction_dynamics.json", table)
     if curve and (extrapolated := extrapolate(*curve))["scale"]:

@@ -39,7 +39,8 @@ from .train.auto import (
 from .train.features import FeatureCache
 from .train.losses import weight_table
 from .train.nonfinite import NonFiniteError
-from .train.stages import TrainContext, assign, fit, refit
+from .train.one_stage import TrainContext, assign
+from .train.stages import fit, refit
 
 ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, disk.DamagedError, NonFiniteError)
 """Errors that a user can correct; the message says how."""

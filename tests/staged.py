@@ -14,7 +14,8 @@ from template.model.blocks import Blocks, find_blocks
 from template.model.build import build
 from template.runs import Timer
 from template.train.features import FeatureCache
-from template.train.stages import TrainContext, fit
+from template.train.one_stage import TrainContext
+from template.train.stages import fit
 
 SIZE, CLASSES = 32, 3
 STAGES = (

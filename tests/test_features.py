@@ -17,8 +17,8 @@ from template.model.build import build, power_norm
 from template.runs import Timer
 from template.train import features
 from template.train.features import FeatureCache, activations, cache_frozen, cached, fingerprint, inference, split_model
-from template.train.optimizers import optimizer, schedule
-from template.train.stages import compile_for
+from template.train.one_stage import compile_for
+from template.train.optimizers import create_optimizer, create_schedule
 
 BACKBONE = Backbone(name="tiny", weights="none")
 HEAD = Head(dropout=0)
@@ -148,9 +148,9 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
         kernel.assign(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
         freeze(model, find_blocks(model, BACKBONE), 1)
         tensor = boundary(model, find_blocks(model, BACKBONE), 1) if stored else None
-        network, inputs, _ = cache_frozen(model, tensor, [source], None, views=1, refresh=0, store=store)
+        network, inputs, _ = cache_frozen(model, tensor, [source], None, views=1, refresh=0, cache=store)
         stage = Stage(learning_rate=1e-3, warmup=0)
-        compile_for(network, optimizer(stage, schedule(stage, 10), averaged=False))
+        compile_for(network, create_optimizer(stage, create_schedule(stage, 10), averaged=False))
         batch = inputs.read(0, np.arange(6)).astype("float32")
         losses.append(float(network.train_on_batch(batch, np.eye(3)[source.labels])[0]))
         weights.append(model.get_weights())
@@ -169,12 +169,12 @@ def test_what_does_not_fit_is_trained_on_images_and_says_so(model, source, store
     needed = 2 * (2 * 6 * 4 + 6) * int(np.prod(tensor.shape[1:]))  # float16, two parts of six in four views, and val
     for boundary_, limit, said in ((tensor, needed - 1, "would take"), (None, 1e9, "nothing is frozen")):
         limited = dataclasses.replace(store, limit_bytes=limit)
-        network, inputs, val = cache_frozen(model, boundary_, [source, source], source, **how, store=limited)
+        network, inputs, val = cache_frozen(model, boundary_, [source, source], source, **how, cache=limited)
         assert network is model and val is source
         np.testing.assert_array_equal(inputs.read(1, rows), concatenate([source, source]).read(1, rows))
         assert said in capsys.readouterr().out
     enough = dataclasses.replace(store, limit_bytes=needed)
-    network, inputs, val = cache_frozen(model, tensor, [source, source], source, **how, store=enough)
+    network, inputs, val = cache_frozen(model, tensor, [source, source], source, **how, cache=enough)
     assert network is not model and network.input_shape == tensor.shape
     for stored, n in ((inputs, 12), (val, 6)):
         assert len(stored) == n and stored.read(0, np.arange(n)).shape == (n, *tensor.shape[1:])
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_trained_on_images_and_says_so(model, source, store
 def test_the_activations_of_several_parts_stand_one_after_the_other(model, bottom, source, store):
     darker = ArrayDataset(lambda epoch, rows: source.read(epoch, rows) // 2, source.labels[::-1].copy())
     tensor, rows = boundary(model, find_blocks(model, BACKBONE), 1), np.array([7, 2, 6, 5])
-    _, inputs, val = cache_frozen(model, tensor, [source, darker], darker, views=2, refresh=0, store=store)
+    _, inputs, val = cache_frozen(model, tensor, [source, darker], darker, views=2, refresh=0, cache=store)
     for epoch in (0, 1, 2):
         read = inputs.read(epoch, rows)
         np.testing.assert_allclose(read[[1, 3]], through(bottom, source, epoch % 2, rows[[1, 3]]), atol=2e-3)

@@ -18,7 +18,7 @@ from template.model.build import build
 from template.runs import Timer
 from template.train.features import FeatureCache
 from template.train.losses import OVERLAP, WeightedLoss, class_weights, training_loss, weight_table
-from template.train.stages import TrainContext, compile_stage
+from template.train.one_stage import TrainContext, compile_stage
 
 COUNTS = np.array([100, 20, 5])
 ONES, ZEROS = np.ones(3), np.zeros(3)
@@ -183,18 +183,18 @@ def test_weights_come_from_the_images_that_are_trained_on_and_never_reach_valida
     train, val = (ArrayDataset(lambda _, rows: pixels[rows], np.repeat(range(3), n)) for n in ([8, 3, 1], [4, 1, 1]))
     backbone, head, stage = Backbone(name="tiny", weights="none"), Head(), Stage(unfreeze="all")
     settings = Train(batch_size=8, class_weights="balanced", loss="focal", label_smoothing=0.1)
-    model, store = build(backbone, head, 16, [8, 3, 1]), FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
-    how = TrainContext(find_blocks(model, backbone), (stage,), settings, store)
+    model, cache = build(backbone, head, 16, [8, 3, 1]), FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
+    context = TrainContext(find_blocks(model, backbone), (stage,), settings, cache)
     for parts, counts in (([train], [8, 3, 1]), ([train, val], [12, 4, 2])):  # the second is the final fit
-        network, _, _ = compile_stage(model, stage, parts, None, how)
+        network = compile_stage(model, stage, parts, None, context).network
         np.testing.assert_allclose(network.loss.weights, class_weights(counts, "balanced"), rtol=1e-6)
     said = log_softmax(np.asarray(model(pixels[:6].astype(np.float32), training=False)), axis=1)
     scores = network.evaluate(ordered_batches(val, 3, 8), verbose=0, return_dict=True)
     assert scores["cross_entropy"] == pytest.approx(-said[np.arange(6), val.labels].mean(), rel=1e-4)
     assert scores["loss"] != pytest.approx(scores["cross_entropy"], rel=0.1)
     names, table = ("ant", "bee", "cat"), {"bee": 3.0}
-    named = dataclasses.replace(how, settings=Train(class_weights=table), class_names=names)
-    by_name, _, _ = compile_stage(model, stage, [train, val], None, named)
+    named = dataclasses.replace(context, settings=Train(class_weights=table), class_names=names)
+    by_name = compile_stage(model, stage, [train, val], None, named).network
     np.testing.assert_allclose(by_name.loss.weights, class_weights([12, 4, 2], table, names), rtol=1e-6)
 
 

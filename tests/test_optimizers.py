@@ -15,8 +15,9 @@ from template.model.build import build
 from template.runs import Timer
 from template.train import checkpoint as checkpoints
 from template.train.features import FeatureCache
-from template.train.optimizers import EMA_MOMENTUM, OPTIMIZERS, apply_layer_decay, optimizer, schedule
-from template.train.stages import TrainContext, compile_for, fit
+from template.train.one_stage import TrainContext, compile_for
+from template.train.optimizers import EMA_MOMENTUM, OPTIMIZERS, apply_layer_decay, create_optimizer, create_schedule
+from template.train.stages import fit
 
 TINY = Backbone(name="tiny", weights="none")
 PEAK = 0.02
@@ -29,16 +30,16 @@ def tiny(head: Head = Head(l2=0, dropout=0)) -> keras.Model:  # noqa: B008
 
 def rates(name: str, warmup: float = 0.1, steps: int = 100) -> np.ndarray:
     """Step sizes of all steps, and of one more."""
-    found = schedule(Stage(learning_rate=PEAK, warmup=warmup, schedule=name), steps)
+    found = create_schedule(Stage(learning_rate=PEAK, warmup=warmup, schedule=name), steps)
     return np.array([float(found(step)) for step in range(steps + 1)])
 
 
 def test_the_default_is_adamw_with_warm_up_and_cosine_and_nothing_else():
     expected = keras.optimizers.schedules.CosineDecay(0.0, 90, warmup_target=PEAK, warmup_steps=10)
     stage = Stage(learning_rate=PEAK)
-    assert schedule(stage, 100).get_config() == expected.get_config()
+    assert create_schedule(stage, 100).get_config() == expected.get_config()
     adamw = keras.optimizers.AdamW(expected, weight_decay=1e-4, use_ema=True, ema_momentum=EMA_MOMENTUM)
-    found = optimizer(stage, schedule(stage, 100))
+    found = create_optimizer(stage, create_schedule(stage, 100))
     assert found.get_config() | {"name": ""} == adamw.get_config() | {"name": ""}
     assert "update_step" not in vars(found), "nothing is put in the way"
     assert rates("cosine").argmax() == 10
@@ -70,10 +71,10 @@ def test_a_stage_of_very_few_steps_has_a_schedule_too(name, steps):
 def stepped(stage: Stage, gradients: list[list[float]]) -> np.ndarray:
     """How far a kernel of ones goes in a step with each of these gradients."""
     variable = keras.Variable(np.ones((1, len(gradients[0]))), name="kernel")
-    made = optimizer(stage, PEAK, averaged=False)
-    made.build([variable])
+    optimizer = create_optimizer(stage, PEAK, averaged=False)
+    optimizer.build([variable])
     for gradient in gradients:
-        made.apply([keras.ops.convert_to_tensor(np.array([gradient], np.float32))])
+        optimizer.apply([keras.ops.convert_to_tensor(np.array([gradient], np.float32))])
     return variable.numpy()[0] - 1
 
 
@@ -102,9 +103,9 @@ def test_all_optimizers_are_tried():
 def both_stepped(stage: Stage, one: list[float], other: list[float]) -> list[np.ndarray]:
     """How far two kernels of zeros go in a step with these gradients."""
     kernels = [keras.Variable(np.zeros((1, 2)), dtype="float32") for _ in range(2)]
-    made = optimizer(stage, PEAK, averaged=False)
-    made.build(kernels)
-    made.apply([keras.ops.convert_to_tensor(np.array([gradient], np.float32)) for gradient in (one, other)])
+    optimizer = create_optimizer(stage, PEAK, averaged=False)
+    optimizer.build(kernels)
+    optimizer.apply([keras.ops.convert_to_tensor(np.array([gradient], np.float32)) for gradient in (one, other)])
     return [kernel.numpy()[0] for kernel in kernels]
 
 
@@ -144,10 +145,10 @@ def moved_by(stage: Stage, precision: str = "float32") -> tuple[dict[str, np.nda
     try:
         model = tiny()
         blocks, before = find_blocks(model, TINY), {v.path: v.numpy() for v in model.trainable_variables}
-        made = optimizer(stage, 1.0, averaged=False)
+        optimizer = create_optimizer(stage, 1.0, averaged=False)
         if stage.layer_decay < 1:
-            apply_layer_decay(made, model, stage.layer_decay, blocks)
-        compile_for(model, made)
+            apply_layer_decay(optimizer, model, stage.layer_decay, blocks)
+        compile_for(model, optimizer)
         assert (float(model.optimizer.scale_loss(1.0)) > 1000) == (precision == "mixed_float16")
         model.run_eagerly = True  # compiling takes ten times as long
         model.train_on_batch(images, labels)
@@ -195,7 +196,7 @@ def decayed(model: keras.Model) -> dict[str, float]:
     for variable in model.trainable_variables:
         variable.assign(np.ones(variable.shape))
     stage = Stage(learning_rate=0.1, warmup=0.0, weight_decay=0.5)
-    compile_for(model, optimizer(stage, schedule(stage, 10)))
+    compile_for(model, create_optimizer(stage, create_schedule(stage, 10)))
     zeros = [np.zeros(variable.shape, np.float32) for variable in model.trainable_variables]
     model.optimizer.apply([keras.ops.convert_to_tensor(z) for z in zeros])
     return {variable.path: float(variable.numpy().mean()) for variable in model.trainable_variables}
@@ -217,10 +218,10 @@ def test_each_block_steps_a_factor_less_than_the_one_above_it():
         model = tiny()
         freeze(model, find_blocks(model, TINY), "all")
         before = {v.path: v.numpy() for v in model.trainable_variables}
-        made = optimizer(stage, 0.1, averaged=False)
+        optimizer = create_optimizer(stage, 0.1, averaged=False)
         if factor < 1:
-            apply_layer_decay(made, model, factor, find_blocks(model, TINY))
-        compile_for(model, made)
+            apply_layer_decay(optimizer, model, factor, find_blocks(model, TINY))
+        compile_for(model, optimizer)
         model.run_eagerly = True
         model.train_on_batch(images, labels)
         moved[factor] = {v.path: np.linalg.norm(v.numpy() - before[v.path]) for v in model.trainable_variables}
@@ -240,13 +241,13 @@ def test_gradients_of_three_batches_make_one_step_as_their_mean_would(name, clip
 
     def end(accumulate: int) -> list[np.ndarray]:
         kernel = keras.Variable(np.ones((2, 2)), dtype="float32", name="kernel")
-        made = optimizer(stage, 0.1, accumulate=accumulate)
-        made.build([kernel])
+        optimizer = create_optimizer(stage, 0.1, accumulate=accumulate)
+        optimizer.build([kernel])
         for few in batches:
             for gradient in few if accumulate > 1 else [few.mean(axis=0)]:
-                made.apply([keras.ops.convert_to_tensor(gradient)])
+                optimizer.apply([keras.ops.convert_to_tensor(gradient)])
         last = kernel.numpy()
-        made.finalize_variable_values([kernel])
+        optimizer.finalize_variable_values([kernel])
         return [last, kernel.numpy()]
 
     whole, in_parts = end(1), end(3)

@@ -12,9 +12,10 @@ from template.deploy.predictor import load_run, save_model
 from template.model.blocks import boundary, find_blocks, freeze
 from template.model.build import build
 from template.train.features import FeatureCache, split_model
-from template.train.optimizers import optimizer
+from template.train.one_stage import TrainContext, compile_for
+from template.train.optimizers import create_optimizer
 from template.train.penalties import penalise
-from template.train.stages import TrainContext, compile_for, fit
+from template.train.stages import fit
 
 TINY = Backbone(name="tiny", weights="none")
 PLAIN = Head(l2=0, dropout=0)
@@ -116,7 +117,7 @@ def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_an
 def test_weights_into_each_unit_of_the_head_are_never_longer_than_max_norm():
     model = tiny(Head(l2=0, dropout=0, hidden=4, max_norm=0.3), unfreeze=0)
     _, tail = split_model(model, model.get_layer("head_dropout").input)
-    compile_for(tail, optimizer(Stage(optimizer="sgd"), 1.0, averaged=False))
+    compile_for(tail, create_optimizer(Stage(optimizer="sgd"), 1.0, averaged=False))
     features = RNG.normal(size=(6, *tail.input_shape[1:]))
     for _ in range(3):
         tail.train_on_batch(features, np.eye(3)[LABELS])

@@ -24,9 +24,9 @@ from template.model.backbones import BACKBONES, build_backbone, standardise
 from template.model.blocks import find_blocks
 from template.model.build import build
 from template.train.losses import training_loss
-from template.train.optimizers import optimizer, schedule
+from template.train.one_stage import compile_for
+from template.train.optimizers import create_optimizer, create_schedule
 from template.train.penalties import penalise
-from template.train.stages import compile_for
 
 SIZE = 32
 QUICK = ("tiny", "mobilenet")
@@ -143,7 +143,7 @@ def test_a_run_of_the_first_version_is_read(tmp_path, images, precision):
         keras.config.set_dtype_policy("float32")
     settings, stage = Train(class_weights="balanced", loss="focal"), Stage(schedule="step")
     loss = training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c"))
-    compile_for(model, optimizer(stage, schedule(stage, 10), True, 1), loss)
+    compile_for(model, create_optimizer(stage, create_schedule(stage, 10), True, 1), loss)
     folder_of(backbone, Head(feature_levels=2, power_norm=True), tmp_path)
     model.save(tmp_path / "model.keras")
     digest = hashlib.sha256()
@@ -202,8 +202,8 @@ def test_a_saved_run_is_an_inference_model_that_needs_no_code_of_ours(tmp_path, 
         try:
             model = build(backbone, Head(**how.get("head", {})), SIZE, [1, 2, 3])
             penalise(model, stage, find_blocks(model, backbone), [np.asarray(v) for v in model.variables])
-            made = optimizer(stage, schedule(stage, 10), True, settings.gradient_accumulation_steps)
-            compile_for(model, made, training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c")))
+            optimizer = create_optimizer(stage, create_schedule(stage, 10), True, settings.gradient_accumulation_steps)
+            compile_for(model, optimizer, training_loss(settings, np.array([3, 4, 5]), ("a", "b", "c")))
         finally:
             keras.config.set_dtype_policy("float32")
         (tmp_path / name).mkdir()

@@ -1,5 +1,6 @@
 """The range test finds where the loss is about to rise, and leaves the network as it was."""
 
+import dataclasses
 import runpy
 import sys
 from pathlib import Path
@@ -14,11 +15,11 @@ from template.data.batches import shuffled_rows
 from template.data.dataset import ArrayDataset
 from template.diagnose.range_test import best_rate, sweep
 from template.model.backbones import build_backbone, standardise
-from template.model.blocks import find_blocks, freeze
+from template.model.blocks import find_blocks
 from template.model.build import attach, build
 from template.runs import Timer
 from template.train.features import FeatureCache
-from template.train.stages import TrainContext, compile_stage
+from template.train.one_stage import TrainContext, compile_stage
 
 TINY = Backbone(name="tiny", weights="none")
 
@@ -32,13 +33,13 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
         Stage(unfreeze=1, optimizer="sgd", layer_decay=0.5, l2_sp=0.01, cached_augmentations=1),
     )
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
-    freeze(model, find_blocks(model, TINY), stage.unfreeze)
     start = [v.numpy() for v in model.variables]
-    store = FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
-    how = TrainContext(find_blocks(model, TINY), (stage,), settings, store, start)
-    network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
+    cache = FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
+    context = TrainContext(find_blocks(model, TINY), (stage,), settings, cache, start)
+    compiled = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, context)
+    network = compiled.network
     slots = [v.numpy() for v in network.optimizer.variables]
-    rates, losses = sweep(network, inputs, stage, settings, find_blocks(model, TINY), low=1e-4, high=1e4, count=60)
+    rates, losses = sweep(compiled, low=1e-4, high=1e4, count=60)
     for before, variables in ((start, model.variables), (slots, network.optimizer.variables)):
         assert all(a.tobytes() == b.numpy().tobytes() for a, b in zip(before, variables, strict=True))
     assert int(network.optimizer.iterations) == 0
@@ -56,14 +57,15 @@ def test_a_sweep_sees_the_images_as_the_network_does(tmp_path):
     base = build_backbone(TINY, 16)
     standardise(base, np.full(3, 205.0), np.full(3, 8.0))
     model = attach(base, TINY, head, np.ones(2))
-    freeze(model, find_blocks(model, TINY), stage.unfreeze)
-    how = TrainContext(find_blocks(model, TINY), (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer()))
-    network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
-    _, losses = sweep(network, inputs, stage, settings, find_blocks(model, TINY), count=2)
+    context = TrainContext(
+        find_blocks(model, TINY), (stage,), settings, FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
+    )
+    compiled = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, context)
+    _, losses = sweep(compiled, count=2)
     _, order = shuffled_rows(labels, 8, settings.seed, 0)[0]
-    logits = network(pixels[order].astype("float32"), training=True)
+    logits = compiled.network(pixels[order].astype("float32"), training=True)
     expected = keras.losses.CategoricalCrossentropy(from_logits=True)(np.eye(2)[labels[order]], logits)
-    penalty = float(sum(network.losses))
+    penalty = float(sum(compiled.network.losses))
     assert losses[0] == pytest.approx(float(expected) + penalty, rel=1e-4)
 
 
@@ -74,12 +76,10 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
     stage = Stage(unfreeze=1, optimizer="sgd", cached_augmentations=1)
     keras.utils.set_random_seed(0)
     model = build(TINY, Head(dropout=0), 16, np.ones(3))
-    freeze(model, find_blocks(model, TINY), stage.unfreeze)
-    for layer in model.layers:
-        layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
-    how = TrainContext(find_blocks(model, TINY), (stage,), settings, FeatureCache(folder, 1e9, 8, Timer()))
-    network, inputs, _ = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, how)
-    return sweep(network, inputs, stage, settings, find_blocks(model, TINY), low=0.1, high=10, count=count)[1]
+    blocks = dataclasses.replace(find_blocks(model, TINY), pretrained=True)  # batch normalisation stays as it is
+    context = TrainContext(blocks, (stage,), settings, FeatureCache(folder, 1e9, 8, Timer()))
+    compiled = compile_stage(model, stage, [ArrayDataset(lambda _, rows: pixels[rows], labels)], None, context)
+    return sweep(compiled, low=0.1, high=10, count=count)[1]
 
 
 def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):

@@ -15,7 +15,7 @@ from template import disk
 from template.config import Backbone, Stage
 from template.runs import Timer
 from template.train import checkpoint as checkpoints
-from template.train import stages as module
+from template.train import one_stage
 from template.train.select import scores
 from template.train.stages import fit, refit
 
@@ -103,7 +103,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole, pretraine
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
     assert without_clock(again.history) == without_clock(state.history)
-    assert again.plan == state.plan and again.watched == state.watched
+    assert again.plan == state.plan and again.prediction_dynamics == state.prediction_dynamics
     assert same(model, resumed)
 
 
@@ -225,10 +225,10 @@ def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too
         state = fit(model, rare, coloured(12, 1), context(pretrained, folder, stages, settings), folder)
         models.append(model)
     assert done == [*range(1, last + 1), *range(epochs + 1, last + 1)] and same(*models)
-    plan = [{"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}]
-    plan += [{**later, "share": 0.0} for later in state.plan[1:]]
-    real = module.shuffled_batches
-    monkeypatch.setattr(module, "shuffled_batches", lambda *args: seen.append(real(*args)) or seen[-1])
+    plan = [{"start": 0, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []}]
+    plan += [{**later, "alpha": 0.0} for later in state.plan[1:]]
+    real = one_stage.shuffled_batches
+    monkeypatch.setattr(one_stage, "shuffled_batches", lambda *args: seen.append(real(*args)) or seen[-1])
     off = dataclasses.replace(settings, mixup=0.0, cutmix=0.0)
     refit(fresh(pretrained, off), [rare, coloured(12, 1)], plan, context(pretrained, tmp_path, stages, off), tmp_path)
     counts = sum(labels.sum(axis=0) for _, labels in seen[0].as_numpy_iterator())
@@ -256,9 +256,9 @@ def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretr
 
 def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
     plan = [
-        {"start": 0, "epochs": 3, "averaged": True, "share": 0.5, "drops": []},
-        {"start": 3, "epochs": 2, "averaged": False, "share": 1.0, "drops": []},
-        {"start": 6, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
+        {"start": 0, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []},
+        {"start": 3, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []},
+        {"start": 6, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []},
     ]
     parts, settings = [coloured(24, 0), coloured(12, 1)], context(pretrained, tmp_path)
     original, copies = checkpoints.Checkpoint.on_epoch_end, tmp_path / "copies"
@@ -284,10 +284,10 @@ def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained,
 def test_what_is_watched_is_what_the_network_said_at_the_end_of_the_epoch(whole, pretrained):
     _, state, _, copies = whole
     val, model = coloured(12, 1), fresh(pretrained)
-    assert len(state.watched) == len(state.history)
+    assert len(state.prediction_dynamics) == len(state.history)
     for epoch, tolerance in ((2, 0.01), (len(state.history), 2e-4)):  # on stored float16 activations, and on images
         _, arrays = checkpoints.read_checkpoint(copies / str(epoch) / "checkpoints")
-        module.assign(model.variables, arrays["model"])
+        one_stage.assign(model.variables, arrays["model"])
         said = softmax(model.predict(val.read(0, np.arange(12)).astype("float32"), verbose=0), axis=1)
         own = said[np.arange(12), val.labels]
-        assert own.std() > tolerance and state.watched[epoch - 1] == pytest.approx(own, abs=tolerance)
+        assert own.std() > tolerance and state.prediction_dynamics[epoch - 1] == pytest.approx(own, abs=tolerance)

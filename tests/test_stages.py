@@ -27,7 +27,7 @@ from template.evaluate.calibration import smoothed_losses
 from template.evaluate.predictions import Predictions
 from template.model.build import build
 from template.model.layers import DropBlock
-from template.train import callbacks
+from template.train import callbacks, one_stage
 from template.train import checkpoint as checkpoints
 from template.train import nonfinite as guard
 from template.train import stages as module
@@ -53,7 +53,7 @@ def test_head_dropout_and_noise_are_active_in_fit_on_stored_activations(pretrain
     head = dataclasses.replace(HEAD, gaussian_dropout=0.5)
     settings = dataclasses.replace(context(pretrained, tmp_path, STAGES[:1]), blocks=blocks(pretrained, head))
     fit(build(pretrained, head, SIZE, np.ones(CLASSES)), coloured(24, 0), coloured(12, 1), settings, tmp_path)
-    assert "stored views" in capsys.readouterr().out
+    assert "cached views" in capsys.readouterr().out
     for name in ("head_dropout", "head_noise"):
         assert (name, True) in seen  # traced for training
         assert (name, False) in seen  # and for validation
@@ -113,7 +113,7 @@ def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_fr
         return real(network, epochs, batches, changes)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(guard.NonFiniteError, match="epoch 3, batch") as error:
-        patched.setattr(module, "first_bad_batch", spy)
+        patched.setattr(one_stage, "first_bad_batch", spy)
         fit(fresh(pretrained), bad, coloured(12, 1), context(pretrained, tmp_path, ALL, settings), tmp_path)
     named = re.findall(r"'image (\d+)'", str(error.value))
     order = shuffled_rows(bad.labels, 8, settings.seed, 2)
@@ -134,7 +134,7 @@ def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatc
     settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
     stage = Stage(unfreeze=1, epochs=1, cached_augmentations=1, schedule="plateau")
     _, state = train(pretrained, tmp_path, (stage,), settings)
-    plan = [{**state.plan[0], "epochs": 1, "share": 1.0}]
+    plan = [{**state.plan[0], "epochs": 1, "alpha": 1.0}]
     refit(fresh(pretrained), [coloured(24, 0)], plan, context(pretrained, tmp_path, (stage,), settings), tmp_path)
     assert len(seen) > 9
     for callback in seen:
@@ -162,7 +162,7 @@ def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(p
     monkeypatch.setattr(
         callbacks.KeepBest, "on_epoch_end", lambda self, e, logs: original(self, e, logs | {"val_loss": float("inf")})
     )
-    with pytest.raises(guard.NonFiniteError, match="no number in epochs 1 and 2"):
+    with pytest.raises(guard.NonFiniteError, match="not finite in epochs 1 and 2"):
         train(pretrained, tmp_path, STAGES[:1])
     assert not list((tmp_path / "checkpoints").glob("*"))
 
@@ -260,12 +260,12 @@ def planned(monkeypatch, choice: int) -> None:
 @pytest.mark.parametrize(
     ("choice", "unfreeze", "plan"),
     [
-        (0, 1, {"start": 0, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}),
+        (0, 1, {"start": 0, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []}),
         pytest.param(
-            1, 0, {"start": 0, "epochs": 3, "averaged": True, "share": 1.0, "drops": []}, marks=pytest.mark.slow
+            1, 0, {"start": 0, "epochs": 3, "averaged": True, "alpha": 1.0, "lr_drops": []}, marks=pytest.mark.slow
         ),
-        (2, 0, {"start": 0, "epochs": 2, "averaged": False, "share": 1.0, "drops": []}),
-        (3, 0, {"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []}),
+        (2, 0, {"start": 0, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []}),
+        (3, 0, {"start": 0, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []}),
     ],
     ids=["half way", "average", "best epoch", "before"],
 )
@@ -288,16 +288,16 @@ def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
     monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 1)  # the average
-    seen, looked, real = [], [], module.update_bn
+    seen, looked, real = [], [], one_stage.update_bn
 
     def spy(network, batches):
         stale = network.get_weights()
         real(network, batches)
         looked.append([np.abs(a - b).max() for a, b in zip(stale, network.get_weights(), strict=True)])
 
-    monkeypatch.setattr(module, "update_bn", spy)
+    monkeypatch.setattr(one_stage, "update_bn", spy)
     first, state = train(SCRATCH, tmp_path, stages)
-    assert state.plan == [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
+    assert state.plan == [{"start": 0, "epochs": 2, "averaged": True, "alpha": 1.0, "lr_drops": []}]
     assert len(looked) == 2 and max(looked[1]) > 0.1, "halfway and the average, not what an epoch trained with"
     again = fresh(SCRATCH)
     refit(again, [coloured(24, 0)], state.plan, context(SCRATCH, tmp_path, stages), tmp_path / "again")
@@ -319,7 +319,7 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
         model = build(steadfast, head, SIZE, np.ones(CLASSES))
         before = model.get_weights()
         state = fit(model, coloured(24, 0), coloured(12, 1), place, tmp_path / str(accumulate))
-        assert state.plan[0]["averaged"] and state.plan[0]["share"]
+        assert state.plan[0]["averaged"] and state.plan[0]["alpha"]
         ended.append(model.get_weights())
     moved = max(np.abs(new - old).max() for new, old in zip(ended[0], before, strict=True))
     assert moved > 1e-3
@@ -374,33 +374,36 @@ def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_t
         refit(again, [coloured(24, 0)], state.plan, context(pretrained, tmp_path, stages, settings), tmp_path / "again")
     assert rates == pytest.approx(2 * [0.5, 0.5, 0.5, 0.5, 0.05, 0.05])
     assert [row["learning_rate"] for row in state.history] == pytest.approx(rates[:6])
-    assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "share": 0.5, "drops": [4]}]
+    assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "alpha": 0.5, "lr_drops": [4]}]
     assert same(first, again, atol=1e-6)
     for epoch in (4, 5):  # when it has been decided, and when it has been done
         resumed, state = train(pretrained, tmp_path / f"after {epoch}", stages, settings)
-        assert same(first, resumed) and state.plan[0]["drops"] == [4]
+        assert same(first, resumed) and state.plan[0]["lr_drops"] == [4]
 
 
 def test_a_plateau_is_seen_after_the_warm_up_and_an_epoch_without_a_number_is_none():
     state, rate = checkpoints.TrainState(start=3, epoch=3), PlateauSchedule(5, 0.2)
-    plateau = callbacks.ReduceLROnPlateau(rate, state.drops, every=2, state=state)
+    plateau = callbacks.ReduceLROnPlateau(rate, state, patience=2)
     plateau.set_params({"steps": 2})
     found = []
-    for epoch, (wait, blind) in enumerate([(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (6, 0), (0, 0)], start=3):
+    for epoch, (wait, nonfinite) in enumerate(
+        [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (5, 0), (6, 0), (0, 0)], start=3
+    ):
         plateau.on_epoch_begin(epoch)
         found.append(float(rate(100)))
-        state.wait, state.blind = wait, blind
+        state.wait, state.nonfinite_epochs = wait, nonfinite
         plateau.on_epoch_end(epoch)
-    assert state.drops == [7, 10], "not 5, in the warm-up, nor 8 again"
+    assert state.lr_drops == [7, 10], "not 5, in the warm-up, nor 8 again"
     assert found == pytest.approx([0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02, 0.002])
 
 
 def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretrained, tmp_path, monkeypatch, capsys):
     """In the final fit too: three quarters of the stage as planned, however many of its epochs are repeated."""
     stages = (Stage(unfreeze=0, epochs=2, cached_augmentations=1), Stage(unfreeze=1, epochs=4, cached_augmentations=1))
-    plan = [{"start": start, "epochs": 2, "averaged": False, "share": 1.0, "drops": []} for start in (0, 2)]
+    plan = [{"start": start, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []} for start in (0, 2)]
     seen = []
-    monkeypatch.setattr(module, "_run_epochs", lambda *args, **_: seen.append(args[4]))
+    monkeypatch.setattr(one_stage, "shuffled_batches", lambda *args: seen.append(args[5]))
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: None)
     refit(fresh(pretrained), [coloured(24, 0)], plan, context(pretrained, tmp_path, stages), tmp_path)
     assert seen == [Mixing(0.1, 0.0, until=0 + 1), Mixing(0.1, 0.1, until=2 + 3)]  # the head alone has vectors
     assert capsys.readouterr().out.count("train.cutmix: mixup only") == 1
@@ -424,7 +427,7 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
     assert capsys.readouterr().out.count("head.drop_block: nothing is dropped in this stage") == 1
     seen.clear()
     plan = [
-        {"start": start, "epochs": n, "averaged": False, "share": 1.0, "drops": []} for start, n in ((0, 1), (1, 3))
+        {"start": start, "epochs": n, "averaged": False, "alpha": 1.0, "lr_drops": []} for start, n in ((0, 1), (1, 3))
     ]
     refit(fresh(pretrained), [coloured(24, 0)], plan, context(pretrained, tmp_path, stages), tmp_path)
     assert seen == expected[:4], "as planned, though the fourth epoch was not kept"
@@ -433,8 +436,8 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
 def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):
     stages = (Stage(unfreeze=1, epochs=1, learning_rate=1e-2), Stage(unfreeze=0, epochs=3, learning_rate=3e-3))
     monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
-    plan = [{"start": 0, "epochs": 0, "averaged": False, "share": 0.0, "drops": []},
-            {"start": 1, "epochs": 3, "averaged": True, "share": 0.5, "drops": []}]  # fmt: skip
+    plan = [{"start": 0, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []},
+            {"start": 1, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []}]  # fmt: skip
     expected, again = fresh(pretrained), fresh(pretrained)
     state = checkpoints.TrainState(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
     monkeypatch.setattr(
@@ -457,7 +460,7 @@ def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_pa
         return dataclasses.replace(source, read=lambda e, rows: read[name].extend(rows) or source.read(e, rows))
 
     parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
-    plan = [{"start": 0, "epochs": 2, "averaged": True, "share": 1.0, "drops": []}]
+    plan = [{"start": 0, "epochs": 2, "averaged": True, "alpha": 1.0, "lr_drops": []}]
     refit(fresh(pretrained), parts, plan, context(pretrained, tmp_path, stages), tmp_path / "again")
     assert read == {"old": [], "new": [*range(6), *range(6)]}
 
@@ -492,7 +495,7 @@ def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained
         state = fit(model, *sources, settings, tmp_path)
         assert len(made) == 4  # of three views and validation
         assert alive() == 0
-        state.plan[0].update(epochs=2, averaged=True, share=1.0)
+        state.plan[0].update(epochs=2, averaged=True, alpha=1.0)
         refit(model, sources, state.plan, settings, tmp_path / "again")
         assert len(made) == 4 + 2 * 2
         assert alive() == 0
@@ -546,7 +549,7 @@ def test_an_average_that_is_clearly_worse_than_before_is_rejected(monitor):
     says = {BEFORE: logits_of(range(10)), HALFWAY: logits_of(range(40)), AVERAGE: logits_of(range(50))}
     left, kept, state = chosen(says, monitor)
     assert left == BEFORE
-    assert kept == {"epochs": 0, "averaged": False, "share": 0.0}
+    assert kept == {"epochs": 0, "averaged": False, "alpha": 0.0}
     assert state.gain == 0
 
 
@@ -563,7 +566,7 @@ def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monito
     left, kept, state = chosen(says, monitor)
     assert left == (better if sure else HALFWAY)  # the first of two that are equal
     expected = {BEFORE: (0, False, 0.0), BEST: (2, False, 1.0), HALFWAY: (4, True, 0.5)}[left]
-    assert (kept["epochs"], kept["averaged"], kept["share"]) == expected
+    assert (kept["epochs"], kept["averaged"], kept["alpha"]) == expected
     assert state.best == pytest.approx(scores(says[left], np.arange(100) % 2)[MONITORED[monitor]])
 
 
@@ -577,12 +580,12 @@ def test_images_of_one_patient_do_not_make_an_epoch_surely_better():
 def test_halfway_is_taken_where_it_is_better():
     wrong = {BEFORE: range(40), HALFWAY: range(10), AVERAGE: range(11)}
     left, kept, state = chosen({key: logits_of(value) for key, value in wrong.items()})
-    assert left == HALFWAY and kept == {"epochs": 4, "averaged": True, "share": 0.5}
+    assert left == HALFWAY and kept == {"epochs": 4, "averaged": True, "alpha": 0.5}
     assert state.best == pytest.approx(0.9)
     assert state.gain == pytest.approx(1 - 10 / 40)
     wrong[AVERAGE] = range(9)
     left, kept, state = chosen({key: logits_of(value) for key, value in wrong.items()})
-    assert left == AVERAGE and kept == {"epochs": 4, "averaged": True, "share": 1.0}
+    assert left == AVERAGE and kept == {"epochs": 4, "averaged": True, "alpha": 1.0}
 
 
 def test_one_that_is_only_surer_of_itself_is_not_better():
@@ -733,7 +736,7 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
     stages = (Stage(unfreeze=0, epochs=1, learning_rate=1e-9), Stage(unfreeze=1, epochs=1, only_if_gain=0.5))
     _, state = train(pretrained, tmp_path, stages=stages)
     assert [row["stage"] for row in state.history] == [1]
-    assert state.plan[1]["share"] == 0
+    assert state.plan[1]["alpha"] == 0
     assert state.stage == 2
     assert "skipped" in capsys.readouterr().out
 

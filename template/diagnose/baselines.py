@@ -54,7 +54,7 @@ def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> 
 
 
 def learning_curve(
-    base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, store: FeatureCache
+    base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, cache: FeatureCache
 ) -> tuple[list[int], list[float]]:
     """Training images, and mean validation error of logistic regression on the features of so many of them.
 
@@ -65,14 +65,14 @@ def learning_curve(
         config: without `auto`.
         train: images as they are.
         val: likewise.
-        store: for features.
+        cache: for features.
     """
     plain = Config(  # one look at each image: nothing that training has not stored already
         data=config.data, backbone=config.backbone, head=config.head,
         augment=Augment(hflip=False), tta=TTA(center_zoom=False),
     )  # fmt: skip
     (features, widths), (held_out, _) = (
-        select_levels(probe_features(base, plain, [part], store), config.head) for part in (train, val)
+        select_levels(probe_features(base, plain, [part], cache), config.head) for part in (train, val)
     )
     labels, classes, sizes, errors = train.labels, int(train.labels.max()) + 1, [], []
     most = min(1.0, MOST / len(train))

@@ -13,8 +13,8 @@ from ..model.blocks import Blocks, boundary, freeze
 from ..suggest import refits, uses_hflip
 from ..train.auto import count_forward_passes
 from ..train.features import inference, split_model
-from ..train.optimizers import optimizer, schedule
-from ..train.stages import compile_for
+from ..train.one_stage import compile_for
+from ..train.optimizers import create_optimizer, create_schedule
 
 BATCHES = 3
 
@@ -50,7 +50,7 @@ def measure_stage(
         run = inference(bottom)
         start, below = _seconds(lambda: run(inputs).numpy())
         inputs = run(inputs).numpy()
-    compile_for(network, optimizer(stage, schedule(stage, 100)))
+    compile_for(network, create_optimizer(stage, create_schedule(stage, 100)))
     wanted = np.eye(model.output_shape[-1])[batch.labels]
     first, step = _seconds(lambda: network.train_on_batch(inputs, wanted))
     second, test = _seconds(lambda: network.predict_on_batch(inputs))

@@ -32,7 +32,7 @@ from ..train.auto import (
     without_auto,
 )
 from ..train.features import FeatureCache
-from ..train.stages import mixing_of
+from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
 
 MOST = 500
@@ -80,7 +80,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     augmented = parts.augmented("train", config)
     config = with_stages(config, len(train))
     names, pretrained = examples.class_names, config.backbone.weights != "none"
-    store = FeatureCache.of(config)
+    cache = FeatureCache.of(config)
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
     stage = config.stages[0] if config.stages else Stage(unfreeze=1)
@@ -109,8 +109,8 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         checks.no_batch_leakage(model, train),
         by_heart,
         checks.frozen_unchanged(model, train, len(names), pretrained),
-        checks.disk_space(store.folder, 3 * 6 * weights + max(store.limit_bytes, decoded)),
-        checks.memory(min(config.data.memory_gb * 2**30, decoded) + store.limit_bytes / 8 + 6 * weights + 2**30),
+        checks.disk_space(cache.folder, 3 * 6 * weights + max(cache.limit_bytes, decoded)),
+        checks.memory(min(config.data.memory_gb * 2**30, decoded) + cache.limit_bytes / 8 + 6 * weights + 2**30),
     ]
     numbers = {
         "validation accuracy, always the commonest class": (val.labels == np.bincount(train.labels).argmax()).mean(),
@@ -120,9 +120,9 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     right = baselines.scratch_baseline(few, held_out, config)
     numbers["validation accuracy, a small network from scratch"] = right / len(held_out)
     if starts_from_probe(config):
-        probed = init_model(base, config, [few], store)
+        probed = init_model(base, config, [few], cache)
         looks = [
-            select_levels(probe_features(base, config, [source], store), config.head)[0] for source in (few, held_out)
+            select_levels(probe_features(base, config, [source], cache), config.head)[0] for source in (few, held_out)
         ]
         rows = part["train"][evenly_spaced(len(train), MOST)], part["val"][evenly_spaced(len(val), MOST)]
         lots = [checks.random_labels(examples.digests[mine], len(names), config.train.seed) for mine in rows]

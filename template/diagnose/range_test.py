@@ -8,13 +8,10 @@ import keras
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from ..config import Stage, Train
 from ..data.batches import shuffled_batches, steps
-from ..data.dataset import ArrayDataset
-from ..model.blocks import Blocks
 from ..model.layers import renormalise
-from ..train.optimizers import apply_layer_decay, optimizer
-from ..train.stages import mixing_of
+from ..train.one_stage import CompiledStage, mixing_of
+from ..train.optimizers import apply_layer_decay, create_optimizer
 
 WINDOW = 7
 """Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""
@@ -23,51 +20,36 @@ EXPLODED = 4
 
 
 def sweep(
-    network: keras.Model,
-    inputs: ArrayDataset,
-    stage: Stage,
-    settings: Train,
-    blocks: Blocks,
-    *,
-    low: float = 1e-6,
-    high: float = 10.0,
-    count: int = 100,
+    compiled: CompiledStage, *, low: float = 1e-6, high: float = 10.0, count: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train a copy of a network, each step longer than the last by the same factor.
+    """Train a copy of what a stage trains, each step with a learning rate larger than the last by the same factor.
 
-    Smith 2017, "Cyclical learning rates for training neural networks".
+    Smith 2017, "Cyclical learning rates for training neural networks". Mixup and cutmix go on to the last step.
 
     Args:
-        network: compiled for the stage, from `stages.compile_stage`; neither it nor its optimizer is changed.
-        inputs: of the network, with labels.
-        stage: optimizer, weight decay, clipping, layer-wise factor.
-        settings: batch size, batches a step, mixup and cutmix (to the last step), seed.
-        blocks: of the whole model.
-        low: first step size, > 0.
-        high: last step size, > low.
+        compiled: from `compile_stage`; neither its network nor the optimizer is changed.
+        low: first learning rate, > 0.
+        high: last learning rate, > low.
         count: steps, >= 2.
 
     Returns:
-        Step sizes and the losses of the batches before those steps, float64 [n] each (means, if a step has several
+        Learning rates and the losses of the batches before those steps, float64 [n] each (means, if a step has several
         batches); n is less than `count` where the loss explodes before. The losses are finite.
     """
+    network, settings, stage = compiled.network, compiled.context.settings, compiled.stage
     each = settings.gradient_accumulation_steps
-    trial = keras.models.clone_model(network)
-    for copy, variable in zip(trial.variables, network.variables, strict=True):
-        copy.assign(variable)
-        copy.regularizer = variable.regularizer
-    renormalise(trial)
+    trial = _copy(network)
     factor = (high / low) ** (1 / (count - 1))
     rising = keras.optimizers.schedules.ExponentialDecay(low, each, factor, staircase=True)
-    made = optimizer(stage, rising, averaged=False, accumulate=each)
+    optimizer = create_optimizer(stage, rising, averaged=False, accumulate=each)
     if stage.layer_decay < 1:
-        apply_layer_decay(made, trial, stage.layer_decay, blocks)
-    trial.compile(made, network.loss, jit_compile=network.jit_compile)
-    epochs = range(math.ceil(count * each / steps(inputs, settings.batch_size)))
-    mixing = mixing_of(settings, stage, 0, maps=len(network.input_shape) == 4)
+        apply_layer_decay(optimizer, trial, stage.layer_decay, compiled.context.blocks)
+    trial.compile(optimizer, network.loss, jit_compile=network.jit_compile)
+    epochs = range(math.ceil(count * each / steps(compiled.train, settings.batch_size)))
+    mixing = mixing_of(settings, stage, 0, maps=compiled.takes_maps)
     mixing = dataclasses.replace(mixing, until=epochs.stop)
     order = {"batch_size": settings.batch_size, "seed": settings.seed, "sampling": settings.sampling}
-    batches = shuffled_batches(inputs, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
+    batches = shuffled_batches(compiled.train, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
     losses: list[float] = []
     found: list[float] = []
     for images, labels in batches.take(count * each):
@@ -79,6 +61,16 @@ def sweep(
             if _exploded(losses):
                 break
     return np.geomspace(low, high, count)[: len(losses)], np.array(losses)
+
+
+def _copy(network: keras.Model) -> keras.Model:
+    """A network with the same weights and penalties."""
+    copy = keras.models.clone_model(network)
+    for variable, original in zip(copy.variables, network.variables, strict=True):
+        variable.assign(original)
+        variable.regularizer = original.regularizer
+    renormalise(copy)
+    return copy
 
 
 def best_rate(rates: np.ndarray, losses: np.ndarray) -> float | None:

@@ -26,7 +26,7 @@ class KeepBest(keras.callbacks.Callback):
     """Remember the weights of the best epoch, stop when none has been better for `patience` epochs.
 
     Unlike Keras's pair of EarlyStopping and ModelCheckpoint it has one notion of best, which lives in `state` and so
-    survives a resume. A score that is not a number is never the best, and says nothing about whether training improves:
+    survives a resume. A score that is not finite is never the best, and says nothing about whether training improves:
     it does not count as an epoch without improvement. Two of them in a row are an error.
 
     Args:
@@ -49,11 +49,11 @@ class KeepBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         """Compare this epoch with the best."""
         value = logs[self.monitor]
-        blind = not all(math.isfinite(number) for name, number in logs.items() if name.startswith("val_"))
-        self.state.blind = self.state.blind + 1 if blind else 0
-        if self.state.blind > 1:
-            raise NonFiniteError(f"Validation gave no number in epochs {epoch} and {epoch + 1}. {ADVICE}")
-        if blind:
+        nonfinite = not all(math.isfinite(number) for name, number in logs.items() if name.startswith("val_"))
+        self.state.nonfinite_epochs = self.state.nonfinite_epochs + 1 if nonfinite else 0
+        if self.state.nonfinite_epochs > 1:
+            raise NonFiniteError(f"The validation score was not finite in epochs {epoch} and {epoch + 1}. {ADVICE}")
+        if nonfinite:
             return
         if self.state.best is None or self.sign * (value - self.state.best) > 0:
             self.state.best, self.state.best_epoch, self.state.wait = float(value), epoch + 1, 0
@@ -86,32 +86,32 @@ class DropBlockSchedule(keras.callbacks.Callback):
 
 
 class ReduceLROnPlateau(keras.callbacks.Callback):
-    """Take a tenth of the step size when the validation score stands still, as He et al. 2016 did by hand.
+    """Divide the learning rate by ten when the validation score stops improving, as He et al. 2016 did by hand.
 
-    Unlike Keras's ReduceLROnPlateau it goes on after a resume, by what is in `state`, and can be repeated.
+    Unlike Keras's ReduceLROnPlateau it goes on after a resume, by what is in `state`, and a refit repeats it.
 
     Args:
         rate: schedule of the optimizer.
-        drops: numbers of epochs finished when the step size fell; in a first fit `state.drops`, which grows.
-        every: epochs without improvement, after the warm-up.
-        state: whose `wait` decides, after KeepBest; None to repeat what is in `drops`.
+        state: whose `wait`, which KeepBest counts before, decides, and whose `lr_drops` grow. In a refit nobody waits,
+            and the learning rate drops where `lr_drops` says.
+        patience: epochs without improvement, after the warm-up.
     """
 
-    def __init__(self, rate: PlateauSchedule, drops: list[int], every: int, state: TrainState | None = None) -> None:
+    def __init__(self, rate: PlateauSchedule, state: TrainState, patience: int) -> None:
         super().__init__()
-        self.rate, self.drops, self.every, self.state = rate, drops, every, state
+        self.rate, self.state, self.patience = rate, state, patience
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Set the step size of this epoch."""
-        self.rate.factor.assign(0.1 ** sum(drop <= epoch for drop in self.drops))
+        """Set the learning rate of this epoch."""
+        self.rate.factor.assign(0.1 ** sum(drop <= epoch for drop in self.state.lr_drops))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """See whether the score stands still; an epoch without a score does not say so."""
-        if self.state is None or self.state.blind or not self.state.wait:
+        """See whether the score has stopped improving; an epoch without a score does not say so."""
+        if self.state.nonfinite_epochs or not self.state.wait:
             return
         warm = (epoch + 1 - self.state.start) * self.params["steps"] > self.rate.warmup_steps
-        if warm and self.state.wait % self.every == 0:
-            self.drops.append(epoch + 1)
+        if warm and self.state.wait % self.patience == 0:
+            self.state.lr_drops.append(epoch + 1)
 
 
 class Validate(keras.callbacks.Callback):
@@ -121,7 +121,7 @@ class Validate(keras.callbacks.Callback):
     or never, and what is forgotten again, a mean over all images does not show.
 
     Args:
-        state: whose `watched` grows.
+        state: whose `prediction_dynamics` grow.
         held_out: validation images, as the network in training takes them.
         monitor: `train.monitor`.
         batch_size: at most.
@@ -144,7 +144,7 @@ class Validate(keras.callbacks.Callback):
         logs |= scores(logits, self.labels)
         few = evenly_spaced(len(logits), DYNAMICS_IMAGES)
         said = softmax(logits[few].astype(np.float64), axis=1)[np.arange(len(few)), self.labels[few]]
-        self.state.watched.append(said.round(4).tolist())
+        self.state.prediction_dynamics.append(said.round(4).tolist())
 
 
 class Log(keras.callbacks.Callback):

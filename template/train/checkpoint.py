@@ -19,6 +19,9 @@ Arrays = dict[str, list[np.ndarray]]
 SINCE = {"model": "begun", "best": "before"}
 """What the arrays of a kind are compared with: only those that differ are written."""
 
+RENAMED = {"blind": "nonfinite_epochs", "drops": "lr_drops", "watched": "prediction_dynamics", "share": "alpha"}
+"""Names in checkpoints of versions before 0.2, and what they are now."""
+
 
 @dataclass
 class TrainState:
@@ -36,19 +39,29 @@ class TrainState:
     """Epochs finished when this stage reached it; None if it is from before the stage."""
     wait: int = 0
     """Epochs of this stage since its last improvement."""
-    blind: int = 0
-    """Epochs in a row whose validation gave no number."""
-    drops: list[int] = field(default_factory=list)
-    """Epochs finished whenever the step size of this stage fell, where schedule=plateau."""
+    nonfinite_epochs: int = 0
+    """Epochs in a row whose validation score was not finite."""
+    lr_drops: list[int] = field(default_factory=list)
+    """Epochs finished whenever the learning rate of this stage dropped, where schedule=plateau."""
     gain: float = 1.0
     """Part of the validation loss (or error) that the last stage took away."""
     history: list[dict] = field(default_factory=list)
     """One row an epoch."""
-    watched: list[list[float]] = field(default_factory=list)
+    prediction_dynamics: list[list[float]] = field(default_factory=list)
     """Probability of its own label for each of a few validation images; one row an epoch."""
     plan: list[dict] = field(default_factory=list)
-    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether `averaged`,
-    which `share` of the way, and after which epochs the step size `drops`."""
+    """What was kept of each finished stage: epoch at its `start`, `epochs` trained, whether EMA weights (`averaged`),
+    how far from the weights before the stage to these (`alpha`), and after which epochs the learning rate dropped
+    (`lr_drops`)."""
+
+    def begin_stage(self, best: float | None) -> None:
+        """Start counting the epochs of a new stage.
+
+        Args:
+            best: validation score at its beginning, None if it is not finite.
+        """
+        self.start, self.best = self.epoch, best
+        self.wait, self.best_epoch, self.lr_drops = 0, None, []
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -57,7 +70,7 @@ class Checkpoint(keras.callbacks.Callback):
     A checkpoint is a folder that appears by one rename when its files are safely on disk, with a manifest of their
     digests; the last two are kept. Arrays that are as they were when the stage began (all that is frozen) are written
     once, into a folder named by their digest, `base-...`, that the checkpoints of the stage share. An epoch whose
-    validation gave no number is not saved.
+    validation score was not finite is not saved.
 
     Args:
         state: saved as JSON, with the number of this epoch.
@@ -87,7 +100,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write the checkpoint of this epoch, if it is time."""
         ends = self.model.stop_training or epoch + 1 == (self.params or {}).get("epochs")
-        if self.state.blind or not (ends or time.monotonic() - self.saved >= self.seconds):
+        if self.state.nonfinite_epochs or not (ends or time.monotonic() - self.saved >= self.seconds):
             return
         self.state.epoch = epoch + 1
         with self.clock("checkpoints"):
@@ -139,7 +152,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainState, Arrays]:
             disk.verify(checkpoint)
             values = runs.read_json(checkpoint / "state.json")
             base = values.pop("base", None)  # an older version wrote everything every time
-            state, changed = TrainState(**values), _load(checkpoint)
+            state, changed = TrainState(**_renamed(values)), _load(checkpoint)
             if base is None:
                 return state, {kind: list(group.values()) for kind, group in changed.items()}
             disk.verify(folder / base)
@@ -156,6 +169,13 @@ def read_checkpoint(folder: Path) -> tuple[TrainState, Arrays]:
             "begins again from its first epoch."
         )
     return TrainState(), {}
+
+
+def _renamed(values: dict) -> dict:
+    """Values of a state as versions before 0.2 wrote them, by their present names."""
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
+    values["plan"] = [{RENAMED.get(name, name): value for name, value in stage.items()} for stage in values["plan"]]
+    return values
 
 
 def _changed(group: Sequence[np.ndarray], since: Sequence[np.ndarray] | None) -> dict[int, np.ndarray]:

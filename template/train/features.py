@@ -143,7 +143,7 @@ def fingerprint(network: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, store: FeatureCache) -> ArrayDataset:
+def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, cache: FeatureCache) -> ArrayDataset:
     """Run a frozen network over several views of a source, and give its outputs in place of its inputs.
 
     Epoch e of the result is view e modulo `views`, float16: for no more epochs than views, training on it sees what
@@ -152,9 +152,9 @@ def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, 
     Args:
         bottom: from `split_model`.
         source: what `bottom` takes.
-        views: how many epochs of the source to store.
+        views: how many epochs of the source to cache.
         refresh: compute other views after so many epochs, 0 for never.
-        store: where to.
+        cache: for the activations.
     """
     n, lock, held = len(source), threading.Lock(), {}
 
@@ -162,7 +162,7 @@ def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, 
         with lock:  # two threads may read ahead
             if generation not in held:
                 held.pop(generation - 2, None)
-                held[generation] = store.outputs(bottom, source, range(generation * views, (generation + 1) * views))
+                held[generation] = cache.outputs(bottom, source, range(generation * views, (generation + 1) * views))
             return held[generation]
 
     def read(epoch: int, rows: np.ndarray) -> np.ndarray:
@@ -181,11 +181,11 @@ def cache_frozen(
     *,
     views: int,
     refresh: int,
-    store: FeatureCache,
+    cache: FeatureCache,
 ) -> tuple[keras.Model, ArrayDataset, ArrayDataset | None]:
-    """What to train, and on what: the tail above a boundary on stored activations, or the whole model on images.
+    """What to train, and on what: the tail above a boundary on cached activations, or the whole model on images.
 
-    Storing pays whenever something is frozen: with no more views than epochs it never computes more than training on
+    Caching pays whenever something is frozen: with no more views than epochs it never computes more than training on
     images would. It is not done where the activations would not fit. Says which and why.
 
     Args:
@@ -193,9 +193,9 @@ def cache_frozen(
         boundary: input of its lowest trainable block, or None if nothing is frozen.
         train: images, augmented, in one part or several.
         val: images, or None.
-        views: epochs of the images to store.
+        views: epochs of the images to cache.
         refresh: compute other views after so many epochs, 0 for never.
-        store: for activations.
+        cache: for activations.
     """
     if boundary is None:
         print("  on images: nothing is frozen below what trains")
@@ -203,9 +203,9 @@ def cache_frozen(
     bottom, tail = split_model(model, boundary)
     inputs = sum(map(len, train)) * views + (len(val) if val else 0)
     size = 2 * inputs * int(np.prod(bottom.output_shape[1:]))
-    if size > store.limit_bytes:
+    if size > cache.limit_bytes:
         print(f"  on images: {views} views of activations would take {size / 2**30:.1f} GiB")
         return model, concatenate(train), val
-    print(f"  on {views} stored views, activations {bottom.output_shape[1:]}, {size / 2**20:,.0f} MiB")
-    parts = [cached(bottom, part, views, refresh, store) for part in train]
-    return tail, concatenate(parts), val and cached(bottom, val, 1, 0, store)
+    print(f"  on {views} cached views, activations {bottom.output_shape[1:]}, {size / 2**20:,.0f} MiB")
+    parts = [cached(bottom, part, views, refresh, cache) for part in train]
+    return tail, concatenate(parts), val and cached(bottom, val, 1, 0, cache)

@@ -8,6 +8,7 @@ from keras.optimizers import schedules
 
 from ..config import Stage
 from ..model.blocks import Blocks
+from .keras_private import average_after_steps, has_weight_decay, schedule_of, set_weight_decay_filter, variable_index
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
@@ -26,7 +27,7 @@ CLIPS = {"global_norm": "global_clipnorm", "norm": "clipnorm", "value": "clipval
 """What Keras calls the ways to clip. It does so before the step, on gradients that float16 has not scaled any more."""
 
 
-def schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
+def create_schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
     """Step size by step: a rise in a straight line over `stage.warmup` of the steps, then a fall.
 
     `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no fall. `step`: to a tenth after each third of
@@ -98,24 +99,24 @@ class PlateauSchedule(schedules.LearningRateSchedule):
         return {"warmup_steps": self.warmup_steps, "peak": self.peak}
 
 
-def plateau_schedule(made: keras.optimizers.Optimizer) -> PlateauSchedule | None:
-    """The schedule of an optimizer, if it is one whose factor can be set. In float16, `compile` has wrapped it."""
-    rate = getattr(made, "inner_optimizer", made)._learning_rate
+def plateau_schedule(optimizer: keras.optimizers.Optimizer) -> PlateauSchedule | None:
+    """The schedule of an optimizer, if it is one whose factor can be set."""
+    rate = schedule_of(optimizer)
     return rate if isinstance(rate, PlateauSchedule) else None
 
 
-def optimizer(
+def create_optimizer(
     stage: Stage, rate: schedules.LearningRateSchedule, averaged: bool = True, accumulate: int = 1
 ) -> keras.optimizers.Optimizer:
     """Optimizer of a stage; no weight decay on biases, normalisation, scales and slopes, and none with `adam`.
 
     Args:
         stage: optimizer, weight decay and clipping.
-        rate: from `schedule`.
+        rate: from `create_schedule`.
         averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
         accumulate: batches whose gradients make one step. The rate is asked for by number of batch.
     """
-    made = OPTIMIZERS[stage.optimizer](
+    optimizer = OPTIMIZERS[stage.optimizer](
         rate,
         weight_decay=None if stage.optimizer == "adam" else stage.weight_decay,
         use_ema=averaged,
@@ -123,27 +124,20 @@ def optimizer(
         gradient_accumulation_steps=accumulate if accumulate > 1 else None,
         **({CLIPS[stage.clip_by]: stage.clipnorm} if stage.clipnorm else {}),
     )
-    # Keras excludes by name, and ConvNeXt's scales are called `variable_7`. Only kernels have two dimensions or more.
-    made._use_weight_decay = lambda variable: len(variable.shape) > 1
+    set_weight_decay_filter(optimizer, lambda variable: len(variable.shape) > 1)  # kernels
     if averaged and accumulate > 1:
-        average = made._update_model_variables_moving_average
-
-        def after_a_step(variables):
-            """Keras would average after every batch, of which most move nothing."""
-            ops.cond((made._iterations + 1) % accumulate == 0, lambda: average(variables), lambda: None)
-
-        made._update_model_variables_moving_average = after_a_step
-    return made
+        average_after_steps(optimizer, accumulate)
+    return optimizer
 
 
-def apply_layer_decay(made: keras.optimizers.Optimizer, model: keras.Model, decay: float, blocks: Blocks) -> None:
+def apply_layer_decay(optimizer: keras.optimizers.Optimizer, model: keras.Model, decay: float, blocks: Blocks) -> None:
     """Give each layer its own step size: `decay` to the power of its depth, weight decay included.
 
     Low blocks see edges, which every image has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's
     MultiOptimizer, with an optimizer for each block, would clip each block's gradient for itself.
 
     Args:
-        made: from `optimizer`, not built yet; changed in place.
+        optimizer: from `create_optimizer`, not built yet; changed in place.
         model: that it will train.
         decay: > 0, at most 1.
         blocks: of the whole model.
@@ -151,13 +145,13 @@ def apply_layer_decay(made: keras.optimizers.Optimizer, model: keras.Model, deca
     depths = blocks.depths
     shares = {id(v): decay ** depths[layer.name] for layer in model.layers for v in layer.trainable_variables}
     factors = [shares[id(v)] for v in model.trainable_variables]
-    step, shrink = made.update_step, made.weight_decay
-    made.weight_decay = None  # Keras would shrink by the common step size
+    step, shrink = optimizer.update_step, optimizer.weight_decay
+    optimizer.weight_decay = None  # Keras would shrink by the common step size
 
     def slower(gradient, variable, rate):
-        rate = rate * factors[made._get_variable_index(variable)]
-        if shrink and made._use_weight_decay(variable):
+        rate = rate * factors[variable_index(optimizer, variable)]
+        if shrink and has_weight_decay(optimizer, variable):
             variable.assign_sub(variable * ops.cast(shrink * rate, variable.dtype))
         step(gradient, variable, rate)
 
-    made.update_step = slower
+    optimizer.update_step = slower

@@ -18,7 +18,8 @@ MONITORED = {"cross_entropy": "val_calibrated_cross_entropy", "accuracy": "val_a
 """Column of the history that each value of `train.monitor` means."""
 
 ALPHAS = (0.5, 1.0)
-"""Points on the line from the weights before a stage to their moving average at its end, tried on validation."""
+"""Points on the line from the weights before a stage to their exponential moving average (EMA) at its end, tried on
+validation."""
 
 
 def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
@@ -82,11 +83,11 @@ class Candidate:
     """Weights that a stage may end with.
 
     Args:
-        words: what they are.
+        words: what they are, for the log.
         weights: arrays of the network.
         epochs: of the stage that lead to them.
-        averaged: whether they lie on the line to the moving average.
-        share: of the way from the weights before the stage.
+        averaged: whether they are EMA weights, or between these and those before the stage.
+        alpha: of `interpolate`, from the weights before the stage.
         errors: standard errors by which they must be better than those named before them; 0 for the first choice.
     """
 
@@ -94,31 +95,29 @@ class Candidate:
     weights: Sequence[np.ndarray]
     epochs: int = 0
     averaged: bool = False
-    share: float = 0.0
+    alpha: float = 0.0
     errors: float = 0.0
 
 
 def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] | None, epochs: int) -> list[Candidate]:
-    """What a stage may end with: its moving average or halfway to it, its best epoch, or the weights from before.
+    """What a stage may end with: its EMA weights, or halfway to them, its best epoch, or the weights from before.
 
     Before, if better by one standard error: a few dozen images cannot see what a stage is worth. The best single epoch,
     if better by three: of a dozen that are alike, the luckiest leads by nearly two.
 
     Args:
         before: weights at the beginning of the stage.
-        average: their moving average at its end.
+        average: EMA weights at its end.
         best: epochs of the stage until its best one, and the weights there; or None if none was better than before.
         epochs: of the stage.
     """
     found = [
-        Candidate(
-            f"{share:.0%} of the way to its moving average", interpolate(before, average, share), epochs, True, share
-        )
-        for share in ALPHAS
+        Candidate(f"the EMA weights (alpha {alpha})", interpolate(before, average, alpha), epochs, True, alpha)
+        for alpha in ALPHAS
     ]
     if best:
-        found.append(Candidate(f"its epoch {best[0]}", best[1], best[0], share=1.0, errors=3))
-    return [*found, Candidate("the weights from before", before, errors=1)]
+        found.append(Candidate(f"the weights of its epoch {best[0]}", best[1], best[0], alpha=1.0, errors=3))
+    return [*found, Candidate("the weights from before the stage", before, errors=1)]
 
 
 def choose(losses: Sequence[np.ndarray], errors: Sequence[float], groups: np.ndarray | None = None) -> int:
@@ -143,9 +142,9 @@ def relative_gain(before: np.ndarray, after: np.ndarray) -> float:
     return max(0.0, float(1 - new / old)) if 0 < old < np.inf and new < np.inf else 0.0
 
 
-def interpolate(before: Sequence[np.ndarray], after: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
-    """Weights on the line from before (share 0) to after (share 1), as in WiSE-FT (Wortsman et al. 2022)."""
-    return [(1 - share) * a + share * b for a, b in zip(before, after, strict=True)]
+def interpolate(before: Sequence[np.ndarray], after: Sequence[np.ndarray], alpha: float) -> list[np.ndarray]:
+    """Weights on the line from before (alpha 0) to after (alpha 1), as in WiSE-FT (Wortsman et al. 2022)."""
+    return [(1 - alpha) * a + alpha * b for a, b in zip(before, after, strict=True)]
 
 
 def _cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,258 @@
+"""One stage: what it trains and on what, compiled, and the run of its epochs."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ..config import Stage, Train
+from ..data.batches import Mixing, of_one_size, shuffled_batches, shuffled_rows, steps
+from ..data.dataset import ArrayDataset
+from ..model.blocks import Blocks, boundary, freeze
+from ..model.layers import DropBlock
+from .batch_norm import trainable_norms, update_bn
+from .callbacks import DropBlockSchedule, ReduceLROnPlateau
+from .checkpoint import Arrays, Checkpoint, TrainState
+from .features import FeatureCache, cache_frozen
+from .losses import training_loss
+from .nonfinite import TerminateOnNonFinite, first_bad_batch
+from .optimizers import apply_layer_decay, create_optimizer, create_schedule, plateau_schedule
+from .penalties import penalise
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """What does not change from stage to stage.
+
+    Args:
+        blocks: of the model.
+        stages: what to unfreeze, how long and how fast.
+        settings: batch size, monitor, patience, seed.
+        cache: for activations of frozen blocks.
+        pretrained: values of the model's variables before anything trained, which `l2_sp` pulls towards.
+        class_names: in the order of the labels, for weights by name.
+    """
+
+    blocks: Blocks
+    stages: Sequence[Stage]
+    settings: Train
+    cache: FeatureCache
+    pretrained: Sequence[np.ndarray] = ()
+    class_names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class CompiledStage:
+    """A stage that is ready to train; from `compile_stage`.
+
+    Args:
+        model: the whole model.
+        network: what trains, compiled: the model, or the part of it above the frozen blocks.
+        train: what the network takes, for training.
+        val: likewise, for validation; None without.
+        stage: its settings.
+        context: those of all stages.
+        base: arrays at the beginning of the stage, as `Checkpoint` wants them.
+    """
+
+    model: keras.Model
+    network: keras.Model
+    train: ArrayDataset
+    val: ArrayDataset | None
+    stage: Stage
+    context: TrainContext
+    base: Arrays
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the network takes images or feature maps, which have an area, and not pooled features."""
+        return len(self.network.input_shape) == 4
+
+
+def compile_stage(
+    model: keras.Model,
+    stage: Stage,
+    train: Sequence[ArrayDataset],
+    val: ArrayDataset | None,
+    context: TrainContext,
+    *,
+    averaged: bool = True,
+    saved: Mapping[str, list[np.ndarray]] | None = None,
+) -> CompiledStage:
+    """Freeze a model as a stage wants it, and compile what trains: the tail on cached activations if that pays.
+
+    Args:
+        model: the whole model; frozen in place.
+        stage: what to do with it.
+        train: augmented images, in parts. Steps and class weights are theirs: in a refit there are more.
+        val: validation images, or None.
+        context: the rest.
+        averaged: as in `create_optimizer`.
+        saved: arrays of a checkpoint to go on from, or none.
+    """
+    settings, saved = context.settings, saved or {}
+    trained = freeze(model, context.blocks, stage.unfreeze)
+    print(f"  unfreeze {stage.unfreeze!r}: {trained:,} of {model.count_params():,} weights train")
+    assign(model.variables, saved.get("model", model.variables))
+    views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
+    tensor = boundary(model, context.blocks, stage.unfreeze)
+    network, inputs, held_out = cache_frozen(
+        model, tensor, train, val, views=views, refresh=stage.refresh, cache=context.cache
+    )
+    penalise(model, stage, context.blocks, context.pretrained)
+    rate = create_schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
+    optimizer = create_optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
+    if stage.layer_decay < 1:
+        apply_layer_decay(optimizer, network, stage.layer_decay, context.blocks)
+    counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
+    compile_for(network, optimizer, training_loss(settings, counts, context.class_names))
+    assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
+    begun = saved.get("begun") or [variable.numpy() for variable in model.variables]
+    base = {"begun": begun, "before": saved.get("before") or network.get_weights()}
+    return CompiledStage(model, network, inputs, held_out, stage, context, base)
+
+
+def compile_for(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: keras.losses.Loss | None = None
+) -> None:
+    """Give the model a new optimizer, a loss, and the scores of training that are logged.
+
+    Args:
+        model: to train.
+        optimizer: from `create_optimizer`.
+        loss: of training only, from `training_loss`; cross-entropy if None. The scores stay plain.
+    """
+    model.compile(
+        optimizer,
+        loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[  # what only fills up a batch weighs nothing
+            keras.metrics.CategoricalAccuracy(name="accuracy"),
+            keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
+        ],
+    )
+    model.optimizer.build(model.trainable_variables)  # in float16, compile has wrapped it to scale the loss
+
+
+def assign(variables: Sequence[keras.Variable], values: Sequence) -> None:
+    """Put back all variables of a checkpoint, those of dropout's random generators included."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def run_epochs(
+    compiled: CompiledStage,
+    epochs: range,
+    state: TrainState,
+    folder: Path,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    best: keras.callbacks.Callback | None = None,
+) -> None:
+    """Train through the epochs with these numbers, with a checkpoint after each; then take the EMA weights, if any.
+
+    Args:
+        compiled: what to train.
+        epochs: may be empty.
+        state: with the `start` and the `lr_drops` of the stage; saved in the checkpoints.
+        folder: for checkpoints.
+        callbacks: to call before the step size is changed and the checkpoint is written.
+        best: that of them whose `weights` are the best ones, to save them too.
+
+    Raises:
+        NonFiniteError: if a loss or weight, or the validation score, became NaN or infinite.
+    """
+    network, settings = compiled.network, compiled.context.settings
+    if epochs:
+        clock, seconds = compiled.context.cache.clock, settings.checkpoint_seconds
+        checkpoint = Checkpoint(state, folder, compiled.model, compiled.base, clock, best, seconds)
+        schedules = _schedule_callbacks(compiled, state)
+        mixing = mixing_of(settings, compiled.stage, state.start, maps=compiled.takes_maps)
+        batches = functools.partial(_batches, compiled, mixing)
+        guard = TerminateOnNonFinite(
+            compiled.model, functools.partial(_first_bad_batch, compiled, batches, schedules, checkpoint)
+        )
+        network.fit(
+            batches(epochs),
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=steps(compiled.train, settings.batch_size),
+            callbacks=[guard, *callbacks, *schedules, checkpoint],
+            shuffle=False,  # it already is
+            verbose=0,
+        )
+    network.optimizer.finalize_variable_values(network.trainable_variables)
+
+
+def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixing:
+    """What the settings ask for in a stage that begins at this epoch, and its input allows.
+
+    The last quarter of the epochs (at least one) sees images as they are, as validation does.
+
+    Args:
+        settings: alphas of mixup and cutmix.
+        stage: its epochs.
+        start: number of its first epoch.
+        maps: whether what trains takes images or maps, which have an area to cut, and not pooled features.
+    """
+    if settings.cutmix and not maps:
+        instead = "mixup only" if settings.mixup else "nothing is mixed in this stage"
+        print(f"  train.cutmix: {instead}; pooled features have no area to cut")
+    return Mixing(settings.mixup, settings.cutmix if maps else 0.0, until=start + stage.epochs * 3 // 4)
+
+
+def update_statistics(compiled: CompiledStage, epochs: int) -> None:
+    """Give the weights of a network, which no epoch has trained with, batch-norm statistics of their own.
+
+    Args:
+        compiled: after training; left as it is if its statistics are frozen.
+        epochs: that are finished; the images are those of the last one.
+    """
+    if trainable_norms(compiled.network):
+        update_bn(compiled.network, _in_order(compiled, None, range(epochs - 1, epochs)))
+
+
+def _schedule_callbacks(compiled: CompiledStage, state: TrainState) -> list[keras.callbacks.Callback]:
+    """What changes the rate of DropBlock, and the step size on a plateau, epoch by epoch."""
+    stage, callbacks = compiled.stage, []
+    if any(isinstance(layer, DropBlock) for layer in compiled.model.layers):
+        if not compiled.takes_maps:
+            print("  head.drop_block: nothing is dropped in this stage; pooled features have no area")
+        callbacks.append(DropBlockSchedule(state.start, stage.epochs))
+    if rate := plateau_schedule(compiled.network.optimizer):
+        callbacks.append(ReduceLROnPlateau(rate, state, compiled.context.settings.patience // 3))
+    return callbacks
+
+
+def _batches(compiled: CompiledStage, mixing: Mixing, epochs: range) -> tf.data.Dataset:
+    """Training batches of these epochs; all of one size where XLA would compile the network for each."""
+    batches, size = _in_order(compiled, mixing, epochs), compiled.context.settings.batch_size
+    return of_one_size(batches, len(compiled.train), size) if compiled.network.jit_compile else batches
+
+
+def _in_order(compiled: CompiledStage, mixing: Mixing | None, epochs: range) -> tf.data.Dataset:
+    settings, classes = compiled.context.settings, compiled.network.output_shape[-1]
+    order = (settings.batch_size, settings.seed, epochs, mixing, settings.sampling)
+    return shuffled_batches(compiled.train, classes, *order)
+
+
+def _first_bad_batch(
+    compiled: CompiledStage, batches: functools.partial, schedules: Sequence[keras.callbacks.Callback],
+    checkpoint: Checkpoint, epoch: int,
+) -> tuple[int, int, Sequence[str]] | None:  # fmt: skip
+    """Train again from the last checkpoint: epoch, batch and names of its images, or None if all losses are finite."""
+    network, (begun, saved) = compiled.network, checkpoint.last
+    assign(compiled.model.variables, saved["model"])
+    assign(network.optimizer.variables, saved["optimizer"])
+    found = first_bad_batch(network, range(begun, epoch + 1), lambda e: batches(range(e, e + 1)), schedules)
+    return found and (*found, _image_names(compiled, *found))
+
+
+def _image_names(compiled: CompiledStage, epoch: int, batch: int) -> list[str]:
+    """Names of the images of a batch, as far as they are known."""
+    train, settings = compiled.train, compiled.context.settings
+    order = shuffled_rows(train.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
+    _, rows = order[batch]
+    return [train.names[row] for row in rows] if len(train.names) else []
