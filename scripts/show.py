@@ -41,7 +41,7 @@ def main() -> None:
 def drawn(config: configuration.Config) -> Image.Image:
     """The grid for a recipe, and words on what it cannot show."""
     from template.data.load import load_data
-    from template.diagnose.checks import epochs_grid
+    from template.diagnose.grids import epochs_grid
     from template.train.auto import with_stages, without_auto
     from template.train.stages import mixing_of
 

@@ -8,7 +8,7 @@ from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 from PIL import Image
 
-from template.diagnose import checks
+from template.diagnose import grids
 from template.evaluate import fonts, plots
 
 NAMES = [
@@ -91,7 +91,7 @@ def test_a_font_that_cannot_be_opened_is_none(tmp_path):
 def test_the_grid_of_the_preflight_writes_them_too(tmp_path, font_of):
     pixels = np.zeros((1, 32, 32, 3))
     font_of("Of Cats", "\u732b")
-    cats, letter, other = (np.asarray(checks.grid(pixels, [name])) for name in ("\u732b", "A", "B"))
+    cats, letter, other = (np.asarray(grids.grid(pixels, [name])) for name in ("\u732b", "A", "B"))
     np.testing.assert_array_equal(cats, letter)
     assert (cats != other).any()
 

@@ -18,7 +18,7 @@ from PIL import Image
 from template.config import Augment, Backbone, Head, Train
 from template.data.batches import Mixing, shuffled_batches, shuffled_rows
 from template.data.dataset import ArrayDataset, eval_dataset, train_dataset
-from template.diagnose import baselines, checks
+from template.diagnose import baselines, checks, grids
 from template.model.backbones import build_backbone
 from template.model.blocks import boundary, find_blocks, freeze
 from template.model.build import build
@@ -101,11 +101,11 @@ def test_each_image_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it(m
     plain = eval_dataset(pixels, np.arange(24), labels)
     augmented = train_dataset(pixels, np.arange(24), labels, Augment(policy="medium"), seed=0)
     mixing, settings = Mixing(mixup=1.0, cutmix=1.0, until=2), Train(batch_size=8, sampling=sampling)
-    said, draw = [], checks.grid
+    said, draw = [], grids.grid
     monkeypatch.setattr(
-        checks, "grid", lambda images, names, columns: said.extend(names) or draw(images, names, columns)
+        grids, "grid", lambda images, names, columns: said.extend(names) or draw(images, names, columns)
     )
-    drawn = checks.epochs_grid(plain, augmented, names, settings, mixing, 3)
+    drawn = grids.epochs_grid(plain, augmented, names, settings, mixing, 3)
     assert drawn.size == (4 * 164, 12 * 178)
     rows = [0, 2, 4, 7, 8, 10, 12, 15, 16, 18, 20, 23]
     batches = list(shuffled_batches(augmented, 3, 8, 0, range(3), mixing, sampling).as_numpy_iterator())
@@ -135,7 +135,7 @@ def test_each_image_is_shown_as_it_is_and_as_the_batches_of_each_epoch_have_it(m
 def test_a_image_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does_not_is_left_white():
     pixels, labels = coloured(24, 0)[0], np.repeat(range(3), [20, 3, 1])
     data = eval_dataset(pixels, np.arange(24), labels)
-    image = checks.epochs_grid(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
+    image = grids.epochs_grid(data, data, ("a", "b", "c"), Train(batch_size=8, sampling="balanced"), Mixing(), 2)
     lines = {row: line for line, row in enumerate([0, 6, 12, 19, 20, 21, 22, 23])}
     for row, line in lines.items():
         for column in (1, 2):
@@ -150,9 +150,9 @@ def test_a_image_that_comes_twice_in_an_epoch_is_shown_twice_and_one_that_does_n
 
 def test_a_label_says_its_shares():
     names = ("red", "green", "blue")
-    assert checks.label_text(np.array([0, 1, 0]), names) == "green"
-    assert checks.label_text(np.array([0.3, 0, 0.7]), names) == "blue 0.70 red 0.30"
-    assert checks.label_text(np.array([0.999, 0.001, 0]), names) == "red"
+    assert grids.label_text(np.array([0, 1, 0]), names) == "green"
+    assert grids.label_text(np.array([0.3, 0, 0.7]), names) == "blue 0.70 red 0.30"
+    assert grids.label_text(np.array([0.999, 0.001, 0]), names) == "red"
 
 
 def test_preflight_shows_mixed_images_as_they_are_trained_on():

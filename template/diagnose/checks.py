@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
@@ -22,15 +22,14 @@ from sklearn.preprocessing import StandardScaler
 
 from .. import device, disk
 from ..config import Train
-from ..data.batches import Mixing, shuffled_batch, shuffled_batches, shuffled_rows
-from ..data.dataset import ArrayDataset, evenly_spaced, subsample
+from ..data.batches import Mixing, shuffled_batches
+from ..data.dataset import ArrayDataset, subsample
 from ..evaluate import fonts
 from ..train.features import split_model
+from .grids import grid, label_text
 
 FEW = 256
 """Images that a check of the whole model looks at."""
-GRID_ROWS = 12
-"""Images that `epochs_grid` shows, about; at least one of each class."""
 
 
 @dataclass(frozen=True)
@@ -72,71 +71,6 @@ def input_grid(
         "Scaling twice, or not at all, costs ten points of accuracy and raises no error.",
     )
     return check, grid(pixels, names)
-
-
-def epochs_grid(
-    plain: ArrayDataset,
-    augmented: ArrayDataset,
-    class_names: Sequence[str],
-    settings: Train,
-    mixing: Mixing,
-    epochs: int,
-) -> Image.Image:
-    """A few images of each class, a row each: as it is, then each time that it enters the network, as it does then.
-
-    Cut from the very batches of training. With balanced sampling an image may enter an epoch several times, or never.
-
-    Args:
-        plain: training images as they are.
-        augmented: the same, varied.
-        class_names: in the order of the labels.
-        settings: batch size, seed and sampling.
-        mixing: of the batches.
-        epochs: to look at, from the first on; also the most times that an image is shown.
-    """
-    each, class_names = max(1, GRID_ROWS // len(class_names)), fonts.drawable(class_names)
-    rows = [np.flatnonzero(plain.labels == label) for label in range(len(class_names))]
-    chosen = np.concatenate([mine[evenly_spaced(len(mine), each)] for mine in rows])
-    found = {row: [(plain.read(0, chosen[[i]])[0], class_names[plain.labels[row]])] for i, row in enumerate(chosen)}
-    for epoch in range(epochs):
-        order = shuffled_rows(plain.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
-        for number, (_, members) in enumerate(order):
-            wanted = np.isin(members, chosen)
-            if wanted.any():
-                which = (settings.batch_size, settings.seed, epoch, number)
-                how = {"mixing": mixing, "sampling": settings.sampling}
-                images, labels = shuffled_batch(augmented, len(class_names), *which, **how)
-                for row, image, label in zip(members[wanted], images[wanted], labels[wanted], strict=True):
-                    found[row].append((image, f"epoch {epoch + 1}: {label_text(label, class_names)}"))
-    blank = (np.full_like(found[chosen[0]][0][0], 255), "")
-    tiles = [tile for row in chosen for tile in (found[row] + epochs * [blank])[: epochs + 1]]
-    return grid(np.stack([image for image, _ in tiles]), [name for _, name in tiles], columns=epochs + 1)
-
-
-def label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """What a label says, [classes]: the class, or the classes and their shares of 1 % and more, the largest first."""
-    classes = [i for i in np.argsort(-label, kind="stable") if label[i] >= 0.005]
-    said = [f"{class_names[i]} {label[i]:.2f}" for i in classes]
-    return " ".join(said) if len(said) > 1 else class_names[classes[0]]
-
-
-def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Image:
-    """Images [n, size, size, 3] in 0-255, row by row, pixel by pixel, each with its name below.
-
-    Small ones are enlarged by a whole number, so that every pixel is a square of one colour.
-    """
-    size = pixels.shape[1]
-    side, rows, gap, line = size * -(-160 // size), -(-len(pixels) // columns), 4, 18
-    out = Image.new("RGB", (columns * (side + gap), rows * (side + line)), "white")
-    draw = ImageDraw.Draw(out)
-    for number, (image, name) in enumerate(zip(pixels, names, strict=True)):
-        left, top = number % columns * (side + gap), number // columns * (side + line)
-        out.paste(Image.fromarray(image.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST), (left, top))
-        text, font = fonts.visible(name), fonts.for_pillow(fonts.visible(name), 10)
-        while draw.textlength(text, font) > side - 6:
-            text = text[:-1]
-        draw.text((left + 3, top + side + 3), text, fill="black", font=font)
-    return out
 
 
 def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:

@@ -1,4 +1,4 @@
-"""Layers of the dropout family that Keras has none of. They are for training only: a saved model goes without."""
+"""Regularisation layers that Keras lacks. They act in training only, and a saved model is without them."""
 
 from typing import Any
 
@@ -11,15 +11,28 @@ LARGEST_BLOCK = 7
 
 @keras.saving.register_keras_serializable("template")
 class DropBlock(layers.Layer):
-    """Drop square blocks of each channel of a feature map: its neighbours would give away a single value.
+    """Drops square blocks of each channel of a feature map: the neighbours of a single value would give it away.
 
-    Ghiasi et al. 2018, "DropBlock: a regularization method for convolutional networks". Blocks of 7 x 7, and of half
-    the side on maps of less than 14, or they would leave nothing; every channel has blocks of its own. What is left of
-    an image is scaled up by count / count_ones, so that the mean stays. At inference, nothing happens.
+    Blocks of 7 x 7, and of half the side on maps of less than 14, or they would leave nothing; every channel has blocks
+    of its own. What is left of an image is scaled up by count / count_ones, so that the mean stays. At inference,
+    nothing happens.
 
     Args:
-        rate: part of the values to drop, in [0, 1); a little less, as blocks may overlap. The paper lets it rise from 0
-            during training: it is multiplied by the weight `ramp`, which is 1 until somebody sets it.
+        rate: fraction of the values to drop, in [0, 1); a little less is dropped, as blocks may overlap. The paper lets
+            it rise from 0 during training: it is multiplied by the weight `ramp`, which is 1 until somebody sets it.
+
+    Input shape:
+        4D tensor `(batch, height, width, channels)`, of known height and width.
+
+    Output shape:
+        Same as the input.
+
+    Reference:
+        Ghiasi et al. 2018, "DropBlock: a regularization method for convolutional networks".
+
+    Example:
+    >>> DropBlock(0.1)(np.ones((2, 14, 14, 8)), training=True).shape
+    TensorShape([2, 14, 14, 8])
     """
 
     def __init__(self, rate: float, **kwargs) -> None:
@@ -27,11 +40,11 @@ class DropBlock(layers.Layer):
         self.rate, self.seed_generator = rate, keras.random.SeedGenerator()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the ramp."""
+        """Create the weight `ramp`."""
         self.ramp = self.add_weight(name="ramp", shape=(), initializer="ones", trainable=False, autocast=False)
 
     def call(self, inputs: KerasTensor, training: bool = False) -> KerasTensor:
-        """A map [n, h, w, channels] with holes."""
+        """Feature maps with holes, scaled up."""
         if not training:
             return inputs
         images, (height, width, channels) = ops.shape(inputs)[0], inputs.shape[1:]
@@ -45,21 +58,34 @@ class DropBlock(layers.Layer):
         return inputs * ops.cast((1 - holes) / ops.maximum(left, keras.config.epsilon()), inputs.dtype)
 
     def get_config(self) -> dict:
-        """What `from_config` takes."""
+        """Arguments of the constructor."""
         return {**super().get_config(), "rate": self.rate}
 
 
 @keras.saving.register_keras_serializable("template")
 class DropConnect(layers.Dense):
-    """A dense layer that drops weights of its kernel in training, others for each batch, and scales up those left.
+    """Dense layer that drops weights of its kernel in training, others for each batch, and scales up those left.
 
-    Wan et al. 2013, "Regularization of neural networks using DropConnect", but for one mask a batch (theirs is one a
-    image, which needs a kernel for each) and the mean kernel at inference, as with dropout. Its weights, penalties
-    and constraints are those of Dense.
+    Unlike the paper, one mask per batch (one per image would need a kernel for each) and the mean kernel at inference,
+    as with dropout. Weights, regularizers and constraints are those of `Dense`.
 
     Args:
-        units: as of Dense.
-        rate: part of the weights to drop, in [0, 1).
+        units: number of outputs, as of `Dense`.
+        rate: fraction of the weights to drop, in [0, 1).
+        **kwargs: as of `Dense`.
+
+    Input shape:
+        2D tensor `(batch, features)`.
+
+    Output shape:
+        2D tensor `(batch, units)`.
+
+    Reference:
+        Wan et al. 2013, "Regularization of neural networks using DropConnect".
+
+    Example:
+    >>> DropConnect(3, rate=0.5)(np.ones((2, 8)), training=True).shape
+    TensorShape([2, 3])
     """
 
     def __init__(self, units: int, rate: float, **kwargs) -> None:
@@ -67,35 +93,54 @@ class DropConnect(layers.Dense):
         self.rate, self.seed_generator = rate, keras.random.SeedGenerator()
 
     def call(self, inputs: KerasTensor, training: bool = False) -> KerasTensor:
-        """[n, units]."""
+        """Outputs of the layer, of a kernel with holes in training."""
         if not training:
             return super().call(inputs)
         kernel = keras.random.dropout(self.kernel, self.rate, seed=self.seed_generator)
         return self.activation(ops.matmul(inputs, kernel) + self.bias)
 
     def get_config(self) -> dict:
-        """What `from_config` takes."""
+        """Arguments of the constructor."""
         return {**super().get_config(), "rate": self.rate}
 
 
 @keras.saving.register_keras_serializable("template")
 class StochasticDepth(layers.Dropout):
-    """Dropout that, like batch normalisation, is as at inference while it is frozen.
+    """Dropout that, like batch normalisation, runs in inference mode while it is frozen (`trainable=False`).
 
-    So a frozen block gives its activations, wherever they are computed.
+    So a frozen block gives the same activations wherever they are computed. With `noise_shape=(None, 1, 1, 1)` on the
+    branch of a residual block, whole branches are dropped, for each image anew.
+
+    Args:
+        rate: fraction to drop, in [0, 1), and all else as of `keras.layers.Dropout`.
+
+    Input shape:
+        Any.
+
+    Output shape:
+        Same as the input.
+
+    Reference:
+        Huang et al. 2016, "Deep networks with stochastic depth".
+
+    Example:
+    >>> drop = StochasticDepth(0.5, noise_shape=(None, 1, 1, 1))
+    >>> drop.trainable = False
+    >>> float(drop(np.ones((1, 2, 2, 1)), training=True)[0, 0, 0, 0])
+    1.0
     """
 
     def call(self, inputs: KerasTensor, training: bool = False) -> KerasTensor:
-        """As Dropout."""
+        """Inputs, some of them dropped if the layer trains."""
         return super().call(inputs, training=training and self.trainable)
 
 
 def strip_training_layers(model: keras.Model) -> keras.Model:
-    """A model as it is at inference: to be measured, saved, and loaded without our code.
+    """A model as it is at inference: to be evaluated, saved, and loaded without our code.
 
     Without optimizer, loss and the layers of this module, and float32 throughout, as its weights are in mixed
-    precision too. Without those layers the others also have the order, by which Keras knows the weights in a file, that
-    they have in a network that was built without. It shares its layers with the model, if none has to be another.
+    precision too. The remaining layers are in the order of a network that was built without, by which Keras finds the
+    weights in a file. It shares its layers with the model, unless one must be replaced.
     """
     graph = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # Keras would compile a copy too
     kinds = (DropBlock, DropConnect, StochasticDepth)

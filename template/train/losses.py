@@ -65,6 +65,7 @@ def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[
     )
 
 
+@keras.saving.register_keras_serializable("template")
 class WeightedLoss(keras.losses.Loss):
     """Mean over images of sum_k label_k * weight_k * ((1 - e) * l_k + e * mean_j l_j), with
     l_k = -(1 - p_k)^focus * log p_k and p = softmax(logits + shift).
@@ -85,9 +86,15 @@ class WeightedLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, weights: Sequence[float], shift: Sequence[float], focus: float = 0.0, label_smoothing: float = 0.0
+        self,
+        weights: Sequence[float],
+        shift: Sequence[float],
+        focus: float = 0.0,
+        label_smoothing: float = 0.0,
+        name: str = "weighted_loss",
+        **kwargs,
     ) -> None:
-        super().__init__(name="weighted_loss")
+        super().__init__(name=name, **kwargs)
         self.weights, self.shift = np.asarray(weights, np.float32), np.asarray(shift, np.float32)
         self.focus, self.label_smoothing = focus, label_smoothing
 
@@ -101,3 +108,8 @@ class WeightedLoss(keras.losses.Loss):
             spread = ops.mean(losses, axis=-1, keepdims=True)
             losses = (1 - self.label_smoothing) * losses + self.label_smoothing * spread
         return ops.sum(y_true * self.weights * losses, axis=-1)
+
+    def get_config(self) -> dict:
+        """Arguments of the constructor."""
+        own = {"weights": self.weights.tolist(), "shift": self.shift.tolist(), "focus": self.focus}
+        return {**super().get_config(), **own, "label_smoothing": self.label_smoothing}

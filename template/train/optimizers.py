@@ -59,6 +59,7 @@ def create_schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSch
     )
 
 
+@keras.saving.register_keras_serializable("template")
 class WarmupExponentialDecay(schedules.ExponentialDecay):
     """Keras's exponential decay (or staircase) after a warm-up, which Keras gives to the cosine alone."""
 
@@ -73,21 +74,23 @@ class WarmupExponentialDecay(schedules.ExponentialDecay):
         return rise * super().__call__(ops.maximum(0.0, step - self.warmup_steps))
 
     def get_config(self) -> dict:
-        """For the saved model."""
+        """Arguments of the constructor."""
         return {"warmup_steps": self.warmup_steps, **super().get_config()}
 
 
+@keras.saving.register_keras_serializable("template")
 class PlateauSchedule(schedules.LearningRateSchedule):
     """Constant after a warm-up, times a `factor` that can be set while training runs.
 
     Args:
         warmup_steps: of the rise from zero.
-        peak: step size.
+        peak: learning rate after it.
+        factor: to begin with.
     """
 
-    def __init__(self, warmup_steps: int, peak: float) -> None:
+    def __init__(self, warmup_steps: int, peak: float, factor: float = 1.0) -> None:
         self.warmup_steps, self.peak = warmup_steps, peak
-        self.factor = keras.Variable(1.0, trainable=False, dtype="float32", name="factor")
+        self.factor = keras.Variable(factor, trainable=False, dtype="float32", name="factor")
 
     def __call__(self, step):
         """Step size at a step, counted from 0."""
@@ -95,8 +98,8 @@ class PlateauSchedule(schedules.LearningRateSchedule):
         return self.peak * rise * self.factor
 
     def get_config(self) -> dict:
-        """For the saved model."""
-        return {"warmup_steps": self.warmup_steps, "peak": self.peak}
+        """Arguments of the constructor."""
+        return {"warmup_steps": self.warmup_steps, "peak": self.peak, "factor": float(self.factor)}
 
 
 def plateau_schedule(optimizer: keras.optimizers.Optimizer) -> PlateauSchedule | None:

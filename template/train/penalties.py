@@ -36,6 +36,7 @@ def penalise(model: keras.Model, stage: Stage, blocks: Blocks, pretrained: Seque
             kernel.regularizer = StartingPoint(stage.l1, stage.l2, stage.l2_sp, start[id(kernel)])
 
 
+@keras.saving.register_keras_serializable("template")
 class StartingPoint(keras.regularizers.L1L2):
     """l1 * sum |w| + l2 * sum w^2 + l2_sp * sum (w - start)^2.
 
@@ -49,10 +50,14 @@ class StartingPoint(keras.regularizers.L1L2):
         start: pretrained values.
     """
 
-    def __init__(self, l1: float, l2: float, l2_sp: float, start: np.ndarray) -> None:
+    def __init__(self, l1: float, l2: float, l2_sp: float, start: Sequence) -> None:
         super().__init__(l1, l2)
         self.l2_sp, self.start = l2_sp, ops.convert_to_tensor(start)  # an array would be copied into the graph
 
     def __call__(self, x):
         """Penalty of a kernel, a scalar."""
         return super().__call__(x) + self.l2_sp * ops.sum(ops.square(x - self.start))
+
+    def get_config(self) -> dict:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "l2_sp": self.l2_sp, "start": np.asarray(self.start).tolist()}
