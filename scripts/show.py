@@ -43,7 +43,7 @@ def drawn(config: configuration.Config) -> Image.Image:
     from template.data.load import load_data
     from template.diagnose.grids import epochs_grid
     from template.train.auto import with_stages, without_auto
-    from template.train.stages import mixing_of
+    from template.train.one_stage import mixing_of
 
     config = without_auto(config)
     config, parts = load_data(config, config.data)
