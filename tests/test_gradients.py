@@ -13,7 +13,7 @@ from template.data.dataset import ArrayDataset
 from template.model.blocks import boundary, find_blocks
 from template.model.build import build
 from template.train.features import split_model
-from template.train.gradients import HEADER, Gradients, dead_relus, gradients, worries
+from template.train.gradients import HEADER, Gradients, dead_relus, gradients, warnings
 
 RNG = np.random.default_rng(0)
 INPUTS, LABELS = RNG.normal(size=(16, 6)).astype(np.float32), np.arange(16) % 3
@@ -118,9 +118,9 @@ def test_dead_units_are_those_that_no_image_wakes(tmp_path):
     model = stack(layers.Dense(4, "relu", name="head_hidden"))
     model.get_layer("head_hidden").bias.assign([-1000.0, -1000.0, -1000.0, 1000.0])
     assert watched(model, tmp_path)[0][5] == "0.75"
-    assert "head.activation=leaky_relu" in worries({"head": 1.0}, {"head": 0.75})[0]
-    assert worries({"block1": 1.0, "head": 1.0}, {"block1": 0.5, "head": 0.25}) == []
-    assert "ReLUs of block1, block2 are dead. Try a lower" in worries({"head": 1.0}, {"block1": 0.6, "block2": 1.0})[0]
+    assert "head.activation=leaky_relu" in warnings({"head": 1.0}, {"head": 0.75})[0]
+    assert warnings({"block1": 1.0, "head": 1.0}, {"block1": 0.5, "head": 0.25}) == []
+    assert "ReLUs of block1, block2 are dead. Try a lower" in warnings({"head": 1.0}, {"block1": 0.6, "block2": 1.0})[0]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_of_a_network_cut_in_two_the_upper_part_is_looked_at():
 
 
 def test_a_gradient_that_is_no_number_explodes():
-    assert "explode" in worries({"block1": float("nan"), "head": 1.0}, {})[0]
+    assert "explode" in warnings({"block1": float("nan"), "head": 1.0}, {})[0]
 
 
 def test_blocks_have_the_names_by_which_they_are_unfrozen():

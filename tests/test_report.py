@@ -270,7 +270,7 @@ def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_images():
         "audit": odd,
         "color_baseline": intervals.wilson_interval(30, 60),
     }
-    numbers["preflight"] = {"validation accuracy, a small network from scratch": 0.7, "validation accuracy, x": 0.123}
+    numbers["preflight"] = {"validation accuracy of a small network from scratch": 0.7, "validation accuracy, x": 0.123}
     curves = {"learning_curve": plots.learning_curve(curve)}
     curves["prediction_dynamics"] = plots.prediction_dynamics(np.full((2, 3), 0.5), ["a", "b", "c"])
     html = page(more=numbers, drawn=curves)

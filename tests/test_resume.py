@@ -203,6 +203,23 @@ def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp
 
 
 @pytest.mark.parametrize(("epochs", "stages"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_a_checkpoint_of_before_with_its_old_names_is_read_as_one_of_now(tmp_path):
+    plan = {"start": 0, "epochs": 2, "averaged": True}
+    now = checkpoints.TrainState(
+        stage=1, epoch=2, nonfinite_epochs=1, lr_drops=[2], prediction_dynamics=[[0.5]],
+        plan=[{**plan, "alpha": 0.5, "lr_drops": [1]}],
+    )  # fmt: skip
+    before = dataclasses.asdict(now) | {"plan": [{**plan, "share": 0.5, "drops": [1]}]}
+    for new, old in (("nonfinite_epochs", "blind"), ("lr_drops", "drops"), ("prediction_dynamics", "watched")):
+        before[old] = before.pop(new)
+    for name, values in (("old", before), ("new", dataclasses.asdict(now))):
+        with disk.replacing_folder(tmp_path / name / "00002") as temporary:
+            np.savez(temporary / "arrays.npz", model_0=np.ones(2))
+            (temporary / "state.json").write_text(json.dumps(values))
+            disk.seal(temporary)
+        assert checkpoints.read_checkpoint(tmp_path / name)[0] == now
+
+
 def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too(
     pretrained, tmp_path, monkeypatch, epochs, stages
 ):

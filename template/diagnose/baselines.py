@@ -1,4 +1,4 @@
-"""What a run has to beat, and what more images would bring."""
+"""Baselines that a run has to beat, and the learning curve."""
 
 import cv2
 import keras
@@ -16,7 +16,7 @@ from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe
 
 FEW = 200
-"""Training images that tell whether they were learned."""
+"""Training images whose accuracy is reported."""
 SIDE = 48
 """Pixels of the images that a small network from scratch sees."""
 STEPS = 150
@@ -24,39 +24,39 @@ STEPS = 150
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
 DRAWS = 3
 MOST = 2000
-"""Training images of the largest regression in the learning curve."""
+"""Training images of the largest linear probe in the learning curve."""
 
 
 def train_accuracy(model: keras.Model, train: ArrayDataset, batch_size: int) -> tuple[int, int]:
-    """Right answers, and images asked: a few of those that the model has learned from, as they are."""
+    """Correct predictions, and images predicted: up to FEW training images, without augmentation."""
     few = subsample(train, FEW)
-    said = model.predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
-    return int((said.argmax(axis=1) == few.labels).sum()), len(few)
+    logits = model.predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
+    return int((logits.argmax(axis=1) == few.labels).sum()), len(few)
 
 
 def color_baseline(train: ArrayDataset, held_out: ArrayDataset) -> int:
-    """Right answers of a logistic regression on the histogram of colours, which sees no shapes at all."""
+    """Correct predictions of a logistic regression on colour histograms, which have no shapes at all."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     model.fit(_histograms(train), train.labels)
     return int((model.predict(_histograms(held_out)) == held_out.labels).sum())
 
 
 def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> int:
-    """Right answers of the small network `tiny`, trained from random weights for STEPS steps on small copies."""
+    """Correct predictions of the small network `tiny`, trained from random weights for STEPS steps on small copies."""
     train, val, classes = _shrunk(train), _shrunk(val), int(train.labels.max()) + 1
     model = build(Backbone(name="tiny", weights="none"), Head(dropout=0), SIDE, np.bincount(train.labels))
     optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, STEPS))
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
     batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(STEPS))
     model.fit(batches.take(STEPS), shuffle=False, verbose=0)
-    said = model.predict(inference_batches(val, config.train.batch_size), verbose=0)[: len(val)]
-    return int((said.argmax(axis=1) == val.labels).sum())
+    logits = model.predict(inference_batches(val, config.train.batch_size), verbose=0)[: len(val)]
+    return int((logits.argmax(axis=1) == val.labels).sum())
 
 
 def learning_curve(
     base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, cache: FeatureCache
 ) -> tuple[list[int], list[float]]:
-    """Training images, and mean validation error of logistic regression on the features of so many of them.
+    """Training images, and mean validation error of a linear probe on so many of them.
 
     Each class gives the same share, group by group; the smaller ones are drawn several times.
 
@@ -67,7 +67,7 @@ def learning_curve(
         val: likewise.
         cache: for features.
     """
-    plain = Config(  # one look at each image: nothing that training has not stored already
+    plain = Config(  # one view of each image: what training has cached already
         data=config.data, backbone=config.backbone, head=config.head,
         augment=Augment(hflip=False), tta=TTA(center_zoom=False),
     )  # fmt: skip
@@ -91,27 +91,27 @@ def learning_curve(
     return sizes, errors
 
 
-def _drawn(source: ArrayDataset, draw: int, seed: int) -> np.ndarray:
-    """Rows of a source in random order, those of a group one after the other: more images are of more groups."""
-    order = np.random.default_rng([seed, draw]).permutation(len(source))
-    if source.groups is None:
+def _drawn(dataset: ArrayDataset, draw: int, seed: int) -> np.ndarray:
+    """Rows of a dataset in random order, those of a group one after the other: more images are of more groups."""
+    order = np.random.default_rng([seed, draw]).permutation(len(dataset))
+    if dataset.groups is None:
         return order
-    _, first, group = np.unique(source.groups[order], return_index=True, return_inverse=True)
+    _, first, group = np.unique(dataset.groups[order], return_index=True, return_inverse=True)
     return order[np.argsort(first[group], kind="stable")]
 
 
-def _shrunk(source: ArrayDataset) -> ArrayDataset:
+def _shrunk(dataset: ArrayDataset) -> ArrayDataset:
     """Its images, SIDE pixels wide, in memory."""
-    rows = np.arange(len(source))
-    small = [cv2.resize(source.read(0, rows[[i]])[0], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for i in rows]
-    return eval_dataset(np.stack(small), rows, source.labels)
+    rows = np.arange(len(dataset))
+    small = [cv2.resize(dataset.read(0, rows[[i]])[0], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for i in rows]
+    return eval_dataset(np.stack(small), rows, dataset.labels)
 
 
-def _histograms(source: ArrayDataset) -> np.ndarray:
-    """Share of the pixels in each of 64 colours, float64 [n, 64]."""
+def _histograms(dataset: ArrayDataset) -> np.ndarray:
+    """Fraction of the pixels in each of 64 colour bins, float64 [n, 64]."""
     out = []
-    for start in range(0, len(source), 64):
-        pixels = source.read(0, np.arange(start, min(start + 64, len(source))))
+    for start in range(0, len(dataset), 64):
+        pixels = dataset.read(0, np.arange(start, min(start + 64, len(dataset))))
         colours = (pixels.astype(np.uint8) >> 6) @ np.array([16, 4, 1])
         out += [np.bincount(one.ravel(), minlength=64) / one.size for one in colours]
     return np.array(out)

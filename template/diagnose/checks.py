@@ -64,7 +64,7 @@ def input_grid(
     pixels, names = images.numpy(), [label_text(label, class_names) for label in labels.numpy()]
     low, high = float(pixels.min()), float(pixels.max())
     check = Check(
-        "pixels at the network's door",
+        "pixel range of the input",
         low >= 0 and 2 < high <= 255,
         f"{pixels.dtype}, {low:g} to {high:g}",
         "0 to 255; the network scales them itself",
@@ -87,7 +87,7 @@ def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:
     shares = np.bincount(train.labels) / len(train)
     expected = float(-np.log(shares[labels]).mean())
     return Check(
-        "loss of the untrained head",
+        "loss at initialisation",
         abs(found - expected) <= 0.1 * expected,
         f"{found:.3f}",
         f"{expected:.3f}, the entropy of the class frequencies, within 10 %",
@@ -98,17 +98,17 @@ def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:
 def depends_on_input(model: keras.Model, train: ArrayDataset) -> Check:
     """Black images must be worse than real ones, of those that the model was fitted to.
 
-    Of others, a handful may well be worse than black ones: a weak network that is sure of itself.
+    Of others, a handful may well be worse than black ones: of a weak network that is overconfident.
     """
     images, labels = _read(subsample(train, FEW))
     both = (model.predict(pixels.astype(np.float32), verbose=0) for pixels in (images, np.zeros_like(images)))
     real, black = (_cross_entropy(logits, labels) for logits in both)
     return Check(
-        "black images instead of real ones",
+        "loss on black images",
         real < black,
         f"loss {real:.3f} real, {black:.3f} black",
         "real ones are better",
-        "The network does not look at its input: is the input connected?",
+        "The logits do not depend on the input: is it connected?",
     )
 
 
@@ -129,7 +129,7 @@ def overfit_small_batch(
         steps: of gradient descent, at most.
 
     Returns:
-        The check, and the images with their labels and what is said of them.
+        The check, and the images with their labels and the predicted classes.
     """
     each = max(1, min(3, 40 // len(class_names)))
     rows = [np.flatnonzero(train.labels == label)[:each] for label in range(len(class_names))]
@@ -144,13 +144,13 @@ def overfit_small_batch(
         loss = float(network.train_on_batch(inputs, np.eye(len(class_names))[labels]))
         if loss < 0.02:
             break
-    said = np.asarray(network(inputs, training=True)).argmax(axis=1)  # as it learned, in batch normalisation too
+    predicted = np.asarray(network(inputs, training=True)).argmax(axis=1)  # batch norm as in training
     shown = fonts.drawable(class_names)
-    names = [f"{shown[true]}: {shown[answer]}" for true, answer in zip(labels, said, strict=True)]
+    names = [f"{shown[true]}: {shown[answer]}" for true, answer in zip(labels, predicted, strict=True)]
     check = Check(
         f"{len(rows)} images memorised",
         loss < 0.1,
-        f"loss {loss:.4f}, {(said == labels).sum()} of {len(rows)} right",
+        f"loss {loss:.4f}, {(predicted == labels).sum()} of {len(rows)} right",
         "a loss below 0.1",
         "Different images look equal to it (is something frozen or cut off?), or their labels contradict.",
     )
@@ -170,7 +170,7 @@ def no_batch_leakage(model: keras.Model, train: ArrayDataset) -> Check:
         first = tf.reduce_sum(features(images, training=not norms)[0])
     reach = tf.reduce_max(tf.abs(tape.gradient(first, images)), axis=(1, 2, 3)).numpy()
     return Check(
-        "one image's answer depends on the others",
+        "leakage between the images of a batch",
         bool(reach[1:].max() == 0 and reach[0] > 0),
         f"gradient {reach[0]:.2g} of itself, {reach[1:].max():.2g} of others",
         "something, and exactly 0",
@@ -189,7 +189,7 @@ def frozen_unchanged(model: keras.Model, train: ArrayDataset, classes: int, pret
     model.train_on_batch(images.astype(np.float32), np.eye(classes)[labels])
     moved = [v.path for v, old in zip(rest, before, strict=True) if not np.array_equal(v.numpy(), old)]
     return Check(
-        "what is frozen after a step",
+        "frozen weights after a training step",
         not moved,
         f"{len(moved)} of {len(rest)} arrays moved",
         "0",
@@ -200,14 +200,14 @@ def frozen_unchanged(model: keras.Model, train: ArrayDataset, classes: int, pret
 def float32_logits(model: keras.Model) -> Check:
     """Also under mixed precision: a float16 softmax underflows."""
     found = model.get_layer("logits").compute_dtype
-    return Check("arithmetic of the output", found == "float32", found, "float32", "Give the last layer float32.")
+    return Check("dtype of the logits", found == "float32", found, "float32", "Give the last layer float32.")
 
 
 def train_serve_parity(trained: np.ndarray, served: np.ndarray) -> Check:
     """Training and prediction must decode a file to the same pixels."""
     most = int(np.abs(trained.astype(int) - served).max(initial=0))
     return Check(
-        "pixels of training and prediction",
+        "pixels in training and in prediction",
         most == 0,
         f"differ by {most} at most",
         "0",
@@ -221,7 +221,7 @@ def random_labels(digests: Sequence[str], classes: int, seed: int) -> np.ndarray
 
 
 def random_label_accuracy(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, truth: np.ndarray) -> Check:
-    """Labels drawn by lot can be memorised and not understood: of held-out images they are guessed.
+    """Random labels can be memorised but not generalise: on held-out images accuracy is chance.
 
     Args:
         features: float32 [n, f], of training images.
@@ -232,7 +232,7 @@ def random_label_accuracy(features: np.ndarray, labels: np.ndarray, held_out: np
     model = make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=1000)).fit(features, labels)
     hits, chance = int((model.predict(held_out) == truth).sum()), float(np.bincount(truth).max() / len(truth))
     return Check(
-        "labels drawn by lot",
+        "accuracy with random labels",
         binomtest(hits, len(truth), chance, alternative="greater").pvalue > 0.001,
         f"validation accuracy {hits / len(truth):.3f}",
         f"no better than {chance:.3f}, chance",
@@ -248,7 +248,7 @@ def disk_space(folder: Path, needed_bytes: float) -> Check:
         "free disk",
         free > needed_bytes,
         f"{disk.format_bytes(free)} in {there}",
-        f"{disk.format_bytes(needed_bytes)} for pixels, stored activations and checkpoints",
+        f"{disk.format_bytes(needed_bytes)} for pixels, cached activations and checkpoints",
         "Give data.cache another disk, or lower data.cache_gb.",
     )
 
@@ -265,9 +265,9 @@ def memory(needed_bytes: float) -> Check:
     )
 
 
-def _read(source: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
+def _read(dataset: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels."""
-    return source.read(0, np.arange(len(source))), source.labels
+    return dataset.read(0, np.arange(len(dataset))), dataset.labels
 
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

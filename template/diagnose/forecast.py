@@ -1,4 +1,4 @@
-"""How long a run will take, from a few batches measured before it starts."""
+"""How long a run will take: a few batches measured, times what it will do."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ BATCHES = 3
 
 @dataclass(frozen=True)
 class StageTiming:
-    """Seconds of a stage: `start` until it runs, and an image `below` what trains, in `training` and `validation`."""
+    """Seconds of a stage: `start` to trace; per image `below` the boundary, in `training` and in `validation`."""
 
     start: float
     below: float
@@ -58,34 +58,34 @@ def measure_stage(
 
 
 def forecast(
-    config: Config, counts: dict[str, int], a_look: float, stages: Sequence[tuple[Stage, StageTiming]]
+    config: Config, counts: dict[str, int], per_image: float, stages: Sequence[tuple[Stage, StageTiming]]
 ) -> dict[str, float]:
     """Seconds of each phase of a run in which no stage stops early and nothing is found from an earlier one.
 
     Args:
         config: with its `auto`, which may turn out to be what takes longest.
         counts: images of train, val and test.
-        a_look: from `look`.
+        per_image: from `seconds_per_image`.
         stages: each with its pace.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
     views = 1 + config.tta.full_image + bool(config.tta.center_zoom)
     views *= 2 if uses_hflip(config) else 1
-    seconds = {"probe": a_look * count_forward_passes(config, train)}
-    again = a_look * (count_forward_passes(config, train + val) - count_forward_passes(config, train))
+    seconds = {"probe": per_image * count_forward_passes(config, train)}
+    again = per_image * (count_forward_passes(config, train + val) - count_forward_passes(config, train))
     for number, (stage, pace) in enumerate(stages, start=1):
-        stored = min(stage.cached_augmentations or stage.epochs, stage.epochs)
+        cached = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         epoch = pace.training * train + pace.validation * val
-        seconds[f"stage {number}"] = pace.start + pace.below * (stored * train + val) + stage.epochs * epoch
-        again += pace.start + pace.below * stored * val + stage.epochs * pace.training * (train + val)
+        seconds[f"stage {number}"] = pace.start + pace.below * (cached * train + val) + stage.epochs * epoch
+        again += pace.start + pace.below * cached * val + stage.epochs * pace.training * (train + val)
     if refits(config, train + val + test):
-        seconds["final fit"] = again
-    seconds["evaluation"] = a_look * views * ((1 + bool(stages)) * val + test)
+        seconds["refit"] = again
+    seconds["evaluation"] = per_image * views * ((1 + bool(stages)) * val + test)
     return seconds
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Of the first time, when TensorFlow traces and compiles, and of one of those after it."""
+    """Seconds of the first call, in which TensorFlow traces and compiles, and the median of those after it."""
     times = []
     for _ in range(1 + BATCHES):
         start = time.perf_counter()

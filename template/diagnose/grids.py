@@ -44,8 +44,8 @@ def epochs_grid(
             wanted = np.isin(members, chosen)
             if wanted.any():
                 which = (settings.batch_size, settings.seed, epoch, number)
-                how = {"mixing": mixing, "sampling": settings.sampling}
-                images, labels = shuffled_batch(augmented, len(class_names), *which, **how)
+                options = {"mixing": mixing, "sampling": settings.sampling}
+                images, labels = shuffled_batch(augmented, len(class_names), *which, **options)
                 for row, image, label in zip(members[wanted], images[wanted], labels[wanted], strict=True):
                     found[row].append((image, f"epoch {epoch + 1}: {label_text(label, class_names)}"))
     blank = (np.full_like(found[chosen[0]][0][0], 255), "")
@@ -54,10 +54,10 @@ def epochs_grid(
 
 
 def label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """What a label says, [classes]: the class, or the classes and their shares of 1 % and more, the largest first."""
+    """Text of a one-hot or mixed label, [classes]: the class, or classes and weights of 1 % and more, largest first."""
     classes = [i for i in np.argsort(-label, kind="stable") if label[i] >= 0.005]
-    said = [f"{class_names[i]} {label[i]:.2f}" for i in classes]
-    return " ".join(said) if len(said) > 1 else class_names[classes[0]]
+    parts = [f"{class_names[i]} {label[i]:.2f}" for i in classes]
+    return " ".join(parts) if len(parts) > 1 else class_names[classes[0]]
 
 
 def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The story before the story: a few minutes in which most mistakes show, before a run that takes hours.
+"""Preflight: a few minutes in which most mistakes show, before a run that takes hours.
 
 After Karpathy 2019, "A recipe for training neural networks". Nothing here changes what a run will do; the features that
 it computes, a run finds.
@@ -36,7 +36,7 @@ from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
 
 MOST = 500
-"""Images of each part that the probe and the small network look at; more would take longer and say the same."""
+"""Images of each part for the probe and the small network; more would take longer and show the same."""
 
 
 def preflight(config: Config, folder: Path) -> bool:
@@ -98,7 +98,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
     at_init = checks.loss_at_init(loose, train)
     bottom = boundary(loose, find_blocks(loose, config.backbone), unfrozen)
-    by_heart, learned = checks.overfit_small_batch(loose, bottom, train, names)
+    memorised, drawn = checks.overfit_small_batch(loose, bottom, train, names)
     served = [_served(examples, row, config) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
@@ -107,35 +107,35 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         checks.float32_logits(model),
         at_init,
         checks.no_batch_leakage(model, train),
-        by_heart,
+        memorised,
         checks.frozen_unchanged(model, train, len(names), pretrained),
         checks.disk_space(cache.folder, 3 * 6 * weights + max(cache.limit_bytes, decoded)),
         checks.memory(min(config.data.memory_gb * 2**30, decoded) + cache.limit_bytes / 8 + 6 * weights + 2**30),
     ]
     numbers = {
-        "validation accuracy, always the commonest class": (val.labels == np.bincount(train.labels).argmax()).mean(),
-        "validation accuracy, colours alone": baselines.color_baseline(train, val) / len(val),
+        "validation accuracy of the majority class": (val.labels == np.bincount(train.labels).argmax()).mean(),
+        "validation accuracy of colour histograms": baselines.color_baseline(train, val) / len(val),
     }
     few, held_out = subsample(train, MOST), subsample(val, MOST)
     right = baselines.scratch_baseline(few, held_out, config)
-    numbers["validation accuracy, a small network from scratch"] = right / len(held_out)
+    numbers["validation accuracy of a small network from scratch"] = right / len(held_out)
     if starts_from_probe(config):
         probed = init_model(base, config, [few], cache)
-        looks = [
-            select_levels(probe_features(base, config, [source], cache), config.head)[0] for source in (few, held_out)
+        features = [
+            select_levels(probe_features(base, config, [part], cache), config.head)[0] for part in (few, held_out)
         ]
         rows = part["train"][evenly_spaced(len(train), MOST)], part["val"][evenly_spaced(len(val), MOST)]
-        lots = [checks.random_labels(examples.digests[mine], len(names), config.train.seed) for mine in rows]
+        labels = [checks.random_labels(examples.digests[mine], len(names), config.train.seed) for mine in rows]
         found += [
             checks.depends_on_input(probed, few),
-            checks.random_label_accuracy(looks[0][0], lots[0], looks[1][0], lots[1]),
+            checks.random_label_accuracy(features[0][0], labels[0], features[1][0], labels[1]),
         ]
         kernel, bias = probed.get_layer("logits").get_weights()
-        right = ((looks[1][0] @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
-        numbers["validation accuracy, logistic regression on frozen features"] = right
+        right = ((features[1][0] @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
+        numbers["validation accuracy of the linear probe"] = right
     counts = {name: len(rows) for name, rows in part.items()}
     numbers |= _seconds(dataclasses.replace(open_config, stages=config.stages), config, fresh, train, counts)
-    images = {"preflight.png": entered, "memorised.png": learned}
+    images = {"preflight.png": entered, "memorised.png": drawn}
     return found, {name: float(value) for name, value in numbers.items()}, images
 
 
@@ -162,8 +162,8 @@ def _seconds(
     model, batch_size = fresh(), config.train.batch_size
     blocks = find_blocks(model, config.backbone)
     paces = [(stage, forecast.measure_stage(fresh(), blocks, stage, train, batch_size)) for stage in config.stages]
-    a_look = forecast.seconds_per_image(model, train, batch_size)
-    seconds = forecast.forecast(open_config, counts, a_look, paces)
+    per_image = forecast.seconds_per_image(model, train, batch_size)
+    seconds = forecast.forecast(open_config, counts, per_image, paces)
     numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
     if paces:
         _, pace = paces[0]

@@ -1,4 +1,4 @@
-"""Learning-rate range test: longer and longer steps, to see from where on the loss falls and where it explodes."""
+"""Learning rate range test: an increasing learning rate, to see from where on the loss falls and where it explodes."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from ..train.one_stage import CompiledStage, mixing_of
 from ..train.optimizers import apply_layer_decay, create_optimizer
 
 WINDOW = 7
-"""Steps over which losses are averaged before the lowest is looked for: a single batch may be an easy one."""
+"""Steps over which losses are averaged before the minimum is taken: a single batch may be an easy one."""
 EXPLODED = 4
 """The test ends where the averaged loss is so many times the lowest."""
 
@@ -74,16 +74,17 @@ def _copy(network: keras.Model) -> keras.Model:
 
 
 def best_rate(rates: np.ndarray, losses: np.ndarray) -> float | None:
-    """A tenth of the step size at which the loss is lowest: there it is about to rise.
+    """A tenth of the learning rate at which the loss is lowest: there it is about to rise.
 
-    A head that begins as a fitted regression is at its lowest from the start; then a tenth of where the loss explodes.
+    A head that begins as a fitted linear probe has its lowest loss at the start; then a tenth of where the loss
+    explodes.
 
     Args:
         rates: float64 [n], rising.
         losses: float64 [n].
 
     Returns:
-        Step size; None if the loss neither falls clearly below the first steps nor explodes.
+        Learning rate; None if the loss neither falls clearly below the first steps nor explodes.
     """
     if len(losses) <= WINDOW:
         return None

@@ -1,4 +1,4 @@
-"""Which layers belong to which block: what is frozen, cut, penalised or slowed down goes by that."""
+"""Which layer belongs to which block: freezing, feature caching, layer-wise learning rates and penalties go by it."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Blocks:
         numbers: block of each layer by name, in the order of the model: the number in its name, else that of the layer
             before it; None before the first block.
         head: names of the layers above the backbone.
-        pretrained: whether the backbone has weights that its batch normalisation must keep the statistics of.
+        pretrained: whether batch normalisation of the backbone keeps its pretrained statistics.
     """
 
     numbers: Mapping[str, int | None]
@@ -54,7 +54,7 @@ class Blocks:
         if unfreeze == "all":
             return blocks[0]
         if isinstance(unfreeze, str):
-            match = re.fullmatch(r"[A-Za-z_]+([0-9]+)", unfreeze)  # "2" may mean block 2 or two blocks: it must be said
+            match = re.fullmatch(r"[A-Za-z_]+([0-9]+)", unfreeze)  # "2" alone may mean block 2 or two blocks
             if not match or int(match[1]) not in blocks:
                 raise ConfigError(
                     f"unfreeze: expected one of {[f'block{b}' for b in blocks]}, which this backbone has, a number of "

@@ -13,8 +13,9 @@ from .blocks import block_outputs, find_blocks
 from .layers import DropBlock, DropConnect
 
 GAINS = {"relu": 2.0, "leaky_relu": 1.92, "prelu": 1.88, "gelu": 2.16, "silu": 2.43, "maxout": 1.0}
-"""Variance of fresh weights, times the number of inputs, with which a hidden layer is as loud as its input: the g with
-E[f(sqrt(g) z)^2] = 1 for a standard normal z (He et al. 2015, "Delving deep into rectifiers", say it for ReLUs)."""
+"""Variance of initial weights, times the number of inputs, that keeps the variance of activations through a hidden
+layer: the g with E[f(sqrt(g) z)^2] = 1 for a standard normal z (He et al. 2015, "Delving deep into rectifiers", for
+ReLUs)."""
 
 
 def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Sequence[float]) -> keras.Model:
@@ -25,12 +26,13 @@ def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Se
 def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies: Sequence[float]) -> keras.Model:
     """Put a head on a backbone.
 
-    Flat, so that any layer can be cut, frozen or looked into; without `training=`, which Keras 3.15 would not keep.
+    Flat, so that the model can be split at any layer, and any layer frozen; without `training=`, which Keras 3.15 would
+    not keep.
 
     Args:
         base: from `build_backbone`.
         backbone: the settings it was built with.
-        head: levels, pooling, what is dropped or noisy, hidden layer and its activation, penalties.
+        head: feature levels, pooling, dropout and noise, hidden layer and its activation, regularisation.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
             and its kernel is small, so that the loss starts near the entropy of the classes and not far above it.
 
@@ -51,7 +53,8 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         len(priors),
         head,
         dtype="float32",  # also under mixed precision: a float16 softmax underflows to exact zeros
-        kernel_initializer=keras.initializers.VarianceScaling(0.03, "fan_avg", "uniform"),  # Glorot's, but quiet
+        # Glorot's, at a small initial scale
+        kernel_initializer=keras.initializers.VarianceScaling(0.03, "fan_avg", "uniform"),
         bias_initializer=keras.initializers.Constant(np.log(priors).tolist()),
         name="logits",
         **penalty,
@@ -63,13 +66,13 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
 def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
     """Features of images, [n, features]: the outputs of the top `head.feature_levels` blocks, pooled, the topmost last.
 
-    Low blocks see edges and colours, high ones the things of ImageNet. Where the images are far from ImageNet, a
-    linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
+    Low blocks respond to edges and colours, high ones to the objects of ImageNet. Where the images are far from
+    ImageNet, a linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
     """
     outputs = block_outputs(base, find_blocks(base, backbone))
     if head.feature_levels > len(outputs):
         raise ConfigError(
-            f"head.feature_levels: {backbone.name} has {len(outputs)} blocks to look at. Received: "
+            f"head.feature_levels: {backbone.name} has {len(outputs)} blocks. Received: "
             f"{head.feature_levels}. Choose 1 to {len(outputs)}."
         )
     features = [_pool(level, head, depth) for depth, level in enumerate(reversed(outputs[-head.feature_levels :]))]
@@ -78,10 +81,10 @@ def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.Ke
 
 
 def power_norm(x: keras.KerasTensor) -> keras.KerasTensor:
-    """sign(x) * sqrt(|x|), smooth at zero: many small features are heard beside few large ones.
+    """sign(x) * sqrt(|x|), smooth at zero: a few large features do not outweigh many small ones.
 
-    Power normalisation (Perronnin et al. 2010, "Improving the Fisher Kernel for Large-Scale Image Classification").
-    Takes arrays too.
+    Power normalisation (signed square root; Perronnin et al. 2010, "Improving the Fisher Kernel for Large-Scale Image
+    Classification"). Works on arrays too.
     """
     return x * ops.rsqrt(ops.abs(x) + 0.01)
 

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of weights that no epoch has trained with: an average, or a point on the way to it."""
+"""Batch-norm statistics for weights that no epoch has trained with: an EMA, or an interpolation towards it."""
 
 import functools
 from collections.abc import Callable
@@ -31,10 +31,10 @@ def update_bn(network: keras.Model, batches: tf.data.Dataset) -> None:
     norms = trainable_norms(network)
     if not norms:
         return
-    look = _moments(network, tuple(layer.name for layer in norms))
+    moments = _moments(network, tuple(layer.name for layer in norms))
     count, sums = 0, [0.0] * 2 * len(norms)
     for inputs, *_ in batches.take(BATCHES):
-        found = [np.asarray(array, np.float64) for array in look(tf.cast(inputs, tf.float32))]
+        found = [np.asarray(array, np.float64) for array in moments(tf.cast(inputs, tf.float32))]
         sums = [total + len(inputs) * array for total, array in zip(sums, found, strict=True)]
         count += len(inputs)
     for layer, mean, square in zip(norms, sums[::2], sums[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""What happens at the end of an epoch. Each callback is right alone; together they share one `TrainState`."""
+"""Callbacks of a stage. Each is right alone; together they share one `TrainState`."""
 
 import math
 import time
@@ -23,11 +23,11 @@ DYNAMICS_IMAGES = 32
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Remember the weights of the best epoch, stop when none has been better for `patience` epochs.
+    """Early stopping: remember the weights of the best epoch, stop when none was better for `patience` epochs.
 
     Unlike Keras's pair of EarlyStopping and ModelCheckpoint it has one notion of best, which lives in `state` and so
-    survives a resume. A score that is not finite is never the best, and says nothing about whether training improves:
-    it does not count as an epoch without improvement. Two of them in a row are an error.
+    survives a resume. A score that is not finite is never the best, and does not count as an epoch without
+    improvement. Two of them in a row are an error.
 
     Args:
         state: whose `best` and `wait` are kept up to date.
@@ -92,7 +92,7 @@ class ReduceLROnPlateau(keras.callbacks.Callback):
 
     Args:
         rate: schedule of the optimizer.
-        state: whose `wait`, which KeepBest counts before, decides, and whose `lr_drops` grow. In a refit nobody waits,
+        state: whose `wait`, which KeepBest counts before, decides, and whose `lr_drops` grow. In a refit `wait` is 0,
             and the learning rate drops where `lr_drops` says.
         patience: epochs without improvement, after the warm-up.
     """
@@ -106,7 +106,7 @@ class ReduceLROnPlateau(keras.callbacks.Callback):
         self.rate.factor.assign(0.1 ** sum(drop <= epoch for drop in self.state.lr_drops))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """See whether the score has stopped improving; an epoch without a score does not say so."""
+        """See whether the score has stopped improving; an epoch without a finite score does not count."""
         if self.state.nonfinite_epochs or not self.state.wait:
             return
         warm = (epoch + 1 - self.state.start) * self.params["steps"] > self.rate.warmup_steps
@@ -117,8 +117,8 @@ class ReduceLROnPlateau(keras.callbacks.Callback):
 class Validate(keras.callbacks.Callback):
     """Predict the validation images once an epoch; what is logged, waited for and chosen are scores of these logits.
 
-    Also remembers, epoch by epoch, how likely the labels of a few of them are said to be: what is learned early, late
-    or never, and what is forgotten again, a mean over all images does not show.
+    Also remembers, epoch by epoch, the predicted probability of the label for a few of them: what is learned early,
+    late or never, and what is forgotten again, a mean over all images does not show.
 
     Args:
         state: whose `prediction_dynamics` grow.
@@ -134,7 +134,7 @@ class Validate(keras.callbacks.Callback):
         self.began = 0.0
 
     def logits(self, network: keras.Model) -> np.ndarray:
-        """What a network says of the validation images, float32 [n, classes]."""
+        """Predictions for the validation images, float32 [n, classes]."""
         return network.predict(inference_batches(self.held_out, self.batch_size), verbose=0)[: len(self.held_out)]
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
@@ -143,8 +143,8 @@ class Validate(keras.callbacks.Callback):
         logits = self.logits(self.model)
         logs |= scores(logits, self.labels)
         few = evenly_spaced(len(logits), DYNAMICS_IMAGES)
-        said = softmax(logits[few].astype(np.float64), axis=1)[np.arange(len(few)), self.labels[few]]
-        self.state.prediction_dynamics.append(said.round(4).tolist())
+        probabilities = softmax(logits[few].astype(np.float64), axis=1)[np.arange(len(few)), self.labels[few]]
+        self.state.prediction_dynamics.append(probabilities.round(4).tolist())
 
 
 class Log(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""What is saved so that an interrupted training goes on: of each stage what it began with, and then what changed."""
+"""Checkpoints from which an interrupted training resumes: what a stage began with, and then what changed."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ RENAMED = {"blind": "nonfinite_epochs", "drops": "lr_drops", "watched": "predict
 
 @dataclass
 class TrainState:
-    """Where a training stands; together with the weights, all that is needed to go on."""
+    """Progress of a training; with weights and optimizer, all that is needed to resume."""
 
     stage: int = 0
     """Stages finished."""
@@ -44,7 +44,7 @@ class TrainState:
     lr_drops: list[int] = field(default_factory=list)
     """Epochs finished whenever the learning rate of this stage dropped, where schedule=plateau."""
     gain: float = 1.0
-    """Part of the validation loss (or error) that the last stage took away."""
+    """Fraction by which the last stage lowered the validation loss (or error)."""
     history: list[dict] = field(default_factory=list)
     """One row an epoch."""
     prediction_dynamics: list[list[float]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Checkpoint(keras.callbacks.Callback):
         base: at the beginning of the stage, the variables of the whole model, `begun`, and the weights of the one in
             training, `before`.
         clock: which adds up the seconds as `checkpoints`.
-        keep: holds the best weights in its `weights`, if somebody looks for them.
+        keep: holds the best weights in its `weights`, if there is one.
         seconds: of training between two checkpoints, at least; the end of a stage is always saved.
     """
 
@@ -215,7 +215,7 @@ def _prune(folder: Path) -> None:
         disk.remove_folder(checkpoint)
     try:
         used = {runs.read_json(state).get("base") for state in folder.glob("[0-9]*/state.json")}
-    except (OSError, ValueError):  # damaged: nobody knows what it was based on
+    except (OSError, ValueError):  # damaged: what it was based on is unknown
         return
     for base in folder.glob("base-*"):
         if base.name not in used:

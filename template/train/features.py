@@ -41,16 +41,16 @@ def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     )
 
 
-def activations(network: Callable, source: ArrayDataset, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Outputs of `inference` over one epoch of a source, batch by batch in order, float32 [batch, ...]."""
-    view = ArrayDataset(lambda _, rows: source.read(epoch, rows), source.labels)
+def activations(network: Callable, dataset: ArrayDataset, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Outputs of `inference` over one epoch of a dataset, batch by batch in order, float32 [batch, ...]."""
+    view = ArrayDataset(lambda _, rows: dataset.read(epoch, rows), dataset.labels)
     for inputs, _ in ordered_batches(view, 1, batch_size):
         yield network(inputs).numpy()
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of activations, each known by what it was computed from: network, weights and images.
+    """A folder of activations, each named by what it was computed from: network, weights and images.
 
     So the final fit finds what the stages computed, and tomorrow's run what today's did.
 
@@ -72,25 +72,27 @@ class FeatureCache:
         folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
         return cls(folder, limit, config.train.batch_size, clock or runs.Timer())
 
-    def outputs(self, network: keras.Model, source: ArrayDataset, epochs: range, dtype: type = np.float16) -> ArrayFile:
-        """Outputs of a network, not training, over epochs of a source: [epochs * n, ...], computed or found.
+    def outputs(
+        self, network: keras.Model, dataset: ArrayDataset, epochs: range, dtype: type = np.float16
+    ) -> ArrayFile:
+        """Outputs of a network, not training, over epochs of a dataset: [epochs * n, ...], computed or found.
 
-        Those that the type cannot hold become the largest that it can; says how many.
+        Values beyond the range of the type are clipped to it; a message says how many.
 
         Raises:
             OSError: if the disk is full.
             NonFiniteError: if an output is NaN.
         """
-        shape = (len(epochs) * len(source), *network.output_shape[1:])
-        name = f"{fingerprint(network)} {source.key} {epochs} {np.dtype(dtype)}"
-        name = f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}" if source.key else ""  # unknown to anybody
+        shape = (len(epochs) * len(dataset), *network.output_shape[1:])
+        name = f"{fingerprint(network)} {dataset.key} {epochs} {np.dtype(dtype)}"
+        name = f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}" if dataset.key else ""  # not cacheable
         most = float(np.finfo(dtype).max)
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
             function, notes["clipped"] = inference(network), [0, 0]
             with self.clock("features"):
                 for epoch in epochs:
-                    for number, batch in enumerate(activations(function, source, epoch, self.batch_size)):
+                    for number, batch in enumerate(activations(function, dataset, epoch, self.batch_size)):
                         if np.isnan(batch).any():
                             raise NonFiniteError(
                                 f"The network gives NaN for images of batch {number + 1} of its input. Its weights "
@@ -143,26 +145,26 @@ def fingerprint(network: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, cache: FeatureCache) -> ArrayDataset:
-    """Run a frozen network over several views of a source, and give its outputs in place of its inputs.
+def cached(bottom: keras.Model, dataset: ArrayDataset, views: int, refresh: int, cache: FeatureCache) -> ArrayDataset:
+    """Run a frozen network over several views of a dataset, and give its outputs in place of its inputs.
 
     Epoch e of the result is view e modulo `views`, float16: for no more epochs than views, training on it sees what
-    training on the source itself would.
+    training on the dataset itself would.
 
     Args:
         bottom: from `split_model`.
-        source: what `bottom` takes.
-        views: how many epochs of the source to cache.
+        dataset: what `bottom` takes.
+        views: how many epochs of the dataset to cache.
         refresh: compute other views after so many epochs, 0 for never.
         cache: for the activations.
     """
-    n, lock, held = len(source), threading.Lock(), {}
+    n, lock, held = len(dataset), threading.Lock(), {}
 
     def values(generation: int) -> ArrayFile:
         with lock:  # two threads may read ahead
             if generation not in held:
                 held.pop(generation - 2, None)
-                held[generation] = cache.outputs(bottom, source, range(generation * views, (generation + 1) * views))
+                held[generation] = cache.outputs(bottom, dataset, range(generation * views, (generation + 1) * views))
             return held[generation]
 
     def read(epoch: int, rows: np.ndarray) -> np.ndarray:
@@ -170,7 +172,7 @@ def cached(bottom: keras.Model, source: ArrayDataset, views: int, refresh: int, 
         return values(generation)[(epoch - generation * refresh) % views * n + rows]
 
     values(0)
-    return dataclasses.replace(source, read=read, key="")
+    return dataclasses.replace(dataset, read=read, key="")
 
 
 def cache_frozen(

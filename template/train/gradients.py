@@ -1,4 +1,4 @@
-"""Do gradients reach the lower blocks, and how large are they? A look at the end of each epoch, off by default."""
+"""Vanishing and exploding gradients, update ratios and dead ReLUs by block, measured after each epoch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from .. import runs
 from ..data.dataset import ArrayDataset
 
 VANISHING, EXPLODING, DEAD = 1e-4, 1000.0, 0.5
-"""A block's gradient that small beside the largest, a gradient that long, and that many dead ReLUs are worth a word."""
+"""Thresholds of a warning: gradient norm of a block relative to the largest; gradient norm; fraction of dead ReLUs."""
 
 HEADER = "stage,epoch,block,gradient,update,dead"
 
@@ -23,17 +23,17 @@ class Gradients(keras.callbacks.Callback):
 
     - gradient: Euclidean norm of the gradient of the training loss, penalties included, over all weights of the block;
       of one batch, as training sees it, before clipping.
-    - update: how far the epoch moved the weights, as a part of their own size: |after - before| / |before|.
-    - dead: part of the block's ReLUs (units, or channels of a map) that are zero everywhere in every image of the
+    - update: change of the weights in the epoch, relative to their norm: |after - before| / |before|.
+    - dead: fraction of the block's ReLUs (units, or channels of a map) that are zero everywhere in every image of the
       batch; nothing for a block without ReLUs.
 
-    Says once a stage if gradients vanish or explode or ReLUs are dead, and what to try (Pascanu et al. 2013, "On the
-    difficulty of training recurrent neural networks"; Glorot and Bengio 2010; Lu et al. 2019, "Dying ReLU and
-    initialization"). Leaves the training as it was, bit for bit: what a look moves (batch statistics, random
-    generators) is put back.
+    Warns once per stage if gradients vanish or explode or ReLUs are dead, with what to try (Pascanu et al. 2013, "On
+    the difficulty of training recurrent neural networks"; Glorot and Bengio 2010; Lu et al. 2019, "Dying ReLU and
+    initialization"). Leaves the training as it was, bit for bit: what measuring changes (batch statistics, random
+    generators) is restored.
 
     Args:
-        inputs: the images to look at, as the network in training takes them.
+        inputs: one batch to measure on, as the network in training takes it.
         titles: name of each layer's block, from `Blocks.titles`.
         stage: its number, from 1.
         folder: the run's.
@@ -43,7 +43,7 @@ class Gradients(keras.callbacks.Callback):
         super().__init__()
         self.inputs, self.titles, self.stage, self.folder = inputs, titles, stage, folder
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Find the ReLUs."""
@@ -54,7 +54,7 @@ class Gradients(keras.callbacks.Callback):
         self.before = [variable.numpy() for variable in self.model.trainable_variables]
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Look, write, and speak up."""
+        """Measure, write, and warn."""
         images = tf.cast(self.inputs.read(epoch, np.arange(len(self.inputs))), tf.float32)
         labels = tf.one_hot(self.inputs.labels, self.model.output_shape[-1])
         after = [variable.numpy() for variable in self.model.trainable_variables]
@@ -63,10 +63,10 @@ class Gradients(keras.callbacks.Callback):
         update = {block: length / size[block] if size[block] else math.nan for block, length in update.items()}
         dead = {block: part for block, part in self.dead(images).items() if block in gradient}
         self._write(epoch + 1, gradient, update, dead)
-        for sentence in worries(gradient, dead):
-            if sentence not in self.said:
+        for sentence in warnings(gradient, dead):
+            if sentence not in self.printed:
                 print(f"stage {self.stage}, epoch {epoch + 1}: {sentence}", flush=True)
-                self.said.add(sentence)
+                self.printed.add(sentence)
 
     def _by_block(self, arrays: Sequence[np.ndarray]) -> dict[str, float]:
         """Euclidean norm over the arrays of each block, one for each trainable variable, the lowest block first."""
@@ -113,10 +113,10 @@ def gradients(network: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> lis
 
 
 def dead_relus(network: keras.Model, titles: Mapping[str, str]) -> Callable[[tf.Tensor], dict[str, float]]:
-    """What tells, of images as the network takes them, which part of each block's ReLUs is zero all over all of them.
+    """A function from inputs of the network to the fraction of ReLUs by block that are zero everywhere in all of them.
 
     A layer that is a ReLU (at most 6 or not) or has one as its activation counts; one with a slope below zero does not
-    die. Only what the network contains is looked at, which may be the top of another.
+    die. Only layers of this network count, which may be the top of another.
 
     Args:
         network: not changed.
@@ -139,8 +139,8 @@ def dead_relus(network: keras.Model, titles: Mapping[str, str]) -> Callable[[tf.
     peaks = keras.Model(same.inputs[0], found)
 
     def dead(images: tf.Tensor) -> dict[str, float]:
-        said = peaks(images, training=False)
-        return {block: float(np.mean(np.concatenate(each) <= 0)) for block, each in said.items()}
+        found = peaks(images, training=False)
+        return {block: float(np.mean(np.concatenate(each) <= 0)) for block, each in found.items()}
 
     return dead
 
@@ -151,35 +151,35 @@ def _is_relu(layer: layers.Layer) -> bool:
     return getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
 
 
-def worries(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[str]:
-    """What the norms of a look say is wrong, and what to try, in a sentence each.
+def warnings(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[str]:
+    """Warnings for these norms, each with what to try.
 
     Args:
         gradient: norm by block, the lowest block first.
         dead: part of the ReLUs by block, where there are any.
     """
-    said = []
+    found = []
     lengths = np.array(list(gradient.values()))
     if not lengths.max() <= EXPLODING:  # nor is NaN
-        said.append(
+        found.append(
             "gradients explode. Try stages.N.clipnorm=1, a learning rate ten times lower (scripts/find_lr.py), or "
             "more stages.N.warmup."
         )
     elif lengths.max() > 0 and lengths.min() < VANISHING * lengths.max():
-        said.append(
-            f"gradients vanish, hardly any reaches {min(gradient, key=gradient.get)}. Try a backbone with residuals "
+        found.append(
+            f"gradients vanish: hardly any reaches {min(gradient, key=gradient.get)}. Try a backbone with residuals "
             "and normalisation (resnet50, mobilenetv2), pretrained weights, or unfreeze fewer blocks "
             "(stages.N.unfreeze)."
         )
     dying = [block for block, part in dead.items() if part > DEAD]
     if "head" in dying:
-        said.append(
+        found.append(
             "more than half of the hidden ReLUs of the head are dead. Try head.activation=leaky_relu, fewer units "
             "(head.hidden), or a lower learning rate."
         )
     if below := [block for block in dying if block != "head"]:
-        said.append(
+        found.append(
             f"more than half of the ReLUs of {', '.join(below)} are dead. Try a lower learning rate, more "
             "stages.N.warmup, or stages.N.clipnorm=1."
         )
-    return said
+    return found

@@ -18,7 +18,7 @@ OVERLAP = 0.99
 def class_weights(
     counts: Sequence[int], kind: str | Mapping[str, float], class_names: Sequence[str] = ()
 ) -> np.ndarray:
-    """What an image of each class counts in the training loss.
+    """Class weights in the training loss.
 
     Args:
         counts: training images of each class, >= 1.
@@ -40,11 +40,11 @@ def class_weights(
 
 
 def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | Mapping[str, float]) -> str:
-    """One line a class: its training images, and what each counts."""
+    """One line per class: its training images and its weight."""
     rows = zip(class_names, counts, class_weights(counts, kind, class_names), strict=True)
     lines = [f"  {name}: {count} images x {weight:.3g}" for name, count, weight in rows]
-    said = "by name" if isinstance(kind, Mapping) else kind
-    return "\n".join([f"class weights ({said}, mean of 1; validation is not weighted):", *lines])
+    name = "by name" if isinstance(kind, Mapping) else kind
+    return "\n".join([f"class weights ({name}, mean of 1; validation is not weighted):", *lines])
 
 
 def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[str] = ()) -> keras.losses.Loss:
@@ -77,11 +77,11 @@ class WeightedLoss(keras.losses.Loss):
 
     Args:
         weights: of each class, > 0.
-        shift: added to the logits in training alone: tau * log of the share of each class asks of rare classes that
-            they win by more. Without it, at inference, all classes are equally likely beforehand (Menon et al. 2021,
+        shift: added to the logits in training alone: tau * log of the share of each class requires a larger margin of
+            rare classes. Without it, at inference, all classes are equally likely beforehand (Menon et al. 2021,
             "Long-tail learning via logit adjustment").
-        focus: 0, or how strongly what is known already is passed over (Lin et al. 2017, "Focal loss for dense object
-            detection").
+        focus: 0, or the gamma of the focal loss, which down-weights easy images (Lin et al. 2017, "Focal loss for dense
+            object detection").
         label_smoothing: e, in [0, 1). The loss then has its minimum at finite logits (Szegedy et al. 2016).
     """
 
@@ -105,8 +105,8 @@ class WeightedLoss(keras.losses.Loss):
         if self.focus:
             losses *= (1 - ops.exp(log_p)) ** self.focus
         if self.label_smoothing:
-            spread = ops.mean(losses, axis=-1, keepdims=True)
-            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * spread
+            uniform = ops.mean(losses, axis=-1, keepdims=True)
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * uniform
         return ops.sum(y_true * self.weights * losses, axis=-1)
 
     def get_config(self) -> dict:

@@ -1,4 +1,4 @@
-"""Numbers that are none: a loss, a weight or an activation that became NaN or infinite."""
+"""A loss, weight or activation that became NaN or infinite: stop, and find the batch."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +22,8 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
     """Stop training before anything is saved if the loss or a weight is not finite.
 
     Keras's TerminateOnNaN ends training "gracefully": other callbacks then save the ruined weights, as the best too. It
-    also asks for the loss after every batch, for which a GPU must stop; here one look at the end of an epoch is enough,
-    as the loss is a mean over the epoch and stays NaN, and the batch is found by going through them once more.
+    also reads the loss after every batch, for which a GPU must wait; here once at the end of an epoch is enough, as the
+    loss is a mean over the epoch and stays NaN, and the batch is found by going through them once more.
 
     Args:
         whole: the model of which the one in training may be a part.
@@ -40,12 +40,12 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Look at the loss, and at the weights: the last step of an epoch can ruin them without showing in its loss."""
         if not math.isfinite((logs or {}).get("loss", 0.0)):
-            where, said = f"epoch {epoch + 1}", ""
+            where, names = f"epoch {epoch + 1}", ""
             if found := self.find(epoch):
                 where = f"epoch {found[0] + 1}, batch {found[1] + 1}"
-                said = ", ".join(repr(str(name)) for name in found[2])
-            said = f" The images of this batch: {said}" if said else ""
-            raise NonFiniteError(f"The loss became {logs['loss']} in {where}. {ADVICE}{said}")
+                names = ", ".join(repr(str(name)) for name in found[2])
+            names = f" The images of this batch: {names}" if names else ""
+            raise NonFiniteError(f"The loss became {logs['loss']} in {where}. {ADVICE}{names}")
         floats = [v for v in self.whole.variables if "float" in v.dtype]
         finite = np.asarray(tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in floats]))  # one wait for all
         if not finite.all():

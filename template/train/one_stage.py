@@ -129,7 +129,7 @@ def compile_for(
     model.compile(
         optimizer,
         loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[  # what only fills up a batch weighs nothing
+        weighted_metrics=[  # padding of the last batch has weight 0
             keras.metrics.CategoricalAccuracy(name="accuracy"),
             keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
         ],
@@ -158,7 +158,7 @@ def run_epochs(
         epochs: may be empty.
         state: with the `start` and the `lr_drops` of the stage; saved in the checkpoints.
         folder: for checkpoints.
-        callbacks: to call before the step size is changed and the checkpoint is written.
+        callbacks: called before those that change the learning rate, and before the checkpoint is written.
         best: that of them whose `weights` are the best ones, to save them too.
 
     Raises:
@@ -215,7 +215,7 @@ def update_statistics(compiled: CompiledStage, epochs: int) -> None:
 
 
 def _schedule_callbacks(compiled: CompiledStage, state: TrainState) -> list[keras.callbacks.Callback]:
-    """What changes the rate of DropBlock, and the step size on a plateau, epoch by epoch."""
+    """Callbacks that change the rate of DropBlock, and the learning rate on a plateau."""
     stage, callbacks = compiled.stage, []
     if any(isinstance(layer, DropBlock) for layer in compiled.model.layers):
         if not compiled.takes_maps:

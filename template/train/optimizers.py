@@ -1,4 +1,4 @@
-"""How a stage steps: by which rule, how the step size rises and falls, and how much less the lower blocks move."""
+"""Optimizers, learning rate schedules and layer-wise learning rate decay."""
 
 import functools
 
@@ -24,16 +24,17 @@ OPTIMIZERS = {
 
 
 CLIPS = {"global_norm": "global_clipnorm", "norm": "clipnorm", "value": "clipvalue"}
-"""What Keras calls the ways to clip. It does so before the step, on gradients that float16 has not scaled any more."""
+"""Names in Keras of the ways to clip. It clips gradients after the loss scale of float16 has been taken out."""
 
 
 def create_schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSchedule:
-    """Step size by step: a rise in a straight line over `stage.warmup` of the steps, then a fall.
+    """Learning rate by step: a linear warm-up over `stage.warmup` of the steps, then a decay.
 
-    `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no fall. `step`: to a tenth after each third of
-    what is left. `exponential`: to a hundredth at the end, by the same factor each step. `one_cycle` has its own rise,
-    from a 25th over 30 % of the steps, and then a cosine to almost zero (Smith and Topin 2018, "Super-convergence").
-    `plateau`: by what `callbacks.ReduceLROnPlateau` says (He et al. 2016, "Deep residual learning").
+    `cosine`: to zero (Loshchilov and Hutter 2017, "SGDR"). `constant`: no decay. `step`: to a tenth after each third of
+    what is left. `exponential`: to a hundredth at the end, by the same factor each step. `one_cycle` has its own
+    warm-up, from a 25th over 30 % of the steps, and then a cosine to almost zero (Smith and Topin 2018,
+    "Super-convergence"). `plateau`: by what `callbacks.ReduceLROnPlateau` says (He et al. 2016, "Deep residual
+    learning").
 
     Args:
         stage: schedule, learning rate and warm-up.
@@ -68,7 +69,7 @@ class WarmupExponentialDecay(schedules.ExponentialDecay):
         self.warmup_steps = warmup_steps
 
     def __call__(self, step):
-        """Step size at a step, counted from 0."""
+        """Learning rate at a step, counted from 0."""
         step = ops.cast(step, "float32")
         rise = ops.minimum(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
         return rise * super().__call__(ops.maximum(0.0, step - self.warmup_steps))
@@ -93,7 +94,7 @@ class PlateauSchedule(schedules.LearningRateSchedule):
         self.factor = keras.Variable(factor, trainable=False, dtype="float32", name="factor")
 
     def __call__(self, step):
-        """Step size at a step, counted from 0."""
+        """Learning rate at a step, counted from 0."""
         rise = ops.minimum(1.0, ops.cast(step, "float32") / self.warmup_steps) if self.warmup_steps else 1.0
         return self.peak * rise * self.factor
 
@@ -116,8 +117,8 @@ def create_optimizer(
     Args:
         stage: optimizer, weight decay and clipping.
         rate: from `create_schedule`.
-        averaged: when Keras's `fit` ends it leaves the moving average of the weights in the model, not the last ones.
-        accumulate: batches whose gradients make one step. The rate is asked for by number of batch.
+        averaged: whether to keep an exponential moving average (EMA) of the weights, which `fit` leaves in the model.
+        accumulate: batches whose gradients make one step. The schedule is called with the number of the batch.
     """
     optimizer = OPTIMIZERS[stage.optimizer](
         rate,
@@ -134,10 +135,10 @@ def create_optimizer(
 
 
 def apply_layer_decay(optimizer: keras.optimizers.Optimizer, model: keras.Model, decay: float, blocks: Blocks) -> None:
-    """Give each layer its own step size: `decay` to the power of its depth, weight decay included.
+    """Layer-wise learning rate decay: times `decay` to the power of the depth of a layer, weight decay included.
 
-    Low blocks see edges, which every image has, and need to move least (Howard and Ruder 2018, "ULMFiT"). Keras's
-    MultiOptimizer, with an optimizer for each block, would clip each block's gradient for itself.
+    Low blocks respond to edges, which every image has, and need to change least (Howard and Ruder 2018, "ULMFiT").
+    Keras's MultiOptimizer, with an optimizer for each block, would clip each block's gradient for itself.
 
     Args:
         optimizer: from `create_optimizer`, not built yet; changed in place.
@@ -149,7 +150,7 @@ def apply_layer_decay(optimizer: keras.optimizers.Optimizer, model: keras.Model,
     shares = {id(v): decay ** depths[layer.name] for layer in model.layers for v in layer.trainable_variables}
     factors = [shares[id(v)] for v in model.trainable_variables]
     step, shrink = optimizer.update_step, optimizer.weight_decay
-    optimizer.weight_decay = None  # Keras would shrink by the common step size
+    optimizer.weight_decay = None  # Keras would apply it with the common learning rate
 
     def slower(gradient, variable, rate):
         rate = rate * factors[variable_index(optimizer, variable)]

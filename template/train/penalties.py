@@ -1,4 +1,4 @@
-"""Penalties on unfrozen pretrained kernels, as a part of the training loss; those of the head are its own."""
+"""L1, L2 and L2-SP penalties on unfrozen kernels of the backbone; those of the head are its layers' own."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,8 @@ from ..model.blocks import Blocks
 def penalise(model: keras.Model, stage: Stage, blocks: Blocks, pretrained: Sequence[np.ndarray]) -> None:
     """Give the kernels of the backbone the penalties of a stage, and take off those of the stage before.
 
-    Keras reads `layer.kernel_regularizer` only while it builds the layer. It looks at `variable.regularizer` in every
-    step, for all that trains, also in a tail that was cut from the model; and does not save it, as nobody need be
-    penalised for predicting.
+    Keras reads `layer.kernel_regularizer` only while it builds the layer. It reads `variable.regularizer` in every
+    step, for all that trains, also in a part of the model; and does not save it, as prediction needs no penalty.
 
     Args:
         model: the whole.

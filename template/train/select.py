@@ -1,4 +1,4 @@
-"""Which weights to keep: scores of validation logits, and the choice among candidates. NumPy, and one notion of best.
+"""Model selection: scores of validation logits, and the choice among candidate weights. NumPy only.
 
 Every validation number of a training comes from here: what is logged, what patience waits for, which epoch is the
 best, and which weights are kept in the end.
@@ -26,8 +26,8 @@ def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np
     """Loss of each validation image, by which weights are chosen; the mean is 1 - accuracy, 1 - macro F1, or the
     calibrated cross-entropy: smoothed, at the fitted temperature.
 
-    Of a few dozen images the plain cross-entropy mostly says how sure a network is of itself, which grows with every
-    epoch and which one number mends (`temperature`); and that of a few, all right, would be nothing (smoothed).
+    Of a few dozen images the plain cross-entropy is mostly a matter of confidence, which grows with every epoch and
+    which one number corrects (`temperature`); and that of a few, all of them right, would be 0 (smoothed).
 
     Args:
         logits: float [n, classes].
@@ -43,16 +43,16 @@ def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np
         return np.full(len(labels), np.nan)
     if monitor == "cross_entropy":
         return smoothed_losses(logits, labels, temperature=temperature(logits, labels, prior_std=np.inf))
-    said = logits.argmax(axis=1)
+    predicted = logits.argmax(axis=1)
     if monitor == "accuracy":
-        return (said != labels).astype(float)
+        return (predicted != labels).astype(float)
 
-    hit, n = said == labels, logits.shape[1]
-    true, predicted = np.bincount(labels, minlength=n), np.bincount(said, minlength=n)
-    score = f1(np.bincount(labels[hit], minlength=n), true, predicted)
+    correct, n = predicted == labels, logits.shape[1]
+    tp, support, times = (np.bincount(x, minlength=n) for x in (labels[correct], labels, predicted))
+    score = f1(tp, support, times)
     defined = ~np.isnan(score)  # of a class that neither occurs nor is predicted there is none
-    score, both = np.where(defined, score, 0.0), np.maximum(true + predicted, 1)
-    influence = 2 * hit / both[labels] - score[labels] / both[labels] - score[said] / both[said]
+    score, both = np.where(defined, score, 0.0), np.maximum(support + times, 1)
+    influence = 2 * correct / both[labels] - score[labels] / both[labels] - score[predicted] / both[predicted]
     return 1 - (score.sum() + len(labels) * influence) / defined.sum()
 
 
@@ -102,8 +102,8 @@ class Candidate:
 def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] | None, epochs: int) -> list[Candidate]:
     """What a stage may end with: its EMA weights, or halfway to them, its best epoch, or the weights from before.
 
-    Before, if better by one standard error: a few dozen images cannot see what a stage is worth. The best single epoch,
-    if better by three: of a dozen that are alike, the luckiest leads by nearly two.
+    Before, if better by one standard error: a few dozen images are too few to measure what a stage is worth. The best
+    single epoch, if better by three: of a dozen that are alike, the luckiest leads by nearly two.
 
     Args:
         before: weights at the beginning of the stage.
@@ -126,7 +126,7 @@ def choose(losses: Sequence[np.ndarray], errors: Sequence[float], groups: np.nda
     Args:
         losses: `per_image_losses` of each, float64 [n].
         errors: standard errors by which each must lead; 0 for the first choices, which come first.
-        groups: [n], as in `paired_z`: images of one patient do not make a difference sure.
+        groups: [n], as in `paired_z`: images of one patient are not independent.
     """
     means = [np.inf if np.isnan(loss).any() else loss.mean() for loss in losses]
     winner = int(np.argmin([mean for mean, needed in zip(means, errors, strict=True) if not needed]))

@@ -24,7 +24,7 @@ SKIPPED = {"epochs": 0, "averaged": False, "alpha": 0.0}
 
 
 def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: TrainContext, folder: Path) -> TrainState:
-    """Train a model through all stages, in place; afterwards it has the weights that validation liked best.
+    """Train a model through all stages, in place; afterwards it has the weights that are best on validation.
 
     Goes on where an earlier call with the same folder stopped, if it left a checkpoint there.
 
@@ -56,7 +56,8 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: Tra
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(context.stages))[state.stage :]:
         if state.gain < stage.only_if_gain:
-            print(f"{_title(number, context)}: skipped, the stage before lowered the loss by {state.gain:.0%} only")
+            title, gain = _title(number, context), f"{state.gain:.0%}"
+            print(f"{title}: skipped, the stage before lowered the validation loss by only {gain}")
             state.plan.append({"start": state.epoch, **SKIPPED, "lr_drops": []})
         else:
             with context.cache.clock(f"stage {number + 1}"):
@@ -129,7 +130,7 @@ def refit(
     for number, (stage, kept) in list(enumerate(zip(context.stages, plan, strict=True)))[state.stage :]:
         if kept["alpha"]:
             print(f"refit on {sum(map(len, train))} images, {_title(number, context)}: {kept['epochs']} epochs")
-            # The schedule stays that of the whole stage: each epoch has the step size that it had the first time.
+            # The schedule stays that of the whole stage: each epoch has the learning rate that it had the first time.
             compiled = compile_stage(model, stage, train, None, context, averaged=kept["averaged"], saved=saved)
             state.start, state.lr_drops = kept["start"], list(kept["lr_drops"])
             end = kept["start"] + kept["epochs"]
@@ -173,7 +174,7 @@ def _choose(
     best: list,
     update: Callable[[], None],
 ) -> dict:
-    """Leave in the network the weights that validation likes best of `candidates`, and say which.
+    """Leave in the network those of the `candidates` that are best on validation, and return which.
 
     `update` gives weights that no epoch has trained with batch-norm statistics of their own.
     """
