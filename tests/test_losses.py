@@ -185,7 +185,7 @@ def test_weights_come_from_the_images_that_are_trained_on_and_never_reach_valida
     settings = Train(batch_size=8, class_weights="balanced", loss="focal", label_smoothing=0.1)
     model, cache = build(backbone, head, 16, [8, 3, 1]), FeatureCache(tmp_path / "cache", 1e9, 8, Timer())
     context = TrainContext(find_blocks(model, backbone), (stage,), settings, cache)
-    for parts, counts in (([train], [8, 3, 1]), ([train, val], [12, 4, 2])):  # the second is the final fit
+    for parts, counts in (([train], [8, 3, 1]), ([train, val], [12, 4, 2])):  # the second is a refit
         network = compile_stage(model, stage, parts, None, context).network
         np.testing.assert_allclose(network.loss.weights, class_weights(counts, "balanced"), rtol=1e-6)
     said = log_softmax(np.asarray(model(pixels[:6].astype(np.float32), training=False)), axis=1)

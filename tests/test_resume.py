@@ -220,7 +220,7 @@ def test_a_checkpoint_of_before_with_its_old_names_is_read_as_one_of_now(tmp_pat
         assert checkpoints.read_checkpoint(tmp_path / name)[0] == now
 
 
-def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_the_final_fit_too(
+def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_a_refit_too(
     pretrained, tmp_path, monkeypatch, epochs, stages
 ):
     stages = (Stage(unfreeze=1, epochs=3, cached_augmentations=2), Stage(unfreeze="all", epochs=2))[:stages]

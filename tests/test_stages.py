@@ -237,7 +237,7 @@ def test_accuracy_is_better_when_larger():
     assert state.best == 0.9
 
 
-def test_between_is_a_straight_line():
+def test_interpolation_is_a_straight_line():
     before, after = [np.array([0.0, 4.0])], [np.array([2.0, 0.0])]
     assert interpolate(before, after, 0)[0].tolist() == [0, 4]
     assert interpolate(before, after, 0.25)[0].tolist() == [0.5, 3]
@@ -269,8 +269,8 @@ def planned(monkeypatch, choice: int) -> None:
     ],
     ids=["half way", "average", "best epoch", "before"],
 )
-def test_repeat_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
-    """With nothing added, the final fit is the first one over again: same order, schedule, average and share."""
+def test_a_refit_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
+    """With nothing added, a refit is the first one over again: same order, schedule, average and share."""
     stages = (Stage(unfreeze=unfreeze, epochs=3, learning_rate=3e-3, cached_augmentations=2),)
     planned(monkeypatch, choice)
     first, state = train(pretrained, tmp_path, stages=stages)
@@ -284,7 +284,7 @@ def test_repeat_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monk
 SCRATCH = Backbone(name="tiny", weights="none")
 
 
-def test_an_average_from_scratch_has_statistics_of_its_own_in_the_final_fit_too(shallow, tmp_path, monkeypatch):
+def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallow, tmp_path, monkeypatch):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
     monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 1)  # the average
@@ -339,7 +339,7 @@ STILL = (0.5, 0.4, 0.6, 0.6, 0.3, 0.9)
 """Scores after each epoch: better, better, twice not, better, not."""
 
 
-def test_the_step_size_falls_when_the_score_stands_still_after_a_resume_and_in_the_final_fit_too(
+def test_the_learning_rate_drops_when_the_score_stops_improving_after_a_resume_and_in_a_refit_too(
     pretrained, tmp_path, monkeypatch
 ):
     stages = (
@@ -398,7 +398,7 @@ def test_a_plateau_is_seen_after_the_warm_up_and_an_epoch_without_a_number_is_no
 
 
 def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretrained, tmp_path, monkeypatch, capsys):
-    """In the final fit too: three quarters of the stage as planned, however many of its epochs are repeated."""
+    """In a refit too: three quarters of the stage as planned, however many of its epochs are repeated."""
     stages = (Stage(unfreeze=0, epochs=2, cached_augmentations=1), Stage(unfreeze=1, epochs=4, cached_augmentations=1))
     plan = [{"start": start, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []} for start in (0, 2)]
     seen = []
@@ -409,7 +409,7 @@ def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretraine
     assert capsys.readouterr().out.count("train.cutmix: mixup only") == 1
 
 
-def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_never_of_vectors(
+def test_blocks_are_dropped_more_from_epoch_to_epoch_in_a_refit_too_and_never_of_vectors(
     pretrained, tmp_path, monkeypatch, capsys
 ):
     seen, original = [], guard.TerminateOnNonFinite.on_epoch_end
@@ -433,7 +433,7 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_the_final_fit_too_and_ne
     assert seen == expected[:4], "as planned, though the fourth epoch was not kept"
 
 
-def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):
+def test_a_refit_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch):
     stages = (Stage(unfreeze=1, epochs=1, learning_rate=1e-2), Stage(unfreeze=0, epochs=3, learning_rate=3e-3))
     monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
     plan = [{"start": 0, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []},
@@ -451,7 +451,7 @@ def test_repeat_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monk
     assert same(expected, again, atol=1e-6)
 
 
-def test_the_final_fit_computes_only_what_the_stages_have_not(pretrained, tmp_path):
+def test_a_refit_computes_only_what_the_stages_have_not(pretrained, tmp_path):
     stages = (Stage(unfreeze=0, epochs=3, cached_augmentations=2),)
     train(pretrained, tmp_path, stages=stages)
     read = {"old": [], "new": []}
@@ -475,7 +475,7 @@ def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_no_stored_activations_are_alive_when_fit_and_repeat_are_done(pretrained, tmp_path):
+def test_no_cached_activations_are_alive_when_fit_and_refit_are_done(pretrained, tmp_path):
     """TensorFlow never lets go of a function that it was given; every stage would leave its gigabytes."""
     made, original = [], ArrayFile.__init__
 
@@ -530,7 +530,7 @@ BEFORE, HALFWAY, AVERAGE, BEST = 0.0, 0.5, 1.0, 2.0
 def chosen(
     says: dict[float, np.ndarray], monitor: str = "accuracy", groups: np.ndarray | None = None
 ) -> tuple[float, dict, checkpoints.TrainState]:
-    """The weight that is left, what is kept for the final fit, and the state."""
+    """The weight that is left, what is kept for a refit, and the state."""
     network = Stub(says)
     state = checkpoints.TrainState(start=5, epoch=9, best_epoch=7 if BEST in says else None)
     before, best = [np.array(BEFORE)], [np.array(BEST)]

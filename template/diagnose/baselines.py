@@ -21,7 +21,7 @@ SIDE = 48
 """Pixels of the images that a small network from scratch sees."""
 STEPS = 150
 """Of the small network from scratch."""
-SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
+FRACTIONS = (0.1, 0.2, 0.4, 0.8, 1.0)
 DRAWS = 3
 MOST = 2000
 """Training images of the largest linear probe in the learning curve."""
@@ -76,7 +76,7 @@ def learning_curve(
     )
     labels, classes, sizes, errors = train.labels, int(train.labels.max()) + 1, [], []
     most = min(1.0, MOST / len(train))
-    for share in SHARES:
+    for share in FRACTIONS:
         wrong = []
         for draw in range(DRAWS if share < 1 else 1):
             order = _drawn(train, draw, config.train.seed)

@@ -230,11 +230,11 @@ def random_label_accuracy(features: np.ndarray, labels: np.ndarray, held_out: np
         truth: theirs, likewise.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=1000)).fit(features, labels)
-    hits, chance = int((model.predict(held_out) == truth).sum()), float(np.bincount(truth).max() / len(truth))
+    correct, chance = int((model.predict(held_out) == truth).sum()), float(np.bincount(truth).max() / len(truth))
     return Check(
         "accuracy with random labels",
-        binomtest(hits, len(truth), chance, alternative="greater").pvalue > 0.001,
-        f"validation accuracy {hits / len(truth):.3f}",
+        binomtest(correct, len(truth), chance, alternative="greater").pvalue > 0.001,
+        f"validation accuracy {correct / len(truth):.3f}",
         f"no better than {chance:.3f}, chance",
         "Images of validation are among those of training: look at split.csv.",
     )

@@ -67,7 +67,7 @@ class KeepBest(keras.callbacks.Callback):
 class DropBlockSchedule(keras.callbacks.Callback):
     """Let the rate of DropBlock rise from 0 over a stage, to the whole of it in the last epoch.
 
-    A function of the epoch, so that a resumed run and the final fit do it again.
+    A function of the epoch, so that a resumed run and a refit repeat it.
 
     Args:
         start: epochs finished when the stage began.

@@ -52,7 +52,7 @@ def activations(network: Callable, dataset: ArrayDataset, epoch: int, batch_size
 class FeatureCache:
     """A folder of activations, each named by what it was computed from: network, weights and images.
 
-    So the final fit finds what the stages computed, and tomorrow's run what today's did.
+    So a refit finds what the stages computed, and tomorrow's run what today's did.
 
     Args:
         folder: may be deleted; what is needed is computed again.
