@@ -202,7 +202,6 @@ def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp
         assert all(a.tobytes() == b.tobytes() for a, b in zip(read[kind], arrays[kind], strict=True))
 
 
-@pytest.mark.parametrize(("epochs", "stages"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_before_with_its_old_names_is_read_as_one_of_now(tmp_path):
     plan = {"start": 0, "epochs": 2, "averaged": True}
     now = checkpoints.TrainState(
@@ -220,6 +219,7 @@ def test_a_checkpoint_of_before_with_its_old_names_is_read_as_one_of_now(tmp_pat
         assert checkpoints.read_checkpoint(tmp_path / name)[0] == now
 
 
+@pytest.mark.parametrize(("epochs", "stages"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_a_refit_too(
     pretrained, tmp_path, monkeypatch, epochs, stages
 ):
