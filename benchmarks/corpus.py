@@ -450,7 +450,7 @@ def folder_kinds() -> dict[str, tuple[tuple[str, ...], list[Callable], dict | st
         "one class": (("a",), [], "at least two classes"),
         "an empty class": (AB, [_folder("c")], "without any file: ['c']"),
         "a class of one image": (AB, [_copy("a/0.png", "c/only.png"), _remove("a/0.png")], "'c'"),
-        "a class of broken images": ((*AB, "c"), [_break("c")], "left out 'c/0.png': the file is empty"),
+        "a class of broken images": ((*AB, "c"), [_break("c")], "skipped 'c/0.png': the file is empty"),
         "all broken": (AB, [_break("a"), _break("b")], "and 10 more"),
         "loose images": (AB, [_text("loose.jpg", "x")], well(found=21, loose="outside the class folders")),
         "hidden images": (AB, [_text("a/.hidden.jpg", "x")], well(found=21, hidden="hidden")),

@@ -19,8 +19,8 @@ from template.data.batches import (
     Mixing,
     inference_batches,
     mix_batch,
-    of_one_size,
     ordered_batches,
+    pad_batches,
     shuffled_batch,
     shuffled_batches,
     shuffled_rows,
@@ -259,7 +259,7 @@ def test_filled_up_batches_have_one_size_and_the_gradient_of_the_smaller_ones(n)
         lambda _, rows: np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)[rows], np.arange(n) % 3
     )
     batches = shuffled_batches(data, 3, 8, 0, range(2))
-    filled = list(of_one_size(batches, n, 8))
+    filled = list(pad_batches(batches, n, 8))
     assert len({len(inputs) for inputs, *_ in filled}) == 1
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])

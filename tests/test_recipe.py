@@ -404,10 +404,10 @@ def moved(images: Path) -> None:
             id="other contents",
         ),
         pytest.param(
-            "gone or unreadable: 'upright/07.png'", lambda p: (p / "upright" / "07.png").unlink(), id="one less"
+            "missing or unreadable: 'upright/07.png'", lambda p: (p / "upright" / "07.png").unlink(), id="one less"
         ),
         pytest.param("new: 'upright/across/00.png'", lambda p: class_folders(p / "upright", each=1, seed=9), id="more"),
-        pytest.param("gone or unreadable: 'disc/03.png'", moved, id="another label"),
+        pytest.param("missing or unreadable: 'disc/03.png'", moved, id="another label"),
     ],
 )
 def test_an_interrupted_run_does_not_go_on_with_other_images(cut, tmp_path, change, named):

@@ -296,7 +296,7 @@ def test_groups_that_go_across_given_parts_are_named_where_nothing_is_left_to_tr
     """All of each patient is in test/ in part, so that nothing of any may train."""
     examples = make([0, 1] * 20, parts=["train", "train", "test", "test"] * 10, groups=[str(n // 4) for n in range(40)])
     said = refusal(examples)
-    assert "'a' is in test/ alone" in said and "left out 'image 0': the same group is in test/" in said
+    assert "'a' is in test/ alone" in said and "skipped 'image 0': the same group is in test/" in said
 
 
 def test_what_has_changed_between_two_splits_is_named():
@@ -308,7 +308,7 @@ def test_what_has_changed_between_two_splits_is_named():
     ids, before = done.ids, to_csv(done)
     names = done.class_names
     assert differences(before, to_csv(now)) == [
-        f"gone or unreadable: {str(ids[7])!r}",
+        f"missing or unreadable: {str(ids[7])!r}",
         f"other contents: {str(ids[3])!r}",
         f"label {names[done.labels[4]]!r} is now {names[labels[4]]!r}: {str(ids[4])!r}",
         f"part {str(done.parts[5])!r} is now {str(parts[5])!r}: {str(ids[5])!r}",

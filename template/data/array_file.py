@@ -1,7 +1,7 @@
-"""A large array that is read by rows: from memory if it fits a budget, else from its file, and never a wrong byte.
+"""A large array that is read by rows: from memory if it is small enough, else from its file, with checksums.
 
-A file of rows is the rows, C-ordered; a CRC-32 of each; a JSON of shape, type and notes; and, last, a footer that only
-a whole file has.
+An array file is the rows, C-ordered; a CRC-32 of each; a JSON of shape, dtype and notes; and last a footer that only a
+complete file has.
 """
 
 import json
@@ -26,14 +26,14 @@ _MAGIC = b"rows-v1\n"
 
 @dataclass(frozen=True)
 class Stored:
-    """An open file of rows. Whoever deletes or replaces the file takes nothing from those who have it open.
+    """An open array file. It can be read even after the file is deleted or replaced.
 
     Args:
         file: with the rows from its beginning.
         shape: [n, ...].
         dtype: of the values.
         sums: CRC-32 of each row, uint32 [n].
-        notes: what else its writer wanted to be known.
+        notes: metadata of its writer.
     """
 
     file: BinaryIO
@@ -43,10 +43,10 @@ class Stored:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def read(self, rows: Iterable[int], out: np.ndarray) -> None:
-        """Read these rows into an array, with `pread` and not memory-mapped: larger data than memory stay out of it.
+        """Read these rows into an array; not memory-mapped, so that data larger than memory do not fill it.
 
         Raises:
-            DamagedError: if a row is not the one that was written, or is missing.
+            DamagedError: if the checksum of a row is wrong, or the row is missing.
             OSError: if the file cannot be read.
         """
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -54,20 +54,20 @@ class Stored:
             view = target.reshape(-1).view(np.uint8)
             got = os.preadv(self.file.fileno(), [view], int(row) * size)
             if got != size or zlib.crc32(view) != self.sums[row]:
-                raise disk.DamagedError(f"Row {row} of {self.file.name!r} is not the one that was written.")
+                raise disk.DamagedError(f"Row {row} of {self.file.name!r} is damaged: its checksum is wrong.")
 
 
 def write(
     file: BinaryIO, batches: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type, notes: dict[str, Any]
 ) -> Stored:
-    """Write a file of rows.
+    """Write an array file.
 
     Args:
         file: empty, open for writing and reading.
-        batches: arrays [any number, *shape], in order.
+        batches: arrays [any n, *shape], in order.
         shape: of one row.
         dtype: of the values.
-        notes: JSON, taken when the batches have come to their end.
+        notes: JSON, written after the last batch.
     """
     sums, size = [], math.prod(shape) * np.dtype(dtype).itemsize
     for batch in batches:
@@ -83,10 +83,10 @@ def write(
 
 
 def open_stored(file: BinaryIO) -> Stored:
-    """An open file of rows, if it is a whole one.
+    """Open an array file.
 
     Raises:
-        DamagedError: if it is cut short, damaged at its end, or another kind of file.
+        DamagedError: if it is cut short, damaged at its end, or no array file.
         OSError: if it cannot be read.
     """
     size = os.fstat(file.fileno()).st_size
@@ -94,7 +94,7 @@ def open_stored(file: BinaryIO) -> Stored:
         footer = os.pread(file.fileno(), _FOOTER.size, max(0, size - _FOOTER.size))
         length, crc, magic = _FOOTER.unpack(footer)
         if magic != _MAGIC or length > size:
-            raise ValueError("its end is not that of one")
+            raise ValueError("it has no footer")
         head = json.loads(os.pread(file.fileno(), length, size - _FOOTER.size - length))
         shape, dtype = tuple(head["shape"]), np.dtype(head["dtype"])
         before = math.prod(shape) * dtype.itemsize
@@ -105,29 +105,29 @@ def open_stored(file: BinaryIO) -> Stored:
             raise ValueError("its checksums are damaged")
         return Stored(file, shape, dtype, np.frombuffer(tail, np.uint32, shape[0]), head["notes"])
     except (struct.error, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise disk.DamagedError(f"{file.name!r} is not a whole file of rows: {error}") from error
+        raise disk.DamagedError(f"{file.name!r} is not a complete array file: {error}") from error
 
 
 class ArrayFile:
-    """Array in a file of rows, [n, ...].
+    """Array in an array file, [n, ...], read by rows.
 
     Args:
         stored: the file.
         memory_bytes: an array of at most this size is read into memory now.
-        key: names the contents; empty if nobody knows.
-        again: makes the file once more. Called if a row cannot be read or is not the one that was written: on a network
-            drive, deleting a file does take it from those who have it open.
+        key: cache key of the contents; empty if unknown.
+        recreate: writes the file again. Called if a row cannot be read or its checksum is wrong: on a network drive, a
+            deleted file cannot be read even if it is open.
 
     Raises:
-        DamagedError: if what `again` made is no better.
+        DamagedError: if what `recreate` wrote cannot be read either.
     """
 
     def __init__(
-        self, stored: Stored, memory_bytes: float, key: str = "", again: Callable[[], Stored] | None = None
+        self, stored: Stored, memory_bytes: float, key: str = "", recreate: Callable[[], Stored] | None = None
     ) -> None:
         self.shape, self.dtype, self.notes, self.key = stored.shape, stored.dtype, stored.notes, key
         self.path = Path(stored.file.name)
-        self._stored, self._recreate, self._lock, self._array = stored, again, threading.Lock(), None
+        self._stored, self._recreate, self._lock, self._array = stored, recreate, threading.Lock(), None
         if math.prod(self.shape) * self.dtype.itemsize <= memory_bytes:
             self._array = self._read(np.arange(len(self)))
             self._stored.file.close()
@@ -148,13 +148,13 @@ class ArrayFile:
         return out
 
     def _recreated(self, failed: Stored, error: Exception) -> Stored:
-        with self._lock:  # two threads may read ahead
+        with self._lock:  # several threads prefetch
             if self._stored is failed:
                 if self._recreate is None:
                     raise error
-                print(f"{error} It is made again.")
-                made = self._recreate()
-                if made.shape != self.shape:
+                print(f"{error} It is computed again.")
+                stored = self._recreate()
+                if stored.shape != self.shape:
                     raise error
-                self._stored = made
+                self._stored = stored
             return self._stored

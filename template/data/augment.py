@@ -1,4 +1,4 @@
-"""Variation of training images: one affine warp and one colour matrix an image, then blur, solarizing, erasing.
+"""Augmentation: one affine warp and one colour matrix per image, then blur, solarize, random erasing.
 
 Several geometric layers in a row resample several times, slower and blurrier; here crop, scale, aspect, flip,
 rotation, shear and translation are one 2x3 matrix (one bilinear resampling), and brightness, contrast, saturation and
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 VERSION = 1
-"""Raise it when the same policy and numbers give other pixels, so that nothing computed from the old ones is reused."""
+"""Part of cache keys. Raise it when the same policy and random numbers give other pixels."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Policy:
     """Ranges to draw from, uniformly unless said otherwise."""
 
     hflip: bool = False
-    """Mirror half of the images left to right."""
+    """Flip half of the images horizontally."""
     area: float = 1.0
     """Smallest part of the image's area that a crop shows, in (0, 1]; the largest is 1."""
     aspect: float = 1.0
@@ -40,15 +40,15 @@ class Policy:
     hue: float = 0.0
     """Largest rotation of colours about the grey axis either way, in degrees."""
     random_erasing: float = 0.0
-    """Chance that a rectangle of 2 to 20 % of the area is overwritten with one random colour
+    """Probability that a rectangle of 2 to 20 % of the area is overwritten with one random colour
     (Zhong et al. 2020, "Random Erasing Data Augmentation")."""
     grayscale: float = 0.0
-    """Chance that all colours become the grey of their luminance (Chen et al. 2020, SimCLR)."""
+    """Probability that all colours become the grey of their luminance (Chen et al. 2020, SimCLR)."""
     blur: float = 0.0
-    """Chance of a Gaussian blur with a sigma of 0.1 pixel to a 112th of the side, 2 pixels of 224 (Chen et al. 2020,
-    SimCLR); to 1 pixel in images so small that this would not show."""
+    """Probability of a Gaussian blur with a sigma of 0.1 pixel to a 112th of the side, 2 pixels of 224 (Chen et al.
+    2020, SimCLR); to 1 pixel in images so small that this would not show."""
     solarize: float = 0.0
-    """Chance that the upper half of each channel's range is turned upside down: 128-255 become 127-0
+    """Probability that the upper half of each channel's range is turned upside down: 128-255 become 127-0
     (Cubuk et al. 2019, AutoAugment; Grill et al. 2020, BYOL)."""
     num_ops: int = 0
     """Of rotation, shear, brightness, contrast, saturation and hue, apply so many to an image, drawn anew for each,
@@ -73,7 +73,7 @@ _MAX_COLOR = 0.9
 
 
 def strengthen(policy: Policy, strength: float) -> Policy:
-    """The policy with all its ranges wider or narrower; chances and how many are applied stay.
+    """The policy with all its ranges wider or narrower; probabilities and `num_ops` stay.
 
     Args:
         policy: to start from.
@@ -90,13 +90,13 @@ def strengthen(policy: Policy, strength: float) -> Policy:
 
 
 def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """Vary a batch of images.
+    """Augment a batch of images.
 
     Args:
         images: uint8 [n, size, size, 3].
         policy: what to draw from.
         seed: of the run.
-        epoch: pass over the data, or number of the view.
+        epoch: number of the epoch, or of the cached augmentation.
         indices: [n] position of each image in its data set.
 
     Returns:
@@ -106,13 +106,13 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
         return images
     size = images.shape[1]
     u = select_ops(np.stack([uniform_draws(seed, epoch, int(index)) for index in indices]), policy)
-    warps, colours = affine_matrix(u, policy, size), color_matrix(u, policy)
-    recoloured = (colours != np.eye(3, 4)).any(axis=(1, 2))
+    warps, colors = affine_matrix(u, policy, size), color_matrix(u, policy)
+    recolored = (colors != np.eye(3, 4)).any(axis=(1, 2))
     out, flags = np.empty_like(images), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     for row, result in enumerate(out):
         cv2.warpAffine(images[row], warps[row], (size, size), result, flags, cv2.BORDER_REFLECT_101)
-        if recoloured[row]:
-            cv2.transform(result, colours[row], result)
+        if recolored[row]:
+            cv2.transform(result, colors[row], result)
         if u[row, 27] < policy.blur:
             cv2.GaussianBlur(result, (0, 0), 0.1 + u[row, 28] * (max(1, size / 112) - 0.1), result)
         if u[row, 29] < policy.solarize:
@@ -124,7 +124,7 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
 
 
 def zoom_center(images: np.ndarray) -> np.ndarray:
-    """The middle of images [n, size, size, 3], two thirds of each side, at the size of the whole."""
+    """The centre of images [n, size, size, 3], two thirds of each side, resized to the size of the whole."""
     size, out = images.shape[1], np.empty_like(images)
     matrix = np.column_stack([np.eye(2) * 2 / 3, np.full(2, (size - 1) / 6)])
     for image, result in zip(images, out, strict=True):
@@ -149,7 +149,7 @@ def select_ops(u: np.ndarray, policy: Policy) -> np.ndarray:
 def affine_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
     """Affine maps from output pixel (x, y, 1) to input pixel (x, y), float64 [..., 2, 3], for numbers u [..., 30].
 
-    Linear part: rotation * shear * scale(crop width, crop height, mirrored or not), about the crop's centre.
+    Linear part: rotation * shear * scale(crop width, crop height, flipped or not), about the crop's centre.
     """
     side = np.sqrt(1 - u[..., 0] * (1 - policy.area))
     stretch = policy.aspect ** (u[..., 1] - 0.5)
@@ -160,14 +160,14 @@ def affine_matrix(u: np.ndarray, policy: Policy, size: int) -> np.ndarray:
     linear = linear * crop[..., None, :]
     linear[..., 0] *= np.where(policy.hflip & (u[..., 4] < 0.5), -1, 1)[..., None]
     middle = (size - 1) / 2
-    centre = middle + size * _symmetric(u[..., 5:7], (1 - crop) / 2 + policy.translation)
-    return np.concatenate([linear, (centre - linear.sum(axis=-1) * middle)[..., None]], axis=-1)
+    center = middle + size * _symmetric(u[..., 5:7], (1 - crop) / 2 + policy.translation)
+    return np.concatenate([linear, (center - linear.sum(axis=-1) * middle)[..., None]], axis=-1)
 
 
 def color_matrix(u: np.ndarray, policy: Policy) -> np.ndarray:
     """Affine maps of colours (r, g, b, 1) in 0-255, float64 [..., 3, 4]: hue, saturation, contrast, brightness.
 
-    Last, where the chance of grey has it so, all three channels become the luminance.
+    Last, with the probability `grayscale`, all three channels become the luminance.
     """
     strengths = np.array([policy.brightness, policy.contrast, policy.saturation])
     brightness, contrast, saturation = np.moveaxis(1 + _symmetric(u[..., 7:10], strengths), -1, 0)[..., None, None]

@@ -1,4 +1,4 @@
-"""From a dataset to batches: shuffled, mixed, labels one-hot, a few batches ahead of the network."""
+"""Batches of a dataset as `tf.data`: shuffled, mixup and cutmix, one-hot labels, prefetched."""
 
 import functools
 import math
@@ -16,15 +16,15 @@ from .dataset import ArrayDataset
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the examples of a batch are mixed with one another, inputs and labels alike; each batch in one way.
+    """Mixup and cutmix of a batch with itself, inputs and labels alike; each batch with one of the two.
 
     Args:
-        mixup: alpha of the Beta distribution from which the share of a batch is drawn, >= 0; 0 for off. Every input
-            becomes share * itself + (1 - share) * another (Zhang et al. 2018, "mixup"). Of stored activations, that is
-            manifold mixup (Verma et al. 2019).
-        cutmix: likewise; a rectangle of 1 - share of the area is taken from another (Yun et al. 2019, "CutMix"). Needs
-            inputs [n, height, width, channels].
-        until: number of the first epoch that sees its inputs as they are.
+        mixup: alpha of the Beta distribution from which the lambda of a batch is drawn, >= 0; 0 for off. Every input
+            becomes lambda * itself + (1 - lambda) * another (Zhang et al. 2018, "mixup"). Of cached activations, that
+            is manifold mixup (Verma et al. 2019).
+        cutmix: likewise; a rectangle of 1 - lambda of the area is pasted from another (Yun et al. 2019, "CutMix").
+            Needs inputs [n, height, width, channels].
+        until: first epoch that is not mixed.
     """
 
     mixup: float = 0.0
@@ -41,10 +41,10 @@ def shuffled_batches(
     mixing: Mixing | None = None,
     sampling: str = "all",
 ) -> tf.data.Dataset:
-    """Batches of (inputs, one-hot labels) for `fit`, `steps(dataset, batch_size)` an epoch: each `shuffled_batch`."""
+    """Batches of (inputs, one-hot labels) for `fit`, `steps(dataset, batch_size)` per epoch: each `shuffled_batch`."""
     count, labels = steps(dataset, batch_size), dataset.labels
 
-    @functools.lru_cache(maxsize=2)  # once an epoch, and what is read ahead
+    @functools.lru_cache(maxsize=2)  # this epoch, and what is prefetched of the next
     def order(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         return shuffled_rows(labels, batch_size, seed, epoch, sampling)
 
@@ -55,17 +55,17 @@ def shuffled_batches(
     return _batches(dataset, batch, range(epochs.start * count, epochs.stop * count), (None, classes))
 
 
-def of_one_size(batches: tf.data.Dataset, images: int, batch_size: int) -> tf.data.Dataset:
-    """`shuffled_batches`, the smaller ones filled up with their last image, of weight zero: (inputs, labels, weights).
+def pad_batches(batches: tf.data.Dataset, images: int, batch_size: int) -> tf.data.Dataset:
+    """`shuffled_batches`, smaller ones padded with their last image at sample weight 0: (inputs, labels, weights).
 
-    XLA compiles a network once for every size of a batch that it meets. The weights of the others make up for it: loss
-    and gradient are to the last digits those of the smaller batch. (Batch normalisation that trains sees that image
-    twice.) Where all batches have one size already, they are given as they are.
+    XLA compiles a network once for every batch size. The weights of the other images make up for it: loss and gradient
+    are those of the smaller batch up to rounding. (Batch normalisation in training counts that image twice.) If all
+    batches have one size already, they are returned as they are.
 
     Args:
         batches: of (inputs, labels), of sizes that differ by at most one.
-        images: in an epoch.
-        batch_size: at most, as it was asked for.
+        images: per epoch.
+        batch_size: largest, as given to `shuffled_batches`.
     """
     count = math.ceil(images / batch_size)
     size = math.ceil(images / count)
@@ -91,9 +91,9 @@ def shuffled_batch(
     mixing: Mixing | None = None,
     sampling: str = "all",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and one-hot labels, float32 [n, classes], of the batch with this number in an epoch; a pure function.
+    """Inputs and labels, float32 [n, classes], of the batch with this number in an epoch; a pure function.
 
-    Mixed labels are shares of the classes.
+    Labels are one-hot, or mixed by mixup and cutmix.
     """
     order = shuffled_rows(dataset.labels, batch_size, seed, epoch, sampling)
     return _shuffled_batch(dataset, classes, order[number], mixing, (seed, epoch, number))
@@ -102,34 +102,34 @@ def shuffled_batch(
 def _shuffled_batch(
     dataset: ArrayDataset,
     classes: int,
-    places: tuple[np.ndarray, np.ndarray],
+    drawn: tuple[np.ndarray, np.ndarray],
     mixing: Mixing | None,
-    which: tuple[int, int, int],
+    numbers: tuple[int, int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`shuffled_batch` of these passes and rows; `which` are seed, epoch and number."""
-    passes, rows = places
+    """`shuffled_batch` of these passes and rows; `numbers` are seed, epoch and number."""
+    passes, rows = drawn
     inputs, labels = _in_passes(dataset, passes, rows), _one_hot(dataset.labels[rows], classes)
-    if mixing is None or not (mixing.mixup or mixing.cutmix) or which[1] >= mixing.until:
+    if mixing is None or not (mixing.mixup or mixing.cutmix) or numbers[1] >= mixing.until:
         return inputs, labels
-    return mix_batch(inputs, labels, mixing, *which)
+    return mix_batch(inputs, labels, mixing, *numbers)
 
 
 def shuffled_rows(
     labels: np.ndarray, batch_size: int, seed: int, epoch: int, sampling: str = "all"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each batch of an epoch, the images in it: how often each was read before (its pass), and their rows.
+    """For each batch of an epoch, the images in it: how often each was used before (its pass), and its row.
 
-    An epoch has as many places as there are images. Instead of dropping the last batch, or training batch
+    An epoch has as many samples as there are images. Instead of dropping the last batch, or training batch
     normalisation on a batch of one, batches differ in size by at most one.
 
     Args:
         labels: int64 [n].
-        batch_size: at most.
-        seed: of the run; with the epoch it says the order.
+        batch_size: largest.
+        seed: of the run; order is a function of seed and epoch.
         epoch: from 0.
-        sampling: `all`: every image once. `balanced`: every class as often, give or take one place. Its images come
-            in turn, from epoch to epoch, so that at any time all of them have been read as often, give or take one. In
-            each pass an image is varied as it would be in the epoch with that number: no two are alike.
+        sampling: `all`: every image once. `balanced`: every class equally often, give or take one. Images of a class
+            take turns from epoch to epoch, so that all have been used equally often, give or take one. In each pass
+            an image is augmented as in the epoch with that number, so never twice in the same way.
     """
     n = len(labels)
     passes, rows = _balanced_rows(labels, seed, epoch) if sampling == "balanced" else (np.full(n, epoch), np.arange(n))
@@ -138,15 +138,15 @@ def shuffled_rows(
 
 
 def _balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Passes and rows of the n places of an epoch, in which all classes that there are occur equally often."""
+    """Passes and rows of the n samples of an epoch in which all present classes occur equally often."""
     present, passes, rows = np.unique(labels), [], []
     for number, label in enumerate(present):
-        # Filled up with zeros, [seed, label] would be an epoch's, and with a 1 at the end those of a mixed batch.
-        mine = np.random.default_rng([seed, label, 0, 2]).permutation(np.flatnonzero(labels == label))
+        # NumPy pads seeds with zeros: [seed, label] would equal [seed, epoch], and with a last 1 that of a mixed batch.
+        members = np.random.default_rng([seed, label, 0, 2]).permutation(np.flatnonzero(labels == label))
         first, stop = ((e * len(labels) + number) // len(present) for e in (epoch, epoch + 1))
         places = np.arange(first, stop)  # of the class, counted from the first epoch on
-        passes.append(places // len(mine))
-        rows.append(mine[places % len(mine)])
+        passes.append(places // len(members))
+        rows.append(members[places % len(members)])
     return np.concatenate(passes), np.concatenate(rows)
 
 
@@ -170,10 +170,10 @@ def ordered_batches(dataset: ArrayDataset, classes: int, batch_size: int) -> tf.
 
 
 def inference_batches(dataset: ArrayDataset, batch_size: int) -> tf.data.Dataset:
-    """Batches of inputs in order, all of one size, for `predict`: cut off what comes out beyond `len(dataset)`.
+    """Batches of inputs in order, all of one size, for `predict`: drop predictions beyond `len(dataset)`.
 
-    XLA compiles a network once for every size of a batch. So none is smaller: the last is filled up with its last
-    input, of which there are fewer than batches, as the size is the smallest that will do.
+    XLA compiles a network once for every batch size. So the last batch is padded with the last input, with fewer than
+    there are batches, as the size is the smallest that will do.
     """
     n, count = len(dataset), steps(dataset, batch_size)
     size = math.ceil(n / max(1, count))
@@ -185,48 +185,48 @@ def inference_batches(dataset: ArrayDataset, batch_size: int) -> tf.data.Dataset
 
 
 def steps(dataset: ArrayDataset, batch_size: int) -> int:
-    """Batches an epoch: the fewest of which none is larger than batch_size."""
+    """Batches per epoch: the fewest of which none is larger than batch_size."""
     return math.ceil(len(dataset) / batch_size)
 
 
 def mix_batch(
     inputs: np.ndarray, labels: np.ndarray, mixing: Mixing, seed: int, epoch: int, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A batch mixed with itself in another order, by mixup or cutmix, whichever is on or the lot falls on.
+    """A batch mixed with itself in another order by mixup or cutmix; if both are on, by one of them at random.
 
     Args:
         inputs: images, maps or (mixup alone) vectors, [n, ...], of any number type.
-        labels: shares of the classes, float32 [n, classes].
-        mixing: how; one of the two must be on.
+        labels: one-hot or soft, float32 [n, classes].
+        mixing: one of mixup and cutmix must be on.
         seed: of the run.
         epoch: of the batch.
         number: of the batch in its epoch.
 
     Returns:
-        Inputs of the same type, and labels that hold exactly the shares that the inputs do.
+        Inputs of the same type, and labels mixed in exactly the proportion of the inputs.
     """
-    # NumPy fills up with zeros: without the 1, batch 0 would draw the numbers that [seed, epoch] gave its order.
+    # NumPy pads seeds with zeros: without the 1, batch 0 would draw the numbers of [seed, epoch], its order.
     generator = np.random.default_rng([seed, epoch, number, 1])
-    others, lot, place = generator.permutation(len(inputs)), generator.random(), generator.random(2)
-    if mixing.cutmix and (not mixing.mixup or lot < 0.5):
+    others, coin, place = generator.permutation(len(inputs)), generator.random(), generator.random(2)
+    if mixing.cutmix and (not mixing.mixup or coin < 0.5):
         inputs, share = _cutmix(inputs, inputs[others], generator.beta(mixing.cutmix, mixing.cutmix), place)
     else:
         share = np.float32(generator.beta(mixing.mixup, mixing.mixup))
-        share = max(share, 1 - share)  # an image stays mostly itself; of all pairs of a batch it makes the same
+        share = max(share, 1 - share)  # an image stays mostly itself; the set of mixed pairs is the same
         inputs = _mixup(inputs, inputs[others], share)
     return inputs, share * labels + (1 - share) * labels[others]
 
 
 def _mixup(inputs: np.ndarray, others: np.ndarray, share: np.float32) -> np.ndarray:
-    """The line between inputs and others at this share of the first, worked out in float32, in their type."""
+    """The sum share * inputs + (1 - share) * others, computed in float32, in the type of the inputs."""
     out = share * inputs.astype(np.float32) + (1 - share) * others.astype(np.float32)
     return (np.rint(out, out=out) if np.issubdtype(inputs.dtype, np.integer) else out).astype(inputs.dtype)
 
 
 def _cutmix(inputs: np.ndarray, others: np.ndarray, share: float, place: np.ndarray) -> tuple[np.ndarray, np.float32]:
-    """Inputs [n, h, w, c] with a rectangle about a place in [0, 1)^2 from others; and the share that stayed.
+    """Inputs [n, h, w, c] with a rectangle centred at a place in [0, 1)^2 from others; and the share that stayed.
 
-    What would lie outside is cut off, so that more may stay than was asked for.
+    The rectangle is clipped at the border, so more may stay than was asked for.
     """
     area, half = np.array(inputs.shape[1:3]), np.sqrt(1 - share) / 2
     (top, left), (bottom, right) = (np.rint(np.clip(p, 0, 1) * area).astype(int) for p in (place - half, place + half))
@@ -239,23 +239,25 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return (labels[:, None] == np.arange(classes)).astype(np.float32)
 
 
-def _batches(dataset: ArrayDataset, make: Callable, numbers: range, *beside: tuple[int | None, ...]) -> tf.data.Dataset:
-    """Map step numbers to batches, make(dataset, number), in a few threads, in order, a few ahead of the network.
+def _batches(
+    dataset: ArrayDataset, make: Callable, numbers: range, *targets: tuple[int | None, ...]
+) -> tf.data.Dataset:
+    """Map step numbers to batches, make(dataset, number), in a few threads, in order, prefetched.
 
-    Beside its inputs a batch has float32 arrays of these shapes.
+    Besides its inputs a batch has float32 arrays of these shapes.
     """
-    cv2.setNumThreads(1)  # one batch a thread is faster than several threads on one image
-    example = dataset.read(0, np.arange(0))  # of nothing: a part may be empty, and only shape and type are needed
-    # TensorFlow never lets go of a function that it was given, and with it of all that the function holds.
+    cv2.setNumThreads(1)  # one thread per batch is faster than several on one image
+    example = dataset.read(0, np.arange(0))  # of no rows: a dataset may be empty, and only shape and type are needed
+    # TensorFlow never frees a function that it was given, nor what that function refers to.
     held = [dataset]
     del dataset
 
-    shapes = ((None, *example.shape[1:]), *beside)
-    types = [example.dtype, *(np.float32 for _ in beside)]
+    shapes = ((None, *example.shape[1:]), *targets)
+    types = [example.dtype, *(np.float32 for _ in targets)]
 
     def call(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        made = tf.numpy_function(lambda step: make(held[0], int(step)), [number], types, stateful=False)
-        return tuple(tf.ensure_shape(array, shape) for array, shape in zip(made, shapes, strict=True))
+        arrays = tf.numpy_function(lambda step: make(held[0], int(step)), [number], types, stateful=False)
+        return tuple(tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes, strict=True))
 
     batches = tf.data.Dataset.range(numbers.start, numbers.stop)
     threads = max(2, device.cores() // 2)

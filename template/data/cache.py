@@ -1,9 +1,9 @@
-"""A folder of computed arrays that any number of processes share, on one machine or several.
+"""A folder of cached arrays that any number of processes share, on one machine or several.
 
-One protocol for pixels and activations. Each is one file, which is written under a random name and appears by one
-rename: whole or not at all. Two that make the same at once write the same bytes, and the last one's file stays. Whoever
-reads has the file open, so that deleting it takes nothing from him; who has written goes on with the very file that he
-wrote, whatever has become of its name. Nobody waits for anybody, and there are no locks to be left behind.
+Pixels and activations are cached alike. Each array is one file, written under a random name and then renamed: complete
+or not there at all. Two processes that compute the same at once write the same bytes, and the last file stays. Readers
+keep the file open, so that deleting it does not matter; a writer reads from the very file that it wrote. No process
+waits for another, and there are no locks that could be left behind.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from .. import disk
 from .array_file import ArrayFile, Stored, open_stored, write
 
 _OURS = re.compile(r"(pixels|features)-[0-9a-f]{16}(\.rows)?")
-"""What may be deleted to make room; without an ending, from before there was one protocol."""
+"""Names of what may be deleted to make room; without an extension, of an earlier version."""
 _in_use: "weakref.WeakSet[ArrayFile]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Arrays in a folder, which may be deleted at any time: what is needed is computed again.
+    """Arrays in a folder, which may be deleted at any time: what is missing is computed again.
 
     Args:
         folder: on disk.
-        limit_bytes: of all files. The least recently used make room for new ones, but none that this process uses.
+        limit_bytes: of all files. The least recently used are deleted for new ones, but none that this process uses.
     """
 
     folder: Path
@@ -49,41 +49,41 @@ class Cache:
         memory_bytes: float,
         key: str = "",
     ) -> ArrayFile:
-        """The array of this name, found or made.
+        """The array of this name, from the cache or computed.
 
         Args:
-            name: `pixels-` or `features-` and 16 hexadecimal digits that stand for all that decides about the
-                contents; or "" for what nobody shall find again.
-            batches: makes the array, [some, *shape[1:]] at a time; may put notes (JSON) into the dict that it is given.
-            shape: [n, ...], with the most rows that there can be.
+            name: `pixels-` or `features-` and 16 hexadecimal digits, a hash of all that the contents depend on; or ""
+                for what must not be found again.
+            batches: computes the array, [any n, *shape[1:]] at a time; may put notes (JSON) into the given dict.
+            shape: [n, ...], with the largest possible n.
             dtype: of the values.
-            memory_bytes: an array of at most this size is held in memory.
-            key: of the rows.
+            memory_bytes: an array of at most this size is kept in memory.
+            key: of the `ArrayFile`.
 
         Raises:
             DiskError: if there is no room, or the folder cannot be written to.
             OSError: if the disk is full nevertheless.
         """
 
-        def make() -> Stored:
+        def compute() -> Stored:
             disk.require_writable(self.folder, "folder", "--data.cache")
             self._make_room(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize)
-            return self._made(name, batches, shape[1:], dtype)
+            return self._write(name, batches, shape[1:], dtype)
 
-        rows = ArrayFile((self._found(name) if name else None) or make(), memory_bytes, key, make)
+        rows = ArrayFile((self._found(name) if name else None) or compute(), memory_bytes, key, compute)
         rows.path = self._path(name)
         _in_use.add(rows)
         return rows
 
     def size_bytes(self) -> int:
-        """Bytes of all files that are there."""
+        """Bytes of all files in the cache."""
         return sum(size for _, size, _ in self._entries())
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name or 'features'}.rows"
 
     def _found(self, name: str) -> Stored | None:
-        """What is there and whole; a file that has just gone is one that is not there."""
+        """The array of this name if it is there and complete."""
         try:
             file = self._path(name).open("rb")
         except OSError:
@@ -93,11 +93,11 @@ class Cache:
         except (OSError, disk.DamagedError):
             file.close()
             return None
-        with contextlib.suppress(OSError):  # a cache that may only be read is of use too
+        with contextlib.suppress(OSError):  # a read-only cache is of use too
             os.utime(self._path(name))
         return stored
 
-    def _made(
+    def _write(
         self, name: str, batches: Callable[[dict], Iterable[np.ndarray]], shape: tuple[int, ...], dtype: type
     ) -> Stored:
         temporary, notes = disk.temporary_name(self._path(name)), {}
@@ -121,23 +121,23 @@ class Cache:
             temporary.replace(path)
             disk.sync(self.folder)
         except OSError as error:
-            emptied = {errno.ENOENT, errno.ESTALE}  # by somebody; we have the file open
-            if error.errno not in emptied:
+            deleted = {errno.ENOENT, errno.ESTALE}  # by another process; we have the file open
+            if error.errno not in deleted:
                 raise
 
     def _make_room(self, coming: float) -> None:
-        """Delete what was not used for longest, until so many more bytes fit the limit."""
+        """Delete the least recently used until so many more bytes fit the limit."""
         entries, used = sorted(self._entries()), {rows.path for rows in _in_use}
         total = coming + sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total > self.limit_bytes and path not in used:
-                with contextlib.suppress(OSError):  # somebody else may have been faster
+                with contextlib.suppress(OSError):  # another process may have been faster
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 total -= size
         disk.require_space({self.folder: coming})
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of each array that is there."""
+        """(time of last use, bytes, path) of each array in the cache."""
         for path in self.folder.glob("*-*"):
             with contextlib.suppress(OSError):
                 if _OURS.fullmatch(path.name):

@@ -1,4 +1,4 @@
-"""Datasets of arrays: pixels or activations read by rows, with labels; flipped, zoomed, cut and put together."""
+"""Datasets in memory or in a cache file: pixels or activations with labels; augment, flip, subset, concatenate."""
 
 import dataclasses
 import hashlib
@@ -14,14 +14,14 @@ from .augment import POLICIES, VERSION, augment, strengthen, zoom_center
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """What a network learns from: labels, and a function that gives its inputs.
+    """Labels, and a function that reads the inputs that belong to them.
 
     Args:
         read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
         labels: int64 [n].
-        key: names the inputs: of two datasets with one key they are equal. Empty if nobody knows.
-        names: [n], what a person calls each image, for messages; or nothing.
-        groups: int64 [n], numbers of what must not be divided in cross-validation (`split.clusters`), or None.
+        key: cache key of the inputs: datasets with the same key have equal inputs. Empty if unknown.
+        names: [n] of the images, for messages; or empty.
+        groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`). Or None.
     """
 
     read: Callable[[int, np.ndarray], np.ndarray]
@@ -37,7 +37,7 @@ class ArrayDataset:
 def train_dataset(
     pixels: ArrayFile, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int
 ) -> ArrayDataset:
-    """These rows of the pixels and labels, augmented anew in every epoch."""
+    """These rows of the pixels and labels, augmented differently in every epoch."""
     policy = strengthen(POLICIES[settings.policy], settings.strength)
     policy = dataclasses.replace(
         policy,
@@ -57,25 +57,25 @@ def train_dataset(
 def eval_dataset(
     pixels: ArrayFile, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
 ) -> ArrayDataset:
-    """These rows of the pixels, labels and groups as they are."""
-    mine = None if groups is None else groups[rows]
-    return ArrayDataset(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows), groups=mine)
+    """These rows of the pixels, labels and groups, not augmented."""
+    groups = None if groups is None else groups[rows]
+    return ArrayDataset(lambda _, i: pixels[rows[i]], labels[rows], _key(pixels, rows), groups=groups)
 
 
 def hflip(dataset: ArrayDataset) -> ArrayDataset:
-    """The images of a dataset, left and right exchanged."""
+    """The images of a dataset, flipped horizontally."""
     key = dataset.key and f"{dataset.key} hflip"
     return dataclasses.replace(dataset, read=lambda epoch, rows: dataset.read(epoch, rows)[:, :, ::-1], key=key)
 
 
 def center_zoom(dataset: ArrayDataset) -> ArrayDataset:
-    """The middle of the images of a dataset, as large as the whole: two thirds of the width and of the height."""
+    """The centre of the images of a dataset, two thirds of width and height, resized to the size of the whole."""
     key = dataset.key and f"{dataset.key} center_zoom"
     return dataclasses.replace(dataset, read=lambda epoch, rows: zoom_center(dataset.read(epoch, rows)), key=key)
 
 
 def subset(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
-    """These rows of a dataset; itself, if they are all in order."""
+    """These rows of a dataset; the dataset itself if they are all rows in order."""
     if np.array_equal(rows, np.arange(len(dataset))):
         return dataset
     key = dataset.key and f"{dataset.key} of {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()}"
@@ -88,26 +88,26 @@ def subset(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
     )
 
 
-def subsample(dataset: ArrayDataset, most: int) -> ArrayDataset:
-    """At most so many images of a dataset, from all over it, which is from all classes where they lie together."""
-    return subset(dataset, evenly_spaced(len(dataset), most))
+def subsample(dataset: ArrayDataset, max_images: int) -> ArrayDataset:
+    """At most so many images of a dataset, evenly spaced, so of all classes where images are sorted by class."""
+    return subset(dataset, evenly_spaced(len(dataset), max_images))
 
 
-def evenly_spaced(n: int, most: int) -> np.ndarray:
+def evenly_spaced(n: int, limit: int) -> np.ndarray:
     """At most so many of n rows, evenly spaced, int64."""
-    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
+    return np.unique(np.linspace(0, n - 1, min(limit, n)).astype(np.int64))
 
 
 def concatenate(datasets: Sequence[ArrayDataset]) -> ArrayDataset:
-    """Several datasets, one after the other."""
+    """One dataset of several, in their order."""
     starts = np.cumsum([0, *map(len, datasets)])
 
     def read(epoch: int, rows: np.ndarray) -> np.ndarray:
         example = datasets[0].read(epoch, rows[:0])
         out = np.empty((len(rows), *example.shape[1:]), example.dtype)
         for dataset, start, stop in zip(datasets, starts, starts[1:], strict=False):
-            mine = (rows >= start) & (rows < stop)
-            out[mine] = dataset.read(epoch, rows[mine] - start)
+            inside = (rows >= start) & (rows < stop)
+            out[inside] = dataset.read(epoch, rows[inside] - start)
         return out
 
     key = " + ".join(d.key for d in datasets) if all(d.key for d in datasets) else ""
@@ -117,7 +117,7 @@ def concatenate(datasets: Sequence[ArrayDataset]) -> ArrayDataset:
 
 
 def channel_statistics(dataset: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each channel over all pixels of a dataset of images, float64 [3] each, exact."""
+    """Mean and variance of each channel over all pixels of a dataset of uint8 images, float64 [3] each, exact."""
     total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     for row in range(len(dataset)):
         pixels = dataset.read(0, np.array([row])).reshape(-1, 3).astype(np.int64)
@@ -126,7 +126,7 @@ def channel_statistics(dataset: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
     return mean, squares / count - mean**2
 
 
-def _key(pixels: ArrayFile, rows: np.ndarray, *how: object) -> str:
-    """Name of what is read, if the pixels have one (an array has none)."""
+def _key(pixels: ArrayFile, rows: np.ndarray, *augmentation: object) -> str:
+    """Cache key of rows of pixels, if the pixels have one (an array has none)."""
     key = getattr(pixels, "key", "")
-    return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {how}"
+    return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {augmentation}"

@@ -1,4 +1,4 @@
-"""The images of a recipe: found, decoded, divided into parts, and given as datasets."""
+"""The data of a run: images found, decoded, split into train, val and test, and returned as datasets."""
 
 import dataclasses
 import difflib
@@ -19,12 +19,12 @@ from .split import clusters, split
 
 @dataclass(frozen=True)
 class Parts:
-    """The images of a recipe that can be read, divided into train, val and test.
+    """The readable images of a run, split into train, val and test.
 
     Args:
         examples: with their `parts`.
-        pixels: gives the pixels of all examples for settings of size and resizing; keeps the last.
-        groups: int64 [n], what cross-validation must not divide (`split.clusters`).
+        pixels: (settings) -> pixels of all examples at that size and resizing; the last are kept.
+        groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`).
     """
 
     examples: Examples
@@ -33,7 +33,7 @@ class Parts:
 
     @classmethod
     def of(cls, examples: Examples, pixels: ArrayFile, part: str) -> "Parts":
-        """Examples that are all of one part, and their pixels."""
+        """Examples that are all in one part, and their pixels."""
         together = dataclasses.replace(examples, parts=np.full(len(examples), part))
         return cls(together, lambda _: pixels, np.arange(len(examples)))
 
@@ -42,29 +42,29 @@ class Parts:
         return np.flatnonzero(self.examples.parts == part)
 
     def plain(self, part: str, data: Data) -> ArrayDataset:
-        """The images of a part as they are."""
+        """The images of a part, not augmented."""
         return eval_dataset(self.pixels(data), self.rows(part), self.examples.labels, self.groups)
 
     def augmented(self, part: str, config: Config) -> ArrayDataset:
-        """The images of a part as training sees them, another way in every epoch, with their names."""
+        """The images of a part, augmented differently in every epoch, with their names."""
         rows = self.rows(part)
         dataset = train_dataset(self.pixels(config.data), rows, self.examples.labels, config.augment, config.train.seed)
         return dataclasses.replace(dataset, names=self.examples.ids[rows])
 
 
 def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
-    """The images of a recipe, decoded and divided into parts.
+    """Find, decode and split the images of a run.
 
     Args:
         config: with or without `auto`.
-        first: its `data` without `auto`: the size and resizing in which images are decoded to see which can be.
+        first: its `data` without `auto`: size and resizing in which images are decoded once, to find damaged ones.
 
     Returns:
         The configuration with the bits of 16-bit files, and the parts.
 
     Raises:
         DataError: if they cannot be trained on.
-        ConfigError: if there are weights for a class that there is not.
+        ConfigError: if a class weight is given for a class that does not exist.
         DiskError: if there is no room for their pixels.
     """
     found = load_examples(config.data.path)
@@ -80,25 +80,25 @@ def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
 
 
 def same_images(examples: Examples, again: Examples, pixels: ArrayFile) -> ArrayFile:
-    """The pixels, if they are those of the examples, row by row.
+    """The pixels, if they belong to the examples, row by row.
 
     Raises:
-        DataError: if some image, which could be read in one size or shape, cannot be in another.
+        DataError: if an image that could be decoded before cannot be decoded with these settings.
     """
     if again.ids.tolist() != examples.ids.tolist():
         reasons = [f"{name!r}: {reason}" for name, reason in again.skipped if (name, reason) not in examples.skipped]
         raise DataError(
-            f"Images that are needed in another size or shape cannot be used in it:\n  {first_lines(reasons)}\nPut "
-            "them back, or remove them, and start again."
+            f"Images that were decoded before cannot be decoded at another size:\n  {first_lines(reasons)}\n"
+            "Restore or remove them, and start again."
         )
     return pixels
 
 
 def check_class_names(weights: str | Mapping[str, float], class_names: Sequence[str]) -> None:
-    """Weights can be given only to classes that there are.
+    """Check that class weights are given for classes that exist.
 
     Raises:
-        ConfigError: naming the first that is none, the nearest that is one, and all.
+        ConfigError: naming the first unknown class, the most similar known one, and all classes.
     """
     for name in weights if isinstance(weights, Mapping) else ():
         if name not in match_names([name], class_names):

@@ -1,4 +1,4 @@
-"""Which images train, which choose and which measure: decided once, by content, and written down."""
+"""The split into train, val and test: stratified, grouped, decided once by the contents of the images."""
 
 import csv
 import dataclasses
@@ -13,25 +13,25 @@ from .examples import DataError, Examples
 
 
 def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed: int) -> Examples:
-    """Give every example a part, stratified by class; groups and equal images are never divided.
+    """Split examples into train, val and test, stratified by class; groups and exact duplicates are never divided.
 
-    A part that the source gives is kept; `val` and `test` are taken from the given `train` where they are missing.
+    A given part is kept; `val` and `test` are taken from the given `train` where they are missing.
     Images are placed by the hash of their contents and the seed: the same images get the same parts under any
     name and in any order, and adding a few moves few others.
 
     Args:
         examples: with digests, and parts "train", "val", "test" or "".
-        val_fraction: in [0, 1). With 0 and no given val, that part stays empty.
+        val_fraction: in [0, 1). With 0 and no given val, that part is empty.
         test_fraction: likewise.
-        seed: another number, another split.
+        seed: another seed, another split.
 
     Returns:
         The same examples in the same order with parts train, val or test, and "" for images left out (also in
-        `skipped`): equal images with different labels, and training images that are equal to given val or test
-        images or of their groups.
+        `skipped`): exact duplicates with different labels, and training images that are duplicates of given val or
+        test images or in one of their groups.
 
     Raises:
-        DataError: if a class would have no image in a part that others have, with the number it needs.
+        DataError: if a class would have no image in a part that others have, with the number that it needs.
     """
     reasons = _conflicts(examples)
     fractions = {"test": test_fraction, "val": val_fraction}
@@ -39,11 +39,11 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
     parts = examples.parts.astype("U5")  # an array of "" alone would cut "train" to one letter
     parts[list(reasons)] = "out"
     free = np.flatnonzero((parts == "") | (parts == "train"))
-    together = clusters(examples.take(free))
-    sizes = np.bincount(together)
+    cluster = clusters(examples.take(free))
+    sizes = np.bincount(cluster)
     counts = np.zeros((len(sizes), len(examples.class_names)), np.int64)
-    np.add.at(counts, (together, examples.labels[free]), 1)
-    first = sorted(zip(together, examples.digests[free], strict=True), reverse=True)
+    np.add.at(counts, (cluster, examples.labels[free]), 1)
+    first = sorted(zip(cluster, examples.digests[free], strict=True), reverse=True)
     name_of = dict(first)  # of equal keys the last one stays: the smallest digest names its cluster
     order = np.argsort([hashlib.sha256(f"{seed}:{name_of[c]}".encode()).hexdigest() for c in range(len(sizes))])
     part_of = np.full(len(sizes), "train")
@@ -59,7 +59,7 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
         for part, number in wanted.items():
             part_of[members[(middles >= start) & (middles < start + number)]] = part
             start += number
-    parts[free] = part_of[together]
+    parts[free] = part_of[cluster]
     parts[parts == "out"] = ""
     skipped = [(str(examples.ids[row]), reason) for row, reason in reasons.items()]
     _check_every_class_is_everywhere(examples, parts, fractions, skipped)
@@ -67,8 +67,9 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
 
 
 def clusters(examples: Examples) -> np.ndarray:
-    """What must stay together in a split and in cross-validation: images that share contents or group, directly or
-    through others. int64 [n], the number of the cluster of each.
+    """Clusters of images that must stay together in a split and in cross-validation: int64 [n], the number of each.
+
+    Images that share contents or group, directly or through others (connected components).
 
     Args:
         examples: with digests.
@@ -91,9 +92,9 @@ def to_csv(examples: Examples) -> str:
 
 
 def differences(before: str, now: str) -> list[str]:
-    """What has changed between two tables of `to_csv`, a line each image: what was there and is not comes first."""
+    """Differences between two tables of `to_csv`, a line per image; missing images come first."""
     old, new = ({row["id"]: row for row in csv.DictReader(io.StringIO(text, newline=""))} for text in (before, now))
-    gone = [f"gone or unreadable: {name!r}" for name in old if name not in new]
+    gone = [f"missing or unreadable: {name!r}" for name in old if name not in new]
     both = [(name, row, new[name]) for name, row in old.items() if name in new]
     changed = [f"other contents: {name!r}" for name, a, b in both if a["sha256"] != b["sha256"]]
     moved = [
@@ -107,13 +108,13 @@ def differences(before: str, now: str) -> list[str]:
 
 
 def group_names(examples: Examples) -> np.ndarray:
-    """Name of the group of each example; one without a group is a group of its own."""
+    """Name of the group of each example; without a group, its digest."""
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
     return np.where(groups == "", examples.digests, groups)
 
 
 def _conflicts(examples: Examples) -> dict[int, str]:
-    """Row and reason of equal images with different labels, and of images whose equal or group is held out."""
+    """Row and reason of duplicates with different labels, and of images whose duplicate or group is held out."""
     rank = {"test": 0, "val": 1, "train": 2, "": 2}
     ties = [
         (("image", digest), ("group", group))
@@ -148,8 +149,8 @@ def _check_every_class_is_everywhere(
         held = {*examples.parts[usable].tolist()}
         if held and held <= {"val", "test"}:
             raise DataError(
-                f"Class {name!r} is in {' and '.join(f'{part}/' for part in sorted(held))} alone: nothing can be "
-                "learned of it. If its images have no labels, move them elsewhere and classify them with predict.py; "
+                f"Class {name!r} is in {' and '.join(f'{part}/' for part in sorted(held))} alone: it cannot be "
+                "trained on. If its images have no labels, move them elsewhere and classify them with predict.py; "
                 "else put some of them into the train part too." + left_out
             )
     for name, usable in zip(examples.class_names, usable_of, strict=True):
@@ -158,23 +159,23 @@ def _check_every_class_is_everywhere(
         if given and usable.any():
             raise DataError(
                 f"Class {name!r} has no image in the given {given} part, though other classes have. Add some; or move "
-                f"that part elsewhere (for evaluate.py --path), and one is taken from the others."
+                "that part elsewhere (for evaluate.py --path), and one is split off train."
             )
         if missing:
             free = examples.take(usable & np.isin(examples.parts, ["", "train"]))
             count = len(set(clusters(free)))
             need = next((n for n in range(count + 1, 10_000) if _counts(n, fractions) > 0), 10_000)
             raise DataError(
-                f"Class {name!r} has {count} usable images to divide (equal ones, and those of "
-                f"a group, count as one); {fractions['val']:.0%} val and {fractions['test']:.0%} test need at least "
+                f"Class {name!r} has {count} usable images to split (duplicates, and images of a "
+                f"group, count as one); {fractions['val']:.0%} val and {fractions['test']:.0%} test need at least "
                 f"{need}, or more if groups differ much in size. "
                 "Add images, remove the class, or set data.val_fraction and data.test_fraction." + left_out
             )
 
 
 def _named(skipped: list[tuple[str, str]]) -> str:
-    """The first of what was found and could not be used, for an error that it may explain."""
-    named = "".join(f"\n  left out {name!r}: {reason}" for name, reason in skipped[:10])
+    """The first skipped files, for an error that they may explain."""
+    named = "".join(f"\n  skipped {name!r}: {reason}" for name, reason in skipped[:10])
     return named + (f"\n  and {len(skipped) - 10} more" if len(skipped) > 10 else "")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..config import Stage, Train
-from ..data.batches import Mixing, of_one_size, shuffled_batches, shuffled_rows, steps
+from ..data.batches import Mixing, pad_batches, shuffled_batches, shuffled_rows, steps
 from ..data.dataset import ArrayDataset
 from ..model.blocks import Blocks, boundary, freeze
 from ..model.layers import DropBlock
@@ -229,7 +229,7 @@ def _schedule_callbacks(compiled: CompiledStage, state: TrainState) -> list[kera
 def _batches(compiled: CompiledStage, mixing: Mixing, epochs: range) -> tf.data.Dataset:
     """Training batches of these epochs; all of one size where XLA would compile the network for each."""
     batches, size = _in_order(compiled, mixing, epochs), compiled.context.settings.batch_size
-    return of_one_size(batches, len(compiled.train), size) if compiled.network.jit_compile else batches
+    return pad_batches(batches, len(compiled.train), size) if compiled.network.jit_compile else batches
 
 
 def _in_order(compiled: CompiledStage, mixing: Mixing | None, epochs: range) -> tf.data.Dataset:
