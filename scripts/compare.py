@@ -16,7 +16,7 @@ from template import runs
 from template.evaluate.compare import NAMES, align, compare, holm
 from template.evaluate.predictions import Predictions
 
-SURE = 0.05
+SIGNIFICANT = 0.05
 
 
 @runs.exit_if_damaged()
@@ -62,12 +62,13 @@ def _print(path: Path, result: dict, p: float) -> None:
         if difference["value"] is None:
             print(f"  {name.replace('_', ' '):<20}undefined")
             continue
-        sure = difference["low"] > 0 or difference["high"] < 0
+        significant = difference["low"] > 0 or difference["high"] < 0
         print(f"  {name.replace('_', ' '):<20}{row['first']:8.4f}{row['second']:8.4f}   {difference['value']:+.4f} "
-              f"[{difference['low']:+.4f}, {difference['high']:+.4f}]{' *' if sure else ''}")  # fmt: skip
-    print(f"  only the first right on {test['only_first']} images, only this on {test['only_second']}: p = {p:.3g}")
-    if p >= SURE:
-        print("  no real difference in accuracy: a split as uneven happens by chance")
+              f"[{difference['low']:+.4f}, {difference['high']:+.4f}]{' *' if significant else ''}")  # fmt: skip
+    only = f"only the first correct on {test['only_first']} images, only this on {test['only_second']}"
+    print(f"  McNemar: {only}; p = {p:.3g}")
+    if p >= SIGNIFICANT:
+        print("  no significant difference in accuracy")
     else:
         print(f"  {'this run' if test['only_second'] > test['only_first'] else 'the first'} is more accurate")
 

@@ -92,9 +92,9 @@ def _seen(predictions: Predictions, parts: Sequence[dict[str, str]]) -> dict:
     names = ("train", "val", "test", "new")
     part = np.array([min((known[name] for known in parts), key=names.index) for name in predictions.ids])
     others = predictions.take(np.isin(part, ["test", "new"]))
-    right = others.predicted == others.labels
-    honest = share_interval(right, groups=others.groups) if len(others.ids) else None
-    return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": honest}
+    correct = others.predicted == others.labels
+    held_out = share_interval(correct, groups=others.groups) if len(others.ids) else None
+    return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": held_out}
 
 
 def _saved(run: Path) -> Predictions:

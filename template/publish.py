@@ -41,7 +41,7 @@ class TrainedRun:
         examples: all that were used.
         pixels: theirs, in the same order.
         facts: about their files, read when the run began.
-        model: that gave the answers which are reported: as it will be used, or without test images, as it was before
+        model: whose predictions are reported: as it will be used, or without test images, as it was before
             the final fit.
         state: of the training.
         learning_curve: from `train.baselines`, or None.
@@ -100,7 +100,7 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
 
 
 def _calibrated(settings: Evaluate, val: Predictions, measured: Predictions, folder: Path) -> dict[str, Any]:
-    """Calibration of the network before the final fit, which has not learned from the images of validation."""
+    """Calibrate on predictions of the network before the final fit, which has not learned from these images."""
     found = calibrate(val, measured, accuracy=settings.target_accuracy, precision=settings.target_precision or None)
     runs.write_json(folder / "calibration.json", {key: found[key] for key in ("temperature", "reject", "thresholds")})
     return found
@@ -110,16 +110,12 @@ def _galleries(
     trained: TrainedRun, measured: Predictions, rows: np.ndarray, temperature: float
 ) -> dict[str, list[dict[str, Any]]]:
     """Predictions to look at, by title, with calibrated confidence."""
-    scaled, shown = (
-        measured.scaled(temperature),
-        {
-            "Most confident errors": failures.most_confident_errors(measured, SHOWN),
-            "Least confident predictions": failures.least_confident(measured, SHOWN),
-        },
-    )
-    return {
-        title: figures(trained.model, trained.pixels, rows[some], scaled.take(some)) for title, some in shown.items()
+    shown = {
+        "Most confident errors": failures.most_confident_errors(measured, SHOWN),
+        "Least confident predictions": failures.least_confident(measured, SHOWN),
     }
+    scaled = measured.scaled(temperature)
+    return {title: figures(trained.model, trained.pixels, rows[i], scaled.take(i)) for title, i in shown.items()}
 
 
 def _measured_figures(measured: Predictions, calibration: dict[str, Any]) -> dict[str, Figure]:
@@ -127,11 +123,10 @@ def _measured_figures(measured: Predictions, calibration: dict[str, Any]) -> dic
     tables = {"uncalibrated": calibration["before"]["reliability"]}
     if calibration["temperature"] != 1:
         tables["temperature-scaled"] = calibration["after"]["reliability"]
-    curve, wanted = risk_coverage_table(measured), calibration["reject"]["wanted"]
     return {
         "confusion_matrix": plots.confusion_matrix(confusion_counts(measured), measured.class_names),
         "calibration": plots.calibration(tables),
-        "risk_coverage": plots.risk_coverage(curve, wanted),
+        "risk_coverage": plots.risk_coverage(risk_coverage_table(measured), calibration["reject"]["target"]),
     }
 
 

@@ -117,13 +117,13 @@ def test_reliability_counts_each_image_once_and_tells_boasting_from_honesty():
         assert gap == pytest.approx(0, abs=0.01) if sign == 0 else gap > 0.1
 
 
-def test_a_threshold_for_a_wanted_precision_has_the_most_yeses_that_keep_it():
+def test_a_threshold_for_a_target_precision_has_the_best_recall_that_keeps_it():
     evidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     positive = np.array([True, True, False, True, False, False])
     assert threshold(evidence, positive, precision=0.55) == pytest.approx(0.75)  # two of two
     assert threshold(evidence, positive, precision=0.43) == pytest.approx(0.55)  # three of four
     assert threshold(evidence, positive, precision=0.26) == pytest.approx(0.2)  # three of six: all
-    assert threshold(evidence, positive, precision=0.56) is None, "so few cannot promise it"
+    assert threshold(evidence, positive, precision=0.56) is None, "so few cannot ensure it"
     many, often = np.repeat(evidence, 40), np.repeat(positive, 40)
     assert threshold(many, often, precision=0.98) == pytest.approx(0.75)  # 80 of 80
     assert threshold(many, often, precision=0.7) == pytest.approx(0.55)  # 120 of 160
@@ -145,11 +145,11 @@ def test_coverage_worked_by_hand():
     assert accuracies == pytest.approx([1, 1, 0.75])
     assert confidence_for(given, 0.55) == pytest.approx(0.8)  # two of two
     assert confidence_for(given, 0.43) == pytest.approx(0.7)  # three of four
-    assert confidence_for(given, 0.56) is None, "so few cannot promise it"
+    assert confidence_for(given, 0.56) is None, "so few cannot ensure it"
     often = given.take(np.tile(np.arange(4), 15))
     assert confidence_for(often, 0.95) == pytest.approx(0.8)  # 30 of 30
     assert confidence_for(often, 0.65) == pytest.approx(0.7)  # 45 of 60
-    assert confidence_for(often, 1.0) is None, "nobody can promise that"
+    assert confidence_for(often, 1.0) is None, "nothing can ensure that"
     found = selective_accuracy(given, 0.75)
     assert (found["coverage"]["value"], found["accuracy"]["value"]) == (0.5, 1.0)
     assert (
@@ -161,8 +161,8 @@ def test_coverage_worked_by_hand():
 
 
 @pytest.mark.parametrize(("n", "all_right"), [(2, 0.5519), (10, 0.8764), (27, 0.9516), (80, 0.9833)])
-def test_so_many_right_answers_promise_so_much(n, all_right):
-    """By quantiles of the beta distribution worked out elsewhere; and a threshold is there only if it is promised."""
+def test_the_lower_bound_of_so_many_correct_predictions(n, all_right):
+    """By quantiles of the beta distribution worked out elsewhere; a threshold is there only if the bound reaches it."""
     assert lower_bound(n, n) == pytest.approx(all_right, abs=1e-4)
     given = Predictions(np.arange(n).astype(str), np.zeros(n, int), np.tile(np.float32([2, 1]), (n, 1)), ("a", "b"))
     assert confidence_for(given, all_right - 0.001) == pytest.approx(0.731, abs=1e-3)
@@ -200,7 +200,7 @@ def test_what_was_chosen_on_validation_holds_on_test_images():
         assert row["precision"]["value"] == pytest.approx((test.labels == label)[yes].mean())
 
 
-def test_a_wanted_precision_holds_on_test_images():
+def test_a_target_precision_holds_on_test_images():
     val, test = honest(4000, 11), honest(4000, 12)
     best, precise = calibrate(val, test), calibrate(val, test, precision=0.97)
     for name, row in precise["thresholds"].items():
@@ -235,21 +235,21 @@ def test_nobody_is_sure_enough(tmp_path):
     labels = rng.integers(2, size=400)
     coin = Predictions(np.arange(400).astype(str), labels, np.zeros((400, 3), np.float32), ("a", "b", "c"))
     found = calibrate(coin, None)
-    assert found["reject"] == {"wanted": 0.95, "confidence": None, "coverage": None, "accuracy": None}
+    assert found["reject"] == {"target": 0.95, "confidence": None, "coverage": None, "accuracy": None}
     assert set(found["thresholds"]) == {"a", "b"}
     runs.write_json(tmp_path / "c.json", found)
     assert runs.read_json(tmp_path / "c.json") == found
 
 
-@pytest.mark.parametrize(("groups", "promises"), [(None, True), (np.arange(60), True), (np.arange(60) // 15, False)])
-def test_images_of_four_patients_promise_no_more_than_four_images(groups, promises):
-    """Sixty images, all right: for 95 % it takes 27 independent_counts, and those of one patient are one."""
+@pytest.mark.parametrize(("groups", "enough"), [(None, True), (np.arange(60), True), (np.arange(60) // 15, False)])
+def test_images_of_four_patients_ensure_no_more_than_four_images(groups, enough):
+    """Sixty images, all right: for 95 % it takes 27 independent ones, and those of one patient count as one."""
     labels = np.arange(60) % 2
     logits = np.where(labels[:, None] == np.arange(2), np.linspace(2, 5, 60)[:, None], 0.0).astype(np.float32)
     given = Predictions(np.arange(60).astype(str), labels, logits, ("a", "b"), groups)
     found = calibrate(given, given, accuracy=0.95, precision=0.9)
-    assert (found["reject"]["confidence"] is not None) == promises
-    assert bool(found["thresholds"]) == promises
+    assert (found["reject"]["confidence"] is not None) == enough
+    assert bool(found["thresholds"]) == enough
 
 
 def test_what_the_reject_option_did_is_an_interval_of_groups():

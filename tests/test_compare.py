@@ -16,7 +16,7 @@ from template.evaluate.predictions import Predictions
 SCRIPT = Path(__file__).parent.parent / "scripts" / "compare.py"
 
 
-def saying(labels, predicted, classes: int = 3) -> Predictions:
+def predicting(labels, predicted, classes: int = 3) -> Predictions:
     logits = 4 * np.eye(classes, dtype=np.float32)[np.asarray(predicted)]
     names = tuple(f"class{i}" for i in range(classes))
     return Predictions(np.array([f"{i:04d}" for i in range(len(labels))]), np.asarray(labels), logits, names)
@@ -24,7 +24,7 @@ def saying(labels, predicted, classes: int = 3) -> Predictions:
 
 def right_on(mask) -> Predictions:
     labels = np.arange(len(mask)) % 3
-    return saying(labels, np.where(mask, labels, (labels + 1) % 3))
+    return predicting(labels, np.where(mask, labels, (labels + 1) % 3))
 
 
 def test_mcnemar_worked_by_hand():
@@ -172,8 +172,8 @@ def test_the_script_says_who_is_better_and_when_nobody_is(tmp_path):
     assert done.returncode == 0, done.stderr
     parts = done.stdout.split("\n\n")
     assert "300 images" in parts[0]
-    assert "this run is more accurate" in parts[1] and "no real difference" not in parts[1]
-    assert "no real difference in accuracy" in parts[2]
+    assert "this run is more accurate" in parts[1] and "no significant difference" not in parts[1]
+    assert "no significant difference in accuracy" in parts[2]
     saved = json.loads((tmp_path / "c.json").read_text())
     assert saved["others"][0]["accuracy"]["difference"]["low"] > 0
     assert saved["others"][0]["p_corrected"] < 0.05 < saved["others"][1]["p_corrected"]

@@ -74,15 +74,17 @@ def test_a_promise_is_what_the_law_says_of_twice_as_many():
     assert extrapolate([10, 20], [0.2, 0.3])["twice"] == 0, "never that more images do harm"
 
 
-def saying(*answers: int) -> Predictions:
-    ids = np.arange(len(answers)).astype(str)
-    return Predictions(ids, np.zeros(len(answers), np.int64), np.eye(3, dtype=np.float32)[list(answers)], tuple("abc"))
+def predicting(*predicted: int) -> Predictions:
+    ids = np.arange(len(predicted)).astype(str)
+    return Predictions(
+        ids, np.zeros(len(predicted), np.int64), np.eye(3, dtype=np.float32)[list(predicted)], tuple("abc")
+    )
 
 
 def test_disagreement_is_the_mean_over_pairs():
-    found = disagreement([saying(0, 0, 1, 1), saying(0, 0, 1, 2)])
+    found = disagreement([predicting(0, 0, 1, 1), predicting(0, 0, 1, 2)])
     assert found["differ"]["value"] == 0.25 and found["both_wrong"]["value"] == 0.25
     # pairs differ on 1, 2 and 3 of ten images: on two of ten
-    a, b, c = saying(*[0] * 10), saying(1, *[0] * 9), saying(0, 1, 1, *[0] * 7)
+    a, b, c = predicting(*[0] * 10), predicting(1, *[0] * 9), predicting(0, 1, 1, *[0] * 7)
     assert disagreement([a, b, c])["differ"]["value"] == pytest.approx(0.2)
     assert disagreement([a, a])["differ"]["value"] == 0 and disagreement([a, a])["differ"]["high"] > 0.2

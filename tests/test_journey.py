@@ -270,7 +270,7 @@ def test_one_image_of_the_evidence_for_each_photograph(journey, run):
 
 
 def test_a_run_is_no_better_than_itself_and_is_held_against_another(journey, run, other):
-    assert "no real difference" in journey.walk("compare", run, run)
+    assert "no significant difference" in journey.walk("compare", run, run)
     said, test = journey.walk("compare", run, other), Predictions.load(run / "predictions.npz")
     assert f"{len(test.ids)} images" in said and str(other) in said
 

@@ -1,4 +1,4 @@
-"""Which part of an image an answer comes from."""
+"""Which part of an image a prediction comes from: Grad-CAM and occlusion."""
 
 from typing import Any
 

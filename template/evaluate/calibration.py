@@ -186,7 +186,7 @@ def calibrate(
     Returns:
         `temperature` (1 unless another lowers the `smoothed_losses` by more than a standard error); of the test
         images (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
-        accuracy `wanted` and the `selective_accuracy` for it, null where no confidence suffices; `thresholds`: by
+        `target` accuracy and the `selective_accuracy` for it, null where no confidence suffices; `thresholds`: by
         class the decision threshold, and `precision` and `recall` there.
     """
     measured, found = val if test is None else test, temperature(val.logits, val.labels)
@@ -199,7 +199,7 @@ def calibrate(
     confidence = confidence_for(scaled_val, accuracy)
     impossible = {"confidence": None, "coverage": None, "accuracy": None}
     result["reject"] = {
-        "wanted": accuracy,
+        "target": accuracy,
         **(impossible if confidence is None else selective_accuracy(scaled, confidence)),
     }
     result["thresholds"] = {}

@@ -91,7 +91,7 @@ def extrapolate(sizes: Sequence[int], errors: Sequence[float]) -> dict[str, Any]
 
 
 def disagreement(several: Sequence[Predictions]) -> dict[str, dict[str, float]]:
-    """How often runs that differ in their seed alone answer differently; the mean over all pairs, with its interval.
+    """How often runs that differ in their seed alone predict differently; the mean over all pairs, with its interval.
 
     Disagreement is variance, which averaging or more images reduce; a shared error is bias, which they do not.
 

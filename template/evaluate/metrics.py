@@ -158,7 +158,7 @@ def _by_image(predictions: Predictions, k: int) -> dict[str, np.ndarray]:
 def bootstrap_scores(
     predictions: Predictions, *, seed: int = 0, images: dict[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """Scores of bootstrap samples, [samples] each, those of a class [samples, classes].
+    """Scores of bootstrap samples, [samples] each, per-class ones [samples, classes].
 
     With the same number of images, the same seed draws the same samples: scores of two runs can be subtracted.
 

@@ -86,7 +86,7 @@ def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def risk_coverage(curve: Sequence[dict[str, Any]], wanted: float) -> Figure:
+def risk_coverage(curve: Sequence[dict[str, Any]], target: float) -> Figure:
     """Draw the accuracy of the most confident predictions, with its interval, by coverage (`risk_coverage_table`)."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -94,7 +94,7 @@ def risk_coverage(curve: Sequence[dict[str, Any]], wanted: float) -> Figure:
     value, low, high = ([point["accuracy"][key] for point in curve] for key in ("value", "low", "high"))
     axes.plot(coverage, value, lw=1.5, label="accuracy")
     axes.fill_between(coverage, low, high, alpha=0.15, lw=0, label="95 % interval")
-    axes.axhline(wanted, ls=":", color="0.5", label=f"target: {wanted:g}")
+    axes.axhline(target, ls=":", color="0.5", label=f"target: {target:g}")
     axes.set(xlabel="coverage, most confident first", ylabel="selective accuracy", xlim=(0, 1.02))
     axes.grid(alpha=0.3)
     _legend(figure)

@@ -128,8 +128,8 @@ def _calibration(metrics: Mapping[str, Any], part: str, charts: Sequence[str]) -
         for name, t in found["thresholds"].items()
     ]
     caption = (
-        "One-vs-rest decision thresholds: of the best F1 on validation (or of the target precision, where the images "
-        f"are enough to be sure of it), with precision and recall on {part} images"
+        "One-vs-rest decision thresholds: of the best F1 on validation (or of the target precision, where there are "
+        f"images enough to ensure it), with precision and recall on {part} images"
     )
     tables = [Table(["class", "threshold", "precision", "recall"], rows, caption, folded=True)] if rows else []
     text = [_temperature(found), _reject(found["reject"], metrics["val"], part)]
@@ -147,17 +147,18 @@ def _temperature(calibration: Mapping[str, Any]) -> str:
 
 
 def _reject(reject: Mapping[str, Any], val: Mapping[str, Any], part: str) -> str:
-    wanted = f"{100 * reject['wanted']:.1f} % accuracy"
+    target = f"{100 * reject['target']:.1f} % accuracy"
     if not reject["confidence"]:
         n, groups = val["groups"] or val["images"], f" of {val['groups']} groups" if val["groups"] else ""
+        most = f"{100 * lower_bound(n, n):.1f} %"
         return (
-            f"Selective prediction: no confidence threshold is sure to reach {wanted}. The {val['images']} validation "
-            f"images{groups}, all predicted correctly, could show {100 * lower_bound(n, n):.1f} % at most."
+            f"Selective prediction: no confidence threshold reaches {target} with 90 % confidence on validation. With "
+            f"its {val['images']} images{groups}, all predicted correctly, {most} could be ensured at most."
         )
     accuracy = f", with an accuracy of {percent(reject['accuracy'])}" if reject["accuracy"] else ""
     return (
         f"Selective prediction: a confidence of at least {100 * reject['confidence']:.1f} %, chosen on validation for "
-        f"at least {wanted}, covers {percent(reject['coverage'])} of the {part} images{accuracy}."
+        f"at least {target}, covers {percent(reject['coverage'])} of the {part} images{accuracy}."
     )
 
 
