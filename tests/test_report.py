@@ -218,6 +218,27 @@ def test_the_page_says_the_number_first_with_its_interval_and_the_baselines():
     assert "undefined" not in text
 
 
+def test_page_and_markdown_have_the_same_headings_and_cells():
+    given, curve = predict_some(54, 6), {"sizes": [10, 100], "errors": [0.4, 0.2], "twice": 0.03}
+    numbers = {"test": metrics.score(given), "val": metrics.score(given), "seconds": {"decode": 1.25}}
+    numbers |= {"calibration": calibrate(given, given), "learning_curve": curve | {"scale": 0.8, "exponent": 0.3}}
+    numbers["diagnosis"] = {"verdict": "overfitting", "because": "because", "try_next": ["more images"]}
+    drawn = {"learning_curve": plots.learning_curve(numbers["learning_curve"])}
+    told = report.build(
+        numbers, given, history(0.9, 0.5), description="tiny.", charts=tuple(drawn), skipped=[("a.png", "cut short")]
+    )
+    text, html = document.markdown(told), document.html(told, drawn, {})
+    words = " ".join(Page(html).text.split())
+    headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert headings == re.findall(r"<h2>(.*)</h2>", html)[:-1] and len(headings) == 8
+    cells_told = [cell for section in told.sections for table in section.tables for row in table.rows for cell in row]
+    paragraphs = [
+        line for section in told.sections for line in (*section.text, *section.items, *section.charts.values())
+    ]
+    for line in (*told.text, *paragraphs, *(f"{cell.text} {cell.interval}".strip() for cell in cells_told)):
+        assert line in text and " ".join(line.split()) in words
+
+
 def test_the_page_needs_nothing_but_itself():
     image = "data:image/jpeg;base64,AAAA"
     shown = {"id": "a.jpg", "true": "cat", "predicted": "dog", "confidence": 0.9, "image": image, "heat": image}
