@@ -91,7 +91,7 @@ def loss_at_init(model: keras.Model, train: ArrayDataset) -> Check:
         abs(found - expected) <= 0.1 * expected,
         f"{found:.3f}",
         f"{expected:.3f}, the entropy of the class frequencies, within 10 %",
-        "Its first weights are too large, or the labels are not what the loss takes them for.",
+        "The initial scale of its weights is too large, or labels and loss do not fit.",
     )
 
 
@@ -152,15 +152,15 @@ def overfit_small_batch(
         loss < 0.1,
         f"loss {loss:.4f}, {(predicted == labels).sum()} of {len(rows)} right",
         "a loss below 0.1",
-        "Different images look equal to it (is something frozen or cut off?), or their labels contradict.",
+        "Different images have equal features (is a layer frozen or disconnected?), or their labels contradict.",
     )
     return check, grid(pixels, names)
 
 
 def no_batch_leakage(model: keras.Model, train: ArrayDataset) -> Check:
-    """What the head sees of one image must not depend on the others of its batch, also while training.
+    """Features of one image must not depend on the others of its batch, also while training.
 
-    Except where batch normalisation trains, as it does from scratch: there it is asked of the model at inference.
+    Where batch normalisation trains, as it does from scratch, the model is checked at inference.
     """
     norms = any(isinstance(layer, layers.BatchNormalization) and layer.trainable for layer in model.layers)
     features = keras.Model(model.inputs[0], model.get_layer("logits").input)
@@ -172,14 +172,14 @@ def no_batch_leakage(model: keras.Model, train: ArrayDataset) -> Check:
     return Check(
         "leakage between the images of a batch",
         bool(reach[1:].max() == 0 and reach[0] > 0),
-        f"gradient {reach[0]:.2g} of itself, {reach[1:].max():.2g} of others",
-        "something, and exactly 0",
+        f"gradient {reach[0]:.2g} by its own pixels, {reach[1:].max():.2g} by those of others",
+        "above 0, and exactly 0",
         "Batch normalisation is in training mode, or an axis was mixed up.",
     )
 
 
 def frozen_unchanged(model: keras.Model, train: ArrayDataset, classes: int, pretrained: bool) -> Check:
-    """A training step must leave alone what does not train; in a pretrained network all batch normalisation too."""
+    """A training step must not change frozen weights, nor any batch normalisation of a pretrained network."""
     frozen = [layer for layer in model.layers if not layer.trainable]
     frozen += [layer for layer in model.layers if pretrained and isinstance(layer, layers.BatchNormalization)]
     rest = list({id(v): v for layer in frozen for v in layer.variables}.values())
@@ -211,7 +211,7 @@ def train_serve_parity(trained: np.ndarray, served: np.ndarray) -> Check:
         most == 0,
         f"differ by {most} at most",
         "0",
-        "The two read files differently, so the measured accuracy is not the one that users get.",
+        "The two decode or resize differently, so the measured accuracy is not that of predict.py.",
     )
 
 

@@ -71,7 +71,7 @@ def preflight(config: Config, folder: Path) -> bool:
 
 
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
-    """All checks; what a run has to beat, and how long it will take; images by file name."""
+    """All checks; baselines and the forecast of seconds; images by file name."""
     open_config, config = config, without_auto(config)
     set_seed_and_precision(config.train)
     config, parts = load_data(config, config.data)
@@ -84,7 +84,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     base = build_backbone(config.backbone, config.data.image_size)
     standardise_input(base, config, train)
     stage = config.stages[0] if config.stages else Stage(unfreeze=1)
-    unfrozen = stage.unfreeze or 1  # the head alone, which the probe fits, would say little
+    unfrozen = stage.unfreeze or 1  # training the head alone, which the probe fits, would show little
 
     def fresh(**head: float):
         settings = dataclasses.replace(config.head, **head)
@@ -93,16 +93,17 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         return model
 
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
-    entering, entered = checks.input_grid(augmented, names, config.train, mixing)
+    pixels_in_range, first_batch = checks.input_grid(augmented, names, config.train, mixing)
     off = ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm")
-    loose, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
-    at_init = checks.loss_at_init(loose, train)
-    bottom = boundary(loose, find_blocks(loose, config.backbone), unfrozen)
-    memorised, drawn = checks.overfit_small_batch(loose, bottom, train, names)
+    unregularised, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
+    at_init = checks.loss_at_init(unregularised, train)
+    blocks = find_blocks(unregularised, config.backbone)
+    bottom = boundary(unregularised, blocks, unfrozen)
+    memorised, drawn = checks.overfit_small_batch(unregularised, bottom, train, names)
     served = [_served(examples, row, config) for row in part["val"][:8]]
     decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
     found = [
-        entering,
+        pixels_in_range,
         checks.train_serve_parity(val.read(0, np.arange(len(served))), np.stack(served)),
         checks.float32_logits(model),
         at_init,
@@ -135,7 +136,7 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
         numbers["validation accuracy of the linear probe"] = right
     counts = {name: len(rows) for name, rows in part.items()}
     numbers |= _seconds(dataclasses.replace(open_config, stages=config.stages), config, fresh, train, counts)
-    images = {"preflight.png": entered, "memorised.png": drawn}
+    images = {"preflight.png": first_batch, "memorised.png": drawn}
     return found, {name: float(value) for name, value in numbers.items()}, images
 
 

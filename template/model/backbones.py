@@ -1,6 +1,6 @@
-"""The networks that images are seen with: builder, preprocessing and blocks of each, in one table.
+"""Backbones: builder, preprocessing and blocks of each network, in one table.
 
-Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, cut, save and load.
+Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, split, save and load.
 """
 
 import socket
@@ -21,7 +21,7 @@ from .weights import WeightsError, arrays_held, explained, load_file, standardis
 
 
 def _as_is(pixels: KerasTensor) -> KerasTensor:
-    """EfficientNet and ConvNeXt bring their own preprocessing layers."""
+    """EfficientNet and ConvNeXt have their own preprocessing layers."""
     return pixels
 
 
@@ -35,13 +35,13 @@ def _lite(pixels: KerasTensor) -> KerasTensor:
 
 
 def _caffe(pixels: KerasTensor) -> KerasTensor:
-    """BGR with the ImageNet means taken off, as the Caffe originals of VGG and ResNet were trained."""
+    """BGR minus the ImageNet means, as the Caffe originals of VGG and ResNet were trained."""
     bgr = ops.flip(pixels, axis=-1)
     return layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], dtype="float32", name="preprocess")(bgr)
 
 
 def _standardised(pixels: KerasTensor) -> KerasTensor:
-    """About -1 to 1 as well, until `standardise` has seen the training images. Its numbers are weights."""
+    """About -1 to 1 as well, until `standardise` sets mean and variance, which are weights of the network."""
     layer = layers.Normalization(dtype="float32", name="preprocess")
     standardised = layer(pixels)
     _set(layer, np.full(3, 127.5), np.full(3, 127.5**2))
@@ -49,11 +49,11 @@ def _standardised(pixels: KerasTensor) -> KerasTensor:
 
 
 def standardise(base: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
-    """Let a network from scratch see its images with mean 0 and deviation 1 in each channel.
+    """Standardise the input of a network from scratch: mean 0 and standard deviation 1 in each channel.
 
-    LeCun et al. 1998, "Efficient BackProp". The numbers are saved with the network, and are the same for whatever it
-    sees later. EfficientNet and ConvNeXt, which bring their own preprocessing, and pretrained networks, which need that
-    of their weights, stay as they are.
+    LeCun et al. 1998, "Efficient BackProp". Mean and variance are saved with the network, and used for all its later
+    inputs. EfficientNet and ConvNeXt, which have their own preprocessing layers, and pretrained networks, which need
+    that of their weights, stay as they are.
 
     Args:
         base: from `build_backbone`.
@@ -73,7 +73,7 @@ def _set(layer: layers.Normalization, mean: np.ndarray, variance: np.ndarray) ->
 
 @dataclass(frozen=True)
 class Family:
-    """How a network is built, fed and divided."""
+    """How a network is built, its input preprocessed, and its layers divided into blocks."""
 
     build: Callable
     """keras.applications builder, or ours."""
@@ -82,9 +82,9 @@ class Family:
     block: str
     """Regular expression for layer names; its group is the number of the block."""
     blocks: int
-    """How many there are."""
+    """Number of blocks."""
     takes_alpha: bool = False
-    """Whether it comes in several widths."""
+    """Whether it has a width multiplier `alpha`."""
 
 
 def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
@@ -115,7 +115,7 @@ def efficientnet(*, weights: str | None, **shape) -> keras.Model:
     """EfficientNet-B0 as Keras builds it for ImageNet weights, whatever its weights are.
 
     Keras scales the colours in one more layer, but only where it downloads the weights itself. Without that layer a
-    run rebuilt from its file, or a file of these weights, would see other colours than it was trained on.
+    run rebuilt from its file, or a file of these weights, would get other inputs than it was trained on.
     """
     network = _APPS.EfficientNetB0(weights=weights, **shape)
     if weights == "imagenet":
@@ -191,17 +191,19 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
 
 
 def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Model:
-    """A copy of a network, with the same weights, that trains as we want it; the network itself if it does.
+    """Replace dropout by `StochasticDepth`, and add it to residual branches; the network itself if nothing changes.
 
-    Pixels are float32 up to the first layer that learns, in mixed precision too: bfloat16 has fewer values than they.
-    Branches that the network drops in training are dropped by layers that do not while they are frozen. With a rate,
-    those of a residual network are dropped that it has not dropped itself: Huang et al. 2016, "Deep networks with
-    stochastic depth", with its linear rule: of L branches, the l-th from below is dropped with the chance rate * l / L,
-    for each image anew, and scaled up where it is not.
+    Dropout of the network itself becomes `StochasticDepth`, which is inactive while it is frozen. With a rate, residual
+    branches are dropped too: Huang et al. 2016, "Deep networks with stochastic depth", with its linear rule: of L
+    branches, the l-th from below is dropped with probability rate * l / L, for each image anew, and scaled up where it
+    is not. Preprocessing layers compute in float32, in mixed precision too: bfloat16 has fewer values than pixels.
 
     Args:
         network: with a rate, each of its Add layers takes the shortcut and the branch, in this order.
-        rate: in [0, 1).
+        rate: of the top branch, in [0, 1).
+
+    Returns:
+        A copy with the same weights, or the network.
     """
     stem = next(i for i, x in enumerate(network.layers) if x.weights and not isinstance(x, layers.Normalization))
     prepare = network.layers[1:stem]  # 0 is the input
@@ -218,8 +220,8 @@ def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Mode
         if layer.name not in adds:
             return layer(*args, **kwargs)
         shortcut, branch = args[0]
-        chance = rate * (adds.index(layer.name) + 1) / len(adds)
-        drop = StochasticDepth(chance, noise_shape=(None, 1, 1, 1), name=f"{layer.name}_drop")
+        linear = rate * (adds.index(layer.name) + 1) / len(adds)
+        drop = StochasticDepth(linear, noise_shape=(None, 1, 1, 1), name=f"{layer.name}_drop")
         return layer([shortcut, drop(branch)], **kwargs)
 
     copy = keras.models.clone_model(network, clone_function=clone, call_function=call)
