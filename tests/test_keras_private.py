@@ -1,9 +1,13 @@
 """Private names of Keras still do what we use them for. If not, train/keras_private.py must change."""
 
+import ast
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
+import template
 from template.train.keras_private import (
     average_after_steps,
     has_weight_decay,
@@ -61,3 +65,13 @@ def test_a_variable_is_known_by_its_number():
 @pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
 def test_the_schedule_is_found(wrap):
     assert schedule_of(wrap(keras.optimizers.SGD(SCHEDULE))) is SCHEDULE
+
+
+def test_no_other_module_uses_private_names_of_objects_that_are_not_its_own():
+    root, found = Path(template.__file__).parent, []
+    for file in (file for room in ("model", "train", "diagnose", "deploy") for file in (root / room).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+            if private and ast.unparse(node.value) not in {"self", "cls"}:
+                found.append((file.name, node.attr))
+    assert {name for name, _ in found} == {"keras_private.py"}, found
