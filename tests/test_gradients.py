@@ -71,7 +71,7 @@ def test_gradient_and_update_are_those_worked_out_by_hand(tmp_path):
 
 @pytest.mark.parametrize(
     ("activation", "size", "said"),
-    [("sigmoid", 1.0, "vanish, hardly any reaches block0"), ("relu", 2**0.5, ""), ("relu", 10.0, "explode")],
+    [("sigmoid", 1.0, "vanish: hardly any reaches block0"), ("relu", 2**0.5, ""), ("relu", 10.0, "explode")],
     ids=["small", "sound", "large"],
 )
 def test_it_says_once_if_gradients_vanish_or_explode_and_else_nothing(tmp_path, capsys, activation, size, said):
