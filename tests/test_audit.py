@@ -42,9 +42,9 @@ def scene(seed: int, width: int = 120, height: int = 90) -> Image.Image:
     return Image.fromarray(np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8))
 
 
-def saved(image: Image.Image, file: Path, **how) -> Path:
+def saved(image: Image.Image, file: Path, **options) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, **how)
+    image.save(file, **options)
     return file
 
 
@@ -87,12 +87,12 @@ def mirrored(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def of_class(root: Path, change: Callable[[Image.Image], Image.Image], suffix: str = ".jpg", **how) -> None:
+def of_class(root: Path, change: Callable[[Image.Image], Image.Image], suffix: str = ".jpg", **options) -> None:
     """Change every image of one class."""
     for file in sorted((root / "bee").iterdir()):
         image = change(Image.open(file).convert("RGB"))
         file.unlink()
-        saved(image, file.with_suffix(suffix), **how)
+        saved(image, file.with_suffix(suffix), **options)
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -166,12 +166,12 @@ def test_a_planted_fault_is_found(tidy, fault):
         assert "x" in named and named <= {"x", "000"}
 
 
-@pytest.mark.parametrize(("how", "check"), [(90, f"{EXACT} across parts"), (40, f"{NEAR} across parts")])
-def test_a_training_image_in_the_test_part_is_found(parted, how, check):
-    if how == 90:
+@pytest.mark.parametrize(("quality", "check"), [(90, f"{EXACT} across parts"), (40, f"{NEAR} across parts")])
+def test_a_training_image_in_the_test_part_is_found(parted, quality, check):
+    if quality == 90:
         shutil.copy(parted / "train/ant/000.jpg", parted / "test/ant/x.jpg")
     else:
-        saved(scene(0), parted / "test/ant/x.jpg", quality=how)
+        saved(scene(0), parted / "test/ant/x.jpg", quality=quality)
     (found,) = [f for f in findings(parted) if f.severity == "error"]
     examples = load_examples(str(parted))
     assert found.check == check
@@ -202,7 +202,7 @@ def test_copies_are_found_and_strangers_are_not():
     assert len(found) >= 95 and all(b == a + 100 for a, b in found)
 
 
-def test_a_hash_turns_with_its_image():
+def test_a_hash_rotates_with_its_image():
     small = np.stack([np.asarray(scene(seed).resize((64, 64))) for seed in range(5)])
     hashes = perceptual_hashes(small)
     assert hashes.shape == (5, 8) and hashes.dtype == np.uint64
@@ -260,11 +260,13 @@ def test_what_is_held_out_stays_in_the_clean_table(parted):
     assert "test/ant/033.jpg" in kept and "train/ant/aaa.jpg" not in kept
 
 
-GLANCED = [name for name in FAULTS if FAULTS[name][1] not in {"unreadable", "skipped", EXACT, EXACT + CONFLICT}]
+FOUND_WHEN_DECODED = [
+    name for name in FAULTS if FAULTS[name][1] not in {"unreadable", "skipped", EXACT, EXACT + CONFLICT}
+]
 
 
-@pytest.mark.parametrize("fault", GLANCED)
-def test_a_glance_at_decoded_images_finds_the_same(tidy, tmp_path, fault):
+@pytest.mark.parametrize("fault", FOUND_WHEN_DECODED)
+def test_facts_of_decoded_images_lead_to_the_same_findings(tidy, tmp_path, fault):
     """All but what decoding and the split find already; a crop hides nothing of these images that counts."""
     plant, check, severity = FAULTS[fault]
     plant(tidy)
@@ -294,7 +296,7 @@ def test_what_had_to_be_assumed_is_said(tidy, tmp_path):
         }
 
 
-def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
+def test_facts_are_of_the_rows_that_were_asked_for(tidy, tmp_path):
     examples, pixels = decode(
         load_examples(str(tidy)), Data(image_size=64, resize="stretch", cache=str(tmp_path / "c"))
     )
@@ -305,14 +307,14 @@ def test_a_glance_is_at_the_rows_that_were_asked_for(tidy, tmp_path):
         assert list(getattr(facts, name)) == list(getattr(whole, name)[rows]), name
 
 
-def test_what_has_few_pixels_is_no_copy_of_what_looks_like_it(tmp_path):
+def test_images_of_few_pixels_are_no_near_duplicates(tmp_path):
     """Nothing that a hash could see tells handwritten digits of 8 x 8 pixels apart."""
     for number in range(40):
         saved(scene(0).resize((8, 8)).rotate(number), tmp_path / "p" / "ab"[number % 2] / f"{number}.png")
     assert not [f for f in findings(tmp_path / "p") if f.check.startswith("near duplicates")]
 
 
-def test_images_that_a_network_finds_alike(tidy):
+def test_images_with_similar_features(tidy):
     examples = load_examples(str(tidy))
     features = np.random.default_rng(0).normal(size=(45, 64)).astype(np.float32)
     assert list(feature_duplicates(examples, features)) == []
@@ -340,7 +342,7 @@ def weights(tmp_path) -> Path:
     return tmp_path / "tiny.weights.h5"
 
 
-def test_wrong_labels_are_the_most_doubtful(tmp_path, weights):
+def test_wrong_labels_come_first_among_label_issues(tmp_path, weights):
     """Colours tell the classes; three images lie in the wrong folder."""
     wrong = {7, 23, 41}
     for number in range(60):

@@ -17,7 +17,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Policy:
-    """Ranges to draw from, uniformly unless said otherwise."""
+    """Ranges to draw from, uniformly unless stated otherwise."""
 
     hflip: bool = False
     """Flip half of the images horizontally."""
@@ -140,9 +140,9 @@ def uniform_draws(seed: int, epoch: int, index: int) -> np.ndarray:
 def select_ops(u: np.ndarray, policy: Policy) -> np.ndarray:
     """Numbers [n, 30] of which, if the policy has `num_ops`, so many operations remain, at full strength either way."""
     if policy.num_ops:
-        some, u = [2, 3, 7, 8, 9, 10], u.copy()  # rotation, shear, brightness, contrast, saturation, hue
+        ops, u = [2, 3, 7, 8, 9, 10], u.copy()  # rotation, shear, brightness, contrast, saturation, hue
         chosen = u[:, 20:26].argsort(axis=1).argsort(axis=1) < policy.num_ops
-        u[:, some] = np.where(chosen, u[:, some].round(), 0.5)
+        u[:, ops] = np.where(chosen, u[:, ops].round(), 0.5)
     return u
 
 

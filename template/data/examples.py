@@ -61,7 +61,7 @@ class Examples:
         )
 
     def with_classes(self, class_names: Sequence[str]) -> "Examples":
-        """The same examples with labels as indices into another list of classes, match_names by how their names look.
+        """The same examples with labels as indices into another list of classes; names that look the same match.
 
         Raises:
             DataError: if a class here is not in the other list.

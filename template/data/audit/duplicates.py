@@ -34,8 +34,8 @@ def near_duplicates(examples: Examples, facts: Facts) -> Iterator[Finding]:
     good = np.flatnonzero(facts.readable & (np.minimum(facts.width, facts.height) >= THUMBNAIL // 2))
     pairs = [(int(good[a]), int(good[b])) for a, b in near_pairs(facts.thumbnails[good])]
     pairs = [(a, b) for a, b in pairs if facts.digest[a] != facts.digest[b]]
-    what = " (recoded, resized, rotated or flipped)"
-    yield from _by_consequence(examples, pairs, "near duplicates", what)
+    forms = " (recoded, resized, rotated or flipped)"
+    yield from _by_consequence(examples, pairs, "near duplicates", forms)
 
 
 def feature_duplicates(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
@@ -107,7 +107,7 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
-def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str, how: str = "") -> Iterator[Finding]:
+def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str, forms: str = "") -> Iterator[Finding]:
     """Groups of duplicates: with different labels, across parts, or only repeated."""
     labels, parts = examples.labels, examples.parts
     contradicting = [g for g in groups if len({int(labels[row]) for row in g}) > 1]
@@ -117,7 +117,7 @@ def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str
         yield Finding(
             f"{kind} with different labels",
             "error",
-            f"{kind.capitalize()}{how} with different labels: {len(contradicting)}",
+            f"{kind.capitalize()}{forms} with different labels: {len(contradicting)}",
             "One of the labels is wrong, or the classes overlap. Decide which, and remove the others.",
             contradicting,
         )
@@ -125,7 +125,7 @@ def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str
         yield Finding(
             f"{kind} across parts",
             "error",
-            f"{kind.capitalize()}{how} in more than one of train, val and test: {len(across)}",
+            f"{kind.capitalize()}{forms} in more than one of train, val and test: {len(across)}",
             "Data leakage: the measured accuracy would be too high. Keep them in one part, and not in train/.",
             across,
         )
@@ -134,7 +134,7 @@ def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str
         yield Finding(
             kind,
             "warning",
-            f"{kind.capitalize()}{how} of one class: {len(only)}",
+            f"{kind.capitalize()}{forms} of one class: {len(only)}",
             f"They add nothing to training, and must not be divided between train and test. {kept}",
             only,
         )

@@ -98,7 +98,7 @@ def to_8_bits(image: Image.Image, contents: bytes, bits: Bits, notes: list[str])
     if values is not None:
         pixels = scale_to_8_bits(values, needed, bits, notes)
     elif image.mode in {"I", "F"}:
-        pixels = _spread(np.asarray(image, np.float64))
+        pixels = _stretch(np.asarray(image, np.float64))
         notes.append("32 bits have no customary range: each image is scaled by its least and greatest value")
     else:
         return image
@@ -177,12 +177,12 @@ def scale_to_8_bits(values: np.ndarray, needed: int, bits: Bits, notes: list[str
     return pixels
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    """From least to most, as 0 to 255."""
+def _stretch(values: np.ndarray) -> np.ndarray:
+    """Scaled so that the least value is 0 and the greatest 255, uint8."""
     if not np.isfinite(values).all():
         raise BadImageError("has values that are not finite (NaN, infinity); repair or remove it")
-    spread = np.ptp(values)
-    scaled = (values - values.min()) * (255 / spread) if spread > 0 else np.clip(values, 0, 255)
+    extent = np.ptp(values)
+    scaled = (values - values.min()) * (255 / extent) if extent > 0 else np.clip(values, 0, 255)
     return scaled.astype(np.uint8)
 
 

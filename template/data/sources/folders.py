@@ -1,4 +1,4 @@
-"""What folders say of their images: one folder per class, or train, val and test with such."""
+"""Images in folders: one folder per class, or train, val and test with such."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
         id: its path as it is listed.
         image: the file.
         label: its class, as it is spelled there.
-        part: "train", "val", "test", or "" where that is not said.
+        part: "train", "val", "test", or "" where that is not given.
         group: images of one group are never divided between parts (patient, camera), or "".
     """
 

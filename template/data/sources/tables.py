@@ -41,7 +41,7 @@ _NEAR = {
     "split": re.compile("is(train|val|test)|traintest|trainval"),
     "group": re.compile(r"\w*uid$|mrn$|(user|owner|seq|site|location|station|burst|clip)"),
 }
-"""What other columns may mean, by how they begin."""
+"""What other columns may mean, by the beginning of their names."""
 _SURE = {"split", "splits", "subset", "partition"}
 """Columns whose values must be parts; another that could name parts is taken for them only if all its values are."""
 _MARKS = {
@@ -87,7 +87,7 @@ def read_table(file: Path) -> tuple[list[Entry], list[tuple[str, str]], bool]:
 
 
 def _group(cell: str) -> str:
-    """A group as it looks, so that no typing parts a patient; none for what stands for a missing value."""
+    """The group in its normalized spelling, so that a typing variant is no other group; "" for a missing value."""
     return "" if is_missing(cell) else normalize(cell)
 
 

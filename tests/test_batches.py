@@ -48,7 +48,7 @@ def numbered(n: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.arange(n) % CLASSES
 
 
-def source(n: int, rows=None, settings: Augment = PLAIN) -> ArrayDataset:
+def dataset(n: int, rows=None, settings: Augment = PLAIN) -> ArrayDataset:
     pixels, labels = numbered(n)
     return train_dataset(pixels, np.arange(n) if rows is None else rows, labels, settings, seed=0)
 
@@ -63,26 +63,26 @@ def numbers(batches) -> list[list[int]]:
     return found
 
 
-def shuffled(source_: ArrayDataset, batch_size: int = 8, seed: int = 0, epochs: range = range(1)) -> list[list[int]]:
-    return numbers(shuffled_batches(source_, CLASSES, batch_size, seed, epochs))
+def shuffled(data: ArrayDataset, batch_size: int = 8, seed: int = 0, epochs: range = range(1)) -> list[list[int]]:
+    return numbers(shuffled_batches(data, CLASSES, batch_size, seed, epochs))
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(33, 8), (32, 8), (31, 8), (9, 8), (5, 8), (1, 8), (17, 1), (100, 32)])
 def test_every_image_is_trained_on_once_an_epoch_in_batches_of_nearly_one_size(n, batch_size):
     """No tail is dropped, and none is much smaller than the others: batch normalisation would suffer from it."""
     for epoch in (0, 3):
-        batches = shuffled(source(n), batch_size, epochs=range(epoch, epoch + 1))
+        batches = shuffled(dataset(n), batch_size, epochs=range(epoch, epoch + 1))
         assert sorted(sum(batches, [])) == list(range(n))
         sizes = [len(batch) for batch in batches]
         assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
-        assert len(batches) == steps(source(n), batch_size) == -(-n // batch_size)
+        assert len(batches) == steps(dataset(n), batch_size) == -(-n // batch_size)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    assert shuffled(source(50)) == shuffled(source(50))
-    first, second = shuffled(source(50), epochs=range(2))[:7], shuffled(source(50), epochs=range(2))[7:]
+    assert shuffled(dataset(50)) == shuffled(dataset(50))
+    first, second = shuffled(dataset(50), epochs=range(2))[:7], shuffled(dataset(50), epochs=range(2))[7:]
     assert first != second
-    assert first != shuffled(source(50), seed=1)
+    assert first != shuffled(dataset(50), seed=1)
     assert sum(first, []) != list(range(50))
 
 
@@ -185,11 +185,11 @@ def test_each_setting_of_augmentation_reaches_the_images():
     assert mild < 0.7 * strong
 
 
-def test_a_source_reads_its_own_rows_only():
+def test_a_dataset_reads_its_own_rows_only():
     """Training rows in a shuffled order, out of a data set that holds validation images as well."""
     rows = np.array([29, 3, 14, 8, 21, 0, 17])
     pixels, labels = numbered(30)
-    for data in (source(30, rows), eval_dataset(pixels, rows, labels)):
+    for data in (dataset(30, rows), eval_dataset(pixels, rows, labels)):
         assert len(data) == 7
         assert sorted(sum(shuffled(data, 4), [])) == sorted(rows)
         assert numbers(ordered_batches(data, CLASSES, 4)) == [[29, 3, 14, 8], [21, 0, 17]]
@@ -243,7 +243,7 @@ def test_a_part_without_images_has_no_batches():
 @pytest.mark.parametrize("sampling", ["all", "balanced"])
 def test_the_order_of_an_epoch_is_worked_out_once(monkeypatch, sampling):
     seen, real = [], module.shuffled_rows
-    data = source(100)
+    data = dataset(100)
     expected = [batch for epoch in range(3) for batch in shuffled_rows(data.labels, 4, 5, epoch, sampling)]
     monkeypatch.setattr(module, "shuffled_rows", lambda *args: seen.append(args[3]) or real(*args))
     batches = list(shuffled_batches(data, CLASSES, 4, 5, range(3), None, sampling).as_numpy_iterator())
@@ -279,7 +279,7 @@ def _gradient(model, inputs, labels, weights=None):
 
 
 def test_types_and_shapes_are_known_before_the_first_batch():
-    for batches in (shuffled_batches(source(5), CLASSES, 2, 0, range(1)), ordered_batches(source(5), CLASSES, 2)):
+    for batches in (shuffled_batches(dataset(5), CLASSES, 2, 0, range(1)), ordered_batches(dataset(5), CLASSES, 2)):
         inputs, labels = batches.element_spec
         assert inputs == tf.TensorSpec((None, 8, 8, 3), tf.uint8)
         assert labels == tf.TensorSpec((None, CLASSES), tf.float32)
@@ -307,7 +307,7 @@ def noise(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
 
 
-def test_views_are_of_the_images_that_the_source_gives_in_that_epoch():
+def test_views_are_of_the_images_that_the_dataset_gives_in_that_epoch():
     data = train_dataset(noise(9), np.arange(9), np.arange(9) % CLASSES, Augment(policy="medium"), seed=5)
     chosen = np.array([7, 2, 2])
     images = data.read(3, chosen)
@@ -320,16 +320,16 @@ def test_views_are_of_the_images_that_the_source_gives_in_that_epoch():
         np.testing.assert_array_equal(inputs, view.read(0, np.arange(9)))
 
 
-def test_joined_sources_read_as_one():
+def test_concatenated_datasets_read_as_one():
     """In any order, across the seams, in every epoch; also where one of them is empty."""
     parts = [noise(5, seed=1), noise(0), noise(7, seed=2), noise(1, seed=3)]
     labels = np.random.default_rng(4).integers(0, CLASSES, 13)
     starts = np.cumsum([0, 5, 0, 7])
 
-    def source_of(part: np.ndarray, start: int) -> ArrayDataset:
+    def dataset_of(part: np.ndarray, start: int) -> ArrayDataset:
         return ArrayDataset(lambda epoch, rows: part[rows] + np.uint8(epoch), labels[start : start + len(part)])
 
-    whole, pixels = concatenate(list(map(source_of, parts, starts))), np.concatenate(parts)
+    whole, pixels = concatenate(list(map(dataset_of, parts, starts))), np.concatenate(parts)
     assert len(whole) == 13
     np.testing.assert_array_equal(whole.labels, labels)
     rng = np.random.default_rng(5)
@@ -426,7 +426,7 @@ def test_a_batch_is_mixed_by_seed_epoch_and_number(other):
 
 
 def test_images_are_mixed_until_the_epoch_that_was_said_and_never_in_evaluation():
-    data = source(16)
+    data = dataset(16)
     plain, short = (
         list(shuffled_batches(data, CLASSES, 8, 0, range(3), mixing).as_numpy_iterator())
         for mixing in (None, Mixing(mixup=1.0, until=2))
@@ -464,7 +464,7 @@ def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another
         return train_dataset(pixels, rows, labels, settings, seed)
 
     plain = eval_dataset(one, rows, labels)
-    sources = {
+    datasets = {
         "as it is": plain,
         "other pixels, as they are": eval_dataset(two, rows, labels),
         "other rows, as they are": eval_dataset(one, rows[::-1], labels),
@@ -492,33 +492,33 @@ def test_sources_with_one_key_read_the_same_and_what_reads_otherwise_has_another
         "joined": concatenate([eval_dataset(one, rows, labels), varied()]),
     }
 
-    def reads(source: ArrayDataset) -> list[bytes]:
-        return [source.read(epoch, np.arange(len(source))).tobytes() for epoch in (0, 1)]
+    def reads(dataset: ArrayDataset) -> list[bytes]:
+        return [dataset.read(epoch, np.arange(len(dataset))).tobytes() for epoch in (0, 1)]
 
-    assert all(source.key for source in sources.values())
-    assert len({source.key for source in sources.values()}) == len(sources)
-    for first, second in itertools.combinations(sources.values(), 2):
+    assert all(dataset.key for dataset in datasets.values())
+    assert len({dataset.key for dataset in datasets.values()}) == len(datasets)
+    for first, second in itertools.combinations(datasets.values(), 2):
         assert reads(first) != reads(second), "or this test would prove nothing"
-    for name, source in again.items():
-        assert source.key == sources[name].key
-        assert reads(source) == reads(sources[name])
+    for name, dataset in again.items():
+        assert dataset.key == datasets[name].key
+        assert reads(dataset) == reads(datasets[name])
 
 
-def test_some_rows_of_a_source_are_those_rows_under_a_name_of_their_own(known):
+def test_some_rows_of_a_dataset_are_those_rows_under_a_name_of_their_own(known):
     labels, rows = np.arange(20) % CLASSES, np.arange(5, 17)
-    source = train_dataset(known(noise(20), "one"), rows, labels, Augment(), 0)
-    few = subset(source, np.array([7, 2, 3]))
+    dataset = train_dataset(known(noise(20), "one"), rows, labels, Augment(), 0)
+    few = subset(dataset, np.array([7, 2, 3]))
     np.testing.assert_array_equal(few.labels, labels[[12, 7, 8]])
     for epoch in (0, 3):
-        np.testing.assert_array_equal(few.read(epoch, np.array([2, 0])), source.read(epoch, np.array([3, 7])))
+        np.testing.assert_array_equal(few.read(epoch, np.array([2, 0])), dataset.read(epoch, np.array([3, 7])))
     others = [
-        source,
-        subset(source, np.array([2, 7, 3])),
-        subset(source, np.array([7, 2])),
-        subset(hflip(source), [7, 2]),
+        dataset,
+        subset(dataset, np.array([2, 7, 3])),
+        subset(dataset, np.array([7, 2])),
+        subset(hflip(dataset), [7, 2]),
     ]
-    assert len({one.key for one in (few, *others)}) == 5 and few.key == subset(source, [7, 2, 3]).key
-    assert subset(source, np.arange(12)) is source
+    assert len({one.key for one in (few, *others)}) == 5 and few.key == subset(dataset, [7, 2, 3]).key
+    assert subset(dataset, np.arange(12)) is dataset
     assert subset(eval_dataset(noise(20), rows, labels), np.array([1])).key == ""
 
 
@@ -529,15 +529,17 @@ def test_groups_travel_with_their_rows(known):
         np.arange(20) // 3,
         np.arange(5, 17),
     )
-    source = eval_dataset(pixels, rows, labels, groups)
-    for view in (source, hflip(source), center_zoom(source), concatenate([source])):
+    dataset = eval_dataset(pixels, rows, labels, groups)
+    for view in (dataset, hflip(dataset), center_zoom(dataset), concatenate([dataset])):
         np.testing.assert_array_equal(view.groups, groups[rows])
-    np.testing.assert_array_equal(subset(hflip(source), np.array([7, 2])).groups, groups[[12, 7]])
-    np.testing.assert_array_equal(subsample(source, 3).groups, groups[[5, 10, 16]])
-    np.testing.assert_array_equal(concatenate([source, subset(source, np.array([0]))]).groups, groups[[*rows, 5]])
+    np.testing.assert_array_equal(subset(hflip(dataset), np.array([7, 2])).groups, groups[[12, 7]])
+    np.testing.assert_array_equal(subsample(dataset, 3).groups, groups[[5, 10, 16]])
+    np.testing.assert_array_equal(concatenate([dataset, subset(dataset, np.array([0]))]).groups, groups[[*rows, 5]])
     without = eval_dataset(pixels, rows, labels)
     assert (
-        without.groups is None and concatenate([source, without]).groups is None and subset(without, [1]).groups is None
+        without.groups is None
+        and concatenate([dataset, without]).groups is None
+        and subset(without, [1]).groups is None
     )
 
 
