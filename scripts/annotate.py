@@ -3,8 +3,8 @@
     python scripts/annotate.py --run runs/RUN --count 50
 
 Open the address that it prints. Answers are saved one by one in the run's folder, so you may stop (Ctrl-C) and go on
-later; it then prints how often you, the labels and the classifier agree. If you do no better than the classifier, better
-labels or other images will help more than a better network. Needs no TensorFlow.
+later; it then prints how often you, the labels and the classifier agree. If you are no better than the classifier,
+better labels or other images will help more than a better network. Needs no TensorFlow.
 """
 
 import argparse
