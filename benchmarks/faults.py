@@ -81,7 +81,7 @@ def kills(folder: Path, number: int = 10, wanted: int = 200, workers: int = 2, s
             results += pool.map(lambda n, q=quota: _kill_one(folder, images, weights, n, q, seed), numbers)
     sums = {
         key: sum(r[key] for r in results)
-        for key in ("kills", "during a save", "before training", "in the final fit", "stopped early")
+        for key in ("kills", "during a save", "before training", "in the refit", "stopped early")
     }
     wrong = [f"run {number}: {problem}" for number, r in enumerate(results) for problem in r["problems"]]
     longest = max(r["epochs repeated"] for r in results)
@@ -106,7 +106,7 @@ def _kill_one(folder: Path, images: Path, weights: Path, number: int, quota: int
     generator = random.Random(f"{seed} {number}")
     _attempt(["--runs", peace, *_settings(images, weights, peace / "cache", number)], None, None)
     (whole,) = peace.glob("2*")
-    counts = dict.fromkeys(("kills", "during a save", "before training", "in the final fit", "epochs repeated"), 0)
+    counts = dict.fromkeys(("kills", "during a save", "before training", "in the refit", "epochs repeated"), 0)
     problems, run, reached = [], None, 0
     while True:
         line = ["--resume", run] if run else ["--runs", fire, *_settings(images, weights, fire / "cache", number)]
@@ -121,7 +121,7 @@ def _kill_one(folder: Path, images: Path, weights: Path, number: int, quota: int
             counts["kills"] += 1
             counts["during a save"] += any(fire.glob("2*/checkpoints/.tmp-*")) or any(fire.glob("2*/final/.tmp-*"))
             counts["before training"] += "stage 1" not in said and "stage 2" not in said
-            counts["in the final fit"] += "once more" in said
+            counts["in the refit"] += "refit on" in said
             continue
         if code:
             problems.append(f"exit code {code}: {said[-2000:]}")

@@ -227,7 +227,7 @@ def memory(scratch: Path, images: int, name: str = "mobilenet", size: int = 224)
     """Peak memory of a run and its seconds an image, for a tenth of the images and for all. 4 GiB; 1.1 times.
 
     The weights are random but come from a file: so they count as pretrained, and the run has its probe and its stored
-    activations. The final fit, which only the smaller run might get, is off.
+    activations. The refit, which only the smaller run might get, is off.
     """
     if not sys.platform.startswith("linux"):
         sys.exit(f"memory: expected Linux, where /proc tells a process's peak memory. Received: {sys.platform}. "

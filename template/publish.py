@@ -42,7 +42,7 @@ class TrainedRun:
         pixels: theirs, in the same order.
         facts: about their files, read when the run began.
         model: whose predictions are reported: as it will be used, or without test images, as it was before
-            the final fit.
+            the refit.
         state: of the training.
         learning_curve: from `train.baselines`, or None.
         train_accuracy: correct predictions, and how many were made, on training images.
@@ -100,7 +100,7 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
 
 
 def _calibrated(settings: Evaluate, val: Predictions, measured: Predictions, folder: Path) -> dict[str, Any]:
-    """Calibrate on predictions of the network before the final fit, which has not learned from these images."""
+    """Calibrate on predictions of the network before the refit, which has not learned from these images."""
     found = calibrate(val, measured, accuracy=settings.target_accuracy, precision=settings.target_precision or None)
     runs.write_json(folder / "calibration.json", {key: found[key] for key in ("temperature", "reject", "thresholds")})
     return found
@@ -176,7 +176,7 @@ def _description(config: Config, examples: Examples) -> str:
         together = counts["train"] + counts["val"]
         learned = f"{together} images (with those of validation, after the validation column below was measured)"
     if refitted and not (examples.parts == "test").any():
-        later = " All that is shown here is of the network before the final fit; model.keras has also learned from the "
+        later = " All that is shown here is of the network before the refit; model.keras has also learned from the "
         later += "validation images since, and no image is left to measure it."
     return (
         f"{config.backbone.name}, {weights.get(config.backbone.weights, 'from given weights')}, "

@@ -118,7 +118,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     predictions["val"] = predicted("val") if config.stages else predictions["probe"]
     chosen = strip_training_layers(model).get_weights()
     if suggest.refits(config, sum(counts.values())):
-        with clock("final fit"):
+        with clock("refit"):
             print(f"refit on training and validation images together: {counts['train'] + counts['val']}")
             assign(model.variables, initial)
             if starts_from_probe(config):

@@ -133,11 +133,11 @@ def test_a_forecast_adds_up():
     assert seconds == {
         "probe": pytest.approx(0.2 * 100),
         "stage 1": pytest.approx(5 + 0.1 * (4 * 100 + 50) + 10 * (0.02 * 100 + 0.01 * 50)),
-        "final fit": pytest.approx(0.2 * 50 + 5 + 0.1 * 4 * 50 + 10 * 0.02 * 150),
+        "refit": pytest.approx(0.2 * 50 + 5 + 0.1 * 4 * 50 + 10 * 0.02 * 150),
         "evaluation": pytest.approx(0.2 * 2 * (50 + 50 + 30)),
     }
     few = forecast.forecast(config, counts | {"train": 6000}, 0.2, [(stage, pace)])
-    assert "final fit" not in few
+    assert "refit" not in few
 
 
 def test_the_pace_is_of_what_the_stage_does():

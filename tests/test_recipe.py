@@ -7,6 +7,7 @@ import gc
 import hashlib
 import io
 import json
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_metrics_are_those_of_the_predictions(run):
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert metrics == run.result
     expected = {"test", "val", "choices", "calibration", "slices", "memory_gb", "seconds"}
-    expected |= {"audit", "colours", "diagnosis", "learning_curve", "preflight"}
+    expected |= {"audit", "color_baseline", "diagnosis", "learning_curve", "preflight"}
     assert set(metrics) == expected  # and "probe" with pretrained weights
     assert metrics["choices"] == {}, "nothing was `auto`"
     for said, scores in ((run.test, metrics["test"]), (run.val, metrics["val"])):
@@ -212,7 +213,7 @@ def test_metrics_are_those_of_the_predictions(run):
 def test_the_seconds_name_every_phase_and_hold_no_more_than_the_whole(run):
     seconds = dict(run.result["seconds"])
     total = seconds.pop("total")
-    training = {"audit", "probe", "diagnosis", "features", "stage 1", "stage 2", "checkpoints", "final fit"}
+    training = {"audit", "probe", "diagnosis", "features", "stage 1", "stage 2", "checkpoints", "refit"}
     assert set(seconds) == {"decode", *training, "evaluation", "report"}
     assert min(seconds.values()) > 0
     assert sum(seconds.values()) <= total
@@ -308,7 +309,7 @@ def given_parts(home) -> tuple[Path, Path]:
 
 
 def all_views(path: Path) -> Config:
-    """A final fit, and every view of what is predicted, with pixels that are read from the disk."""
+    """A refit, and every view of what is predicted, with pixels that are read from the disk."""
     config = settings(path, SHORT, {"refit_on_train_val": "yes"}, memory_gb=0.0)
     return dataclasses.replace(config, tta=TTA(full_image=True, hflip=True, center_zoom=True))
 
@@ -485,11 +486,11 @@ def test_without_a_test_part_the_report_says_so(home, images):
     assert "validation images" in report.splitlines()[0]
     assert "There was no test part" in report
     assert "27 train, 9 val, 0 test" in done.printed
-    assert "final fit" not in report
+    assert not re.search(r"\brefit\b", report)
 
 
 def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(home, images, run, monkeypatch):
-    """The final fit learns from those images: its heat maps beside answers from before would be another network's."""
+    """The refit learns from those images: its heat maps beside answers from before would be another network's."""
     shown, original, counting = [], publish.figures, []
 
     def spy(model, pixels, rows, said):
@@ -517,7 +518,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
     np.testing.assert_allclose(log_softmax(counting[0], axis=1), logits[held_out][None], rtol=0, atol=1e-5)
     assert not np.allclose(log_softmax(saved, axis=1), logits[held_out], atol=1e-3), "the refit is what is kept"
     for name in ("report.md", "report.html"):
-        assert "before the final fit; model.keras has" in (done.folder / name).read_text()
+        assert "before the refit; model.keras has" in (done.folder / name).read_text()
 
 
 def test_a_run_in_mixed_precision_measures_the_float32_network_that_it_saves_and_serves(home, images):
@@ -601,7 +602,7 @@ def test_with_few_images_the_probe_is_reported_as_the_training(probed):
     assert configuration.load(probed.folder / "config.toml").stages == ()
     assert "stages from the data: none" in probed.printed
     assert probed.result["probe"] == probed.result["val"]
-    phases = {"decode", "audit", "probe", "diagnosis", "features", "final fit", "evaluation", "report", "total"}
+    phases = {"decode", "audit", "probe", "diagnosis", "features", "refit", "evaluation", "report", "total"}
     assert set(probed.result["seconds"]) == phases
     assert not (probed.folder / "learning_curves.png").exists()
     assert "learning_curves" not in (probed.folder / "report.md").read_text(), "a report of no epochs shows none"

@@ -251,10 +251,10 @@ def test_a_block_of_another_thread_takes_no_time_from_the_blocks_of_this_one(wai
         wait(4)
         end.set()
         thread.join(10)
-    with clock("final fit"):
+    with clock("refit"):
         wait(2)
     assert clock.seconds["stage 1"] == 8
-    assert clock.seconds["final fit"] == 2
+    assert clock.seconds["refit"] == 2
     assert min(clock.seconds.values()) >= 0
     assert sum(clock.seconds.values()) <= clock.total() == 14
 
