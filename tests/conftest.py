@@ -97,6 +97,16 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def eagerly():
+    """Functions run as they are written: to trace them takes longer than a few steps of training."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="module")
 def shallow():
     """Makes `tiny` a network of one convolution a block, for tests of what is done with a network, whatever it is.

@@ -88,7 +88,7 @@ def test_penalties_are_in_the_loss_and_survive_saving(head, tmp_path, pixels):
     assert sum(map(float, model.losses)) == pytest.approx(expected, rel=1e-5)
 
     # Training really minimises it: what fit reports is the cross-entropy and the penalty.
-    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), run_eagerly=True)
     targets = np.eye(3, dtype=np.float32)[np.arange(8) % 3]
     plain = -(np.log(softmax(run(model, pixels), axis=1)) * targets).sum(axis=1).mean()
     assert model.evaluate(pixels, targets, verbose=0) == pytest.approx(plain + expected, rel=1e-4)
@@ -394,7 +394,7 @@ def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):
     # a learning rate of zero would have one loss.
     model = build(TINY, Head(dropout=0.5, l2=0.0), SIZE, [1, 1])
     freeze(model, find_blocks(model, Backbone(name="tiny")), 0)
-    model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True), run_eagerly=True)
     targets = np.eye(2, dtype=np.float32)[np.arange(8) % 2]
     losses = model.fit(pixels, targets, batch_size=8, epochs=4, verbose=0).history["loss"]
     assert len(set(losses)) == 4
@@ -418,8 +418,8 @@ def test_logits_are_float32_under_mixed_precision(policy, pixels, name, backbone
 
 
 def train(model: keras.Model, pixels: np.ndarray, epochs: int = 2) -> None:
-    # Adam's steps do not depend on the size of the gradient: all that has one moves.
-    model.compile(keras.optimizers.Adam(0.01), keras.losses.CategoricalCrossentropy(from_logits=True))
+    # Adam's steps do not depend on the size of the gradient: all that has one moves. Tracing takes longer than these.
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.CategoricalCrossentropy(from_logits=True), run_eagerly=True)
     model.fit(pixels, np.eye(2, dtype=np.float32)[np.arange(8) % 2], batch_size=4, epochs=epochs, verbose=0)
 
 

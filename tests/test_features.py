@@ -25,7 +25,7 @@ HEAD = Head(dropout=0)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(shallow):
     return build(BACKBONE, HEAD, 32, np.ones(3))
 
 
@@ -151,6 +151,7 @@ def test_a_step_on_the_tail_is_a_step_on_the_model(source, store):
         network, inputs, _ = cache_frozen(model, tensor, [source], None, views=1, refresh=0, cache=store)
         stage = Stage(learning_rate=1e-3, warmup=0)
         compile_for(network, create_optimizer(stage, create_schedule(stage, 10), averaged=False))
+        network.run_eagerly = True  # to trace it takes longer than a step
         batch = inputs.read(0, np.arange(6)).astype("float32")
         losses.append(float(network.train_on_batch(batch, np.eye(3)[source.labels])[0]))
         weights.append(model.get_weights())

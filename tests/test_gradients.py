@@ -31,7 +31,8 @@ def stack(*between: layers.Layer) -> keras.Model:
     for layer in between:
         x = layer(x)
     model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.CategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)  # to trace it takes longer than a step
     return model
 
 

@@ -134,8 +134,8 @@ def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hurry():
-    """Less of what takes long and is tested elsewhere: strengths of the regression, steps of a baseline."""
+def hurry(shallow):
+    """Less of what takes long and is tested elsewhere: layers, strengths of the regression, steps of a baseline."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
         patched.setattr(baselines, "STEPS", 20)

@@ -1,6 +1,7 @@
 """What is dropped in training is what the settings say, the mean stays, at inference and in files nothing is left."""
 
 import dataclasses
+import functools
 import zipfile
 
 import keras
@@ -135,13 +136,19 @@ def _inputs(operation: layers.Layer) -> list[keras.KerasTensor]:
 DEEPER = {"resnet101", "efficientnet_lite1", "efficientnet_lite2"}  # as others, and slow
 
 
+@functools.cache
+def plain_backbone(name: str) -> keras.Model:
+    """From scratch, without stochastic depth."""
+    keras.utils.set_random_seed(0)
+    return build_backbone(Backbone(name=name, weights="none"), SIZE)
+
+
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in DEEPER)) for name in RESIDUAL]
 )
 def pair(request) -> tuple[str, keras.Model, keras.Model]:
     """A network, and the same with stochastic depth."""
-    keras.utils.set_random_seed(0)
-    plain = build_backbone(Backbone(name=request.param, weights="none"), SIZE)
+    plain = plain_backbone(request.param)
     rng = np.random.default_rng(0)
     for weight in plain.weights:  # those of a layer that took another's would show
         weight.assign(np.asarray(weight) + rng.uniform(0, 0.1, weight.shape))
@@ -188,27 +195,28 @@ def test_weights_blocks_and_answers_are_those_of_the_network_without(pair):
 
 def test_the_networks_that_can_are_those_with_branches_that_drop_nothing_yet():
     for name in set(BACKBONES) - DEEPER - {"vgg19"}:
-        found = build_backbone(Backbone(name=name, weights="none"), SIZE).layers
+        found = plain_backbone(name).layers
         branches = any(isinstance(layer, layers.Add) for layer in found)
         assert (name in RESIDUAL) == (branches and not any(isinstance(layer, layers.Dropout) for layer in found)), name
 
 
-def last_block(model: keras.Model) -> keras.Model:
-    """Of tiny: to the shortcut, the branch and the sum of its deepest block."""
-    add, drop = model.get_layer("block3_add"), model.get_layer("block3_add_drop")
-    return keras.Model(model.inputs[0], [add.input[0], drop.input, add.output])
+def last_block(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Of tiny: what is below its deepest block; and from there to the block's shortcut, its branch and their sum."""
+    start, add, drop = (model.get_layer(f"block3_{name}") for name in ("bn1", "add", "add_drop"))
+    return keras.Model(model.inputs[0], start.input), keras.Model(start.input, [add.input[0], drop.input, add.output])
 
 
 def test_images_drop_a_branch_whole_and_on_average_nothing_changes(pixels):
-    model = last_block(build(DEEP, Head(), SIZE, [1, 1]))
+    below, model = last_block(build(DEEP, Head(), SIZE, [1, 1]))
     for layer in model.layers:
         if isinstance(layer, (layers.BatchNormalization, StochasticDepth)):
             layer.trainable = layer.name == "block3_add_drop"  # all else as at inference
-    shortcut, branch, plain = map(np.asarray, model(pixels, training=False))
+    maps = below(pixels, training=False)
+    shortcut, branch, plain = map(np.asarray, model(maps, training=False))
     np.testing.assert_allclose(plain, shortcut + branch, rtol=1e-5, atol=1e-5)
     sums, dropped = [], []
     for _ in range(100):
-        total = np.asarray(model(pixels, training=True)[2])
+        total = np.asarray(model(maps, training=True)[2])
         without, double = (np.isclose(total, shortcut + k * branch, atol=1e-4).all(axis=(1, 2, 3)) for k in (0, 2))
         assert (without ^ double).all(), "an image has none of its branch, or all of it scaled up"
         sums.append(total)

@@ -118,6 +118,7 @@ def test_weights_into_each_unit_of_the_head_are_never_longer_than_max_norm():
     model = tiny(Head(l2=0, dropout=0, hidden=4, max_norm=0.3), unfreeze=0)
     _, tail = split_model(model, model.get_layer("head_dropout").input)
     compile_for(tail, create_optimizer(Stage(optimizer="sgd"), 1.0, averaged=False))
+    tail.run_eagerly = True  # to trace it takes longer than a step
     features = RNG.normal(size=(6, *tail.input_shape[1:]))
     for _ in range(3):
         tail.train_on_batch(features, np.eye(3)[LABELS])

@@ -188,7 +188,7 @@ for file in sys.argv[2:]:
     model = keras.saving.load_model(file)
     assert not model.compiled and not hasattr(model, "optimizer"), file
     assert all(layer.compute_dtype == "float32" for layer in model._flatten_layers()), file
-    np.save(file + ".npy", model.predict(np.load(sys.argv[1]), verbose=0))
+    np.save(file + ".npy", model(np.load(sys.argv[1]), training=False))
 """
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 from PIL import Image
 
@@ -36,6 +35,11 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_layers(shallow):
+    """What is checked here is any network."""
+
+
 @pytest.fixture(scope="module")
 def train() -> ArrayDataset:
     pixels, labels = coloured(60, 0)
@@ -56,14 +60,6 @@ def model() -> keras.Model:
 
 def like(source: ArrayDataset, change: Callable) -> ArrayDataset:
     return ArrayDataset(lambda epoch, rows: change(source.read(epoch, rows)), source.labels)
-
-
-@pytest.fixture
-def eagerly():
-    """Tracing takes longer than a single step."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def test_pixels_enter_as_they_should_and_the_grid_shows_them_with_their_labels():
@@ -170,7 +166,8 @@ def test_an_untrained_head_knows_the_frequencies_and_a_loud_one_is_found(model, 
     assert check.passed and float(check.found) == pytest.approx(np.log(3), rel=0.05)
     uneven = ArrayDataset(train.read, np.where(np.arange(60) < 50, 0, train.labels))
     assert not checks.loss_at_init(model, uneven).passed, "biases for other frequencies"
-    model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 3, (96, CLASSES)))
+    kernel = model.get_layer("logits").kernel
+    kernel.assign(np.random.default_rng(0).normal(0, 3, kernel.shape))
     assert not checks.loss_at_init(model, train).passed
 
 
@@ -210,7 +207,7 @@ def test_what_is_frozen_is_not_asked_to_learn(train):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.layers[3].get_weights(), strict=True))
     for layer in model.layers:
         layer.trainable = False
-    model.get_layer("logits").kernel.assign(np.zeros((96, CLASSES)))
+    model.get_layer("logits").kernel.assign(np.zeros(model.get_layer("logits").kernel.shape))
     assert not checks.overfit_small_batch(model, tensor, train, names, steps=10)[0].passed
 
 

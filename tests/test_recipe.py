@@ -60,7 +60,7 @@ def hurry():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
+def home(tmp_path_factory, shallow) -> Path:
     return tmp_path_factory.mktemp("recipe")
 
 
@@ -113,22 +113,23 @@ class Run:
 
 
 def train(config: Config, folder: Path) -> Run:
+    """A run without tracing, which takes longer than so few steps; test_scripts.py and test_journey.py have others."""
     folder.mkdir(exist_ok=True)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        result = recipe.run(config, folder)
+    tf.config.run_functions_eagerly(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            result = recipe.run(config, folder)
+    finally:
+        tf.config.run_functions_eagerly(False)
     return Run(config, folder, result, printed.getvalue())
 
 
-def train_eagerly(config: Config, folder: Path) -> Run:
-    """`train` without tracing, which takes longer than so few steps, and without plots, which nobody looks at."""
-    tf.config.run_functions_eagerly(True)
-    try:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(plots, "save", lambda *_: None)
-            patched.setattr(plots, "svg", lambda *_: "")
-            return train(config, folder)
-    finally:
-        tf.config.run_functions_eagerly(False)
+def train_without_plots(config: Config, folder: Path) -> Run:
+    """`train` without plots, which nobody looks at."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "save", lambda *_: None)
+        patched.setattr(plots, "svg", lambda *_: "")
+        return train(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,7 @@ def test_what_is_odd_about_the_images_is_said_before_training(home, images):
         original = Image.open(sorted((root / "train" / kind).iterdir())[0])
         original.resize((40, 40)).save(root / "test" / kind / f"{number}.png")
     config = dataclasses.replace(settings(root, stages=SHORT[:1]), backbone=Backbone(name="tiny", weights="none"))
-    done = train_eagerly(config, home / "of odd")
+    done = train_without_plots(config, home / "of odd")
     said, result = done.printed, done.result
     assert "error: Near duplicates" in said and "in more than one of train, val and test" in said
     assert "scripts/audit.py" in said
@@ -316,12 +317,12 @@ def all_views(path: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def one(home, given_parts) -> Run:
-    return train_eagerly(all_views(given_parts[0]), home / "run-one")
+    return train_without_plots(all_views(given_parts[0]), home / "run-one")
 
 
 @pytest.fixture(scope="module")
 def two(home, given_parts) -> Run:
-    return train_eagerly(all_views(given_parts[1]), home / "run-two")
+    return train_without_plots(all_views(given_parts[1]), home / "run-two")
 
 
 def test_no_test_image_is_learned_from(one, two):
@@ -336,7 +337,7 @@ def test_a_result_is_a_function_of_the_seed(home, given_parts, one, two):
     assert one.val.logits.tobytes() == two.val.logits.tobytes(), "two runs with one seed"
     again = all_views(given_parts[0])
     again = dataclasses.replace(again, train=dataclasses.replace(again.train, seed=1, refit_on_train_val="no"))
-    other = train_eagerly(again, home / "run-other")
+    other = train_without_plots(again, home / "run-other")
     assert other.test.ids.tolist() == one.test.ids.tolist(), "the seed of the training does not move the split"
     assert not np.allclose(other.val.logits, one.val.logits)
 
@@ -354,7 +355,7 @@ def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_
         return begin(*how)
 
     monkeypatch.setattr(recipe, "init_model", last_seen)
-    done = train_eagerly(all_views(path), tmp_path / "run")
+    done = train_without_plots(all_views(path), tmp_path / "run")
     assert not path.exists() and not list((tmp_path / "cache").glob("pixels-*"))
     assert done.test.logits.tobytes() == whole.test.logits.tobytes()
     assert done.val.logits.tobytes() == whole.val.logits.tobytes()
@@ -479,7 +480,7 @@ def test_an_interrupted_run_that_goes_on_ends_as_a_whole_one(cut, run):
 
 
 def test_without_a_test_part_the_report_says_so(home, images):
-    done = train_eagerly(settings(images, STAGES[:1], test_fraction=0), home / "no-test")
+    done = train_without_plots(settings(images, STAGES[:1], test_fraction=0), home / "no-test")
     assert done.result["test"] is None
     assert {row["part"] for row in done.split} == {"train", "val"}
     report = (done.folder / "report.md").read_text()
@@ -508,7 +509,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
     monkeypatch.setattr(recipe, "train_accuracy", counted)
     monkeypatch.setattr(publish, "figures", spy)
     config = settings(images, SHORT, {"refit_on_train_val": "yes"}, test_fraction=0)
-    done = train_eagerly(config, home / "no-test-refit")
+    done = train_without_plots(config, home / "no-test-refit")
     logits = {str(name): row for name, row in zip(done.test.ids, log_softmax(done.test.logits, axis=1), strict=True)}
     assert shown
     for answers, ids in shown:
@@ -522,7 +523,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
 
 
 def test_a_run_in_mixed_precision_measures_the_float32_network_that_it_saves_and_serves(home, images):
-    done = train_eagerly(settings(images, STAGES[:1], {"precision": "mixed_bfloat16"}), home / "mixed")
+    done = train_without_plots(settings(images, STAGES[:1], {"precision": "mixed_bfloat16"}), home / "mixed")
     keras.config.set_dtype_policy("float32")  # predict.py knows nothing of the run's precision
     config, _, model = load_run(done.folder)
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
@@ -582,7 +583,7 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
 def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, images, run):
     begun = settings(images, stages=(), split_seed=3)
     old = Backbone(name="tiny", weights=str(run.folder / "model.keras"))
-    done = train_eagerly(dataclasses.replace(begun, backbone=old, head=Head()), home / "warm")
+    done = train_without_plots(dataclasses.replace(begun, backbone=old, head=Head()), home / "warm")
     learned = {row["sha256"] for row in run.split if row["part"] in {"train", "val"}}
     spoiled = {row["id"] for row in done.split if row["part"] in {"val", "test"} and row["sha256"] in learned}
     assert spoiled
@@ -663,7 +664,7 @@ def test_a_class_of_one_training_image_leaves_nothing_to_vote_with(home, weights
     folder = class_folders(tmp_path / "images")
     for number in range(3, 12):
         (folder / "disc" / f"{number:02d}.png").unlink()
-    done = train_eagerly(left_open(folder, weights), tmp_path / "run")
+    done = train_without_plots(left_open(folder, weights), tmp_path / "run")
     chosen = configuration.load(done.folder / "config.toml")
     assert (chosen.head.feature_levels, chosen.data.resize) == (1, "crop")
     json.loads((done.folder / "metrics.json").read_text(), parse_constant=pytest.fail)

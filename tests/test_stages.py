@@ -74,7 +74,7 @@ def poisoned(n: int, seed: int, where: Callable[[int, np.ndarray], np.ndarray]) 
 ALL = (Stage(unfreeze="all", epochs=4, learning_rate=3e-3),)
 
 
-def test_a_image_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path):
+def test_a_image_that_is_not_finite_stops_training_before_anything_is_saved(pretrained, tmp_path, eagerly):
     bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
     model = fresh(pretrained)
     with pytest.raises(guard.NonFiniteError, match=r"loss became nan in epoch 3, batch") as error:
@@ -89,7 +89,7 @@ def test_a_image_that_is_not_finite_stops_training_before_anything_is_saved(pret
     assert all(a.tobytes() == b.tobytes() for a, b in zip(model.get_weights(), best, strict=True)), "the best are back"
 
 
-def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pretrained, tmp_path):
+def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pretrained, tmp_path, eagerly):
     """The last image is one of two of its class, and is read for the third time in the first epoch already."""
     bad = poisoned(24, 0, lambda pass_, rows: (rows == 23) & (pass_ == 2))
     bad = dataclasses.replace(bad, labels=np.repeat(range(CLASSES), [18, 4, 2]))
@@ -102,7 +102,9 @@ def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pret
     assert ((rows == 23) & (passes == 2)).any()
 
 
-def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_from_the_last(pretrained, tmp_path):
+def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_from_the_last(
+    pretrained, tmp_path, eagerly
+):
     """Nobody looked at it while it trained; dropout, order and step sizes must come again as they were."""
     settings = dataclasses.replace(SETTINGS, checkpoint_seconds=3600, monitor="accuracy")
     bad = poisoned(24, 0, lambda epoch, rows: (rows == 7) & (epoch == 2))
@@ -122,7 +124,7 @@ def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_fr
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatch):
+def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatch, eagerly):
     """A GPU would have to stop for it."""
     seen, real = [], keras.Model.fit
 
@@ -167,7 +169,7 @@ def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(p
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path):
+def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path, eagerly):
     model = fresh(pretrained)
     model.get_layer("stem").kernel.assign(np.full((3, 3, 3, 32), np.nan))
     with pytest.raises(guard.NonFiniteError, match=r"backbone\.weights"):
@@ -284,7 +286,7 @@ def test_a_refit_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, mon
 SCRATCH = Backbone(name="tiny", weights="none")
 
 
-def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallow, tmp_path, monkeypatch):
+def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallow, tmp_path, monkeypatch, eagerly):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
     monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 1)  # the average
