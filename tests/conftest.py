@@ -19,6 +19,15 @@ SCRIPTS = ROOT / "scripts"
 BENCHMARKS = ROOT / "benchmarks"
 
 
+HEAVIEST = ("backbones", "recipe", "stages", "scripts", "build", "journey", "auto", "layers", "resume", "predictor")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take longest come first: the last ones are short, and two workers end at the same time."""
+    order = {f"test_{name}": place for place, name in enumerate(HEAVIEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def call(
     script: str, *arguments, until: str | None = None, errors: io.StringIO | None = None
 ) -> tuple[int | str | None, str]:

@@ -61,9 +61,9 @@ def pretrained(tmp_path_factory, shallow) -> Backbone:
 
 
 @pytest.fixture(autouse=True)
-def every_second_strength(monkeypatch):
-    """From strongest to weakest as before, in steps of ten; each strength is as many regressions."""
-    monkeypatch.setattr(probe, "STRENGTHS", probe.STRENGTHS[::2])
+def fewer_strengths(monkeypatch):
+    """From strongest to weakest as before, in steps of a hundred; each strength is as many regressions."""
+    monkeypatch.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import call
 from scipy.stats import binom
 
 from template.evaluate.compare import NAMES, align, compare, holm
 from template.evaluate.predictions import Predictions
-
-SCRIPT = Path(__file__).parent.parent / "scripts" / "compare.py"
 
 
 def predicting(labels, predicted, classes: int = 3) -> Predictions:
@@ -154,11 +150,6 @@ def test_several_comparisons_need_stronger_evidence():
     assert holm([0.02]) == [0.02]
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    line = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
-
-
 def test_the_script_says_who_is_better_and_when_nobody_is(tmp_path):
     rng = np.random.default_rng(5)
     mask = rng.random(300) < 0.7
@@ -166,11 +157,10 @@ def test_the_script_says_who_is_better_and_when_nobody_is(tmp_path):
     for name, right in (("one", mask), ("better", better), ("other", other)):
         (tmp_path / name).mkdir()
         right_on(right).save(tmp_path / name / "predictions.npz")
-    done = run(
-        tmp_path / "one", tmp_path / "better", tmp_path / "other" / "predictions.npz", "--out", tmp_path / "c.json"
-    )
-    assert done.returncode == 0, done.stderr
-    parts = done.stdout.split("\n\n")
+    runs = tmp_path / "one", tmp_path / "better", tmp_path / "other" / "predictions.npz"
+    code, said = call("compare", *runs, "--out", tmp_path / "c.json")
+    assert code == 0, said
+    parts = said.split("\n\n")
     assert "300 images" in parts[0]
     assert "this run is more accurate" in parts[1] and "no significant difference" not in parts[1]
     assert "no significant difference in accuracy" in parts[2]
@@ -187,5 +177,5 @@ def test_the_script_refuses_in_plain_words(tmp_path):
         ([tmp_path / "a.npz", tmp_path / "b.npz"], "and has 3 others"),
         ([tmp_path / "a.npz"], "at least two runs"),
     ):
-        done = run(*arguments)
-        assert done.returncode and message in done.stderr and "Traceback" not in done.stderr
+        code, said = call("compare", *arguments)
+        assert code and message in f"{code}\n{said}"

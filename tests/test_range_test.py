@@ -24,6 +24,11 @@ from template.train.one_stage import TrainContext, compile_stage
 TINY = Backbone(name="tiny", weights="none")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_layers(shallow):
+    """What is swept here is any network."""
+
+
 def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_explodes(tmp_path):
     labels = np.arange(24) % 3
     pixels = np.full((24, 16, 16, 3), 30, np.uint8)
@@ -50,7 +55,7 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
     assert losses.min() < 0.7 * losses[0] and 1e-4 < found < rates[-1] / 5
 
 
-def test_a_sweep_sees_the_images_as_the_network_does(tmp_path):
+def test_a_sweep_sees_the_images_as_the_network_does(tmp_path, eagerly):
     rng, labels = np.random.default_rng(0), np.arange(8) % 2
     pixels = rng.integers(200, 210, (8, 16, 16, 3)).astype(np.uint8)
     settings, stage, head = Train(batch_size=8), Stage(unfreeze="all"), Head(dropout=0)
