@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Files of tests need not survive a power cut; to wait for the disk takes a tenth of a short run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 def call(
     script: str, *arguments, until: str | None = None, errors: io.StringIO | None = None
 ) -> tuple[int | str | None, str]:
