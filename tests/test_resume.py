@@ -271,7 +271,7 @@ def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretr
     assert 0.3 * stored < needs[tmp_path / "cache"] <= stored
 
 
-def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch, eagerly):
+def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch):
     plan = [
         {"start": 0, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []},
         {"start": 3, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []},

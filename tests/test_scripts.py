@@ -223,14 +223,12 @@ def test_a_run_writes_nothing_among_the_images_that_it_reads(tmp_path, monkeypat
 
 def test_a_run_that_was_stopped_before_it_wrote_anything_can_be_resumed(tmp_path, monkeypatch):
     # Decoding many photographs takes minutes: long enough to press Ctrl-C.
-    from template import recipe
-
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "images")
-    monkeypatch.setattr(recipe, "decode", stop)
+    monkeypatch.setattr("template.data.load.decode", stop)
     code, said = call("train", "--data.path=images", *TINY)
     assert code == 130
     folder = Path(re.search(r"--resume (\S+)", said)[1])
