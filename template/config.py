@@ -130,9 +130,12 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Backbone:
-    name: BackboneName = "efficientnetb0"
+    name: Literal["auto"] | BackboneName = "efficientnetb0"
     """Which convolutional network; see model/backbones.py. `tiny` is a small residual network for training from
-    scratch on little images."""
+    scratch on little images. `auto`: the fastest that cross-validation of the linear probe does not find worse than
+    the best by more than a standard error (scripts/choose_backbone.py shows the comparison)."""
+    candidates: tuple[BackboneName, ...] = ()
+    """Networks that `auto` compares; by default those whose ImageNet weights are on this machine."""
     alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
     """Width multiplier of mobilenet and mobilenetv2."""
     weights: str = "imagenet"
@@ -145,6 +148,10 @@ class Backbone:
 
     @model_validator(mode="after")
     def _there_are_branches_to_drop(self):
+        if self.name == "auto" and self.weights != "imagenet":
+            raise ValueError(
+                f"name=auto compares networks with their ImageNet weights; received weights={self.weights!r}"
+            )
         if self.stochastic_depth and self.name not in RESIDUAL:
             own = (
                 "efficientnetb0 has its own, 0.2"

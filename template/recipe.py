@@ -1,6 +1,7 @@
 """The whole story of a run, from images on disk to a report, in one function."""
 
 import dataclasses
+import functools
 import hashlib
 import shlex
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from .train.auto import (
     with_stages,
     without_auto,
 )
+from .train.choose import choose_backbone
 from .train.features import FeatureCache
 from .train.losses import weight_table
 from .train.nonfinite import NonFiniteError
@@ -95,9 +97,11 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
 
     with clock("probe"):
         set_seed_and_precision(config.train)
-        config, base, choices = resolve_auto(config, lambda data: parts.plain("train", data), cache)
+        images = functools.partial(parts.plain, "train")
+        config, compared = choose_backbone(config, images, cache)
+        config, base, choices = resolve_auto(config, images, cache)
         config = with_stages(config, counts["train"])
-        _record(config, choices, examples, folder)
+        _record(config, compared | choices, examples, folder)
         with clock("decode"):
             views = {name: build_views(parts, name, config) for name in ("val", "test")}
         # Once more: a resumed run has nothing to choose, and must draw the same numbers from here on.

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from template import config as configuration
 from template import recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
+from template.data import load as loading
 from template.data.array_file import ArrayFile
 from template.data.augment import zoom_center
 from template.data.dataset import ArrayDataset, eval_dataset
@@ -409,7 +410,7 @@ class Enough(BaseException):
 
 def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained, wide_images, tmp_path, monkeypatch):
     read, parts = set(), []
-    of, divide, start = ArrayFile.__getitem__, recipe.split, recipe.init_model
+    of, divide, start = ArrayFile.__getitem__, loading.split, recipe.init_model
 
     def spy(self, rows):
         if self.key.startswith("pixels"):
@@ -428,7 +429,7 @@ def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained
     monkeypatch.setattr(
         recipe, "facts_from_pixels", lambda *_: None
     )  # the audit, which looks at all and chooses nothing
-    monkeypatch.setattr(recipe, "split", divided)
+    monkeypatch.setattr(loading, "split", divided)
     monkeypatch.setattr(recipe, "init_model", begun)
     with pytest.raises(Enough):
         recipe.run(settings(pretrained, wide_images, tmp_path / "cache"), tmp_path)
@@ -443,7 +444,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     table = tmp_path / "grouped" / "table.csv"
     table.write_text("\n".join(["path,label,group", *lines, "red/copy.png,red,red 7"]))
     given, parts = {"begin": [], "baselines": []}, []
-    divide, original = recipe.split, module.fit_probe
+    divide, original = loading.split, module.fit_probe
 
     def spy_of(where):
         def spy(features, labels, *rest, groups=None, **named):
@@ -459,7 +460,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     def fit(*_):
         raise Enough
 
-    monkeypatch.setattr(recipe, "split", divided)
+    monkeypatch.setattr(loading, "split", divided)
     monkeypatch.setattr(recipe, "fit", fit)
     monkeypatch.setattr(module, "fit_probe", spy_of("begin"))
     monkeypatch.setattr(baselines, "fit_probe", spy_of("baselines"))

@@ -129,7 +129,7 @@ OTHER = {
 USED = {
     "data": set(Data.__pydantic_fields__),
     "augment": {"hflip"},
-    "backbone": {"name", "weights", "alpha"},
+    "backbone": {"name", "candidates", "weights", "alpha"},
     "head": {"feature_levels", "pooling", "power_norm", "hidden", "activation"},  # hidden: then a stage trains
     "train": {"batch_size", "precision", "seed", "probe", "refit_on_train_val", "deterministic"},
     "tta": set(TTA.__pydantic_fields__),

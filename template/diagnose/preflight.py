@@ -73,6 +73,7 @@ def preflight(config: Config, folder: Path) -> bool:
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
     """All checks; baselines and the forecast of seconds; images by file name."""
     open_config, config = config, without_auto(config)
+    open_config = dataclasses.replace(open_config, backbone=config.backbone)  # the first of several
     set_seed_and_precision(config.train)
     config, parts = load_data(config, config.data)
     examples, pixels, part = parts.examples, parts.pixels(config.data), {name: parts.rows(name) for name in PARTS}

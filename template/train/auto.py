@@ -13,6 +13,7 @@ from .. import suggest
 from ..config import Backbone, Config, Data, Head, Train
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
+from ..model.at_hand import candidates
 from ..model.backbones import BACKBONES, build_backbone, standardise
 from ..model.blocks import block_outputs, find_blocks
 from ..model.build import attach, pool_features, power_norm
@@ -69,6 +70,8 @@ def starts_from_probe(config: Config) -> bool:
 
 def without_auto(config: Config) -> Config:
     """The configuration with the first option wherever it says `auto`."""
+    if config.backbone.name == "auto":
+        config = dataclasses.replace(config, backbone=candidates(config.backbone)[0])
     for section, name, options in _auto_settings(config):
         config = _replace(config, section, name, options[0])
     return config
@@ -105,8 +108,8 @@ def resolve_auto(
         for option in options:
             trial = _replace(chosen, section, name, option)
             source = look(trial.data)
-            losses[option] = _cv_loss(backbone(trial.data.image_size), trial, source, store)
-            groups = _voters(source, config.train.seed).groups
+            probe, groups = cross_validate(backbone(trial.data.image_size), trial, source, store)
+            losses[option] = probe.losses
             best = option if paired_z(losses[option], losses[best], groups=groups) > 1 else best
         chosen = _replace(chosen, section, name, best)
         if np.isnan(losses[best]).any():
@@ -196,6 +199,16 @@ def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[n
     return np.asarray(power_norm(values)) if head.power_norm else values, widths
 
 
+def cross_validate(
+    base: keras.Model, config: Config, source: ArrayDataset, store: FeatureCache
+) -> tuple[Probe, np.ndarray | None]:
+    """A linear probe on at most `MAX_CV_IMAGES` training images, with its out-of-fold losses; and their groups."""
+    voters = _voters(source, config.train.seed)
+    features, widths = select_levels(probe_features(base, config, [voters], store), config.head)
+    classes = int(voters.labels.max()) + 1
+    return fit_probe(features, voters.labels, classes, config.train.seed, widths, groups=voters.groups), voters.groups
+
+
 def count_forward_passes(config: Config, images: int) -> int:
     """How many images `resolve_auto` and `init_model` send through the backbone at most, for so many training images.
 
@@ -240,11 +253,3 @@ def _voters(source: ArrayDataset, seed: int) -> ArrayDataset:
     generator, most = np.random.default_rng(seed), max(5, MAX_CV_IMAGES // classes)
     voters = [generator.permutation(np.flatnonzero(source.labels == label))[:most] for label in range(classes)]
     return subset(source, np.sort(np.concatenate(voters)))
-
-
-def _cv_loss(base: keras.Model, config: Config, source: ArrayDataset, store: FeatureCache) -> np.ndarray:
-    """Out-of-fold losses of a probe on those who vote."""
-    voters = _voters(source, config.train.seed)
-    features, widths = select_levels(probe_features(base, config, [voters], store), config.head)
-    classes = int(voters.labels.max()) + 1
-    return fit_probe(features, voters.labels, classes, config.train.seed, widths, groups=voters.groups).losses
