@@ -258,7 +258,7 @@ def table(finished, odd) -> list[dict]:
     """What predict.py prints for the odd files, given by name, and for all the training's images."""
     names = [file.name for file in sorted(odd.iterdir())]
     done = command("predict", "--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.images, cwd=odd)
-    assert (done.returncode, done.stderr) == (1, "not there: 'missing.jpg'\n"), (
+    assert (done.returncode, done.stderr) == (1, "not found: 'missing.jpg'\n"), (
         "the other rows are written all the same"
     )
     return list(csv.DictReader(io.StringIO(done.stdout, newline="")))
@@ -329,7 +329,8 @@ def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
     code, said = call("predict", "--run", finished.folder, "--out", tmp_path / "p.csv", tmp_path / "in")
     assert code == 0 and "1 images, 1 classified" in said
     assert "4 skipped" in said and ".hidden.png': a hidden file" in said and "1 system files" in said
-    assert "@eaDir': a hidden folder, or litter" in said and "more': a link to a folder is not followed" in said
+    assert "@eaDir': a hidden or system folder" in said
+    assert "more': a symbolic link to a folder, which is not followed" in said
     errors = io.StringIO()
     _, said = call("predict", "--run", finished.folder, tmp_path / "in", errors=errors)
     assert len(list(csv.reader(io.StringIO(said)))) == 2, "the table, and nothing else"
@@ -359,7 +360,7 @@ def test_exit_codes_tell_whether_all_that_was_named_was_there(finished, tmp_path
     for given, expected in (
         ([tmp_path / "empty"], "none of the files could be read as an image"),
         ([tmp_path / "text.jpg"], "none of the files could be read as an image"),
-        ([fine, tmp_path / "gone.jpg"], f"not there: {str(tmp_path / 'gone.jpg')!r}"),
+        ([fine, tmp_path / "gone.jpg"], f"not found: {str(tmp_path / 'gone.jpg')!r}"),
         ([fine, tmp_path / "text.jpg"], 0),
     ):
         assert call(script, *run, *given)[0] == expected
@@ -429,7 +430,7 @@ def test_scoring_a_run_again_takes_no_tensorflow_and_gives_its_numbers(finished)
     value, low, high = (100 * test["accuracy"][key] for key in ("value", "low", "high"))
     assert f"test predictions of {finished.folder}: {test['images']} images" in said
     assert f"{value:.1f} % [{low:.1f}, {high:.1f}]" in said
-    for name in ("ROC AUC", "Brier score", "calibration error", "Matthews"):
+    for name in ("ROC AUC", "Brier score", "expected calibration error", "Matthews"):
         assert re.search(rf"^ +{name}.*\d\.\d\d\d \[\d", said, re.M), name
 
 
@@ -616,14 +617,14 @@ def test_a_person_stops_and_is_compared(finished, tmp_path, monkeypatch):
     }
 
     def answer_then_stop(server) -> None:
-        for row, name in list(enumerate(server.questions.examples.ids))[:4]:
-            server.questions.answer(row, names[str(name)])
+        for row, name in list(enumerate(server.annotations.examples.ids))[:4]:
+            server.annotations.annotate(row, names[str(name)])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", answer_then_stop)
     code, said = call("annotate", "--run", run, "--count", "5", "--port", "0")
     assert code == 0 and "5 images to label: http://127.0.0.1:" in said
-    assert "4 images labelled by you" in said and "you          100.0 %" in said
+    assert "4 images labelled by you" in said and "you          accuracy 100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 4
     assert "1 images to label" in call("annotate", "--run", run, "--count", "5", "--port", "0")[1]
 
