@@ -17,7 +17,7 @@ from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext
 from template.train.stages import fit
 
-SIZE, CLASSES = 32, 3
+SIZE, CLASSES = 16, 3
 STAGES = (
     Stage(unfreeze=0, epochs=3, learning_rate=5e-3),
     Stage(unfreeze=1, epochs=3, cached_augmentations=2, refresh=2, learning_rate=3e-3),

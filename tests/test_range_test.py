@@ -58,7 +58,7 @@ def test_a_sweep_changes_neither_weights_nor_optimizer_and_ends_where_the_loss_e
 def test_a_sweep_sees_the_images_as_the_network_does(tmp_path, eagerly):
     rng, labels = np.random.default_rng(0), np.arange(8) % 2
     pixels = rng.integers(200, 210, (8, 16, 16, 3)).astype(np.uint8)
-    settings, stage, head = Train(batch_size=8), Stage(unfreeze="all"), Head(dropout=0)
+    settings, stage, head = Train(batch_size=8), Stage(unfreeze="all", l2=0.01), Head(dropout=0)
     base = build_backbone(TINY, 16)
     standardise(base, np.full(3, 205.0), np.full(3, 8.0))
     model = attach(base, TINY, head, np.ones(2))
