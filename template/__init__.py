@@ -4,8 +4,9 @@
     device.py       cores, memory, GPUs
     disk.py         whole or absent files, room, locks
     data/           Examples -> uint8 pixels -> datasets -> batches
-        sources/    folders and tables -> what Examples are made of
-        images/     the one way a file becomes pixels
+        sources/    folders and tables -> lists of images with labels
+        images/     how a file becomes pixels
+        audit/      unreadable images, duplicates, data leakage, shortcuts
     model/          a plain flat keras.Model: RGB 0-255 in, logits out
     evaluate/       Predictions -> metrics, calibration, comparison, plots, report
     doctor.py       whether this machine is ready for a run

@@ -128,4 +128,4 @@ def test_the_bits_of_a_set_go_into_the_recipe_for_what_is_predicted_later(tmp_pa
 
 def test_classes_that_some_systems_cannot_tell_apart_are_named(written, capsys):
     load_examples(str(written / "folders" / "upper and lower case letters"))
-    assert "'B' and 'b' differ in case only" in capsys.readouterr().out
+    assert "'B' and 'b' differ only in case" in capsys.readouterr().out

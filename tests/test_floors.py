@@ -25,7 +25,10 @@ PLAN = [
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
 LIGHT = ["disk", "device", "config", "runs", "suggest", "doctor"]
-LIGHT += [f"data.{name}" for name in ("images.load", "examples", "split", "decode", "array_file", "cache", "augment")]
+LIGHT += ["data.images.load", "data.audit.checks"]
+LIGHT += [
+    f"data.{name}" for name in ("examples", "split", "decode", "array_file", "cache", "augment", "dataset", "lineage")
+]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
