@@ -143,9 +143,9 @@ def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
 
     config, pixels, labels, train, test = _decoded(config)
     start = time.perf_counter()
-    store = FeatureCache.of(config)
+    cache = FeatureCache.of(config)
     base = build_backbone(config.backbone, config.data.image_size)
-    model = init_model(base, config, [eval_dataset(pixels, train, labels)], store)
+    model = init_model(base, config, [eval_dataset(pixels, train, labels)], cache)
     seconds = time.perf_counter() - start
     predicted = model.predict(pixels[test].astype(np.float32), verbose=0).argmax(axis=1)
     return int((predicted == labels[test]).sum()), len(test), seconds

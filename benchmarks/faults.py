@@ -111,20 +111,20 @@ def _kill_one(folder: Path, images: Path, weights: Path, number: int, quota: int
     while True:
         line = ["--resume", run] if run else ["--runs", fire, *_settings(images, weights, fire / "cache", number)]
         moment = generator.choice(("any", "training", "save")) if counts["kills"] < quota else None
-        code, said = _attempt(line, moment, generator, fire)
+        code, output = _attempt(line, moment, generator, fire)
         run = next(fire.glob("2*"), None)
-        epochs = [int(match) for match in re.findall(r"epoch +(\d+)/", said)]
+        epochs = [int(match) for match in re.findall(r"epoch +(\d+)/", output)]
         if epochs:
             counts["epochs repeated"] = max(counts["epochs repeated"], reached + 1 - epochs[0])
             reached = max(reached, epochs[-1])
         if code == -signal.SIGKILL:
             counts["kills"] += 1
             counts["during a save"] += any(fire.glob("2*/checkpoints/.tmp-*")) or any(fire.glob("2*/final/.tmp-*"))
-            counts["before training"] += "stage 1" not in said and "stage 2" not in said
-            counts["in the refit"] += "refit on" in said
+            counts["before training"] += "stage 1" not in output and "stage 2" not in output
+            counts["in the refit"] += "refit on" in output
             continue
         if code:
-            problems.append(f"exit code {code}: {said[-2000:]}")
+            problems.append(f"exit code {code}: {output[-2000:]}")
         break
     problems += _differences(whole, run) if not problems else []
     with (whole / "history.csv").open(newline="") as file:
@@ -136,16 +136,16 @@ def _attempt(
     line: list, moment: str | None, generator: random.Random | None, fire: Path | None = None
 ) -> tuple[int, str]:
     """Run train.py, perhaps killed at a moment of this kind: exit code and what was printed."""
-    said: list[str] = []
+    output: list[str] = []
     command = [sys.executable, str(SCRIPTS / "train.py"), *map(str, line)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, **pipes) as process:
-        reader = threading.Thread(target=lambda: said.extend(process.stdout))
+        reader = threading.Thread(target=lambda: output.extend(process.stdout))
         reader.start()
         if moment == "any":
             _wait(process, lambda: False, generator.uniform(0, 12))
         elif moment:
-            _wait(process, lambda: any(re.match(r"stage|again", text) for text in said), 600)
+            _wait(process, lambda: any(re.match(r"stage|again", text) for text in output), 600)
             if moment == "training":
                 _wait(process, lambda: False, generator.uniform(0, 4))
             else:
@@ -156,7 +156,7 @@ def _attempt(
         if moment:
             process.kill()
         reader.join()
-    return process.returncode, "".join(said)
+    return process.returncode, "".join(output)
 
 
 def _saving(fire: Path) -> bool:
@@ -246,7 +246,7 @@ def damage(folder: Path, flips: int = 200, cuts: int = 10, seed: int = 0) -> dic
         return False
 
     results = {}
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         assert read_checkpoint(folder / "checkpoints")[0].epoch == 2 and not refuses(), "whole to begin with"
         for what, files, notices in (("checkpoint", sorted(newest.iterdir()), falls_back), ("model", model, refuses)):
             for how, number in (("bit flips", flips), ("truncations", cuts)):
@@ -262,7 +262,7 @@ def damage(folder: Path, flips: int = 200, cuts: int = 10, seed: int = 0) -> dic
             stops = sorted(folder.rglob("*")) == before
     wrong = [f"{name}: {r}" for name, r in results.items() if r["made"] != r["noticed"]]
     wrong += [] if stops else ["two damaged checkpoints do not stop the run, or something was deleted"]
-    wrong += [] if "is damaged" in said.getvalue() else ["nothing was said"]
+    wrong += [] if "is damaged" in output.getvalue() else ["nothing was output"]
     return results | {"both damaged": "stops, deletes nothing" if stops else "goes on", "wrong": wrong}
 
 
@@ -755,11 +755,11 @@ def cache(folder: Path, workers: int = 8, seconds: float = 120, seed: int = 0) -
         victim.join()
     for process in running:
         process.join()
-    said = [(folder / f"said-{number}").read_text() for number in range(born) if (folder / f"said-{number}").exists()]
-    counts = [json.loads(line) for text in said for line in text.splitlines() if line.endswith("}")]
+    output = [(folder / f"said-{number}").read_text() for number in range(born) if (folder / f"said-{number}").exists()]
+    counts = [json.loads(line) for text in output for line in text.splitlines() if line.endswith("}")]
     sums = {key: sum(count[key] for count in counts) for key in ("pixels", "activations")}
     wrong = [problem for count in counts for problem in count["wrong"]]
-    wrong += [text[-800:] for text in said if "Traceback" in text] + ["nothing was read"] * (not counts)
+    wrong += [text[-800:] for text in output if "Traceback" in text] + ["nothing was read"] * (not counts)
     left = [path.stat().st_size for path in (folder / "cache").glob("[!.]*.rows")]
     return {
         "processes": born, "kills": born - len(running), "arrays compared": sums,

@@ -114,9 +114,9 @@ def tail(
         backbone = random_weights(backbone, size, scratch)
     pixels, labels = sample_images(images, size)
     source = train_dataset(pixels, np.arange(images), labels, Augment(), SEED)
-    model, store = unfrozen(backbone, Head(), size, scratch)
+    model, cache = unfrozen(backbone, Head(), size, scratch)
     start = now()
-    top, stored = store(source)
+    top, stored = cache(source)
     filling = (now() - start).tolist()
     for network in (top, model):
         compile_for(network, create_optimizer(Stage(), create_schedule(Stage(), 2 * rounds * images)))
@@ -126,7 +126,7 @@ def tail(
     table(f"top {UNFROZEN} blocks of {name}, {images} images of {size} pixels", ("seconds", "CPU seconds"), {
         "an epoch on stored activations": result["ours"],
         "an epoch on augmented images": result["other"],
-        "filling the store with one view, and tracing": filling,
+        "filling the cache with one view, and tracing": filling,
     })  # fmt: skip
     result["claims"].append(claim("difference of a batch's losses, below 0.001", difference, difference < 1e-3))
     return {"images": images, "size": size, "backbone": name, "weights": weights, "unit": "seconds an epoch",
@@ -161,9 +161,9 @@ def a_step(backbone: Backbone, size: int, scratch: Path) -> dict[str, list[float
     rows, one_hot, losses = np.arange(BATCH), np.eye(CLASSES)[labels], {}
     stage = Stage(learning_rate=5e-5, warmup=0)
     source = eval_dataset(pixels, rows, labels)
-    model, store = unfrozen(backbone, Head(dropout=0), size, scratch)
+    model, cache = unfrozen(backbone, Head(dropout=0), size, scratch)
     weights = model.get_weights()
-    for key, (network, inputs) in (("ours", store(source)), ("other", (model, source))):
+    for key, (network, inputs) in (("ours", cache(source)), ("other", (model, source))):
         model.set_weights(weights)
         compile_for(network, create_optimizer(stage, create_schedule(stage, 64), averaged=False))
         batch = inputs.read(0, rows).astype(np.float32)
@@ -338,7 +338,7 @@ def random_weights(backbone: Backbone, size: int, folder: Path) -> Backbone:
     """The same backbone with random weights in a file, so that it counts as pretrained.
 
     Batch normalisation gets the statistics of a batch. With those it is born with, values shrink from block to block
-    to 1e-15: float16 would store zeros, and losses would agree about nothing.
+    to 1e-15: float16 would cache zeros, and losses would agree about nothing.
     """
     import keras
 

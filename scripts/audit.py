@@ -113,8 +113,7 @@ def network_findings(config: configuration.Config) -> list[Finding]:
     config = without_auto(config)
     loaded = load_examples(config.data.path)
     examples, pixels = decode(loaded, config.data)
-    folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
-    cache = FeatureCache(folder, limit, config.train.batch_size, runs.Timer())
+    cache = FeatureCache.of(config)
     try:
         base = build_backbone(config.backbone, config.data.image_size)
     except WeightsError as error:

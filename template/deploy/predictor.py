@@ -178,11 +178,11 @@ def classify(
                     views.append(zoom_center(views[0]))
                 if uses_hflip(config):
                     views += [view[:, :, ::-1] for view in views]
-                said = [
+                each = [
                     softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1)
                     for view in views
                 ]
-                mean = softmax(np.log(np.clip(np.mean(said, axis=0), 1e-30, None)) / temperature, axis=1)
+                mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)
                 for row, probabilities in zip(good, mean, strict=False):  # no more: those were filled
                     results[row] = probabilities
             yield from zip(chunk, results, strict=True)

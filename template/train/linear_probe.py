@@ -11,7 +11,6 @@ large the images, how they become square. No gradient is needed for that, and ev
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from scipy.special import softmax
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
+from .. import device
 from .logistic import minimize
 
 STRENGTHS = np.logspace(-4, 0.5, 10)
@@ -155,8 +155,9 @@ class _Regression:
     def predict(self, point: np.ndarray, learned: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Probabilities [images, classes], float64 and above zero: the mean over the views, after `fit` on others."""
         logits = self._gram(images, learned)(point[:-1]) + point[-1].astype(np.float64)
-        said = np.clip(softmax(logits, axis=1), 1e-12, 1).reshape(self.views, len(images), -1).mean(axis=0)
-        return said / said.sum(axis=1, keepdims=True)
+        each = np.clip(softmax(logits, axis=1), 1e-12, 1).reshape(self.views, len(images), -1)
+        mean = each.mean(axis=0)
+        return mean / mean.sum(axis=1, keepdims=True)
 
     def kernel(self, point: np.ndarray) -> np.ndarray:
         """Of a point for all images, [features, classes]."""
@@ -186,26 +187,26 @@ def _cross_validate(
     # that would know the labels of images held out here.
     points = [regression.zeros(inside) for inside, _ in divisions]
 
-    def said(fold: int, strength: float) -> np.ndarray:
+    def out_of_fold(fold: int, strength: float) -> np.ndarray:
         inside, outside = divisions[fold]
         points[fold] = regression.fit(inside, strength, points[fold], tolerance=3e-6)
         return regression.predict(points[fold], inside, outside)
 
     @functools.cache
     def judge(number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and hits of each image, as means over the repeats."""
+        """Losses of each image, and whether it is predicted correctly, as means over the repeats."""
         sums = np.zeros((2, len(labels)))
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            results = pool.map(said, range(len(divisions)), itertools.repeat(STRENGTHS[number]))
+        with ThreadPoolExecutor(min(4, device.cores())) as pool:
+            results = pool.map(out_of_fold, range(len(divisions)), itertools.repeat(STRENGTHS[number]))
             for (_, outside), p in zip(divisions, results, strict=True):
                 right = p[np.arange(len(outside)), labels[outside]]
                 sums[:, outside] += -np.log(right), p.argmax(axis=1) == labels[outside]
         return tuple(sums * len(labels) / sum(len(outside) for _, outside in divisions))
 
     best = _lowest(lambda number: judge(number)[0].mean(), len(STRENGTHS))
-    losses, hits = judge(best)
+    losses, correct = judge(best)
     start = regression.mean(points, [inside for inside, _ in divisions])
-    return float(STRENGTHS[best]), losses, float(hits.mean()), start
+    return float(STRENGTHS[best]), losses, float(correct.mean()), start
 
 
 def _lowest(value: Callable[[int], float], count: int) -> int:

@@ -32,7 +32,7 @@ def minimize(
     """
     targets, at = np.eye(start.shape[1], dtype=start.dtype)[labels], start
     logits = gram(at[:-1]) + at[-1]
-    said, gradient = _gradient(at, logits, targets, penalty)
+    probabilities, gradient = _gradient(at, logits, targets, penalty)
     direction, image, old, old_square = 0 * at, 0 * at, 0 * at, 1.0
     for _ in range(MAX_STEPS):
         # Images are what dot products in the space of W and b need: <u, v> = sum(u * image of v).
@@ -44,12 +44,12 @@ def minimize(
         direction, image = momentum * direction - gradient, momentum * image - lifted
         old, old_square, change = lifted, square, image[:-1] + direction[-1]
         slope = _dot(gradient, image)
-        curvature = _curvature(said, change) + penalty * _dot(direction[:-1], image[:-1])
+        curvature = _curvature(probabilities, change) + penalty * _dot(direction[:-1], image[:-1])
         if slope >= 0 or curvature <= 0:  # there already, as far as float32 knows
             break
         step = -slope / curvature
         for _ in range(MAX_TRIALS):  # logits are linear in the step: to look again costs no product
-            said, gradient = _gradient(at + step * direction, logits + step * change, targets, penalty)
+            probabilities, gradient = _gradient(at + step * direction, logits + step * change, targets, penalty)
             ahead = _dot(gradient, image)
             if ahead <= -slope / 2:
                 break
@@ -62,15 +62,15 @@ def minimize(
 
 def _gradient(at: np.ndarray, logits: np.ndarray, targets: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [n, classes], and the gradient as a point [n + 1, classes]."""
-    said = np.exp(logits - logits.max(axis=1, keepdims=True))
-    said /= said.sum(axis=1, keepdims=True)
-    residuals = said - targets
-    return said, np.concatenate([residuals + penalty * at[:-1], residuals.sum(axis=0, keepdims=True)])
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    residuals = probabilities - targets
+    return probabilities, np.concatenate([residuals + penalty * at[:-1], residuals.sum(axis=0, keepdims=True)])
 
 
-def _curvature(said: np.ndarray, change: np.ndarray) -> float:
+def _curvature(probabilities: np.ndarray, change: np.ndarray) -> float:
     """Second derivative of the sum of losses where logits [n, classes] change so: the variances of the changes."""
-    expected = said * change
+    expected = probabilities * change
     return _dot(expected, change) - float(np.sum(expected.sum(axis=1) ** 2))
 
 
