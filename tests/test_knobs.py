@@ -3,8 +3,9 @@
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -21,18 +22,15 @@ class Reads(ast.NodeVisitor):
     """Collects (section, field) of every setting that a module reads.
 
     A value is a section if it is a parameter annotated with one (`settings: Head`), a variable named like one
-    (`head`), or a field that holds one (`config.head`, or `how.settings` where a class says `settings: Train`).
+    (`head`), or a field that holds one (`config.head`, or `context.settings` where that class, of this module or
+    among `classes`, says `settings: Train`).
     Matching the field's name alone would take any `.path` or `.name` for a setting.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, classes: Mapping[str, dict[str, str]] = MappingProxyType({})) -> None:
         tree = ast.parse(source)
         self.found: set[tuple[str, str]] = set()
-        self.fields = {
-            line.target.id: ast.unparse(line.annotation)
-            for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-            for line in node.body if isinstance(line, ast.AnnAssign)
-        }  # fmt: skip
+        self.classes = {**classes, **fields_of_classes(tree)}
         self.scopes: list[dict[str, str | None]] = [{name.lower(): name for name in SECTIONS}]
         self.visit(tree)
 
@@ -40,8 +38,9 @@ class Reads(ast.NodeVisitor):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         annotated = {a.arg: ast.unparse(a.annotation).rpartition(".")[2] for a in arguments if a.annotation}
         # A parameter of another type hides a section of the same name: `train: Source` is no settings.
-        self.scopes.append({name: kind if kind in SECTIONS else None for name, kind in annotated.items()})
-        self.generic_visit(node)  # in which `settings = how.settings` may give a section a short name
+        self.scopes.append({name: kind if kind in {*SECTIONS, *self.classes} else None
+                            for name, kind in annotated.items()})  # fmt: skip
+        self.generic_visit(node)  # in which `settings = context.settings` may give a section a short name
         self.scopes.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
@@ -53,19 +52,30 @@ class Reads(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
         section = self.section(node.value)
-        if section and isinstance(node.ctx, ast.Load):
+        if section in SECTIONS and isinstance(node.ctx, ast.Load):
             self.found.add((section, node.attr))
         self.generic_visit(node)
 
     def section(self, node: ast.expr) -> str | None:
-        """Section that an expression stands for, or None."""
+        """Section, or class that may hold one, that an expression stands for, or None."""
         if isinstance(node, ast.Name):
             return next((scope[node.id] for scope in reversed(self.scopes) if node.id in scope), None)
         if isinstance(node, ast.Attribute) and self.section(node.value) == "Config":
             return next((name for name in SECTIONS if name.lower() == node.attr), None)
-        if isinstance(node, ast.Attribute) and self.fields.get(node.attr) in SECTIONS:
-            return self.fields[node.attr]
+        if isinstance(node, ast.Attribute):
+            return self.classes.get(self.section(node.value), {}).get(node.attr)
         return None
+
+
+def fields_of_classes(tree: ast.AST) -> dict[str, dict[str, str]]:
+    """Annotated fields of each class."""
+    return {
+        node.name: {
+            line.target.id: ast.unparse(line.annotation) for line in node.body if isinstance(line, ast.AnnAssign)
+        }
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 def sources() -> Iterator[str]:
@@ -76,7 +86,8 @@ def sources() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def read() -> set[tuple[str, str]]:
-    return {pair for source in sources() for pair in Reads(source).found}
+    classes = {name: fields for source in sources() for name, fields in fields_of_classes(ast.parse(source)).items()}
+    return {pair for source in sources() for pair in Reads(source, classes).found}
 
 
 def test_all_sections_are_looked_at():
@@ -115,6 +126,7 @@ def test_every_setting_is_described(section, field):
         ("class How:\n  settings: Train\ndef f(how: How):\n  s = how.settings\n  s.seed", {("Train", "seed")}),
         ("class How:\n  settings: Train\ndef f(how: How):\n  s, t = how.settings, 3\n  s.seed", {("Train", "seed")}),
         ("class How:\n  settings: Train\ndef f(how: How):\n  s, t = 3, how.settings\n  s.seed", set()),
+        ("class How:\n  settings: Train\ndef f(how: Other): return how.settings.seed", set()),
         ("def f(train: Source): return train.seed", set()),
         ("def f(file: Path): return file.name", set()),
         ("config.data.image_size = 3", {("Config", "data")}),
