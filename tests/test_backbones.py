@@ -1,4 +1,4 @@
-"""Every row of BACKBONES: fed as its weights were trained, divided without loss, saved and loaded without change."""
+"""Networks of every kind: fed as its weights were trained, divided without loss, saved and loaded without change."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ SIZE = 64
 # Keras has MobileNet's ImageNet weights for other sizes, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:`input_shape` is undefined:UserWarning")
 APPS = keras.applications
-# The network as Keras makes it for its ImageNet weights, and what Keras feeds it with.
+# The network as Keras makes it for its ImageNet weights, and what Keras feeds it with. Others: test_every_backbone.py.
 KERAS = {
     "tiny": (tiny, lambda pixels: pixels / 127.5 - 1),
     "vgg16": (APPS.VGG16, APPS.vgg16.preprocess_input),
@@ -136,7 +136,7 @@ SIBLINGS = ("vgg19", "resnet101", "resnet50v2", "efficientnet_lite1", "efficient
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SIBLINGS)) for name in BACKBONES],
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SIBLINGS)) for name in KERAS],
 )
 def built(request, pixels) -> Built:
     keras.utils.set_random_seed(0)
@@ -350,7 +350,7 @@ def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
 EXACT = ("tiny", "mobilenet", "efficientnetb0")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in EXACT)) for n in BACKBONES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in EXACT)) for n in KERAS])
 def test_in_mixed_precision_images_are_prepared_in_float32(name):
     """bfloat16 has no odd numbers above 256, and a mean subtracted in it is another mean."""
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -52,6 +52,10 @@ def test_the_file_that_keras_would_download_is_known_for_its_network(name, monke
             "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5",
             Backbone(name="mobilenetv2", alpha=0.35),
         ),
+        ("weights_mobilenet_v3_small_224_0.75_float_no_top_v2.h5", Backbone(name="mobilenetv3small", alpha=0.75)),
+        ("weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5", Backbone(name="mobilenetv3large")),
+        ("efficientnetv2-b0_notop.h5", Backbone(name="efficientnetv2b0")),
+        ("inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", Backbone(name="inceptionv3")),
         ("mobilenet_7_5_224_tf.h5", None),  # with its top, which the project does not load
         ("mobilenet_1_0_160_tf_no_top.h5", None),  # for images of another size
         ("nasnet_mobile_no_top.h5", None),

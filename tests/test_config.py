@@ -13,6 +13,7 @@ import pytest
 from template import suggest
 from template.config import (
     RENAMED,
+    RESIDUAL,
     TTA,
     Augment,
     Backbone,
@@ -158,8 +159,7 @@ def refusal(overrides=(), recipe=None) -> str:
         # each right, together wrong
         (
             "backbone={name='vgg16', stochastic_depth=0.2}",
-            "backbone: stochastic_depth drops residual branches of tiny, resnet50, resnet101, resnet50v2, mobilenetv2, "
-            "efficientnet_lite0, efficientnet_lite1, efficientnet_lite2; "
+            f"backbone: stochastic_depth drops residual branches of {', '.join(RESIDUAL)}; "
             "vgg16 has none that it could. Received 0.2. Choose one of these, or leave it out",
         ),
         ("backbone.stochastic_depth=0.2", "efficientnetb0 has its own, 0.2. Received 0.2"),

@@ -148,11 +148,21 @@ def download(monkeypatch, tmp_path):
     return fails_with
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if not name.startswith(("tiny", "efficientnet_lite"))])
+QUICK = ("vgg16", "mobilenet", "mobilenetv3small", "efficientnetb0", "convnexttiny")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in BACKBONES
+        if name != "tiny" and "lite" not in name
+    ],
+)
 def test_missing_imagenet_weights_are_an_instruction(download, name):
     asked = download(urllib.error.URLError("no network"))
     with pytest.raises(WeightsError) as caught:
-        build_backbone(Backbone(name=name), SIZE)
+        build_backbone(Backbone(name=name), 75)
     ((url, path),) = asked
     message = str(caught.value)
     assert f"Download {url}\n" in message

@@ -9,7 +9,9 @@ from pathlib import Path
 from ..config import Backbone, ConfigError
 from .backbones import BACKBONES
 
-_WIDTHS = {"mobilenet": r"_(\d_\d)_", "mobilenetv2": r"_(\d\.\d+)_"}
+_WIDTHS = {"mobilenet": r"_(\d_\d)_"} | dict.fromkeys(
+    ("mobilenetv2", "mobilenetv3small", "mobilenetv3large"), r"_(\d\.\d+)_"
+)
 """Where the file of a network that comes in several widths has its own: 7_5 is 0.75."""
 
 

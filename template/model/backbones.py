@@ -3,6 +3,7 @@
 Add one by adding a row; tests/test_backbones.py then takes it through build, freeze, split, save and load.
 """
 
+import re
 import socket
 import warnings
 from collections.abc import Callable
@@ -16,17 +17,24 @@ from keras import KerasTensor, layers, ops
 
 from ..config import Backbone
 from .efficientnet_lite import efficientnet_lite
-from .layers import StochasticDepth, take_weights
+from .layers import StochasticDepth, renormalise, take_weights
 from .weights import WeightsError, arrays_held, explained, load_file, standardises
 
 
 def _as_is(pixels: KerasTensor) -> KerasTensor:
-    """EfficientNet and ConvNeXt have their own preprocessing layers."""
+    """EfficientNet, ConvNeXt and MobileNetV3 have their own preprocessing layers."""
     return pixels
 
 
 def _minus_one_to_one(pixels: KerasTensor) -> KerasTensor:
     return layers.Rescaling(1 / 127.5, offset=-1, dtype="float32", name="preprocess")(pixels)
+
+
+def _torch(pixels: KerasTensor) -> KerasTensor:
+    """ImageNet's mean 0 and deviation 1 in each channel, as DenseNet was trained."""
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    scale, offset = (1 / 255 / deviation).tolist(), (-mean / deviation).tolist()
+    return layers.Rescaling(scale, offset=offset, dtype="float32", name="preprocess")(pixels)
 
 
 def _lite(pixels: KerasTensor) -> KerasTensor:
@@ -111,13 +119,13 @@ def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
 _APPS = keras.applications
 
 
-def efficientnet(*, weights: str | None, **shape) -> keras.Model:
-    """EfficientNet-B0 as Keras builds it for ImageNet weights, whatever its weights are.
+def efficientnet(make: Callable, /, *, weights: str | None, **shape) -> keras.Model:
+    """EfficientNet as Keras builds it for ImageNet weights, whatever its weights are.
 
     Keras scales the colours in one more layer, but only where it downloads the weights itself. Without that layer a
     run rebuilt from its file, or a file of these weights, would get other inputs than it was trained on.
     """
-    network = _APPS.EfficientNetB0(weights=weights, **shape)
+    network = make(weights=weights, **shape)
     if weights == "imagenet":
         return network
     scale = layers.Rescaling([deviation**-0.5 for deviation in (0.229, 0.224, 0.225)])
@@ -129,20 +137,75 @@ def efficientnet(*, weights: str | None, **shape) -> keras.Model:
     return keras.models.clone_model(network, call_function=call)
 
 
+def inception(**how) -> keras.Model:
+    """InceptionV3 with layers named after their blocks: Keras names them after all that was built before.
+
+    The stem is a chain that ends with its second pooling; each block is branches that join in `mixed0` to `mixed10`.
+    """
+    network = _APPS.InceptionV3(**how)
+    names, block, poolings = {}, None, 0
+    for number, layer in enumerate(network.layers):
+        if number and layer.name != "preprocess":
+            part = "stem" if block is None else f"block{block}"
+            names[layer.name] = f"{part}_{number}_{re.sub(r'(_[0-9]+)?$', '', layer.name)}"
+        poolings += isinstance(layer, layers.MaxPooling2D)
+        if poolings == 2 and block is None:
+            block = 0
+        elif re.fullmatch("mixed[0-9]+", layer.name):
+            block += 1
+
+    def clone(layer: layers.Layer) -> layers.Layer:
+        return type(layer).from_config(layer.get_config() | {"name": names.get(layer.name, layer.name)})
+
+    copy = keras.models.clone_model(network, clone_function=clone)
+    copy.set_weights(network.get_weights())
+    renormalise(copy)
+    return copy
+
+
+_CAFFE_RESNET = {"preprocess": _caffe, "block": r"^conv(\d+)_block", "blocks": 4}
+_RESNET_V2 = {"preprocess": _minus_one_to_one, "block": r"^conv(\d+)_block", "blocks": 4}
+_DENSENET = {"preprocess": _torch, "block": r"^conv(\d+)_block", "blocks": 4}
+_EFFICIENTNET = {"preprocess": _as_is, "block": r"^block(\d+)[a-z]", "blocks": 7}
+_EFFICIENTNET_V2 = {"preprocess": _as_is, "block": r"^block(\d+)[a-z]", "blocks": 6}
+_LITE = {"preprocess": _lite, "block": r"^block(\d+)[a-z]", "blocks": 7}
+_CONVNEXT = {"preprocess": _as_is, "block": r"(?:stage|downsampling_block)_(\d+)", "blocks": 4}
+_MOBILENET_V3 = {"preprocess": _as_is, "block": r"^expanded_conv_(\d+)_", "takes_alpha": True}
+
 BACKBONES = {
     "tiny": Family(tiny, _minus_one_to_one, r"^block(\d+)_", 3),
     "vgg16": Family(_APPS.VGG16, _caffe, r"^block(\d+)_", 5),
     "vgg19": Family(_APPS.VGG19, _caffe, r"^block(\d+)_", 5),
-    "resnet50": Family(_APPS.ResNet50, _caffe, r"^conv(\d+)_block", 4),
-    "resnet101": Family(_APPS.ResNet101, _caffe, r"^conv(\d+)_block", 4),
-    "resnet50v2": Family(_APPS.ResNet50V2, _minus_one_to_one, r"^conv(\d+)_block", 4),
+    "resnet50": Family(_APPS.ResNet50, **_CAFFE_RESNET),
+    "resnet101": Family(_APPS.ResNet101, **_CAFFE_RESNET),
+    "resnet152": Family(_APPS.ResNet152, **_CAFFE_RESNET),
+    "resnet50v2": Family(_APPS.ResNet50V2, **_RESNET_V2),
+    "resnet101v2": Family(_APPS.ResNet101V2, **_RESNET_V2),
+    "resnet152v2": Family(_APPS.ResNet152V2, **_RESNET_V2),
+    "densenet121": Family(_APPS.DenseNet121, **_DENSENET),
+    "densenet169": Family(_APPS.DenseNet169, **_DENSENET),
+    "densenet201": Family(_APPS.DenseNet201, **_DENSENET),
+    "inceptionv3": Family(inception, _minus_one_to_one, r"^block(\d+)_", 11),
+    "xception": Family(_APPS.Xception, _minus_one_to_one, r"^block(\d+)_", 14),
     "mobilenet": Family(_APPS.MobileNet, _minus_one_to_one, r"^conv_(?:dw|pw|pad)_(\d+)", 13, takes_alpha=True),
     "mobilenetv2": Family(_APPS.MobileNetV2, _minus_one_to_one, r"^block_(\d+)_", 16, takes_alpha=True),
-    "efficientnetb0": Family(efficientnet, _as_is, r"^block(\d+)[a-z]", 7),
-    "efficientnet_lite0": Family(partial(efficientnet_lite, variant=0), _lite, r"^block(\d+)[a-z]", 7),
-    "efficientnet_lite1": Family(partial(efficientnet_lite, variant=1), _lite, r"^block(\d+)[a-z]", 7),
-    "efficientnet_lite2": Family(partial(efficientnet_lite, variant=2), _lite, r"^block(\d+)[a-z]", 7),
-    "convnexttiny": Family(_APPS.ConvNeXtTiny, _as_is, r"(?:stage|downsampling_block)_(\d+)", 4),
+    "mobilenetv3small": Family(_APPS.MobileNetV3Small, **_MOBILENET_V3, blocks=10),
+    "mobilenetv3large": Family(_APPS.MobileNetV3Large, **_MOBILENET_V3, blocks=14),
+    "efficientnetb0": Family(partial(efficientnet, _APPS.EfficientNetB0), **_EFFICIENTNET),
+    "efficientnetb1": Family(partial(efficientnet, _APPS.EfficientNetB1), **_EFFICIENTNET),
+    "efficientnetb2": Family(partial(efficientnet, _APPS.EfficientNetB2), **_EFFICIENTNET),
+    "efficientnetb3": Family(partial(efficientnet, _APPS.EfficientNetB3), **_EFFICIENTNET),
+    "efficientnetv2b0": Family(_APPS.EfficientNetV2B0, **_EFFICIENTNET_V2),
+    "efficientnetv2b1": Family(_APPS.EfficientNetV2B1, **_EFFICIENTNET_V2),
+    "efficientnetv2b2": Family(_APPS.EfficientNetV2B2, **_EFFICIENTNET_V2),
+    "efficientnetv2b3": Family(_APPS.EfficientNetV2B3, **_EFFICIENTNET_V2),
+    "efficientnetv2s": Family(_APPS.EfficientNetV2S, **_EFFICIENTNET_V2),
+    "efficientnet_lite0": Family(partial(efficientnet_lite, variant=0), **_LITE),
+    "efficientnet_lite1": Family(partial(efficientnet_lite, variant=1), **_LITE),
+    "efficientnet_lite2": Family(partial(efficientnet_lite, variant=2), **_LITE),
+    "convnexttiny": Family(_APPS.ConvNeXtTiny, **_CONVNEXT),
+    "convnextsmall": Family(_APPS.ConvNeXtSmall, **_CONVNEXT),
+    "convnextbase": Family(_APPS.ConvNeXtBase, **_CONVNEXT),
 }
 
 
