@@ -10,10 +10,11 @@ def stages(
 ) -> tuple[Stage, ...]:
     """Stages for a recipe that names none.
 
-    Pretrained: with fewer than 200 images, none: no gradient step has been seen to improve on the linear probe there.
-    With more, the top sixth of the blocks; from 2,000 also the top half, if that helped. A probe that prefers lower
-    levels says that the images are far from ImageNet: it has their features already, and unfreezing starts at 1,000
-    images, from the half. From scratch: everything at once.
+    Pretrained: with fewer than 200 images, none. Three quarters of the blocks improved on the linear probe far from
+    ImageNet (hand signs, 200 images: 0.91 to 0.94) and lost near to it (ants and bees, 245: 0.93 to 0.90), and a
+    validation part of 40 images cannot tell which is which. With more, the top sixth of the blocks; from 2,000 also
+    the top half, if that helped. A probe that prefers lower levels says that the images are far from ImageNet: it has
+    their features already, and unfreezing starts at 1,000 images, from the half. From scratch: everything at once.
 
     Args:
         images: in the training part.
@@ -39,6 +40,11 @@ def stages(
     if images >= 2000 and feature_levels == 1:
         plan += [Stage(unfreeze=half, epochs=epochs(128), learning_rate=2e-4, only_if_gain=0.1)]
     return tuple(plan)
+
+
+def deep(blocks: int) -> int:
+    """How many of the top blocks to unfreeze where images are far from those of pretraining: three quarters."""
+    return max(1, round(0.75 * blocks))
 
 
 OF_STAGES = {

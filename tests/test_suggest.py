@@ -184,3 +184,10 @@ def test_a_run_says_so_before_it_starts(capsys):
     ) - len({"logit_adjustment", "sampling"})
     with_stages(given, 900)
     assert "has no effect" not in capsys.readouterr().out
+
+
+def test_where_no_stage_is_suggested_the_line_to_try_one_can_be_given(capsys):
+    assert with_stages(Config(backbone=Backbone(name="mobilenet")), 60).stages == ()
+    line = [word.rstrip(".") for word in capsys.readouterr().out.split() if word.startswith("--stages")]
+    (stage,) = configuration.load(None, list(configuration.pair_up(line))).stages
+    assert (stage.unfreeze, stage.epochs, stage.learning_rate) == (10, 12, 2e-4)  # of 13 blocks
