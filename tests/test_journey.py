@@ -28,6 +28,7 @@ from template import device
 from template.config import Backbone
 from template.diagnose import baselines
 from template.evaluate.predictions import Predictions
+from template.model import at_hand
 from template.model.backbones import BACKBONES, build_backbone
 from template.train import linear_probe as probe
 
@@ -320,6 +321,16 @@ def test_a_row_of_the_benchmark_is_repeated(journey):
     assert {row["tested"] for row in json.loads((journey.home / "benchmark.json").read_text())} == {3 * 7}
 
 
+def test_networks_are_compared_and_the_one_that_fits_is_named(journey, monkeypatch):
+    monkeypatch.setattr(at_hand, "weights_at_hand", lambda: [Backbone(name="tiny", weights="tiny.weights.h5")])
+    said = journey.walk("choose_backbone", *(part for part in SMALL if "backbone" not in part), "--backbone.name=auto")
+    assert (
+        re.search(r"^tiny +[01]\.\d{3} \[.*\] +\d\.\d{3} \+- ", said, re.MULTILINE) and "--backbone.name=tiny" in said
+    )
+    with Image.open(journey.home / "choose_backbone.png") as plot:
+        assert np.ptp(np.asarray(plot)) > 0
+
+
 def test_help_is_shown(journey):
     assert "--data.path" in journey.walk("train", "--help")
 
@@ -335,6 +346,15 @@ def test_every_command_of_the_readme_was_walked(journey):
     for script, rest in re.findall(r"(?:scripts|benchmarks)/(\w+)\.py([^`\n#]*)", text):
         left = set(OPTION.findall(rest)) - walked[script]
         assert not left, f"the README calls scripts/{script}.py with {left}, and nobody does here"
+
+
+def test_every_file_that_the_readme_names_is_there():
+    text = README.read_text(encoding="utf-8")
+    for named in re.findall(r"`((?:template|scripts|benchmarks|docs|configs|notebooks)/[^`\s]*)`", text):
+        start, brace, rest = named.partition("{")
+        inside, _, end = rest.partition("}")
+        for name in [f"{start}{part}{end}" for part in inside.split(",")] if brace else [named]:
+            assert (README.parent / name).exists(), f"the README names {name}"
 
 
 # The slow lane: a shorter way, with one network of every family
