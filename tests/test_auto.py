@@ -41,6 +41,7 @@ from template.train.auto import (
     without_auto,
 )
 from template.train.features import FeatureCache, split_model
+from template.train.linear_probe import Probe
 
 SIZE, CLASSES = 32, 3
 TINY = Backbone(name="tiny", weights="none")
@@ -73,7 +74,7 @@ def base(pretrained) -> keras.Model:
 
 
 @pytest.fixture
-def store(tmp_path) -> FeatureCache:
+def cache(tmp_path) -> FeatureCache:
     return FeatureCache(tmp_path / "cache", 1e9, batch_size=8, clock=Timer())
 
 
@@ -112,13 +113,13 @@ HEADS = [
 
 @pytest.mark.parametrize("head", HEADS, ids=["plain", "levels and root", "levels, both pools", "root of the maximum"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_model_says_what_the_probe_says(pretrained, base, store, head, classes):
+def test_the_model_says_what_the_probe_says(pretrained, base, cache, head, classes):
     parts, how = [coloured(9, 0, classes=classes), coloured(5, 1, classes=classes)], config(pretrained, head=head)
-    model = init_model(base, how, parts, store)
+    model = init_model(base, how, parts, cache)
     pixels = np.concatenate([part.read(0, np.arange(len(part))) for part in parts]).astype("float32")
     said = softmax(np.asarray(model(pixels, training=False)), axis=1)
-    features, widths = select_levels(probe_features(base, how, parts, store), head)
-    probe = init_head_from_probe(model, base, how, parts, store)
+    features, widths = select_levels(probe_features(base, how, parts, cache), head)
+    probe = init_head_from_probe(model, base, how, parts, cache)
     assert features.shape == (2, 14, model.get_layer("logits").kernel.shape[0]) and sum(widths) == features.shape[2]
     np.testing.assert_allclose(said, softmax(features[0] @ probe.kernel + probe.bias, axis=1), atol=2e-3)
     np.testing.assert_array_equal(model.get_layer("logits").kernel, probe.kernel)
@@ -128,7 +129,7 @@ def test_the_model_says_what_the_probe_says(pretrained, base, store, head, class
     np.testing.assert_allclose(bottom(pixels, training=False), features[0], atol=5e-3, rtol=2e-3)
 
 
-def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, base, store):
+def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, base, cache):
     plain = config(pretrained)
     other = {
         "augment": Augment(policy="heavy", strength=2.0, random_erasing=0.1, blur=0.1, grayscale=0.1, solarize=0.1),
@@ -146,16 +147,16 @@ def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, bas
     source = coloured(14, 0)
     pixels = source.read(0, np.arange(14)).astype("float32")
     said = [
-        strip_training_layers(init_model(base, how, [source], store)).predict(pixels, verbose=0)
+        strip_training_layers(init_model(base, how, [source], cache)).predict(pixels, verbose=0)
         for how in (plain, given, *others)
     ]
     for logits in said[1:]:
         np.testing.assert_allclose(logits, said[0], atol=1e-5)
 
 
-def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrained, base, store):
+def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrained, base, cache):
     parts, how = [coloured(9, 0), coloured(5, 1)], config(pretrained)
-    features, widths = probe_features(base, how, parts, store)
+    features, widths = probe_features(base, how, parts, cache)
     assert features.dtype == np.float16 and widths == [48, 64], "of the top half, whatever the head"
     pixels = np.concatenate([part.read(0, np.arange(len(part))) for part in parts]).astype("float32")
     both = attach(base, pretrained, Head(feature_levels=2), np.ones(CLASSES))
@@ -163,9 +164,9 @@ def test_the_features_are_of_the_images_and_their_mirror_images_in_order(pretrai
     for view, seen in enumerate((pixels, pixels[:, :, ::-1])):
         np.testing.assert_allclose(features[view], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
     assert not np.array_equal(features[0], features[1])
-    alone, _ = probe_features(base, config(pretrained, augment=Augment(hflip=False)), parts, store)
+    alone, _ = probe_features(base, config(pretrained, augment=Augment(hflip=False)), parts, cache)
     np.testing.assert_array_equal(alone, features[:1])
-    closer, _ = probe_features(base, config(pretrained, tta=TTA(center_zoom=True)), parts, store)
+    closer, _ = probe_features(base, config(pretrained, tta=TTA(center_zoom=True)), parts, cache)
     seen = zoom_center(pixels.astype(np.uint8)).astype("float32")
     np.testing.assert_array_equal(closer[[0, 2]], features)
     np.testing.assert_allclose(closer[1], bottom(seen, training=False), atol=2e-3, rtol=2e-3)
@@ -203,22 +204,22 @@ def test_a_head_sees_the_top_of_the_features():
     ],
     ids=["hidden layer", "no probe", "from scratch"],
 )
-def test_without_a_probe_auto_is_the_first_option(pretrained, store, how, monkeypatch):
+def test_without_a_probe_auto_is_the_first_option(pretrained, cache, how, monkeypatch):
     monkeypatch.setattr(module, "build_backbone", lambda settings, size: (settings, size))
     how = config(**({"backbone": pretrained} | how))
-    chosen, (_, size), votes = resolve_auto(how, never, store)
+    chosen, (_, size), votes = resolve_auto(how, never, cache)
     assert chosen == without_auto(how)
-    assert votes == {} and not store.folder.exists()
+    assert votes == {} and not cache.folder.exists()
     assert not module._auto_settings(chosen)
     assert chosen.data.resize == "crop"
     assert size == chosen.data.image_size == (288 if how.data.image_size == "auto" else SIZE)
 
 
-def test_without_auto_nothing_is_computed(pretrained, store):
+def test_without_auto_nothing_is_computed(pretrained, cache):
     how = config(pretrained, head=Head(feature_levels=2, power_norm=True))
-    chosen, base, votes = resolve_auto(how, never, store)
+    chosen, base, votes = resolve_auto(how, never, cache)
     assert chosen == how and votes == {} and base.input_shape == (None, SIZE, SIZE, 3)
-    assert not store.folder.exists()
+    assert not cache.folder.exists()
 
 
 def shown(how: dict[str, int]):
@@ -227,20 +228,25 @@ def shown(how: dict[str, int]):
     return lambda data: sources[data.resize]
 
 
-def test_what_alone_shows_the_class_is_taken(pretrained, store):
+def test_what_alone_shows_the_class_is_taken(pretrained, cache):
     for option in OPTIONS:
         look = shown({other: 60 * (other == option) for other in OPTIONS})
-        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, store)
+        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, cache)
         assert chosen == config(pretrained, data={"resize": option})
         assert {o for o, loss in votes["data.resize"].items() if loss < 0.5} == {option}
 
 
-def test_where_nothing_differs_the_first_option_stays(pretrained, store):
+def test_where_nothing_differs_the_first_option_stays(pretrained, cache):
     for strength in (0, 60):
         look = shown(dict.fromkeys(OPTIONS, strength))
-        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, store)
+        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, cache)
         assert chosen.data.resize == "crop"
         assert len(set(votes["data.resize"].values())) == 1
+
+
+def measured(losses: np.ndarray) -> tuple[Probe, None]:
+    """What `cross_validate` gives for these losses."""
+    return Probe(np.zeros((1, 2)), np.zeros(2), 1.0, losses, 0.5), None
 
 
 @pytest.mark.parametrize(
@@ -255,20 +261,20 @@ def test_where_nothing_differs_the_first_option_stays(pretrained, store):
     ],
 )
 def test_an_option_has_to_be_better_by_a_standard_error_than_the_best_before_it(
-    pretrained, store, monkeypatch, losses, expected
+    pretrained, cache, monkeypatch, losses, expected
 ):
     """Each option's own deviation is such that the error of two options' difference is 0.1."""
     noise = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) * 0.2 / np.sqrt(2)
     planned = iter(np.array(losses)[:, None] + noise)
-    monkeypatch.setattr(module, "_cv_loss", lambda *_: next(planned))
+    monkeypatch.setattr(module, "cross_validate", lambda *_: measured(next(planned)))
     chosen, _, votes = resolve_auto(
-        config(pretrained, data={"resize": "auto"}), shown(dict.fromkeys(OPTIONS, 0)), store
+        config(pretrained, data={"resize": "auto"}), shown(dict.fromkeys(OPTIONS, 0)), cache
     )
     assert chosen.data.resize == expected
     assert votes == ({} if np.isnan(losses[0]) else {"data.resize": dict(zip(OPTIONS, losses, strict=True))})
 
 
-def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, store, monkeypatch):
+def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, cache, monkeypatch):
     seen = []
     better = {"feature_levels": 2, "power_norm": False, "image_size": 48, "resize": "pad", "center_zoom": True}
     options = module._auto_settings
@@ -276,14 +282,14 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
     def small(how):
         return [(section, name, (64, 48) if name == "image_size" else all_) for section, name, all_ in options(how)]
 
-    def vote(base, trial, source, store):
+    def losses_of(base, trial, source, cache):
         assert base.input_shape[1] == trial.data.image_size == source.read(0, np.arange(1)).shape[1]
         settings = {**vars(trial.head), **vars(trial.data), **vars(trial.tta)}
         seen.append(tuple(settings[name] for name in better))
-        return np.full(6, 1.0 - 0.1 * sum(settings[name] == value for name, value in better.items()))
+        return measured(np.full(6, 1.0 - 0.1 * sum(settings[name] == value for name, value in better.items())))
 
     monkeypatch.setattr(module, "_auto_settings", small)
-    monkeypatch.setattr(module, "_cv_loss", vote)
+    monkeypatch.setattr(module, "cross_validate", losses_of)
     open_data, left_open = {"image_size": "auto", "resize": "auto"}, TTA(center_zoom="auto")
     how = config(pretrained, head=Head(feature_levels="auto", power_norm="auto"), data=open_data, tta=left_open)
 
@@ -291,7 +297,7 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
         pixels = np.zeros((6, data.image_size, data.image_size, 3), np.uint8)
         return ArrayDataset(lambda _, rows: pixels[rows], np.arange(6) % 3)
 
-    chosen, base, votes = resolve_auto(how, look, store)
+    chosen, base, votes = resolve_auto(how, look, cache)
     assert (chosen.head.feature_levels, chosen.head.power_norm, chosen.data.image_size, chosen.data.resize) == (
         2,
         False,
@@ -299,12 +305,12 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
         "pad",
     )
     assert base.input_shape[1] == 48 and chosen.tta.center_zoom is True
-    assert seen == [
+    assert seen == [  # the first option of a setting is what was best before, and is not tried again
         (1, True, 64, "crop", False), (1, True, 48, "crop", False),
-        (1, True, 48, "crop", False), (1, True, 48, "pad", False), (1, True, 48, "stretch", False),
-        (1, True, 48, "pad", False), (2, True, 48, "pad", False),
-        (2, True, 48, "pad", False), (2, False, 48, "pad", False),
-        (2, False, 48, "pad", False), (2, False, 48, "pad", True),
+        (1, True, 48, "pad", False), (1, True, 48, "stretch", False),
+        (2, True, 48, "pad", False),
+        (2, False, 48, "pad", False),
+        (2, False, 48, "pad", True),
     ]  # fmt: skip
     assert list(votes) == [
         "data.image_size",
@@ -316,7 +322,7 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, sto
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base, pretrained, store, small):
+def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base, pretrained, cache, small):
     """A dot among dots, or all of the image but its middle."""
     generator, labels = np.random.default_rng(0), np.arange(60) % 2
     pixels = generator.integers(90, 160, (60, SIZE, SIZE, 3)).astype(np.uint8)
@@ -330,22 +336,22 @@ def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base,
         pixels[labels == 1] = pixels[labels == 1] // 2
         pixels[:, 6:-6, 6:-6] = middle
     source = ArrayDataset(lambda _, rows: pixels[rows], labels, f"dots {small}")
-    chosen, _, votes = resolve_auto(config(pretrained, tta=TTA(center_zoom="auto")), lambda _: source, store)
+    chosen, _, votes = resolve_auto(config(pretrained, tta=TTA(center_zoom="auto")), lambda _: source, cache)
     assert chosen.tta.center_zoom is small, votes
 
 
 @pytest.mark.slow
-def test_the_votes_are_a_function_of_the_seed(pretrained, store):
+def test_the_choices_are_a_function_of_the_seed(pretrained, cache):
     def votes(seed: int, before: int) -> dict:
         keras.utils.set_random_seed(before)  # whatever was drawn before
         how = config(pretrained, head=Head(feature_levels="auto"), train=Train(seed=seed))
-        return resolve_auto(how, lambda _: coloured(30, 3, 10), store)[2]
+        return resolve_auto(how, lambda _: coloured(30, 3, 10), cache)[2]
 
     assert votes(0, before=1) == votes(0, before=2)
     assert votes(1, before=1) != votes(0, before=1)
 
 
-def test_of_many_images_as_many_of_each_class_vote(pretrained, store, monkeypatch):
+def test_of_many_images_as_many_of_each_class_are_cross_validated(pretrained, cache, monkeypatch):
     voted = []
     original = module.fit_probe
 
@@ -358,15 +364,15 @@ def test_of_many_images_as_many_of_each_class_vote(pretrained, store, monkeypatc
     labels, how = np.array([0] * 80 + [1] * 6 + [2] * 14), config(pretrained)
     pixels = coloured(100, 5).read(0, np.arange(100))
     source, network = ArrayDataset(lambda _, rows: pixels[rows], labels, "a hundred"), build_backbone(pretrained, SIZE)
-    losses = module._cv_loss(network, how, source, store)
-    all_features = select_levels(probe_features(network, how, [source], store), how.head)[0][0]
+    losses = module.cross_validate(network, how, source, cache)[0].losses
+    all_features = select_levels(probe_features(network, how, [source], cache), how.head)[0][0]
     (features, seen), *_ = voted
     numbers = np.abs(features[:, None] - all_features).max(axis=2).argmin(axis=1)
     assert np.bincount(seen).tolist() == [8, 6, 8] and losses.shape == (22,)
     assert len(set(numbers)) == 22 and (labels[numbers] == seen).all()
     np.testing.assert_allclose(features, all_features[numbers], atol=2e-3, rtol=2e-3)
     monkeypatch.setattr(module, "MAX_CV_IMAGES", 3)
-    module._cv_loss(network, how, source, store)
+    module.cross_validate(network, how, source, cache)
     assert np.bincount(voted[1][1]).tolist() == [5, 5, 5], "a fold each at least"
 
 
@@ -392,14 +398,14 @@ def settings(pretrained, path: Path, cache: Path, **sections) -> Config:
     return config(pretrained, data=data, **how)
 
 
-def test_a_crop_that_cuts_off_what_matters_is_not_taken(pretrained, wide_images, store):
+def test_a_crop_that_cuts_off_what_matters_is_not_taken(pretrained, wide_images, cache):
     loaded = load_examples(str(wide_images))
 
     def look(data: Data) -> ArrayDataset:
         examples, pixels = decode(loaded, data)
         return eval_dataset(pixels, np.arange(len(examples)), examples.labels)
 
-    chosen, _, votes = resolve_auto(settings(pretrained, wide_images, store.folder), look, store)
+    chosen, _, votes = resolve_auto(settings(pretrained, wide_images, cache.folder), look, cache)
     assert chosen.data.resize in {"pad", "stretch"}
     assert votes["data.resize"]["crop"] > 1 > votes["data.resize"][chosen.data.resize]
 
@@ -505,15 +511,17 @@ def wins(monkeypatch):
     """Lets an option win or lose, in place of the losses of a probe."""
 
     def let(size: int) -> None:
-        monkeypatch.setattr(module, "_cv_loss", lambda base, how, *_: np.full(9, float(how.data.image_size != size)))
-        monkeypatch.setattr(module, "paired_z", lambda one, other, *_: 2 if one.mean() < other.mean() else 0)
+        monkeypatch.setattr(
+            module, "cross_validate", lambda base, how, *_: measured(np.full(9, float(how.data.image_size != size)))
+        )
+        monkeypatch.setattr(module, "paired_z", lambda one, other, **_: 2 if one.mean() < other.mean() else 0)
 
     return let
 
 
 @pytest.mark.parametrize("size", [48, 32])
 def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_been_built(
-    pretrained, store, small_sizes, wins, size
+    pretrained, cache, small_sizes, wins, size
 ):
     # A resumed run builds it alone. The random generators of its branches and dropouts begin where Python's stands.
     wins(size)
@@ -522,7 +530,7 @@ def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_
     networks = []
     for one in (how, given):
         module.set_seed_and_precision(one.train)
-        networks.append(resolve_auto(one, lambda _: coloured(9, 1), store)[1])
+        networks.append(resolve_auto(one, lambda _: coloured(9, 1), cache)[1])
     assert networks[0].input_shape[1] == size
     chosen, alone = ([variable.numpy() for variable in network.variables] for network in networks)
     assert len(chosen) > len(networks[0].weights), "random generators are among them"
@@ -579,10 +587,10 @@ def fed(model: keras.Model, source: ArrayDataset) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["tiny", "mobilenet"])
-def test_from_scratch_training_images_enter_with_mean_0_and_deviation_1(name, store):
+def test_from_scratch_training_images_enter_with_mean_0_and_deviation_1(name, cache):
     how = config(Backbone(name=name, alpha=0.25, weights="none"))
     train, other = coloured(13, 1), coloured(9, 2, strength=0)
-    model = init_model(build_backbone(how.backbone, SIZE), how, [train], store)
+    model = init_model(build_backbone(how.backbone, SIZE), how, [train], cache)
     seen = fed(model, train)
     np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(seen.std(axis=(0, 1, 2)), 1, atol=1e-5)
@@ -591,26 +599,26 @@ def test_from_scratch_training_images_enter_with_mean_0_and_deviation_1(name, st
     np.testing.assert_allclose(fed(model, other), by_hand, atol=1e-4)  # with the numbers of training
 
 
-def test_the_numbers_of_the_input_are_saved_with_the_model_and_with_its_weights(store, tmp_path):
+def test_the_numbers_of_the_input_are_saved_with_the_model_and_with_its_weights(cache, tmp_path):
     train = coloured(13, 1)
-    model = init_model(build_backbone(TINY, SIZE), config(TINY), [train], store)
+    model = init_model(build_backbone(TINY, SIZE), config(TINY), [train], cache)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(fed(keras.models.load_model(tmp_path / "model.keras"), train), fed(model, train))
     backbone = Backbone(name="tiny", weights=str(tmp_path / "model.keras"))
-    again = init_model(build_backbone(backbone, SIZE), config(backbone), [coloured(30, 3, strength=100)], store)
+    again = init_model(build_backbone(backbone, SIZE), config(backbone), [coloured(30, 3, strength=100)], cache)
     np.testing.assert_array_equal(fed(again, train), fed(model, train))  # as the weights know it
 
 
-def test_pretrained_weights_keep_the_preprocessing_that_they_were_trained_with(store, tmp_path):
+def test_pretrained_weights_keep_the_preprocessing_that_they_were_trained_with(cache, tmp_path):
     network = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25, input_shape=(SIZE, SIZE, 3))
     network.save_weights(tmp_path / "theirs.weights.h5")
     backbone = Backbone(name="mobilenet", alpha=0.25, weights=str(tmp_path / "theirs.weights.h5"))
     train = coloured(12, 1)
-    model = init_model(build_backbone(backbone, SIZE), config(backbone), [train], store)
+    model = init_model(build_backbone(backbone, SIZE), config(backbone), [train], cache)
     np.testing.assert_allclose(fed(model, train), train.read(0, np.arange(12)) / 127.5 - 1, atol=1e-6)
 
 
-def test_a_image_all_of_one_colour_can_be_standardised(store):
+def test_a_image_all_of_one_colour_can_be_standardised(cache):
     flat = ArrayDataset(lambda _, rows: np.full((len(rows), SIZE, SIZE, 3), 7, np.uint8), np.arange(4) % 2)
-    model = init_model(build_backbone(TINY, SIZE), config(TINY), [flat], store)
+    model = init_model(build_backbone(TINY, SIZE), config(TINY), [flat], cache)
     assert np.abs(fed(model, flat)).max() == 0

@@ -86,23 +86,24 @@ def without_auto(config: Config) -> Config:
 
 
 def resolve_auto(
-    config: Config, look: Callable[[Data], ArrayDataset], store: FeatureCache
+    config: Config, images: Callable[[Data], ArrayDataset], cache: FeatureCache
 ) -> tuple[Config, keras.Model, dict]:
-    """Replace every `auto` by the option that cross-validation of the probe on training images likes best.
+    """Replace every `auto` by the option that cross-validation of the linear probe prefers.
 
-    One setting after another, each with the best of those before it; no gradient is needed, and every image votes.
+    One setting after another, each with the best of those before it; no gradient is needed, and every training image
+    counts.
     An option replaces those before it in the list only if its losses are lower by more than one standard error.
 
     Args:
         config: with or without `auto`.
-        look: training images as they are, for settings of size and squaring.
-        store: for features.
+        images: training images as they are, for settings of size and resizing.
+        cache: for features.
 
     Returns:
         The configuration without `auto`, the backbone for its image size, and the cross-entropies of all options,
         {setting: {option: nats}}.
     """
-    chosen, votes = without_auto(config), {}
+    chosen, compared = without_auto(config), {}
 
     @functools.cache
     def backbone(size: int) -> keras.Model:
@@ -111,38 +112,41 @@ def resolve_auto(
         keras.utils.set_random_seed(config.train.seed)
         return build_backbone(config.backbone, size)
 
+    measured = None  # of `chosen`, which is the first option of the next setting too
     for section, name, options in _auto_settings(config) if starts_from_probe(config) else ():
-        losses, best = {}, options[0]
+        results, best = {}, options[0]
         for option in options:
             trial = _replace(chosen, section, name, option)
-            source = look(trial.data)
-            probe, groups = cross_validate(backbone(trial.data.image_size), trial, source, store)
-            losses[option] = probe.losses
-            best = option if paired_z(losses[option], losses[best], groups=groups) > 1 else best
-        chosen = _replace(chosen, section, name, best)
-        if np.isnan(losses[best]).any():
-            print(f"{section}.{name} = {best}: nobody can vote, a class has one training image or group")
+            if trial != chosen or measured is None:
+                measured = cross_validate(backbone(trial.data.image_size), trial, images(trial.data), cache)
+            results[option] = measured
+            probe, groups = measured
+            best = option if paired_z(probe.losses, results[best][0].losses, groups=groups) > 1 else best
+        chosen, measured = _replace(chosen, section, name, best), results[best]
+        if np.isnan(measured[0].losses).any():
+            print(f"{section}.{name} = {best}: cross-validation is impossible, a class has one training image or group")
             continue
-        votes[f"{section}.{name}"] = {str(option): round(float(loss.mean()), 4) for option, loss in losses.items()}
-        said = ", ".join(f"{option} {loss.mean():.3f}" for option, loss in losses.items())
-        print(f"{section}.{name} = {best}: cross-validated cross-entropy {said}")
-    return chosen, backbone(chosen.data.image_size), votes
+        losses = {str(option): round(probe.cross_entropy, 4) for option, (probe, _) in results.items()}
+        compared[f"{section}.{name}"] = losses
+        listed = ", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())
+        print(f"{section}.{name} = {best}: cross-validated cross-entropy {listed}")
+    return chosen, backbone(chosen.data.image_size), compared
 
 
-def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset], store: FeatureCache) -> keras.Model:
+def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache) -> keras.Model:
     """A model to start training from; where the recipe begins with a probe, that is its head.
 
     Args:
         base: from `build_backbone`; from scratch, its input becomes standardised.
         config: without `auto`.
         train: training images as they are, in one part or several.
-        store: for features.
+        cache: for features.
     """
     labels = np.concatenate([part.labels for part in train])
     standardise_input(base, config, concatenate(train))
     model = attach(base, config.backbone, config.head, np.bincount(labels))
     if starts_from_probe(config):
-        init_head_from_probe(model, base, config, train, store)
+        init_head_from_probe(model, base, config, train, cache)
     return model
 
 
@@ -153,12 +157,12 @@ def standardise_input(base: keras.Model, config: Config, train: ArrayDataset) ->
 
 
 def init_head_from_probe(
-    model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], store: FeatureCache
+    model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache
 ) -> Probe:
     """Fit a probe on training images, and make it the output layer of a model."""
     labels = np.concatenate([part.labels for part in train])
     head = model.get_layer("logits")
-    features, widths = select_levels(probe_features(base, config, train, store), config.head)
+    features, widths = select_levels(probe_features(base, config, train, cache), config.head)
     groups = None if any(part.groups is None for part in train) else np.concatenate([part.groups for part in train])
     probe = fit_probe(features, labels, head.units, config.train.seed, widths, groups=groups)
     head.set_weights([probe.kernel, probe.bias])
@@ -170,7 +174,7 @@ def init_head_from_probe(
 
 
 def probe_features(
-    base: keras.Model, config: Config, sources: Sequence[ArrayDataset], store: FeatureCache
+    base: keras.Model, config: Config, datasets: Sequence[ArrayDataset], cache: FeatureCache
 ) -> tuple[np.ndarray, list[int]]:
     """What a probe of any number of levels could learn from: float16 [views, n, features], and features a level.
 
@@ -183,11 +187,11 @@ def probe_features(
     )  # at inference there is none
     network, widths = _probe_network(base, config.backbone, head)
 
-    def views(source: ArrayDataset) -> list[ArrayDataset]:
-        looks = [source, center_zoom(source)] if config.tta.center_zoom else [source]
-        return looks + [hflip(look) for look in looks] if config.augment.flips else looks
+    def views(dataset: ArrayDataset) -> list[ArrayDataset]:
+        plain = [dataset, center_zoom(dataset)] if config.tta.center_zoom else [dataset]
+        return plain + [hflip(view) for view in plain] if config.augment.flips else plain
 
-    outputs = [[store.outputs(network, v, range(1))[np.arange(len(v))] for v in views(source)] for source in sources]
+    outputs = [[cache.outputs(network, v, range(1))[np.arange(len(v))] for v in views(dataset)] for dataset in datasets]
     return np.concatenate(outputs, axis=1), widths
 
 
@@ -208,13 +212,13 @@ def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[n
 
 
 def cross_validate(
-    base: keras.Model, config: Config, source: ArrayDataset, store: FeatureCache
+    base: keras.Model, config: Config, dataset: ArrayDataset, cache: FeatureCache
 ) -> tuple[Probe, np.ndarray | None]:
     """A linear probe on at most `MAX_CV_IMAGES` training images, with its out-of-fold losses; and their groups."""
-    voters = _voters(source, config.train.seed)
-    features, widths = select_levels(probe_features(base, config, [voters], store), config.head)
-    classes = int(voters.labels.max()) + 1
-    return fit_probe(features, voters.labels, classes, config.train.seed, widths, groups=voters.groups), voters.groups
+    sample = _subsample_classes(dataset, config.train.seed)
+    features, widths = select_levels(probe_features(base, config, [sample], cache), config.head)
+    classes = int(sample.labels.max()) + 1
+    return fit_probe(features, sample.labels, classes, config.train.seed, widths, groups=sample.groups), sample.groups
 
 
 def count_forward_passes(config: Config, images: int) -> int:
@@ -230,7 +234,7 @@ def count_forward_passes(config: Config, images: int) -> int:
     others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
     apart = (
         close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
-    )  # those who vote are then not those who train
+    )  # cross-validated is then a sample of those that train
     return (2 if config.augment.flips else 1) * (images * close + min(images, MAX_CV_IMAGES) * (others + apart))
 
 
@@ -255,9 +259,9 @@ def _replace(config: Config, section: str, name: str, value: object) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
 
 
-def _voters(source: ArrayDataset, seed: int) -> ArrayDataset:
-    """Images of a source that decide, as many of each class where there are too many."""
-    classes = int(source.labels.max()) + 1
+def _subsample_classes(dataset: ArrayDataset, seed: int) -> ArrayDataset:
+    """Images of a dataset that decide, as many of each class where there are too many."""
+    classes = int(dataset.labels.max()) + 1
     generator, most = np.random.default_rng(seed), max(5, MAX_CV_IMAGES // classes)
-    voters = [generator.permutation(np.flatnonzero(source.labels == label))[:most] for label in range(classes)]
-    return subset(source, np.sort(np.concatenate(voters)))
+    chosen = [generator.permutation(np.flatnonzero(dataset.labels == label))[:most] for label in range(classes)]
+    return subset(dataset, np.sort(np.concatenate(chosen)))
