@@ -135,7 +135,7 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Backbone:
-    name: Literal["auto"] | BackboneName = "efficientnetb0"
+    name: Literal["auto"] | BackboneName = "efficientnet_lite0"
     """Which convolutional network; see model/backbones.py. `tiny` is a small residual network for training from
     scratch on little images. `auto`: the fastest that cross-validation of the linear probe does not find worse than
     the best by more than a standard error (scripts/choose_backbone.py shows the comparison)."""

@@ -162,7 +162,7 @@ def refusal(overrides=(), recipe=None) -> str:
             f"backbone: stochastic_depth drops residual branches of {', '.join(RESIDUAL)}; "
             "vgg16 has none that it could. Received 0.2. Choose one of these, or leave it out",
         ),
-        ("backbone.stochastic_depth=0.2", "efficientnetb0 has its own, 0.2. Received 0.2"),
+        ("backbone={name='efficientnetb0', stochastic_depth=0.2}", "efficientnetb0 has its own, 0.2. Received 0.2"),
         ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the images of a batch with one another"),
         (
             "augment={policy='none', strength=2}",
@@ -510,7 +510,7 @@ def test_what_may_change_is_listed(override, line):
         ("data.image_size=64", "data.image_size: 224 -> 64"),
         ("data.split_seed=1", "data.split_seed: 0 -> 1"),
         ("augment.policy=none", 'augment.policy: "medium" -> "none"'),
-        ("backbone.name=vgg16", 'backbone.name: "efficientnetb0" -> "vgg16"'),
+        ("backbone.name=vgg16", 'backbone.name: "efficientnet_lite0" -> "vgg16"'),
         ("head.dropout=0.1", "head.dropout: 0.3 -> 0.1"),
         ("train.batch_size=8", "train.batch_size: 32 -> 8"),
         ("train.class_weights.daisy=2", "train.class_weights.daisy: null -> 2.0"),
