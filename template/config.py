@@ -674,6 +674,7 @@ def _explain(error: dict) -> tuple[str, str]:
     """One pydantic error as its key, and a line: key, what was expected, what was received, nearest real key."""
     where = [str(part) for part in error["loc"]]
     setting = next((n for n in range(len(where)) if _type_of(".".join(where[:n]))), None)
+    within = where[setting:] if setting else []
     if setting:  # pydantic names each member of `int | str` that it tried
         del where[setting]
     key = ".".join(where)
@@ -681,7 +682,10 @@ def _explain(error: dict) -> tuple[str, str]:
         return key, f"{key}: no such setting. {_nearest(key)}"
     if error["type"] == "value_error":
         return key, ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
-    expected = _type_name(_type_of(key)) if _type_of(key) else error["msg"].removeprefix("Input should be ")
+    hint = _type_of(key)
+    if within and typing.get_origin(hint) is tuple:
+        key, hint = ".".join([key, *within]), typing.get_args(hint)[0]  # one of a list
+    expected = _type_name(hint) if hint else error["msg"].removeprefix("Input should be ")
     return key, f"{key}: expected {expected}. Received: {error['input']!r}"
 
 
@@ -721,6 +725,8 @@ def _type_name(hint: Any) -> str:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in {types.UnionType, typing.Union}:
         return " | ".join(map(_type_name, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "list of names"
     if typing.get_origin(hint) is dict:
         return f"table of {_type_name(typing.get_args(hint)[1])}"
     return {str: "text", bool: "true | false", int: "whole number", float: "number"}.get(hint, str(hint))
