@@ -352,12 +352,14 @@ def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
 EXACT = ("tiny", "mobilenet", "efficientnetb0")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in EXACT)) for n in KERAS])
-def test_in_mixed_precision_images_are_prepared_in_float32(name):
+@pytest.mark.parametrize(
+    "built", [pytest.param(n, marks=[pytest.mark.slow] * (n not in EXACT)) for n in KERAS], indirect=True
+)
+def test_in_mixed_precision_images_are_prepared_in_float32(built):
     """bfloat16 has no odd numbers above 256, and a mean subtracted in it is another mean."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        backbone = build_backbone(Backbone(name=name, weights="none"), SIZE)
+        backbone = build_backbone(built.settings, SIZE)
     finally:
         keras.config.set_dtype_policy("float32")
     kinds = (keras.layers.Conv2D, keras.Sequential)  # ConvNeXt's first convolution is in a pair of layers
@@ -368,12 +370,10 @@ def test_in_mixed_precision_images_are_prepared_in_float32(name):
     served = strip_training_layers(backbone)
     assert {layer.compute_dtype for layer in served._flatten_layers()} == {"float32"}
     assert served.outputs[0].dtype == "float32"
-    images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
-    exact = build_backbone(Backbone(name=name, weights="none"), SIZE)
-    exact.set_weights(served.get_weights())
-    renormalise(exact)
-    exact = keras.Model(exact.inputs[0], exact.outputs[0])
-    np.testing.assert_allclose(run(served, images), run(exact, images), rtol=1e-5, atol=1e-5)
+    served.set_weights(built.backbone.get_weights())
+    renormalise(served)
+    expected = run(built.backbone, built.pixels)
+    np.testing.assert_allclose(run(served, built.pixels), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_boundary_of_the_head_and_of_all(built):

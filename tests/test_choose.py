@@ -106,7 +106,7 @@ def test_on_the_pareto_front_nothing_is_both_faster_and_better():
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> list[Backbone]:
+def two(tmp_path_factory, shallow) -> list[Backbone]:
     """One network that lets an image's stripes and discs through, and one whose top is deaf."""
     folder = tmp_path_factory.mktemp("weights")
     keras.utils.set_random_seed(0)
@@ -114,7 +114,7 @@ def two(tmp_path_factory) -> list[Backbone]:
     network(np.random.default_rng(1).normal(size=(32, 32, 32, 3)).astype(np.float32), training=True)
     network.save_weights(folder / "good.weights.h5")
     norm = network.get_layer("top_bn")
-    norm.gamma.assign(np.zeros(96))
+    norm.gamma.assign(np.zeros(norm.gamma.shape))
     network.save_weights(folder / "deaf.weights.h5")
     return [Backbone(name="tiny", weights=str(folder / f"{name}.weights.h5")) for name in ("deaf", "good")]
 
