@@ -340,12 +340,13 @@ def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built,
 
 
 def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
+    settings = Backbone(name="efficientnetb0")
     with no_download():
-        model = build(Backbone(), Head(dropout=0.0), SIZE, [1, 1])  # its ImageNet weights, as far as it knows
+        model = build(settings, Head(dropout=0.0), SIZE, [1, 1])  # its ImageNet weights, as far as it knows
     drops = [layer for layer in model.layers if isinstance(layer, StochasticDepth)]
     assert len(drops) == 9 and max(layer.rate for layer in drops) == pytest.approx(0.2 * 14 / 16)
     assert not any(type(layer) is keras.layers.Dropout for layer in model.layers if layer.name != "head_dropout")
-    freeze(model, find_blocks(model, Backbone()), 2)
+    freeze(model, find_blocks(model, settings), 2)
     assert {layer.name[5] for layer in drops if layer.trainable} == {"6", "7"} & {layer.name[5] for layer in drops}
 
 

@@ -133,7 +133,7 @@ def _inputs(operation: layers.Layer) -> list[keras.KerasTensor]:
     return operation.input if isinstance(operation.input, list) else [operation.input]
 
 
-QUICK = ("tiny", "vgg16", "resnet50", "resnet50v2", "mobilenet", "mobilenetv2", "mobilenetv3small", "efficientnetb0",
+QUICK = ("tiny", "vgg16", "resnet50", "mobilenet", "mobilenetv2", "mobilenetv3small", "efficientnetb0",
          "efficientnet_lite0", "convnexttiny")  # fmt: skip
 
 
