@@ -187,7 +187,7 @@ for file in sys.argv[2:]:
 """
 
 
-def test_a_saved_run_is_an_inference_model_that_needs_no_code_of_ours(tmp_path, images):
+def test_a_saved_run_is_an_inference_model_that_needs_no_code_of_ours(tmp_path, images, shallow):
     np.save(tmp_path / "images.npy", images)
     expected = {}
     for name, how in SAVED.items():
