@@ -253,7 +253,7 @@ def trained(folder: Path, backbone: Backbone, images: int, size: int) -> dict:
     """Write images, run scripts/train.py on them in a process of its own, and watch its memory."""
     write_images(folder / "images", images)
     line = [f"--runs={folder / 'runs'}", f"--data.path={folder / 'images'}", f"--data.cache={folder / 'cache'}"]
-    line += [f"--backbone.{key}={value}" for key, value in dataclasses.asdict(backbone).items()]
+    line += [f"--backbone.{key}={value}" for key, value in dataclasses.asdict(backbone).items() if value != ()]
     line += [f"--data.image_size={size}", "--data.memory_gb=0.5", "--data.cache_gb=8"]
     line += [
         f"--stages.0.unfreeze={UNFROZEN}",
