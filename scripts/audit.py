@@ -58,7 +58,7 @@ def main() -> None:
     if arguments.labels:
         try:
             findings += network_findings(config)
-        except disk.DiskError as error:
+        except (configuration.ConfigError, disk.DiskError) as error:
             print(error, file=sys.stderr)
             sys.exit(2)
     show(findings, examples, "" if arguments.out else " (--out FOLDER shows all)")

@@ -152,7 +152,9 @@ class Backbone:
     many blocks are unfrozen; frozen ones drop nothing. (efficientnetb and efficientnetv2 always do it, with 0.2.)"""
 
     @model_validator(mode="after")
-    def _there_are_branches_to_drop(self):
+    def _there_are_weights_and_branches(self):
+        if "tiny" in self.candidates:
+            raise ValueError("candidates are compared with their ImageNet weights, and tiny has none; leave it out")
         if self.name == "auto" and self.weights != "imagenet":
             raise ValueError(
                 f"name=auto compares networks with their ImageNet weights; received weights={self.weights!r}"

@@ -1,6 +1,5 @@
 """Is this machine ready for a run? Python, packages, device, memory, disk and weights, before a run needs them."""
 
-import os
 import platform
 import shutil
 import tomllib
@@ -39,7 +38,7 @@ def examine(results: Path, cache: Path) -> Iterator[Line]:
     yield from computing()
     yield memory()
     yield from (room(name, folder) for name, folder in (("runs", results), ("cache", cache)))
-    yield from weights(Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models")
+    yield from weights(runs.keras_home() / "models")
 
 
 def python() -> Line:

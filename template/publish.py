@@ -82,7 +82,9 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
         result = scores | {"calibration": calibration} | _compared(trained, measured, scores[part]["accuracy"], folder)
         result["slices"] = failures.slices(measured, _facts(trained, rows))
         galleries = _galleries(trained, measured, rows, calibration["temperature"])
-        drawn = _measured_figures(measured, calibration) | _training_figures(trained, predictions["val"], folder)
+        drawn = _measured_figures(measured, calibration) | _training_figures(
+            trained.state, result["learning_curve"], predictions["val"], folder
+        )
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
@@ -149,9 +151,11 @@ def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, fl
     }
 
 
-def _training_figures(trained: TrainedRun, val: Predictions, folder: Path) -> dict[str, Figure]:
-    """Figures of the training, by name; and the dynamics of predictions, as JSON."""
-    state, curve, drawn = trained.state, trained.learning_curve, {}
+def _training_figures(
+    state: TrainState, curve: dict[str, Any] | None, val: Predictions, folder: Path
+) -> dict[str, Figure]:
+    """Figures of the training and of the learning curve, by name; and the dynamics of predictions, as JSON."""
+    drawn = {}
     if state.history:
         drawn["learning_curves"] = plots.learning_curves(state.history)
         watched = val.take(evenly_spaced(len(val.ids), DYNAMICS_IMAGES))
@@ -161,8 +165,8 @@ def _training_figures(trained: TrainedRun, val: Predictions, folder: Path) -> di
         rows = [[None if math.isnan(share) else share for share in row] for row in state.prediction_dynamics]
         table = {"ids": watched.ids.tolist(), "labels": labels, "probability_of_label": rows}
         runs.write_json(folder / "prediction_dynamics.json", table)
-    if curve and (extrapolated := extrapolate(*curve))["scale"]:
-        drawn["learning_curve"] = plots.learning_curve(extrapolated)
+    if curve and curve["scale"]:
+        drawn["learning_curve"] = plots.learning_curve(curve)
     return drawn
 
 

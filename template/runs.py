@@ -198,6 +198,11 @@ def import_tensorflow() -> None:
             os.close(stderr)
 
 
+def keras_home() -> Path:
+    """Folder in which Keras keeps keras.json, and the weights that it has downloaded in models/."""
+    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+
+
 def settle_keras() -> None:
     """Import Keras with the settings that this project is written for, whatever other projects have set.
 
@@ -211,7 +216,7 @@ def settle_keras() -> None:
     try:
         import keras
     except ValueError as error:
-        file = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "keras.json")
+        file = keras_home() / "keras.json"
         raise ImportError(
             f"Keras does not accept the settings in {str(file)!r}; correct or delete it: {error}"
         ) from error

@@ -74,6 +74,7 @@ def settings_without_effect(config: Config, images: int) -> dict[str, str]:
             del found["augment.policy"]
     if not config.backbone.name.startswith("mobilenet"):
         found["backbone.alpha"] = f"{config.backbone.name} has one width; the mobilenet networks have several"
+    found["backbone.candidates"] = f"only backbone.name=auto compares networks; this is {config.backbone.name}"
     if config.data.resize != "crop":
         found["tta.full_image"] = f"with data.resize={config.data.resize} the whole image is seen already"
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from template.config import Backbone, Config, ConfigError, Data, Train
 from template.data.dataset import eval_dataset
+from template.data.examples import DataError
 from template.model import at_hand
 from template.model.at_hand import candidates, label, network_of, weights_at_hand
 from template.model.backbones import BACKBONES, build_backbone
@@ -96,8 +97,6 @@ def test_the_fastest_within_a_standard_error_of_the_best_is_chosen():
     surely_worse = candidate("mobilenet", 1.2 + noise, 5)  # the same images are hard for it: the difference is sure
     assert best([slow, close, surely_worse]) is close
     assert best([slow, surely_worse]) is slow
-    nothing_known = [candidate("vgg16", np.full(200, np.nan), 20), candidate("mobilenet", np.full(200, np.nan), 5)]
-    assert best(nothing_known).backbone.name == "mobilenet", "a class of one image: no cross-validation, so the fastest"
 
 
 def test_on_the_pareto_front_nothing_is_both_faster_and_better():
@@ -140,6 +139,19 @@ def test_the_network_on_whose_features_the_probe_does_better_is_chosen_and_said(
     assert found[1].accuracy["value"] == 1 and found[1].accuracy["low"] < 1
     unchanged = Config()
     assert choose_backbone(unchanged, lambda _: dataset, cache) == (unchanged, {})
+
+
+def test_a_class_of_one_image_is_said_and_nothing_is_chosen(two, tmp_path):
+    labels = np.array([0] * 5 + [1] * 5 + [2])
+    dataset = eval_dataset(np.zeros((11, 32, 32, 3), np.uint8), np.arange(11), labels)
+    config = Config(data=Data(image_size=32, cache=str(tmp_path)), train=Train(batch_size=16))
+    with pytest.raises(DataError, match="a class has one training image or group. Add images, or choose a network"):
+        evaluate_candidates(config, two, lambda _: dataset, FeatureCache.of(config))
+
+
+def test_candidates_are_compared_without_what_other_networks_lack():
+    settings = Backbone(name="resnet50", stochastic_depth=0.1, candidates=("vgg16", "mobilenet"), alpha=0.5)
+    assert candidates(settings) == [Backbone(name="vgg16"), Backbone(name="mobilenet", alpha=0.5)]
 
 
 def test_a_run_records_which_network_auto_chose(two, tmp_path, monkeypatch):

@@ -165,6 +165,7 @@ def refusal(overrides=(), recipe=None) -> str:
         ("backbone={name='efficientnetb0', stochastic_depth=0.2}", "efficientnetb0 has its own, 0.2. Received 0.2"),
         ("backbone.candidates=resnet50", "backbone.candidates: expected list of names. Received: 'resnet50'"),
         ('backbone.candidates=["resnet50", "vgg"]', "backbone.candidates.1: expected tiny | vgg16"),
+        ('backbone.candidates=["tiny"]', "and tiny has none; leave it out"),
         ("backbone={name='auto', weights='none'}", "name=auto compares networks with their ImageNet weights"),
         ("train={batch_size=1, mixup=0.2}", "train: mixup and cutmix mix the images of a batch with one another"),
         (

@@ -167,8 +167,9 @@ def test_no_augmentation_is_seen_by_the_probe_for_nothing_is_mirrored():
 
 
 def test_what_goes_with_another_setting_is_said_with_stages_too():
-    given = Config(backbone=Backbone(alpha=0.5), data=Data(resize="pad"), tta=TTA(full_image=True), stages=(Stage(),))
-    assert set(settings_without_effect(given, 900)) == {"backbone.alpha", "tta.full_image"}
+    backbone = Backbone(alpha=0.5, candidates=("vgg16",))
+    given = Config(backbone=backbone, data=Data(resize="pad"), tta=TTA(full_image=True), stages=(Stage(),))
+    assert set(settings_without_effect(given, 900)) == {"backbone.alpha", "backbone.candidates", "tta.full_image"}
     assert not settings_without_effect(
         dataclasses.replace(given, backbone=Backbone(name="mobilenet", alpha=0.5), data=Data()), 900
     )

@@ -1,18 +1,14 @@
 """Which pretrained weights are on this machine already, so that a network can be tried without a download."""
 
-import dataclasses
-import os
 import re
 from importlib.util import find_spec
-from pathlib import Path
 
+from .. import runs
 from ..config import Backbone, ConfigError
 from .backbones import BACKBONES
 
-_WIDTHS = {"mobilenet": r"_(\d_\d)_"} | dict.fromkeys(
-    ("mobilenetv2", "mobilenetv3small", "mobilenetv3large"), r"_(\d\.\d+)_"
-)
-"""Where the file of a network that comes in several widths has its own: 7_5 is 0.75."""
+_ALPHAS = {"1_0": 1.0, "7_5": 0.75, "5_0": 0.5, "2_5": 0.25}
+"""How the files of MobileNet spell its width; those of its successors have the number itself."""
 
 
 def candidates(settings: Backbone) -> list[Backbone]:
@@ -21,7 +17,8 @@ def candidates(settings: Backbone) -> list[Backbone]:
     Raises:
         ConfigError: if there are none.
     """
-    named = [dataclasses.replace(settings, name=name, candidates=()) for name in settings.candidates]
+    widths = {name: settings.alpha if BACKBONES[name].takes_alpha else 1.0 for name in settings.candidates}
+    named = [Backbone(name=name, alpha=alpha) for name, alpha in widths.items()]
     found = named or weights_at_hand()
     if not found:
         raise ConfigError(
@@ -33,8 +30,7 @@ def candidates(settings: Backbone) -> list[Backbone]:
 
 def weights_at_hand() -> list[Backbone]:
     """Networks whose ImageNet weights Keras has downloaded before, or a Python package has brought."""
-    folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "models")
-    files = sorted(path.name for path in folder.glob("*.h5"))
+    files = sorted(path.name for path in (runs.keras_home() / "models").glob("*.h5"))
     found = [settings for file in files if (settings := network_of(file))]
     found += [
         Backbone(name=name)
@@ -58,12 +54,7 @@ def network_of(file: str) -> Backbone | None:
         return None
     spelled = re.sub(r"[^a-z0-9]|weights", "", file)
     name = next((name for name in BACKBONES if re.match(rf"{name}(tf|notop|\d)", spelled)), None)
-    width = name and re.search(_WIDTHS.get(name, "$^"), file)
-    return name and Backbone(name=name, **({"alpha": _alpha(width[1])} if width else {}))
-
-
-def _alpha(text: str) -> float:
-    """0.75 of `7_5` or `0.75`, 1 of `1_0` or `1.0`, 0.5 of `5_0`."""
-    if "." in text:
-        return float(text)
-    return float(text.replace("_", ".")) if text.startswith("1") else float(f"0.{text.replace('_', '')}")
+    if name is None or not BACKBONES[name].takes_alpha:
+        return name and Backbone(name=name)
+    width = re.search(r"_(\d[_.]\d+)_", file)[1]
+    return Backbone(name=name, alpha=_ALPHAS.get(width) or float(width))

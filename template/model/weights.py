@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import zipfile
 from http.client import HTTPException
@@ -12,6 +11,7 @@ import h5py
 import keras
 from keras import layers
 
+from .. import runs
 from ..config import Backbone, ConfigError
 
 INSTALL = 'pip install -c constraints.txt -e ".[lite]"'
@@ -83,7 +83,7 @@ def standardises(path: Path, held: dict[str, int]) -> bool:
 
 def explained(error: Exception, settings: Backbone, image_size: int) -> Exception:
     """A failed download becomes an instruction; anything else names the network and the size it was asked for."""
-    folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "models")
+    folder = runs.keras_home() / "models"
     url = re.search(r"https?://\S+/(\S+?\.h5)", str(error))
     if url:
         return WeightsError(

@@ -47,14 +47,8 @@ def with_stages(config: Config, images: int) -> Config:
     if not config.stages:
         pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
         batch = config.train.batch_size * config.train.gradient_accumulation_steps
-        stages = suggest.stages(
-            images,
-            batch,
-            blocks,
-            config.head.feature_levels,
-            pretrained=pretrained,
-            probed=starts_from_probe(config),
-        )
+        how = {"pretrained": pretrained, "probed": starts_from_probe(config)}
+        stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
         listed = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
         print(f"stages from the data: {listed or _why_none(images, blocks)}")
         config = dataclasses.replace(config, stages=stages)
@@ -91,8 +85,7 @@ def resolve_auto(
     """Replace every `auto` by the option that cross-validation of the linear probe prefers.
 
     One setting after another, each with the best of those before it; no gradient is needed, and every training image
-    counts.
-    An option replaces those before it in the list only if its losses are lower by more than one standard error.
+    counts. An option replaces those before it in the list only if its losses are lower by more than one standard error.
 
     Args:
         config: with or without `auto`.
@@ -182,9 +175,8 @@ def probe_features(
     they are, and as evaluation or augmentation would show them.
     """
     most = max(config.head.feature_levels, *_level_options(config))
-    head = dataclasses.replace(
-        config.head, feature_levels=most, power_norm=False, drop_block=0.0
-    )  # at inference there is none
+    # At inference nothing is dropped.
+    head = dataclasses.replace(config.head, feature_levels=most, power_norm=False, drop_block=0.0)
     network, widths = _probe_network(base, config.backbone, head)
 
     def views(dataset: ArrayDataset) -> list[ArrayDataset]:
@@ -232,9 +224,8 @@ def count_forward_passes(config: Config, images: int) -> int:
         return 0
     close = 2 if config.tta.center_zoom else 1  # which `auto` may turn out to be
     others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
-    apart = (
-        close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
-    )  # cross-validated is then a sample of those that train
+    # Where there are many, cross-validated is a sample of those that train.
+    apart = close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
     return (2 if config.augment.flips else 1) * (images * close + min(images, MAX_CV_IMAGES) * (others + apart))
 
 

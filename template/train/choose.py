@@ -1,6 +1,7 @@
 """Which pretrained network fits these images: the linear probe on each, cross-validated, and what each costs."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..config import Backbone, Config, Data
 from ..data.dataset import ArrayDataset
+from ..data.examples import DataError
 from ..evaluate.intervals import paired_z, wilson_interval
 from ..model.at_hand import candidates, label
 from ..model.backbones import build_backbone
@@ -89,12 +91,18 @@ def evaluate_candidates(
 
     Raises:
         WeightsError: if the weights of one are not to be had.
+        DataError: if a class has a single image or group, so that cross-validation is impossible.
     """
     found, groups = [], None
     for backbone in backbones:
         trial = without_auto(dataclasses.replace(config, backbone=backbone))
         dataset, base = images(trial.data), build_backbone(backbone, trial.data.image_size)
         probe, groups = cross_validate(base, trial, dataset, cache)
+        if math.isnan(probe.accuracy):
+            raise DataError(
+                "Networks cannot be compared: cross-validation is impossible, a class has one training image or "
+                "group. Add images, or choose a network with backbone.name."
+            )
         batch = dataset.read(0, np.arange(min(TIMED_IMAGES, len(dataset)))).astype(np.float32)
         accuracy = wilson_interval(round(probe.accuracy * len(probe.losses)), len(probe.losses))
         milliseconds = 1000 * _seconds(inference(keras.Model(base.inputs[0], base.outputs[0])), batch) / len(batch)

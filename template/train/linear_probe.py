@@ -5,7 +5,7 @@ starts from it does not tear pretrained features apart while a random head settl
 can distort pretrained features and underperform out-of-distribution").
 
 Its cross-validation is also the cheapest judge of everything that comes before the head: which blocks to pool, how
-large the images, how they become square. No gradient is needed for that, and every training image votes.
+large the images, how they become square. No gradient is needed for that, and every training image counts.
 """
 
 import functools

@@ -151,7 +151,7 @@ def run_epochs(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     best: keras.callbacks.Callback | None = None,
 ) -> None:
-    """Train through the epochs with these numbers, with a checkpoint after each; then take the EMA weights, if any.
+    """Train through the epochs with these numbers, writing checkpoints; then take the EMA weights, if any.
 
     Args:
         compiled: what to train.

@@ -22,7 +22,7 @@ _LEFT_BEHIND = {
     # programmers' tools
     "__pycache__", "node_modules", "_svn",
 }  # fmt: skip
-"""Compared in lower case. Names that begin with a dot are skipped out too, and all of these patterns:"""
+"""Compared in lower case. Names that begin with a dot are skipped too, and all that match these patterns:"""
 _PATTERNS = re.compile(
     r"found\.\d{3}|~\$.*|\$recycle\.bin.*|#recycle.*|@recycle.*|@eadir.*|@syno.*|@gmt-.*|~snapshot|"
     r"(paxheaders?|gnusparsefile)(\.\d+)?|backups\.backupdb|.*\.(lrdata|photoslibrary)|"
