@@ -43,6 +43,8 @@ def main() -> None:
         found, groups = evaluate_candidates(config, backbones, images, FeatureCache.of(config))
     except recipe.ERRORS as error:
         parser.exit(2, f"{error}\n")
+    if len(found) == 1:
+        print("the weights of one network only are on this machine: for others, name them with --backbone.candidates")
     front, chosen = pareto_front(found), best(found, groups).backbone
     print(f"{len(parts.rows('train'))} training images; * no other network is both faster and better")
     print(f"{'network':<22}{'accuracy':<24}{'cross-entropy':<18}{'ms/image':>8}{'MB':>8}")

@@ -324,9 +324,9 @@ def test_a_row_of_the_benchmark_is_repeated(journey):
 def test_networks_are_compared_and_the_one_that_fits_is_named(journey, monkeypatch):
     monkeypatch.setattr(at_hand, "weights_at_hand", lambda: [Backbone(name="tiny", weights="tiny.weights.h5")])
     said = journey.walk("choose_backbone", *(part for part in SMALL if "backbone" not in part), "--backbone.name=auto")
-    assert (
-        re.search(r"^tiny +[01]\.\d{3} \[.*\] +\d\.\d{3} \+- ", said, re.MULTILINE) and "--backbone.name=tiny" in said
-    )
+    assert re.search(r"^tiny +[01]\.\d{3} \[.*\] +\d\.\d{3} \+- ", said, re.MULTILINE)
+    assert "suggested: --backbone.name=tiny" in said
+    assert "one network only" in said and "name them with --backbone.candidates" in said
     with Image.open(journey.home / "choose_backbone.png") as plot:
         assert np.ptp(np.asarray(plot)) > 0
 

@@ -742,6 +742,7 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("audit", "--data.cache", "folder", ["images", "--labels"]),
         ("compare", "--out", "file", ["RUN", "RUN"]),
         ("find_lr", "--out", "file", []),
+        ("choose_backbone", "--out", "file", []),
         ("show", "--out", "file", []),
         ("preflight", "--out", "folder", []),
         ("accuracy", "--out", "file", []),

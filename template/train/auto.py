@@ -162,7 +162,7 @@ def init_head_from_probe(
     found = f"accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} (cross-validated; "
     if math.isnan(probe.accuracy):
         found = "(not cross-validated: a class has a single image or group, which cannot be held out; "
-    print(f"probe on {len(labels)} images: {found}strength {probe.strength:.2g})")
+    print(f"linear probe on {len(labels)} images: {found}strength {probe.strength:.2g})")
     return probe
 
 
