@@ -111,12 +111,12 @@ def _calibrated(settings: Evaluate, val: Predictions, measured: Predictions, fol
 def _galleries(
     trained: TrainedRun, measured: Predictions, rows: np.ndarray, temperature: float
 ) -> dict[str, list[dict[str, Any]]]:
-    """Predictions to look at, by title, with calibrated confidence."""
-    shown = {
-        "Most confident errors": failures.most_confident_errors(measured, SHOWN),
-        "Least confident predictions": failures.least_confident(measured, SHOWN),
-    }
+    """Predictions to look at, by title, in the order of their calibrated confidence, which is what is shown."""
     scaled = measured.scaled(temperature)
+    shown = {
+        "Most confident errors": failures.most_confident_errors(scaled, SHOWN),
+        "Least confident predictions": failures.least_confident(scaled, SHOWN),
+    }
     return {title: figures(trained.model, trained.pixels, rows[i], scaled.take(i)) for title, i in shown.items()}
 
 

@@ -25,6 +25,8 @@ def test_the_most_confident_errors_come_first_and_no_right_answer_is_among_them(
 def test_the_least_sure_come_first_right_or_wrong():
     assert least_confident(FOUR, 3).tolist() == [3, 1, 2]
     assert least_confident(given([[1.0], [1.0]], [0, 0]), 3).tolist() == []
+    close = given([[0.5, 0.3, 0.2], [0.02, 0.47, 0.51], [0.4, 0.3, 0.3]], [0, 0, 0])
+    assert least_confident(close, 3).tolist() == [2, 0, 1], "by confidence, as the title says, and not by the margin"
 
 
 def test_a_slice_that_fails_is_found_and_others_are_not():

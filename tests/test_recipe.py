@@ -490,6 +490,16 @@ def test_without_a_test_part_the_report_says_so(home, images):
     assert not re.search(r"\brefit\b", report)
 
 
+def test_a_gallery_is_in_the_order_of_the_confidence_that_it_shows(run):
+    """The temperature changes that order, from image to image, and the report shows calibrated confidence."""
+    text = (run.folder / "report.md").read_text(encoding="utf-8")
+    for title, direction in (("Most confident errors", -1), ("Least confident predictions", 1)):
+        _, _, section = text.partition(f"## {title}\n")
+        shown = [float(number) for number in re.findall(r"\| ([\d.]+) % \|", section.partition("\n## ")[0])]
+        assert shown == sorted(shown, key=lambda number: direction * number)  # noqa: B023
+        assert shown or title == "Most confident errors"
+
+
 def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(home, images, run, monkeypatch):
     """The refit learns from those images: its heat maps beside answers from before would be another network's."""
     shown, original, counting = [], publish.figures, []

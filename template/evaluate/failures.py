@@ -16,9 +16,9 @@ def most_confident_errors(predictions: Predictions, most: int) -> np.ndarray:
 
 
 def least_confident(predictions: Predictions, most: int) -> np.ndarray:
-    """Rows of the smallest margin between the two most probable classes, the smallest first; at most so many."""
-    top = np.sort(predictions.probabilities, axis=1)
-    return np.argsort(top[:, -1] - top[:, -2], kind="stable")[:most] if top.shape[1] > 1 else np.arange(0)
+    """Rows of the predictions of lowest confidence, the lowest first; at most so many, and none of a single class."""
+    confidence = predictions.probabilities.max(axis=1)
+    return np.argsort(confidence, kind="stable")[: most if len(predictions.class_names) > 1 else 0]
 
 
 def slices(predictions: Predictions, facts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
