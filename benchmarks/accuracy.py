@@ -138,7 +138,7 @@ def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     """Logistic regression on frozen features of all training images and their mirror images; one test view."""
     from template.data.dataset import eval_dataset
     from template.model.backbones import build_backbone
-    from template.train.auto import init_model
+    from template.model_selection.auto import init_model
     from template.train.features import FeatureCache
 
     config, pixels, labels, train, test = _decoded(config)
@@ -183,7 +183,7 @@ def _decoded(config: configuration.Config) -> tuple:
     """The configuration without `auto`, pixels, labels, and the rows of the training and test part."""
     from template.data.decode import decode
     from template.data.examples import load_examples
-    from template.train.auto import without_auto
+    from template.model_selection.auto import without_auto
 
     config = without_auto(config)
     examples, pixels = decode(load_examples(config.data.path), config.data)

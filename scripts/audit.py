@@ -106,7 +106,7 @@ def network_findings(config: configuration.Config) -> list[Finding]:
     from template.data.split import clusters
     from template.model.backbones import build_backbone
     from template.model.weights import WeightsError
-    from template.train.auto import probe_features, select_levels, without_auto
+    from template.model_selection.auto import probe_features, select_levels, without_auto
     from template.train.features import FeatureCache
     from template.train.linear_probe import fit_probe
 

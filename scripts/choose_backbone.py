@@ -31,8 +31,8 @@ def main() -> None:
     from template.data.load import load_data
     from template.evaluate import plots
     from template.model.at_hand import candidates, label
-    from template.train.auto import set_seed_and_precision, without_auto
-    from template.train.choose import best, evaluate_candidates, pareto_front
+    from template.model_selection.auto import set_seed_and_precision, without_auto
+    from template.model_selection.backbone import best, evaluate_candidates, pareto_front
     from template.train.features import FeatureCache
 
     try:

@@ -42,7 +42,7 @@ def drawn(config: configuration.Config) -> Image.Image:
     """The grid for a recipe, and words on what it cannot show."""
     from template.data.load import load_data
     from template.diagnose.grids import epochs_grid
-    from template.train.auto import with_stages, without_auto
+    from template.model_selection.auto import with_stages, without_auto
     from template.train.one_stage import mixing_of
 
     config = without_auto(config)

@@ -11,14 +11,16 @@
     evaluate/       Predictions -> metrics, calibration, comparison, plots, report
     doctor.py       whether this machine is ready for a run
     suggest.py      stages from the number of images
-    train/          the linear probe and `auto`, stages of fine-tuning, cached activations
+    train/          the linear probe, stages of fine-tuning, cached activations
+    model_selection/
+                    what cross-validation chooses: the network, every `auto`
     deploy/         a finished run put to use: test-time augmentation, prediction, explanation
     diagnose/       checks before a run, baselines, forecast, learning rate range test
     publish.py      what a run reports: scores, figures
     recipe.py       run(config, folder): the whole story
 
-Imports go down only: recipe -> publish -> diagnose -> train, deploy -> data, model, evaluate -> config, runs
--> disk, device.
+Imports go down only: recipe -> publish -> diagnose -> model_selection -> train, deploy -> data, model, evaluate
+-> config, runs -> disk, device.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

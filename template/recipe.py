@@ -27,8 +27,7 @@ from .evaluate.predictions import Predictions
 from .model.blocks import find_blocks
 from .model.layers import strip_training_layers
 from .model.weights import WeightsError
-from .publish import TrainedRun, publish
-from .train.auto import (
+from .model_selection.auto import (
     init_head_from_probe,
     init_model,
     resolve_auto,
@@ -37,7 +36,8 @@ from .train.auto import (
     with_stages,
     without_auto,
 )
-from .train.choose import choose_backbone
+from .model_selection.backbone import choose_backbone
+from .publish import TrainedRun, publish
 from .train.features import FeatureCache
 from .train.losses import weight_table
 from .train.nonfinite import NonFiniteError

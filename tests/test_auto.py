@@ -26,12 +26,8 @@ from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model.build import attach
 from template.model.layers import strip_training_layers
-from template.runs import Timer
-from template.suggest import OF_STAGES, settings_without_effect
-from template.train import auto as module
-from template.train import checkpoint as checkpoints
-from template.train import linear_probe as probe
-from template.train.auto import (
+from template.model_selection import auto as module
+from template.model_selection.auto import (
     init_head_from_probe,
     init_model,
     probe_features,
@@ -40,6 +36,10 @@ from template.train.auto import (
     starts_from_probe,
     without_auto,
 )
+from template.runs import Timer
+from template.suggest import OF_STAGES, settings_without_effect
+from template.train import checkpoint as checkpoints
+from template.train import linear_probe as probe
 from template.train.features import FeatureCache, split_model
 from template.train.linear_probe import Probe
 

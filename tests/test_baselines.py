@@ -13,9 +13,9 @@ from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone
 from template.model.blocks import find_blocks
 from template.model.build import build
+from template.model_selection.auto import count_forward_passes, probe_features
 from template.runs import Timer
 from template.train import linear_probe as probe
-from template.train.auto import count_forward_passes, probe_features
 from template.train.features import FeatureCache
 
 SIZE, CLASSES = 32, 3

@@ -19,6 +19,7 @@ PLAN = [
     {"config", "runs"},
     {"data", "model", "evaluate", "suggest", "doctor"},
     {"train", "deploy"},
+    {"model_selection"},
     {"diagnose"},
     {"publish"},
     {"recipe"},

@@ -35,8 +35,8 @@ from template.evaluate import plots
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
+from template.model_selection.auto import with_stages
 from template.train import linear_probe as probe
-from template.train.auto import with_stages
 from template.train.checkpoint import read_checkpoint
 
 CLASSES = ("across", "disc", "upright")

@@ -8,8 +8,8 @@ import pytest
 from template import config as configuration
 from template.config import TTA, Augment, Backbone, Config, Data, Evaluate, Head, Stage, Train
 from template.model.backbones import BACKBONES
+from template.model_selection.auto import with_stages
 from template.suggest import OF_STAGES, refits, settings_without_effect, stages
-from template.train.auto import with_stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""

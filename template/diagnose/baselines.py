@@ -11,7 +11,7 @@ from ..config import TTA, Augment, Backbone, Config, Head
 from ..data.batches import inference_batches, shuffled_batches
 from ..data.dataset import ArrayDataset, eval_dataset, subsample
 from ..model.build import build
-from ..train.auto import probe_features, select_levels
+from ..model_selection.auto import probe_features, select_levels
 from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe
 

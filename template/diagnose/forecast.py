@@ -10,8 +10,8 @@ import numpy as np
 from ..config import Config, Stage
 from ..data.dataset import ArrayDataset, subsample
 from ..model.blocks import Blocks, boundary, freeze
+from ..model_selection.auto import count_forward_passes
 from ..suggest import refits, uses_hflip
-from ..train.auto import count_forward_passes
 from ..train.features import inference, split_model
 from ..train.one_stage import compile_for
 from ..train.optimizers import create_optimizer, create_schedule

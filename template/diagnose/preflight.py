@@ -21,7 +21,7 @@ from ..data.load import load_data
 from ..model.backbones import build_backbone
 from ..model.blocks import boundary, find_blocks, freeze
 from ..model.build import attach
-from ..train.auto import (
+from ..model_selection.auto import (
     init_model,
     probe_features,
     select_levels,

@@ -15,8 +15,8 @@ from template.data.examples import DataError
 from template.model import at_hand
 from template.model.at_hand import candidates, label, network_of, weights_at_hand
 from template.model.backbones import BACKBONES, build_backbone
-from template.train import choose
-from template.train.choose import Candidate, best, choose_backbone, evaluate_candidates, pareto_front
+from template.model_selection import backbone as module
+from template.model_selection.backbone import Candidate, best, choose_backbone, evaluate_candidates, pareto_front
 from template.train.features import FeatureCache
 
 APPLICATIONS = [name for name in BACKBONES if name != "tiny" and "lite" not in name]
@@ -119,8 +119,8 @@ def two(tmp_path_factory, shallow) -> list[Backbone]:
 
 
 def test_the_network_on_whose_features_the_probe_does_better_is_chosen_and_said(two, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(choose, "candidates", lambda _: two)
-    monkeypatch.setattr(choose, "label", lambda backbone: Path(backbone.weights).stem.partition(".")[0])
+    monkeypatch.setattr(module, "candidates", lambda _: two)
+    monkeypatch.setattr(module, "label", lambda backbone: Path(backbone.weights).stem.partition(".")[0])
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     pixels = rng.integers(0, 60, (60, 32, 32, 3)).astype(np.uint8)
@@ -155,8 +155,8 @@ def test_candidates_are_compared_without_what_other_networks_lack():
 
 
 def test_a_run_records_which_network_auto_chose(two, tmp_path, monkeypatch):
-    monkeypatch.setattr(choose, "candidates", lambda _: two)
-    monkeypatch.setattr("template.train.auto.candidates", lambda _: two)
+    monkeypatch.setattr(module, "candidates", lambda _: two)
+    monkeypatch.setattr("template.model_selection.auto.candidates", lambda _: two)
     images = class_folders(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
     line = [f"--data.path={images}", "--data.image_size=32", "--data.test_fraction=0.2", "--backbone.name=auto"]

@@ -15,8 +15,8 @@ from ..data.examples import DataError
 from ..evaluate.intervals import paired_z, wilson_interval
 from ..model.at_hand import candidates, label
 from ..model.backbones import build_backbone
+from ..train.features import FeatureCache, inference
 from .auto import cross_validate, without_auto
-from .features import FeatureCache, inference
 
 TIMED_IMAGES = 32
 """Images in the batch that is timed."""

@@ -17,8 +17,8 @@ from ..model.at_hand import candidates
 from ..model.backbones import BACKBONES, build_backbone, standardise
 from ..model.blocks import block_outputs, find_blocks
 from ..model.build import attach, pool_features, power_norm
-from .features import FeatureCache
-from .linear_probe import Probe, fit_probe
+from ..train.features import FeatureCache
+from ..train.linear_probe import Probe, fit_probe
 
 MAX_CV_IMAGES = 1000
 """Training images that decide about `auto` settings; more would take longer and say the same."""
