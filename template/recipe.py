@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +17,7 @@ from .config import Config, Train
 from .data.audit.checks import audit
 from .data.audit.facts import Facts, facts_from_pixels
 from .data.audit.findings import to_json
+from .data.dataset import ArrayDataset
 from .data.examples import PARTS, DataError, Examples, first_lines
 from .data.lineage import warm_start_leaks
 from .data.load import load_data
@@ -30,6 +32,7 @@ from .model.weights import WeightsError
 from .model_selection.auto import (
     init_head_from_probe,
     init_model,
+    never_trained,
     resolve_auto,
     set_seed_and_precision,
     starts_from_probe,
@@ -38,7 +41,7 @@ from .model_selection.auto import (
 )
 from .model_selection.backbone import choose_backbone
 from .publish import TrainedRun, publish
-from .train.features import FeatureCache
+from .train.features import FeatureCache, from_boundary
 from .train.losses import weight_table
 from .train.nonfinite import NonFiniteError
 from .train.one_stage import TrainContext, assign
@@ -92,8 +95,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         facts = facts_from_pixels(examples, parts.pixels(without_auto(config).data), np.arange(len(examples)))
 
     def predicted(part: str) -> Predictions:
-        with clock("evaluation"):
-            return predict_tta(strip_training_layers(model), examples.take(parts.rows(part)), views[part], config)
+        return _predict(model, examples.take(parts.rows(part)), views[part], config, cache, again=part == "val")
 
     with clock("probe"):
         set_seed_and_precision(config.train)
@@ -112,7 +114,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         _audit(examples, facts, config, folder)
     with clock("diagnosis"):
         train, val = (parts.plain(name, config.data) for name in ("train", "val"))
-        curve = learning_curve(base, config, train, val, cache) if starts_from_probe(config) else None
+        curve = learning_curve(model, base, config, train, val, cache) if starts_from_probe(config) else None
     predictions = {"probe": predicted("val")} if starts_from_probe(config) else {}
     blocks = find_blocks(model, config.backbone)
     context = TrainContext(blocks, config.stages, config.train, cache, initial, examples.class_names)
@@ -126,7 +128,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
             print(f"refit on training and validation images together: {counts['train'] + counts['val']}")
             assign(model.variables, initial)
             if starts_from_probe(config):
-                init_head_from_probe(model, base, config, [train, val], cache)
+                init_head_from_probe(model, base, config, [train], cache, val)
             refit(model, [parts.augmented(name, config) for name in ("train", "val")], state.plan, context, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
     predictions["test"] = predicted("test")
@@ -137,6 +139,17 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         colors = color_baseline(train, parts.plain("test", config.data) if counts["test"] else val)
     trained = TrainedRun(config, examples, parts.pixels(config.data), facts, model, state, curve, learned, colors)
     return publish(trained, predictions, clock, folder)
+
+
+def _predict(
+    model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config, cache: FeatureCache, *,
+    again: bool,
+) -> Predictions:  # fmt: skip
+    """Predictions of a model as it is at inference; from the activations of what no stage trains, if `again`."""
+    with cache.clock("evaluation"):
+        model = strip_training_layers(model)
+        model, views = from_boundary(model, never_trained(model, config) if again else None, views, cache)
+        return predict_tta(model, examples, views, config)
 
 
 def _print_device(config: Config) -> None:

@@ -12,8 +12,8 @@ from template.diagnose import baselines, forecast
 from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone
 from template.model.blocks import find_blocks
-from template.model.build import build
-from template.model_selection.auto import count_forward_passes, probe_features
+from template.model.build import attach, build
+from template.model_selection.auto import count_forward_passes, head_inputs, probe_features, probe_views
 from template.runs import Timer
 from template.train import linear_probe as probe
 from template.train.features import FeatureCache
@@ -74,13 +74,15 @@ def test_the_learning_curve_falls_where_there_is_something_to_learn_and_takes_wh
     train, val = coloured(120, 0, noisy), coloured(60, 1)
     train = ArrayDataset(train.read, train.labels, "train")
     val = ArrayDataset(val.read, val.labels, "val")
-    sizes, errors = baselines.learning_curve(base, PRETRAINED, train, val, store)
+    model = attach(base, PRETRAINED.backbone, PRETRAINED.head, [1] * CLASSES)
+    probe_features(base, PRETRAINED, [train], store)  # what training looks at, mirror images included
+    before = len(set(store.folder.iterdir()))
+    sizes, errors = baselines.learning_curve(model, base, PRETRAINED, train, val, store)
     assert sizes == [12, 24, 48, 96, 120]
     assert errors[-1] <= errors[0] and errors[-1] < 0.1
-    files = set(store.folder.iterdir())
-    probe_features(base, PRETRAINED, [train, val], store)  # what training looks at
-    assert files < set(store.folder.iterdir()), "the mirror images are new, and the images as they are were there"
-    assert len(set(store.folder.iterdir())) == 2 * len(files)
+    assert len(set(store.folder.iterdir())) == before + 1, "new are the validation images as they are"
+    head_inputs(model, PRETRAINED, probe_views(val, PRETRAINED), store)
+    assert len(set(store.folder.iterdir())) == before + 2, "a refit finds these, and needs their mirror images"
 
 
 def test_more_images_are_of_more_patients():
@@ -99,7 +101,8 @@ def test_more_images_are_of_more_patients():
 def test_a_rare_class_is_in_every_draw(store):
     base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
     labels = np.array([0] * 60 + [1] * 30 + [2] * 2)
-    sizes, _ = baselines.learning_curve(base, PRETRAINED, coloured(92, 0, labels), coloured(30, 1), store)
+    model = attach(base, PRETRAINED.backbone, PRETRAINED.head, [1] * CLASSES)
+    sizes, _ = baselines.learning_curve(model, base, PRETRAINED, coloured(92, 0, labels), coloured(30, 1), store)
     assert sizes[0] == 6 + 3 + 2 and sizes[-1] == 92
 
 

@@ -167,7 +167,8 @@ def test_what_does_not_fit_is_trained_on_images_and_says_so(model, source, store
         {"views": 4, "refresh": 0},
         np.array([7, 5, 0]),
     )
-    needed = 2 * (2 * 6 * 4 + 6) * int(np.prod(tensor.shape[1:]))  # float16, two parts of six in four views, and val
+    size = int(np.prod(tensor.shape[1:]))
+    needed = 2 * (2 * 6 * 4) * size + 4 * 6 * size  # two parts of six in four views, float16; and val, float32
     for boundary_, limit, said in ((tensor, needed - 1, "would take"), (None, 1e9, "nothing is frozen")):
         limited = dataclasses.replace(store, limit_bytes=limit)
         network, inputs, val = cache_frozen(model, boundary_, [source, source], source, **how, cache=limited)

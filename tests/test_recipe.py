@@ -1,5 +1,6 @@
 """What a run leaves behind is true, no test image is learned from, and a killed run ends as a whole one."""
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -588,6 +589,36 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     assert dataclasses.replace(chosen.head, **unchanged) == probed.config.head
     assert dataclasses.replace(chosen.data, resize="auto") == probed.config.data
     assert chosen.train == probed.config.train
+
+
+@pytest.mark.parametrize("stages", [(), SHORT], ids=["probe", "stage"])
+def test_each_view_of_an_image_passes_through_the_network_once(weights, tmp_path, monkeypatch, stages):
+    """Cross-validation, probe, learning curve, stage, refit and all evaluations share what does not change."""
+    images = class_folders(tmp_path / "images", size=48)
+    for file in images.rglob("*.png"):
+        Image.open(file).crop((0, 0, 48, 36)).save(file)  # or the whole of it were the middle square
+    config = dataclasses.replace(left_open(images, weights), stages=stages, augment=Augment(hflip=True))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="crop"))
+    passes, call = collections.Counter(), keras.Model.__call__
+
+    def counted(model, inputs, *how, **named):
+        if inputs.shape[1:] == (32, 32, 3) and tf.is_tensor(inputs):
+            passes.update(
+                {view.tobytes() for view in inputs.numpy().astype(np.float32)}
+            )  # in a batch, what fills it up is no other view
+        return call(model, inputs, *how, **named)
+
+    monkeypatch.setattr(keras.Model, "__call__", counted)
+    monkeypatch.setattr("template.train.stages.choose", lambda *_: 0)  # not the probe: there is an epoch to repeat
+    train_without_plots(config, tmp_path / "run")
+    _, parts = load_data(config, config.data)
+    for part, most in {"train": 1, "test": 2}.items():  # a few more: what was learned; Grad-CAM in two galleries
+        for view in parts.plain(part, config.data).read(0, np.arange(len(parts.rows(part)))).astype(np.float32):
+            times = passes.pop(view.tobytes())
+            assert times <= 1 + most
+    epochs = 18 + 9 if stages else 0
+    assert len(passes) == 3 * 18 + 6 * 9 + 5 * 9 + epochs, "views of train, val and test, and those of an epoch"
+    assert set(passes.values()) == {1}
 
 
 def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, images, run):

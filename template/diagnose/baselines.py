@@ -7,11 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..config import TTA, Augment, Backbone, Config, Head
+from ..config import Backbone, Config, Head
 from ..data.batches import inference_batches, shuffled_batches
 from ..data.dataset import ArrayDataset, eval_dataset, subsample
 from ..model.build import build
-from ..model_selection.auto import probe_features, select_levels
+from ..model_selection.auto import head_inputs, probe_features, select_levels
 from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe
 
@@ -54,26 +54,22 @@ def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> 
 
 
 def learning_curve(
-    base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, cache: FeatureCache
+    model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, val: ArrayDataset, cache: FeatureCache
 ) -> tuple[list[int], list[float]]:
     """Training images, and mean validation error of a linear probe on so many of them.
 
     Each class gives the same share, group by group; the smaller ones are drawn several times.
 
     Args:
-        base: from `build_backbone`, before its weights are trained.
+        model: from `init_model`, before its weights are trained.
+        base: its backbone.
         config: without `auto`.
         train: images as they are.
         val: likewise.
         cache: for features.
     """
-    plain = Config(  # one view of each image: what training has cached already
-        data=config.data, backbone=config.backbone, head=config.head,
-        augment=Augment(hflip=False), tta=TTA(center_zoom=False),
-    )  # fmt: skip
-    (features, widths), (held_out, _) = (
-        select_levels(probe_features(base, plain, [part], cache), config.head) for part in (train, val)
-    )
+    features, widths = select_levels(probe_features(base, config, [train], cache), config.head)
+    features, held_out = features[:1], head_inputs(model, config, [val], cache)  # one view: the plain one
     labels, classes, sizes, errors = train.labels, int(train.labels.max()) + 1, [], []
     most = min(1.0, MOST / len(train))
     for share in FRACTIONS:

@@ -1,7 +1,7 @@
 """Which layer belongs to which block: freezing, feature caching, layer-wise learning rates and penalties go by it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -128,6 +128,11 @@ def boundary(model: keras.Model, blocks: Blocks, unfreeze: int | str) -> keras.K
     lowest = blocks.lowest(unfreeze)
     inputs = zip(blocks.order, _block_inputs(model, blocks), strict=True)
     return next(x for number, x in inputs if number >= lowest or any(x is each for each in pooled))
+
+
+def lowest_boundary(model: keras.Model, blocks: Blocks, unfreeze: Sequence[int | str]) -> keras.KerasTensor | None:
+    """`boundary` of the stage that unfreezes most, below which a run trains nothing; of the head without stages."""
+    return boundary(model, blocks, min(unfreeze, key=lambda u: (blocks.lowest(u), u != "all"), default=0))
 
 
 def _block_inputs(model: keras.Model, blocks: Blocks) -> list[keras.KerasTensor]:

@@ -15,9 +15,10 @@ from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concat
 from ..evaluate.intervals import paired_z
 from ..model.at_hand import candidates
 from ..model.backbones import BACKBONES, build_backbone, standardise
-from ..model.blocks import block_outputs, find_blocks
+from ..model.blocks import block_outputs, find_blocks, lowest_boundary
 from ..model.build import attach, pool_features, power_norm
-from ..train.features import FeatureCache
+from ..model.layers import strip_training_layers
+from ..train.features import FeatureCache, from_boundary
 from ..train.linear_probe import Probe, fit_probe
 
 MAX_CV_IMAGES = 1000
@@ -150,12 +151,25 @@ def standardise_input(base: keras.Model, config: Config, train: ArrayDataset) ->
 
 
 def init_head_from_probe(
-    model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache
-) -> Probe:
-    """Fit a probe on training images, and make it the output layer of a model."""
-    labels = np.concatenate([part.labels for part in train])
+    model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache,
+    val: ArrayDataset | None = None,
+) -> Probe:  # fmt: skip
+    """Fit a probe on training images, and make it the output layer of a model.
+
+    Args:
+        model: from `init_model`.
+        base: its backbone.
+        config: without `auto`.
+        train: training images as they are, in one part or several.
+        cache: for features.
+        val: images to learn from too, which the model has predicted and will predict: see `head_inputs`.
+    """
     head = model.get_layer("logits")
     features, widths = select_levels(probe_features(base, config, train, cache), config.head)
+    if val:
+        more = head_inputs(model, config, probe_views(val, config), cache)
+        train, features = [*train, val], np.concatenate([features, more], axis=1)
+    labels = np.concatenate([part.labels for part in train])
     groups = None if any(part.groups is None for part in train) else np.concatenate([part.groups for part in train])
     probe = fit_probe(features, labels, head.units, config.train.seed, widths, groups=groups)
     head.set_weights([probe.kernel, probe.bias])
@@ -178,13 +192,34 @@ def probe_features(
     # At inference nothing is dropped.
     head = dataclasses.replace(config.head, feature_levels=most, power_norm=False, drop_block=0.0)
     network, widths = _probe_network(base, config.backbone, head)
-
-    def views(dataset: ArrayDataset) -> list[ArrayDataset]:
-        plain = [dataset, center_zoom(dataset)] if config.tta.center_zoom else [dataset]
-        return plain + [hflip(view) for view in plain] if config.augment.flips else plain
-
-    outputs = [[cache.outputs(network, v, range(1))[np.arange(len(v))] for v in views(dataset)] for dataset in datasets]
+    outputs = [[_all(cache, network, view) for view in probe_views(dataset, config)] for dataset in datasets]
     return np.concatenate(outputs, axis=1), widths
+
+
+def probe_views(dataset: ArrayDataset, config: Config) -> list[ArrayDataset]:
+    """The views of images that a probe learns from; the first is the plain one."""
+    plain = [dataset, center_zoom(dataset)] if config.tta.center_zoom else [dataset]
+    return plain + [hflip(view) for view in plain] if config.augment.flips else plain
+
+
+def head_inputs(model: keras.Model, config: Config, views: Sequence[ArrayDataset], cache: FeatureCache) -> np.ndarray:
+    """What `select_levels` selects, from where the model is frozen throughout: float32 [views, n, features].
+
+    The passes through the part below are those that evaluation needs as well, of the same views.
+    """
+    model = strip_training_layers(model)
+    network = keras.Model(model.inputs[0], model.get_layer("head_dropout").output)  # at inference, that is its input
+    network, views = from_boundary(network, never_trained(model, config), views, cache)
+    return np.stack([_all(cache, network, view) for view in views]).astype(np.float32)
+
+
+def never_trained(model: keras.Model, config: Config) -> keras.KerasTensor | None:
+    """The boundary below which no stage of a run trains anything; None if one trains everything."""
+    return lowest_boundary(model, find_blocks(model, config.backbone), [stage.unfreeze for stage in config.stages])
+
+
+def _all(cache: FeatureCache, network: keras.Model, dataset: ArrayDataset) -> np.ndarray:
+    return cache.outputs(network, dataset, range(1))[np.arange(len(dataset))]
 
 
 @functools.lru_cache(maxsize=2)

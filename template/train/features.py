@@ -145,11 +145,13 @@ def fingerprint(network: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def cached(bottom: keras.Model, dataset: ArrayDataset, views: int, refresh: int, cache: FeatureCache) -> ArrayDataset:
+def cached(
+    bottom: keras.Model, dataset: ArrayDataset, views: int, refresh: int, cache: FeatureCache, dtype: type = np.float16
+) -> ArrayDataset:
     """Run a frozen network over several views of a dataset, and give its outputs in place of its inputs.
 
-    Epoch e of the result is view e modulo `views`, float16: for no more epochs than views, training on it sees what
-    training on the dataset itself would.
+    Epoch e of the result is view e modulo `views`: for no more epochs than views, training on it sees what training on
+    the dataset itself would.
 
     Args:
         bottom: from `split_model`.
@@ -157,6 +159,7 @@ def cached(bottom: keras.Model, dataset: ArrayDataset, views: int, refresh: int,
         views: how many epochs of the dataset to cache.
         refresh: compute other views after so many epochs, 0 for never.
         cache: for the activations.
+        dtype: of them; float16 is enough to train on.
     """
     n, lock, held = len(dataset), threading.Lock(), {}
 
@@ -164,7 +167,8 @@ def cached(bottom: keras.Model, dataset: ArrayDataset, views: int, refresh: int,
         with lock:  # two threads may read ahead
             if generation not in held:
                 held.pop(generation - 2, None)
-                held[generation] = cache.outputs(bottom, dataset, range(generation * views, (generation + 1) * views))
+                epochs = range(generation * views, (generation + 1) * views)
+                held[generation] = cache.outputs(bottom, dataset, epochs, dtype)
             return held[generation]
 
     def read(epoch: int, rows: np.ndarray) -> np.ndarray:
@@ -173,6 +177,32 @@ def cached(bottom: keras.Model, dataset: ArrayDataset, views: int, refresh: int,
 
     values(0)
     return dataclasses.replace(dataset, read=read, key="")
+
+
+def from_boundary(
+    model: keras.Model, boundary: keras.KerasTensor | None, views: Sequence[ArrayDataset], cache: FeatureCache
+) -> tuple[keras.Model, list[ArrayDataset]]:
+    """What predicts, and on what: the part of a model above a frozen boundary on cached activations of each view.
+
+    However often the part above is trained and asked, images pass through the part below once: before training, in
+    it and after it the activations are found. They are float32, so that the predictions are those of the model on
+    images. Where nothing is frozen, or the activations would not fit, that is what predicts.
+
+    Args:
+        model: to its logits, or to anything else above the boundary.
+        boundary: one of its tensors, or None if nothing is frozen.
+        views: images as evaluation sees them.
+        cache: for activations.
+    """
+    if boundary is None or activation_bytes(boundary, 0, sum(map(len, views))) > cache.limit_bytes:
+        return model, list(views)
+    bottom, tail = split_model(model, boundary)
+    return tail, [cached(bottom, view, 1, 0, cache, np.float32) for view in views]
+
+
+def activation_bytes(boundary: keras.KerasTensor, trained: int, measured: int) -> int:
+    """Bytes of the activations of so many views that are trained on, float16, and others that are measured, float32."""
+    return (2 * trained + 4 * measured) * math.prod(boundary.shape[1:])
 
 
 def cache_frozen(
@@ -203,11 +233,10 @@ def cache_frozen(
         print("  on images: nothing is frozen below what trains")
         return model, concatenate(train), val
     bottom, tail = split_model(model, boundary)
-    inputs = sum(map(len, train)) * views + (len(val) if val else 0)
-    size = 2 * inputs * int(np.prod(bottom.output_shape[1:]))
+    size = activation_bytes(boundary, sum(map(len, train)) * views, len(val) if val else 0)
     if size > cache.limit_bytes:
         print(f"  on images: {views} views of activations would take {size / 2**30:.1f} GiB")
         return model, concatenate(train), val
     print(f"  on {views} cached views, activations {bottom.output_shape[1:]}, {size / 2**20:,.0f} MiB")
     parts = [cached(bottom, part, views, refresh, cache) for part in train]
-    return tail, concatenate(parts), val and cached(bottom, val, 1, 0, cache)
+    return tail, concatenate(parts), val and cached(bottom, val, 1, 0, cache, np.float32)

@@ -14,6 +14,7 @@ from ..data.dataset import ArrayDataset, subsample
 from ..model.blocks import boundary
 from .callbacks import KeepBest, Log, Validate, format_scores
 from .checkpoint import TrainState, read_checkpoint
+from .features import activation_bytes
 from .gradients import Gradients
 from .nonfinite import NonFiniteError
 from .one_stage import TrainContext, compile_stage, run_epochs, update_statistics
@@ -161,7 +162,7 @@ def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, c
         tensor = boundary(model, context.blocks, stage.unfreeze)
         views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         if tensor is not None:
-            size = 2 * (len(train) * views + len(val)) * math.prod(tensor.shape[1:])
+            size = activation_bytes(tensor, len(train) * views, len(val))
             needed += size if size <= context.cache.limit_bytes else 0
     return max(0, min(needed, context.cache.limit_bytes - context.cache.size_bytes()))
 
