@@ -135,6 +135,16 @@ def pixels() -> np.ndarray:
 SIBLINGS = ("vgg19", "resnet101", "resnet50v2", "efficientnet_lite1", "efficientnet_lite2")  # as others, and as slow
 
 
+def only(*names: str) -> pytest.MarkDecorator:
+    """A test of what is the same for all networks, or takes long: in the main lane on these alone."""
+    params = [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in KERAS]
+    return pytest.mark.parametrize("built", params, indirect=True)
+
+
+PLAIN = ("tiny", "vgg16", "mobilenet")
+"""Quick to build, to write and to read, and with everything that layers can be to those who handle them."""
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SIBLINGS)) for name in KERAS],
@@ -206,6 +216,7 @@ def test_is_flat_and_has_no_code_of_its_own_to_load(built):
         assert type(layer).__module__.startswith("keras."), f"{layer.name} would have to be registered to be loaded"
 
 
+@only(*PLAIN, "efficientnetb0")
 def test_is_fed_as_keras_feeds_its_imagenet_weights(built, downloaded, no_download):
     make, preprocess_input = KERAS[built.settings.name]
     fed = run(preprocessing(built.settings.name), built.pixels)
@@ -219,6 +230,7 @@ def test_is_fed_as_keras_feeds_its_imagenet_weights(built, downloaded, no_downlo
     np.testing.assert_allclose(run(downloaded, built.pixels), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+@only(*PLAIN, "efficientnetb0")
 def test_is_one_network_with_and_without_the_download(built, downloaded):
     # Keras gives EfficientNet a layer more with weights="imagenet": a run rebuilt without the download would lack it.
     with_download, without = (
@@ -324,6 +336,7 @@ def test_cut_at_any_block_the_two_parts_are_the_whole(built):
     assert len(weights) == len(set(weights)) == len(built.model.weights)
 
 
+@only(*PLAIN)
 @pytest.mark.parametrize("weights", ["none", "a file"])  # which differ in the batch normalisation that is not frozen
 def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built, weights):
     """Whether a stage passes images through the frozen blocks, or finds their activations in the store."""
@@ -339,10 +352,9 @@ def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built,
         np.testing.assert_array_equal(weight, value, err_msg=f"{weight.path} moved")
 
 
-def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
-    settings = Backbone(name="efficientnetb0")
-    with no_download():
-        model = build(settings, Head(dropout=0.0), SIZE, [1, 1])  # its ImageNet weights, as far as it knows
+@pytest.mark.parametrize("built", ["efficientnetb0"], indirect=True)
+def test_efficientnet_drops_branches_where_it_is_unfrozen(built):
+    settings, model = Backbone(name="efficientnetb0"), built.model
     drops = [layer for layer in model.layers if isinstance(layer, StochasticDepth)]
     assert len(drops) == 9 and max(layer.rate for layer in drops) == pytest.approx(0.2 * 14 / 16)
     assert not any(type(layer) is keras.layers.Dropout for layer in model.layers if layer.name != "head_dropout")
@@ -350,12 +362,7 @@ def test_efficientnet_drops_branches_where_it_is_unfrozen(no_download):
     assert {layer.name[5] for layer in drops if layer.trainable} == {"6", "7"} & {layer.name[5] for layer in drops}
 
 
-EXACT = ("tiny", "mobilenet", "efficientnetb0")
-
-
-@pytest.mark.parametrize(
-    "built", [pytest.param(n, marks=[pytest.mark.slow] * (n not in EXACT)) for n in KERAS], indirect=True
-)
+@only("tiny", "mobilenet")
 def test_in_mixed_precision_images_are_prepared_in_float32(built):
     """bfloat16 has no odd numbers above 256, and a mean subtracted in it is another mean."""
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -402,6 +409,7 @@ def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(built):
     np.testing.assert_allclose(features, by_hand, rtol=1e-4, atol=1e-4 * np.abs(by_hand).max())
 
 
+@only(*PLAIN)
 def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built):
     blocks = BACKBONES[built.settings.name].blocks
     head = Head(feature_levels=math.ceil(blocks / 2), power_norm=True)
@@ -415,6 +423,7 @@ def test_with_the_top_half_as_levels_what_is_frozen_is_below_the_boundary(built)
         assert {id(w) for w in tail.trainable_weights} == {id(w) for w in model.trainable_weights}
 
 
+@only(*PLAIN)
 def test_a_saved_model_rebuilt_from_our_code_says_the_same(built, saved):
     again = build(built.settings, Head(), SIZE, [1, 1, 1])
     with zipfile.ZipFile(saved) as archive:  # unpacked, because Keras reads large files in an archive very slowly
@@ -424,6 +433,7 @@ def test_a_saved_model_rebuilt_from_our_code_says_the_same(built, saved):
     np.testing.assert_allclose(run(again, built.pixels), built.logits, atol=1e-5, rtol=0)
 
 
+@only(*PLAIN)
 def test_a_saved_model_loads_without_our_code(built, saved):
     again = keras.saving.load_model(saved, safe_mode=True)
     np.testing.assert_allclose(run(again, built.pixels), built.logits, atol=1e-5, rtol=0)

@@ -556,7 +556,7 @@ def test_what_has_no_name_gets_no_key(known):
 # Memory ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_gc():
     """All that is there already is no rubbish, and not looked at again: that would take half a second each time."""
     gc.collect()

@@ -133,8 +133,7 @@ def _inputs(operation: layers.Layer) -> list[keras.KerasTensor]:
     return operation.input if isinstance(operation.input, list) else [operation.input]
 
 
-QUICK = ("tiny", "vgg16", "resnet50", "mobilenet", "mobilenetv2", "mobilenetv3small", "efficientnetb0",
-         "efficientnet_lite0", "convnexttiny")  # fmt: skip
+QUICK = ("tiny", "vgg16", "mobilenet", "mobilenetv2")
 
 
 @functools.cache

@@ -139,7 +139,7 @@ def test_wilson_interval_worked_by_hand():
 def test_bootstrap_on_counts_agrees_with_one_on_images():
     given = noisy(150, 4, 1.0)
     rng = np.random.default_rng(1)
-    drawn = rng.integers(150, size=(2_000, 150))  # the plain way: draw images, and score them again
+    drawn = rng.integers(150, size=(1_000, 150))  # the plain way: draw images, and score them again
     with unchecked():
         scores = [sklearn.metrics.f1_score(given.labels[r], given.predicted[r], average="macro") for r in drawn]
     scores = np.array(scores)
@@ -295,11 +295,11 @@ def test_intervals_narrow_with_the_square_root_of_the_number():
         assert ratio == pytest.approx(4, rel=0.35), key
 
 
-def test_a_thousand_classes_fit_into_memory(monkeypatch):
-    # All resampled confusion matrices at once would be 1,000 x 1,000 x 1,000 numbers: 8 GB.
-    monkeypatch.setattr(intervals, "RESAMPLES", 40)
+def test_many_classes_fit_into_memory(monkeypatch):
+    # All resampled confusion matrices at once would be 80 x 600 x 600 numbers: 230 MB; of 1,000 of 1,000 classes, 8 GB.
+    monkeypatch.setattr(intervals, "RESAMPLES", 80)
     tracemalloc.start()
-    found = metrics.score(make(np.arange(1000), np.eye(1000)))
+    found = metrics.score(make(np.arange(600), np.eye(600)))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found["accuracy"]["value"] == 1
@@ -406,7 +406,7 @@ def test_intervals_of_ranks_agree_with_the_bootstrap():
     """Influence functions against drawing images and scoring again, where both can be had."""
     given = noisy(300, 3, 1.0)
     truth, rng = np.eye(3)[given.labels], np.random.default_rng(1)
-    drawn = rng.integers(300, size=(400, 300))
+    drawn = rng.integers(300, size=(200, 300))
     found = metrics.score(given)
     plain = {
         "roc_auc_ovr": lambda r: sklearn.metrics.roc_auc_score(truth[r], given.probabilities[r], average="macro"),

@@ -188,11 +188,14 @@ def test_a_network_that_does_not_look_is_found(train, val):
 
 
 def test_a_few_images_are_memorised_unless_they_are_all_the_same(train):
-    names, loose = ("red", "green", "blue"), Head(dropout=0, l2=0)
-    check, image = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, train, names)
+    names, model = ("red", "green", "blue"), build(TINY, Head(dropout=0, l2=0), SIZE, [1] * CLASSES)
+    given = find_blocks(model, Backbone(name="tiny", weights="given.h5"))
+    freeze(model, given, 1)
+    check, image = checks.overfit_small_batch(model, boundary(model, given, 1), train, names)
     assert check.passed and "9 of 9 right" in check.found and image.size == (8 * 164, 2 * 178)
     grey = like(train, lambda x: np.full_like(x, 127))
-    check, _ = checks.overfit_small_batch(build(TINY, loose, SIZE, [1] * CLASSES), None, grey, names, steps=30)
+    model = build(TINY, Head(dropout=0, l2=0), SIZE, [1] * CLASSES)
+    check, _ = checks.overfit_small_batch(model, None, grey, names, steps=30)
     assert not check.passed and "3 of 9 right" in check.found
 
 
@@ -252,7 +255,7 @@ def test_pixels_that_differ_by_one_are_found(train):
 
 @pytest.mark.parametrize("apart", [0, 9], ids=["one cloud", "classes far apart"])
 def test_labels_by_lot_are_guessed_unless_the_parts_share_images(apart):
-    for seed in range(3):
+    for seed in range(1 if apart else 3):
         rng = np.random.default_rng(seed)
         clouds = apart * rng.integers(0, 2, (240, 1))
         features = (rng.normal(size=(240, 300)) + clouds).astype(np.float32)

@@ -358,6 +358,7 @@ def elsewhere(home: Path, code: str, settings: dict, **environment: str) -> subp
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow  # trains in a process of its own
 def test_what_other_projects_tell_keras_changes_nothing(tmp_path):
     theirs = {"floatx": "float16", "epsilon": 0.1, "backend": "torch", "image_data_format": "channels_first"}
     limits = {"KERAS_BACKEND": "torch", "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1"}

@@ -29,8 +29,8 @@ pytestmark = [
     ("name", "what"),
     [
         *(("tiny", what) for what in ("weights.h5", "keras", "run")),
-        ("mobilenet", "keras"),
-        ("efficientnetb0", "weights.h5"),
+        pytest.param("mobilenet", "keras", marks=pytest.mark.slow),
+        pytest.param("efficientnetb0", "weights.h5", marks=pytest.mark.slow),
     ],
 )
 def test_weights_are_read_as_written(name, what, tmp_path):
@@ -53,7 +53,7 @@ def test_weights_are_read_as_written(name, what, tmp_path):
     [
         ({"name": "tiny"}, {"name": "mobilenet"}),
         ({"name": "vgg16"}, {"name": "vgg19"}),
-        ({"name": "vgg19"}, {"name": "vgg16"}),
+        pytest.param({"name": "vgg19"}, {"name": "vgg16"}, marks=pytest.mark.slow),
         ({"name": "mobilenet", "alpha": 0.5}, {"name": "mobilenet", "alpha": 0.25}),
     ],
     ids=lambda row: "-".join(map(str, row.values())),
@@ -148,7 +148,7 @@ def download(monkeypatch, tmp_path):
     return fails_with
 
 
-QUICK = ("vgg16", "mobilenet", "mobilenetv3small", "efficientnetb0", "convnexttiny")
+QUICK = ("vgg16", "mobilenet")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> 
     model = build(Backbone(name="tiny", weights="none"), Head(dropout=0), SIDE, np.bincount(train.labels))
     optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(3e-3, STEPS))
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.optimizer.build(model.trainable_variables)  # or the step is traced twice
     batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(STEPS))
     model.fit(batches.take(STEPS), shuffle=False, verbose=0)
     logits = model.predict(inference_batches(val, config.train.batch_size), verbose=0)[: len(val)]

@@ -140,6 +140,7 @@ def overfit_small_batch(
         bottom, network = split_model(model, boundary)
         inputs = np.asarray(bottom(inputs, training=False))
     network.compile(keras.optimizers.Adam(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
+    network.optimizer.build(network.trainable_variables)  # or the step is traced twice
     for _ in range(steps):
         loss = float(network.train_on_batch(inputs, np.eye(len(class_names))[labels]))
         if loss < 0.02:
@@ -186,6 +187,7 @@ def frozen_unchanged(model: keras.Model, train: ArrayDataset, classes: int, pret
     before = [v.numpy().copy() for v in rest]
     images, labels = _read(subsample(train, 8))
     model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.optimizer.build(model.trainable_variables)  # or the step is traced twice
     model.train_on_batch(images.astype(np.float32), np.eye(classes)[labels])
     moved = [v.path for v, old in zip(rest, before, strict=True) if not np.array_equal(v.numpy(), old)]
     return Check(

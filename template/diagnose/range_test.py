@@ -45,6 +45,7 @@ def sweep(
     if stage.layer_decay < 1:
         apply_layer_decay(optimizer, trial, stage.layer_decay, compiled.context.blocks)
     trial.compile(optimizer, network.loss, jit_compile=network.jit_compile)
+    trial.optimizer.build(trial.trainable_variables)  # or the step is traced twice
     epochs = range(math.ceil(count * each / steps(compiled.train, settings.batch_size)))
     mixing = mixing_of(settings, stage, 0, maps=compiled.takes_maps)
     mixing = dataclasses.replace(mixing, until=epochs.stop)

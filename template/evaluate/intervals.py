@@ -8,6 +8,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 RESAMPLES = 1000
+Z = norm.ppf(0.975)
+"""Standard errors on either side of a normal 95 % interval."""
 _AT_ONCE = 4_000_000
 """Numbers in an array of resampled weights."""
 
@@ -100,7 +102,7 @@ def influence_interval(
     if value in {0.0, 1.0} or error == 0:
         edge = wilson_interval(least, least)["low"]
         return {"value": value, "low": min(value, edge), "high": max(value, 1 - edge)}
-    reach = norm.ppf(0.975) * error / (value * (1 - value))
+    reach = Z * error / (value * (1 - value))
     low, high = expit(logit(value) - reach), expit(logit(value) + reach)
     return {"value": value, "low": float(low), "high": float(high)}
 
@@ -123,7 +125,7 @@ def paired_z(losses: np.ndarray, rivals: np.ndarray, *, groups: np.ndarray | Non
 
 
 def _wilson(value: float, trials: float) -> dict[str, float]:
-    square = norm.ppf(0.975) ** 2
+    square = Z**2
     middle = (value * trials + square / 2) / (trials + square)
     reach = np.sqrt(square * (value * (1 - value) * trials + square / 4)) / (trials + square)
     low, high = min(value, max(0.0, middle - reach)), max(value, min(1.0, middle + reach))

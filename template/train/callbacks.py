@@ -129,13 +129,14 @@ class Validate(keras.callbacks.Callback):
 
     def __init__(self, state: TrainState, held_out: ArrayDataset, monitor: str, batch_size: int) -> None:
         super().__init__()
-        self.state, self.held_out, self.monitor, self.batch_size = state, held_out, monitor, batch_size
+        self.state, self.held_out, self.monitor = state, held_out, monitor
         self.labels, self.column = held_out.labels, MONITORED[monitor]
+        self.batches = inference_batches(held_out, batch_size)
         self.began = 0.0
 
     def logits(self, network: keras.Model) -> np.ndarray:
         """Predictions for the validation images, float32 [n, classes]."""
-        return network.predict(inference_batches(self.held_out, self.batch_size), verbose=0)[: len(self.held_out)]
+        return network.predict(self.batches, verbose=0)[: len(self.held_out)]
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         """Add the scores to the logs, for the callbacks that follow."""
