@@ -51,7 +51,7 @@ def fresh(backbone: Backbone, settings=SETTINGS) -> keras.Model:
     return build(backbone, HEAD, SIZE, np.ones(CLASSES))
 
 
-def load_pretrained(folder: Path) -> Backbone:
+def load_pretrained(folder: Path, stochastic_depth: float = 0.05) -> Backbone:
     """A network with weights from a file, as a stand-in for ImageNet's: batch norm statistics are not 0 and 1."""
     keras.utils.set_random_seed(0)  # or how much is learned in a few epochs would be luck
     base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
@@ -59,7 +59,7 @@ def load_pretrained(folder: Path) -> Backbone:
         if isinstance(layer, layers.BatchNormalization):
             layer.moving_mean.assign(np.full(layer.moving_mean.shape, 0.1))
     base.save_weights(folder / "backbone.weights.h5")
-    return Backbone(name="tiny", weights=str(folder / "backbone.weights.h5"), stochastic_depth=0.05)
+    return Backbone(name="tiny", weights=str(folder / "backbone.weights.h5"), stochastic_depth=stochastic_depth)
 
 
 def train(backbone, folder, stages=STAGES, settings=SETTINGS):

@@ -63,8 +63,11 @@ def pretrained(tmp_path_factory, shallow) -> Backbone:
 
 
 @pytest.fixture(autouse=True)
-def fewer_strengths(monkeypatch):
-    """From strongest to weakest as before, in steps of a hundred; each strength is as many regressions."""
+def fewer_strengths(monkeypatch, eagerly):
+    """From strongest to weakest as before, in steps of a hundred; each strength is as many regressions.
+
+    Without tracing: a network looks at a few batches, and is gone.
+    """
     monkeypatch.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
 
 

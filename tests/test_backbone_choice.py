@@ -104,6 +104,11 @@ def test_on_the_pareto_front_nothing_is_both_faster_and_better():
     assert pareto_front([d, c, b, a]) == [a, b, d]
 
 
+@pytest.fixture(autouse=True)
+def quickly(eagerly):
+    """Without tracing: a network looks at a few batches, and is gone."""
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, shallow) -> list[Backbone]:
     """One network that lets an image's stripes and discs through, and one whose top is deaf."""

@@ -401,7 +401,7 @@ def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):
 
 
 @pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("backbone", ["tiny", "mobilenet"])
+@pytest.mark.parametrize("backbone", ["tiny", pytest.param("mobilenet", marks=pytest.mark.slow)])
 def test_logits_are_float32_under_mixed_precision(policy, pixels, name, backbone):
     settings = Backbone(name=backbone, alpha=0.25, weights="none")
     exact = build(settings, PLAIN, SIZE, [1, 2])
@@ -423,7 +423,7 @@ def train(model: keras.Model, pixels: np.ndarray, epochs: int = 2) -> None:
     model.fit(pixels, np.eye(2, dtype=np.float32)[np.arange(8) % 2], batch_size=4, epochs=epochs, verbose=0)
 
 
-@pytest.fixture(params=["tiny", "mobilenet"])
+@pytest.fixture(params=["tiny", pytest.param("mobilenet", marks=pytest.mark.slow)])
 def pretrained(request, tmp_path, pixels) -> Backbone:
     """A network whose weights come from a file, and whose batch normalisation has seen images."""
     settings = Backbone(name=request.param, alpha=0.25, weights="none")

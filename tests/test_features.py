@@ -264,7 +264,9 @@ def test_a_change_in_any_weight_makes_another_network(bottom):
     assert fingerprint(bottom) in seen
 
 
-@pytest.mark.parametrize("name", ["tiny", "convnexttiny"], ids=["flat", "with layers inside layers"])
+@pytest.mark.parametrize(
+    "name", ["tiny", pytest.param("convnexttiny", marks=pytest.mark.slow)], ids=["flat", "with layers inside layers"]
+)
 def test_neither_names_nor_what_trains_make_another_network(name):
     settings = Backbone(name=name, weights="none")
     one, other = (build(settings, HEAD, 32, np.ones(3)) for _ in range(2))

@@ -139,7 +139,7 @@ def hurry(shallow):
     """Less of what takes long and is tested elsewhere: layers, strengths of the regression, steps of a baseline."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
-        patched.setattr(baselines, "STEPS", 20)
+        patched.setattr(baselines, "STEPS", 3)
         yield
 
 

@@ -262,7 +262,9 @@ OTHER = Stage(
 )
 
 
-def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(tmp_path, monkeypatch, eagerly):
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(
+    tmp_path, monkeypatch, eagerly, shallow
+):
     """After an epoch of three batches, when a step takes two: one is waiting."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 255, (12, 16, 16, 3)).astype(np.uint8), np.arange(12) % 3

@@ -446,7 +446,10 @@ def test_a_run_in_use_is_not_started_twice(cut):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), tf.errors.UnknownError(None, None, "OSError: No space left on device")],
+    [
+        pytest.param(OSError(28, "No space left on device"), marks=pytest.mark.slow),
+        tf.errors.UnknownError(None, None, "OSError: No space left on device"),
+    ],
 )
 def test_a_disk_that_fills_up_is_told_in_words_and_what_was_saved_is_whole(cut, tmp_path, monkeypatch, error):
     folder = tmp_path / "run"
@@ -470,7 +473,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 def test_an_interrupted_run_that_goes_on_ends_as_a_whole_one(cut, run):
     assert not (cut.folder / "metrics.json").exists()
-    resumed = train(cut.config, cut.folder)
+    resumed = train_without_plots(cut.config, cut.folder)
     assert "epoch  3/3" in resumed.printed
     assert "epoch  2/3" not in resumed.printed, "epochs that were done are not done again"
     assert resumed.test.logits.tobytes() == run.test.logits.tobytes()
@@ -480,15 +483,21 @@ def test_an_interrupted_run_that_goes_on_ends_as_a_whole_one(cut, run):
     }
 
 
-def test_without_a_test_part_the_report_says_so(home, images):
-    done = train_without_plots(settings(images, STAGES[:1], test_fraction=0), home / "no-test")
+def says_that_there_was_no_test_part(done: Run) -> str:
+    """Its report."""
     assert done.result["test"] is None
     assert {row["part"] for row in done.split} == {"train", "val"}
     report = (done.folder / "report.md").read_text()
     assert "validation images" in report.splitlines()[0]
     assert "There was no test part" in report
     assert "27 train, 9 val, 0 test" in done.printed
-    assert not re.search(r"\brefit\b", report)
+    return report
+
+
+@pytest.mark.slow  # with a refit, below
+def test_without_a_test_part_the_report_says_so(home, images):
+    done = train_without_plots(settings(images, STAGES[:1], test_fraction=0), home / "no-test")
+    assert not re.search(r"\brefit\b", says_that_there_was_no_test_part(done))
 
 
 def test_a_gallery_is_in_the_order_of_the_confidence_that_it_shows(run):
@@ -521,6 +530,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
     monkeypatch.setattr(publish, "figures", spy)
     config = settings(images, SHORT, {"refit_on_train_val": "yes"}, test_fraction=0)
     done = train_without_plots(config, home / "no-test-refit")
+    says_that_there_was_no_test_part(done)
     logits = {str(name): row for name, row in zip(done.test.ids, log_softmax(done.test.logits, axis=1), strict=True)}
     assert shown
     for answers, ids in shown:
@@ -668,7 +678,7 @@ def test_a_run_that_is_resumed_keeps_its_choices(home, probed):
     folder = home / "resumed"
     shutil.copytree(probed.folder, folder)
     (folder / "metrics.json").unlink()
-    again = train(configuration.load(folder / "config.toml"), folder)
+    again = train_without_plots(configuration.load(folder / "config.toml"), folder)
     without_seconds = [
         {k: v for k, v in one.result.items() if k not in {"seconds", "memory_gb"}} for one in (again, probed)
     ]
@@ -700,6 +710,7 @@ def test_a_second_run_finds_the_features_of_the_first_below_home_too(home, image
     assert list((home / "user" / "cache").glob("features-*")) and not (home / "~").exists()
 
 
+@pytest.mark.slow  # in test_auto.py too
 def test_a_class_of_one_training_image_leaves_nothing_to_vote_with(home, weights, tmp_path):
     """It cannot be held out, so no option can be judged: the first of each is taken."""
     folder = class_folders(tmp_path / "images")

@@ -383,7 +383,7 @@ def test_confusion_matrix_has_the_truth_in_rows(tmp_path, figures):
     assert shares[2].tolist() == pytest.approx([3 / 7, 0, 4 / 7])
 
 
-@pytest.mark.parametrize("n", [2, 30, 31, 120])
+@pytest.mark.parametrize("n", [2, 30, 31, pytest.param(120, marks=pytest.mark.slow)])
 def test_confusion_matrix_of_few_and_many_classes(tmp_path, n):
     counts = np.diag(np.arange(n))  # the first class has no images
     plots.save(
