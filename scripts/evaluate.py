@@ -175,7 +175,7 @@ def _print(scores: dict, title: str) -> None:
     """Every score with its interval."""
     print(f"{title}: {scores['images']} images, most frequent class {100 * scores['majority_baseline']:.1f} %")
     for name, (key, show) in metrics.TITLES.items():
-        print(f"  {name.format(k=scores['top_k']['k']):<34}{show(scores[key])}")
+        print(f"  {name.format(k=scores['top_k']['k']):<34}{' '.join(show(scores[key]))}")
 
 
 if __name__ == "__main__":

@@ -76,14 +76,16 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     Returns:
         float32 [n, size, size] in [0, 1], each with maximum 1 (all zero where nothing speaks for the class).
     """
-    pool = next(layer for layer in model.layers if layer.name in {"pool_avg", "pool_max"})
-    network, inputs = keras.Model(model.inputs[0], [pool.input, model.outputs[0]]), tf.cast(pixels, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)  # or nothing is recorded where all is frozen
-        features, logits = network(inputs, training=False)
+    pools = [layer for layer in model.layers if layer.name.startswith(("pool_avg", "pool_max"))]
+    top = next(layer.input for layer in pools if layer.name in {"pool_avg", "pool_max"})
+    pooled = [top, *{id(layer.input): layer.input for layer in pools if layer.input is not top}.values()]
+    features = tf.nest.flatten(keras.Model(model.inputs[0], pooled)(tf.cast(pixels, tf.float32), training=False))
+    with tf.GradientTape() as tape:  # of the head alone: nothing below it needs a gradient
+        tape.watch(features)
+        logits = keras.Model(pooled, model.outputs[0])(features, training=False)
         evidence = tf.gather(logits, classes, axis=1, batch_dims=1)
-    weights = tf.reduce_mean(tape.gradient(evidence, features), axis=(1, 2), keepdims=True)
-    maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1, keepdims=True))
+    weights = tf.reduce_mean(tape.gradient(evidence, features[0]), axis=(1, 2), keepdims=True)
+    maps = tf.nn.relu(tf.reduce_sum(weights * features[0], axis=-1, keepdims=True))
     maps = tf.image.resize(maps, pixels.shape[1:3], method="bicubic")[..., 0].numpy().clip(0)
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
 

@@ -139,14 +139,24 @@ def undefined() -> dict[str, None]:
 
 def percent(interval: dict[str, float | None]) -> str:
     """`97.2 % [95.1, 98.4]`, or that it is undefined."""
-    if interval["value"] is None:
-        return "undefined"
-    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    return " ".join(percent_parts(interval))
 
 
 def number(interval: dict[str, float | None]) -> str:
     """`0.972 [0.951, 0.984]`, or that it is undefined."""
+    return " ".join(number_parts(interval))
+
+
+def percent_parts(interval: dict[str, float | None]) -> tuple[str, ...]:
+    """`97.2 %` and `[95.1, 98.4]`, or `undefined` alone."""
     if interval["value"] is None:
-        return "undefined"
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+        return ("undefined",)
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} %", f"[{low:.1f}, {high:.1f}]"
+
+
+def number_parts(interval: dict[str, float | None]) -> tuple[str, ...]:
+    """`0.972` and `[0.951, 0.984]`, or `undefined` alone."""
+    if interval["value"] is None:
+        return ("undefined",)
+    return f"{interval['value']:.3f}", f"[{interval['low']:.3f}, {interval['high']:.3f}]"

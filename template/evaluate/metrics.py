@@ -10,8 +10,8 @@ from .classification import CLASS_METRICS, COUNT_METRICS, class_counts, top_conf
 from .intervals import (
     basic_bootstrap,
     bootstrap_weights,
-    number,
-    percent,
+    number_parts,
+    percent_parts,
     percentile_bootstrap,
     share_interval,
     undefined,
@@ -25,23 +25,23 @@ CLASSWISE = 200_000
 """Images times classes up to which the classwise calibration error is shown: beyond, its interval takes minutes."""
 
 TITLES: dict[str, tuple[str, Callable]] = {
-    "accuracy": ("accuracy", percent),
-    "top-{k} accuracy": ("top_k", percent),
-    "balanced accuracy": ("balanced_accuracy", percent),
-    "macro precision": ("macro_precision", percent),
-    "macro F1": ("macro_f1", percent),
-    "weighted F1": ("weighted_f1", percent),
-    "Matthews correlation coefficient": ("matthews_corrcoef", number),
-    "Cohen's kappa": ("cohen_kappa", number),
-    "ROC AUC, one-vs-rest": ("roc_auc_ovr", number),
-    "ROC AUC, one-vs-one": ("roc_auc_ovo", number),
-    "average precision": ("average_precision", number),
-    "cross-entropy": ("cross_entropy", number),
-    "Brier score": ("brier", number),
-    "expected calibration error (ECE)": ("ece", number),
-    "classwise ECE": ("classwise_ece", number),
+    "accuracy": ("accuracy", percent_parts),
+    "top-{k} accuracy": ("top_k", percent_parts),
+    "balanced accuracy": ("balanced_accuracy", percent_parts),
+    "macro precision": ("macro_precision", percent_parts),
+    "macro F1": ("macro_f1", percent_parts),
+    "weighted F1": ("weighted_f1", percent_parts),
+    "Matthews correlation coefficient": ("matthews_corrcoef", number_parts),
+    "Cohen's kappa": ("cohen_kappa", number_parts),
+    "ROC AUC, one-vs-rest": ("roc_auc_ovr", number_parts),
+    "ROC AUC, one-vs-one": ("roc_auc_ovo", number_parts),
+    "average precision": ("average_precision", number_parts),
+    "cross-entropy": ("cross_entropy", number_parts),
+    "Brier score": ("brier", number_parts),
+    "expected calibration error (ECE)": ("ece", number_parts),
+    "classwise ECE": ("classwise_ece", number_parts),
 }
-"""Scores by what a report calls them: the key in metrics.json, and how to write the value."""
+"""Scores by what a report calls them: the key in metrics.json, and how to write value and interval."""
 
 
 def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> dict[str, Any]:

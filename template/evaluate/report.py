@@ -8,7 +8,7 @@ from . import fonts
 from .calibration import lower_bound
 from .classification import confusion_counts
 from .document import Cell, Report, Section, Table
-from .intervals import number, percent
+from .intervals import number, number_parts, percent, percent_parts
 from .metrics import TITLES
 from .predictions import Predictions
 
@@ -54,7 +54,7 @@ def build(
         _skipped(skipped),
     ]
     return Report(
-        _cell(measured["accuracy"], percent),
+        _cell(measured["accuracy"], percent_parts),
         f"accuracy on {measured['images']:,} {part} images",
         "" if metrics["test"] else "There was no test part. These images also selected the weights: the accuracy is "
         "optimistic.",
@@ -75,7 +75,7 @@ def _baselines(metrics: Mapping[str, Any], measured: Mapping[str, Any], part: st
         rows["linear probe on frozen features, validation"] = metrics["probe"]["accuracy"]
     if metrics.get("color_baseline"):
         rows[f"logistic regression on color histograms, {part}"] = metrics["color_baseline"]
-    found = [_row(name, _cell(accuracy, percent, bar=True)) for name, accuracy in rows.items()]
+    found = [_row(name, _cell(accuracy, percent_parts, bar=True)) for name, accuracy in rows.items()]
     scratch = [value for name, value in metrics.get("preflight", {}).items() if "scratch" in name]
     found += [_row("small network trained from scratch, validation", _share(value)) for value in scratch]
     found.append(_row(f"most frequent class, {part}", _share(measured["majority_baseline"])))
@@ -102,7 +102,7 @@ def _confusions(measured: Mapping[str, Any], predictions: Predictions, charts: S
         tables.append(Table(["in the chart", "class"], rows, "No installed font can write these names."))
     if measured["top_confusions"]:
         rows = [
-            [_user(c["true"]), _user(c["predicted"]), _count(c["images"]), _cell(c["share"], percent)]
+            [_user(c["true"]), _user(c["predicted"]), _count(c["images"]), _cell(c["share"], percent_parts)]
             for c in measured["top_confusions"]
         ]
         columns = ["true", "predicted", "images", "share of the true class"]
@@ -113,7 +113,7 @@ def _confusions(measured: Mapping[str, Any], predictions: Predictions, charts: S
 def _per_class(measured: Mapping[str, Any]) -> Section:
     keys = ("precision", "recall", "f1", "roc_auc_ovr", "average_precision")
     rows = [
-        [_user(name), _count(scores["images"]), *(_cell(scores[key], number) for key in keys)]
+        [_user(name), _count(scores["images"]), *(_cell(scores[key], number_parts) for key in keys)]
         for name, scores in measured["classes"].items()
     ]
     columns = ["class", "images", "precision", "recall", "F1", "ROC AUC", "average precision"]
@@ -124,7 +124,7 @@ def _calibration(metrics: Mapping[str, Any], part: str, charts: Sequence[str]) -
     found = metrics["calibration"]
     rows = [
         [_user(name), Cell(f"{t['threshold']:.3f}", value=t["threshold"])]
-        + [_cell(t[key], percent) for key in ("precision", "recall")]
+        + [_cell(t[key], percent_parts) for key in ("precision", "recall")]
         for name, t in found["thresholds"].items()
     ]
     caption = (
@@ -171,7 +171,7 @@ def _slices(slices: Sequence[Mapping[str, Any]] | None) -> Section | None:
     if not slices:
         return None
     rows = [
-        [Cell(s["fact"]), _user(s["slice"]), _count(s["images"]), _cell(s["error"], percent)]
+        [Cell(s["fact"]), _user(s["slice"]), _count(s["images"]), _cell(s["error"], percent_parts)]
         + [Cell("yes" if s["differs"] else "")]
         for s in slices
     ]
@@ -264,8 +264,7 @@ def _cell(interval: Mapping[str, float | None] | None, show: Callable, *, bar: b
     """A score with its interval; what is undefined is sorted as -1."""
     if interval is None or interval["value"] is None:
         return Cell("undefined", value=-1.0)
-    text, bounds = show(interval).split(" [")
-    return Cell(text, f"[{bounds}", interval["value"], interval if bar else None)
+    return Cell(*show(interval), interval["value"], interval if bar else None)
 
 
 def _share(value: float) -> Cell:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -171,7 +172,7 @@ def init_head_from_probe(
         train, features = [*train, val], np.concatenate([features, more], axis=1)
     labels = np.concatenate([part.labels for part in train])
     groups = None if any(part.groups is None for part in train) else np.concatenate([part.groups for part in train])
-    probe = fit_probe(features, labels, head.units, config.train.seed, widths, groups=groups)
+    probe = _fit_once(features, labels, head.units, config.train.seed, widths, groups, cache)
     head.set_weights([probe.kernel, probe.bias])
     found = f"accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} (cross-validated; "
     if math.isnan(probe.accuracy):
@@ -245,7 +246,19 @@ def cross_validate(
     sample = _subsample_classes(dataset, config.train.seed)
     features, widths = select_levels(probe_features(base, config, [sample], cache), config.head)
     classes = int(sample.labels.max()) + 1
-    return fit_probe(features, sample.labels, classes, config.train.seed, widths, groups=sample.groups), sample.groups
+    return _fit_once(features, sample.labels, classes, config.train.seed, widths, sample.groups, cache), sample.groups
+
+
+def _fit_once(
+    features: np.ndarray, labels: np.ndarray, classes: int, seed: int, widths: list[int], groups: np.ndarray | None,
+    cache: FeatureCache,
+) -> Probe:  # fmt: skip
+    """`fit_probe`; in a run, what was fitted on these features before, which are of the same images."""
+    digest = hashlib.sha256(np.ascontiguousarray(features))
+    digest.update(labels)
+    if (key := digest.hexdigest()) not in cache.probes:
+        cache.probes[key] = fit_probe(features, labels, classes, seed, widths, groups=groups)
+    return cache.probes[key]
 
 
 def count_forward_passes(config: Config, images: int) -> int:

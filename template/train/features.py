@@ -7,7 +7,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -20,6 +20,7 @@ from ..data.array_file import ArrayFile
 from ..data.batches import ordered_batches
 from ..data.cache import Cache
 from ..data.dataset import ArrayDataset, concatenate
+from .linear_probe import Probe
 from .nonfinite import NonFiniteError
 
 
@@ -30,7 +31,12 @@ def split_model(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.
         From the model's input to the boundary, and from there to its output. Both share the model's layers: training
         the second trains the model.
     """
-    return keras.Model(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
+    return _below(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
+
+
+@functools.lru_cache(maxsize=4)  # for stages, refit and evaluation to have the same, which TensorFlow traces once
+def _below(inputs: keras.KerasTensor, boundary: keras.KerasTensor) -> keras.Model:
+    return keras.Model(inputs, boundary)
 
 
 @functools.lru_cache(maxsize=4)  # tracing takes as long as the passes of a hundred images
@@ -59,12 +65,14 @@ class FeatureCache:
         limit_bytes: of all files in the folder, those of others too.
         batch_size: of the passes.
         clock: which adds up their seconds as `features`.
+        probes: linear probes of this run, by digest of the features that they were fitted on.
     """
 
     folder: Path
     limit_bytes: float
     batch_size: int
     clock: runs.Timer
+    probes: dict[str, Probe] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, clock: runs.Timer | None = None) -> "FeatureCache":
@@ -84,8 +92,8 @@ class FeatureCache:
             NonFiniteError: if an output is NaN.
         """
         shape = (len(epochs) * len(dataset), *network.output_shape[1:])
-        name = f"{fingerprint(network)} {dataset.key} {epochs} {np.dtype(dtype)}"
-        name = f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}" if dataset.key else ""  # not cacheable
+        name = dataset.key and f"{fingerprint(network)} {dataset.key} {epochs} {np.dtype(dtype)}"  # without, not cached
+        name = name and f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         most = float(np.finfo(dtype).max)
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
