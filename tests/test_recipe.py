@@ -612,7 +612,7 @@ def test_each_view_of_an_image_passes_through_the_network_once(weights, tmp_path
     passes, call = collections.Counter(), keras.Model.__call__
 
     def counted(model, inputs, *how, **named):
-        if inputs.shape[1:] == (32, 32, 3) and tf.is_tensor(inputs):
+        if tf.is_tensor(inputs) and inputs.shape[1:] == (32, 32, 3):
             passes.update(
                 {view.tobytes() for view in inputs.numpy().astype(np.float32)}
             )  # in a batch, what fills it up is no other view

@@ -1,6 +1,5 @@
 """A finished run put to use: load its model, and classify files with it."""
 
-import dataclasses
 import hashlib
 import json
 import zipfile
@@ -17,7 +16,7 @@ from .. import device, disk, runs
 from ..config import Config
 from ..data.augment import zoom_center
 from ..data.examples import DataError
-from ..data.images.load import BadImageError, ImageSource, load
+from ..data.images.load import BadImageError, ImageSource, load_views
 from ..model.layers import strip_training_layers
 from ..suggest import uses_hflip
 
@@ -153,9 +152,9 @@ def classify(
     """
     resizes = ["crop", "stretch"] if config.tta.full_image and config.data.resize == "crop" else [config.data.resize]
 
-    def views_of(source: ImageSource) -> list[tuple[np.ndarray, str]] | BadImageError:
+    def views_of(source: ImageSource) -> tuple[list[np.ndarray], str] | BadImageError:
         try:
-            return [load(source, dataclasses.replace(config.data, resize=resize)) for resize in resizes]
+            return load_views(source, config.data, resizes)
         except BadImageError as error:
             return error
 
@@ -164,15 +163,16 @@ def classify(
         for start in range(0, len(sources), size):
             chunk = sources[start : start + size]
             loaded = list(pool.map(views_of, chunk))
-            good = [row for row, images in enumerate(loaded) if isinstance(images, list)]
+            good = [row for row, images in enumerate(loaded) if isinstance(images, tuple)]
             results: list[np.ndarray | BadImageError] = list(loaded)
             for row in good:
-                if note := loaded[row][0][1]:
+                _, note = loaded[row]
+                if note:
                     assumed(chunk[row], note)
             if good:
                 # Filled up to one shape, because TensorFlow traces the network anew for each.
                 views = np.zeros((len(resizes), size, *model.input_shape[1:]), np.uint8)
-                views[:, : len(good)] = np.stack([[view for view, _ in loaded[row]] for row in good], axis=1)
+                views[:, : len(good)] = np.stack([loaded[row][0] for row in good], axis=1)
                 views = list(views)
                 if config.tta.center_zoom:
                     views.append(zoom_center(views[0]))

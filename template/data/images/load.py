@@ -7,6 +7,7 @@ made to stall for seconds by a few malicious bytes.
 import base64
 import functools
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -50,6 +51,12 @@ def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
     Raises:
         BadImageError: with the reason, if the image cannot be used; ReadError, if that may be temporary.
     """
+    (pixels,), note = load_views(source, settings, [settings.resize])
+    return pixels, note
+
+
+def load_views(source: ImageSource, settings: Data, resizes: Sequence[str]) -> tuple[list[np.ndarray], str]:
+    """`load` for each of several `resize`, from an image that is decoded once."""
     notes: list[str] = []
     try:
         if isinstance(source, np.ndarray):
@@ -60,8 +67,8 @@ def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
         notes.append(note)
         image, note = to_srgb(image, profile)
         notes.append(note)
-        pixels = np.asarray(to_square(image, settings.image_size, settings.resize))
-        return pixels, "; ".join(filter(None, notes))
+        views = [np.asarray(to_square(image, settings.image_size, resize)) for resize in resizes]
+        return views, "; ".join(filter(None, notes))
     except BadImageError:
         raise
     except MemoryError:
