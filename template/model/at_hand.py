@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from .. import runs
 from ..config import Backbone, ConfigError
-from .backbones import BACKBONES
+from .backbones import BACKBONES, family
 
 _ALPHAS = {"1_0": 1.0, "7_5": 0.75, "5_0": 0.5, "2_5": 0.25}
 """How the files of MobileNet spell its width; those of its successors have the number itself."""
@@ -17,7 +17,7 @@ def candidates(settings: Backbone) -> list[Backbone]:
     Raises:
         ConfigError: if there are none.
     """
-    widths = {name: settings.alpha if BACKBONES[name].takes_alpha else 1.0 for name in settings.candidates}
+    widths = {name: settings.alpha if family(name).takes_alpha else 1.0 for name in settings.candidates}
     named = [Backbone(name=name, alpha=alpha) for name, alpha in widths.items()]
     found = named or weights_at_hand()
     if not found:
@@ -42,7 +42,7 @@ def weights_at_hand() -> list[Backbone]:
 
 def label(settings: Backbone) -> str:
     """Name of a network, with its width where that is not 1."""
-    return settings.name if settings.alpha == 1 else f"{settings.name} {settings.alpha:g}"
+    return settings.short_name if settings.alpha == 1 else f"{settings.name} {settings.alpha:g}"
 
 
 def network_of(file: str) -> Backbone | None:

@@ -15,8 +15,9 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-from ..config import Backbone
+from ..config import Backbone, ConfigError
 from .efficientnet_lite import efficientnet_lite
+from .hub import count_hub_blocks, hub_backbone
 from .layers import StochasticDepth, renormalise, take_weights
 from .weights import WeightsError, arrays_held, explained, load_file, standardises
 
@@ -209,8 +210,22 @@ BACKBONES = {
 }
 
 
+def family(name: str) -> Family:
+    """Row of `BACKBONES`; of `hub:PRESET` all but the number of blocks, for which it must be built."""
+    if name.startswith("hub:"):
+        return Family(partial(hub_backbone, name), _as_is, r"^block(\d+)_", 0)
+    return BACKBONES[name]
+
+
+def count_blocks(name: str) -> int:
+    """Number of blocks of a network."""
+    return count_hub_blocks(name) if name.startswith("hub:") else BACKBONES[name].blocks
+
+
 def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     """A headless network: RGB pixels 0-255, float32 [n, size, size, 3], to the last feature map [n, h, w, channels].
+
+    Transformers of KerasHub end with tokens, [n, tokens, width].
 
     Pixels are prepared as its weights were trained: as `Family.preprocess` does for ImageNet weights, by the
     standardisation of `standardise` from scratch (weights "none"), and for a .keras file as the network in it does. A
@@ -221,16 +236,16 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
         WeightsError: if its weights are neither here nor can be downloaded; never a silent fall-back to random ones.
         ConfigError: if it does not exist in this width or takes no images this small.
     """
-    family = BACKBONES[settings.name]
+    row = family(settings.name)
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
     file = Path(settings.weights) if settings.weights not in {"imagenet", "none"} else None
     if file and not file.is_file():
         raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
     held = arrays_held(file) if file else {}
     standardised = settings.weights == "none" or (file and standardises(file, held))
-    preprocess = _standardised if standardised and family.preprocess is not _as_is else family.preprocess
+    preprocess = _standardised if standardised and row.preprocess is not _as_is else row.preprocess
     shape = {"input_tensor": preprocess(pixels), "input_shape": pixels.shape[1:]}
-    alpha = {"alpha": settings.alpha} if family.takes_alpha else {}
+    alpha = {"alpha": settings.alpha} if row.takes_alpha else {}
     weights = "imagenet" if settings.weights == "imagenet" else None
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # Keras downloads without any time limit
@@ -238,8 +253,8 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
         with warnings.catch_warnings():
             # At other sizes than those it was trained at, MobileNet warns that it takes the weights of 224 pixels.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
-            backbone = family.build(include_top=False, weights=weights, **shape, **alpha)
-    except WeightsError:
+            backbone = row.build(include_top=False, weights=weights, **shape, **alpha)
+    except (WeightsError, ConfigError):
         raise
     except Exception as error:
         raise explained(error, settings, image_size) from error

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from ..config import Backbone, ConfigError
-from .backbones import BACKBONES
+from .backbones import family
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def find_blocks(model: keras.Model, backbone: Backbone) -> Blocks:
         model: from `build` or `build_backbone`.
         backbone: the settings it was built with.
     """
-    numbers, current = {}, None
+    numbers, current, pattern = {}, None, family(backbone.name).block
     for layer in model.layers:
-        match = re.search(BACKBONES[backbone.name].block, layer.name)
+        match = re.search(pattern, layer.name)
         current = int(match[1]) if match else current
         numbers[layer.name] = current
     head = frozenset(name for name in numbers if name.startswith(("pool", "head_", "logits")))

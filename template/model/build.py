@@ -1,5 +1,6 @@
 """A classifier is one flat keras.Model: pixels 0-255 -> preprocessing -> backbone -> pooling -> head -> logits."""
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -60,7 +61,7 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         **penalty,
     )
     output.supports_jit = device.uses_xla()  # and with it every network that ends with this layer
-    return keras.Model(base.inputs[0], output(x), name=backbone.name)  # `input` is a list of one, and asks for lists
+    return keras.Model(base.inputs[0], output(x), name=backbone.short_name)  # `input` is a list, and asks for lists
 
 
 def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.KerasTensor:
@@ -111,6 +112,8 @@ def _dense(units: int, head: Head, **how) -> layers.Dense:
 def _pool(level: keras.KerasTensor, head: Head, depth: int) -> keras.KerasTensor:
     """Pool the output of the block this deep below the top."""
     suffix = f"_{depth}_below_top" if depth else ""
+    if len(level.shape) == 3:
+        return _pool_tokens(level, head, suffix)
     if head.drop_block:
         level = DropBlock(head.drop_block, name=f"pool_drop{suffix}")(level)
     mean = layers.GlobalAveragePooling2D(name=f"pool_avg{suffix}")
@@ -118,3 +121,23 @@ def _pool(level: keras.KerasTensor, head: Head, depth: int) -> keras.KerasTensor
     if head.pooling == "both":
         return layers.Concatenate(name=f"pool{suffix}")([mean(level), peak(level)])
     return (mean if head.pooling == "avg" else peak)(level)
+
+
+def _pool_tokens(level: keras.KerasTensor, head: Head, suffix: str) -> keras.KerasTensor:
+    """Pool the output [n, tokens, width] of a block of a transformer.
+
+    In place of the mean over the image, its first token where there are others than those of the grid: the class token,
+    which its own classifier looks at.
+    """
+    if head.drop_block:
+        raise ConfigError("head.drop_block drops squares of feature maps; this network has tokens. Leave it out.")
+    others = level.shape[1] - math.isqrt(level.shape[1]) ** 2
+    first, grid = level, level
+    if others:
+        first = layers.Cropping1D((0, level.shape[1] - 1), name=f"pool_class_token{suffix}")(level)
+        grid = layers.Cropping1D((others, 0), name=f"pool_grid{suffix}")(level) if head.pooling != "avg" else None
+    mean = layers.GlobalAveragePooling1D(name=f"pool_avg{suffix}")
+    peak = layers.GlobalMaxPooling1D(name=f"pool_max{suffix}")
+    if head.pooling == "both":
+        return layers.Concatenate(name=f"pool{suffix}")([mean(first), peak(grid)])
+    return mean(first) if head.pooling == "avg" else peak(grid)

