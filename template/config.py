@@ -405,22 +405,24 @@ class Config:
     train: Train = Field(default_factory=Train)
     tta: TTA = Field(default_factory=TTA)
     evaluate: Evaluate = Field(default_factory=Evaluate)
-    stages: tuple[Stage, ...] = ()
-    """Fine-tuning, one stage after another; in a recipe, one `[[stages]]` table each. None: chosen from the data, see
-    suggest.py, and written into the run's own recipe."""
+    stages: tuple[Stage, ...] | None = None
+    """Fine-tuning, one stage after another; in a recipe, one `[[stages]]` table each, or `stages = []` for the linear
+    probe alone. Left out: chosen from the data (model_selection/depth.py, suggest.py), and written into the run's own
+    recipe."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self):
+        stages = self.stages or ()
         if self.backbone.name == "tiny" and self.backbone.weights == "imagenet":
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
-        if self.backbone.weights == "none" and any(stage.l2_sp for stage in self.stages):
+        if self.backbone.weights == "none" and any(stage.l2_sp for stage in stages):
             raise ValueError("stages.N.l2_sp holds on to pretrained weights; with backbone.weights=none there are none")
-        if self.train.patience < 3 and any(stage.schedule == "plateau" for stage in self.stages):
+        if self.train.patience < 3 and any(stage.schedule == "plateau" for stage in stages):
             raise ValueError(
                 "stages.N.schedule=plateau waits a third of train.patience before the step size falls, and needs 3 or "
                 f"more; received train.patience={self.train.patience}"
             )
-        if self.train.sampling == "balanced" and any(stage.refresh for stage in self.stages):
+        if self.train.sampling == "balanced" and any(stage.refresh for stage in stages):
             raise ValueError(
                 "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its images "
                 "at a pace of its own. Leave refresh out, and take more stages.N.cached_augmentations"
@@ -556,7 +558,8 @@ def parse(parser: argparse.ArgumentParser) -> tuple[Config, argparse.Namespace]:
 
 def to_toml(config: Config) -> str:
     """The whole configuration as a recipe that `load` reads back to an equal one."""
-    return tomli_w.dumps(TypeAdapter(Config).dump_python(config, mode="json"))
+    values = TypeAdapter(Config).dump_python(config, mode="json")
+    return tomli_w.dumps({name: value for name, value in values.items() if value is not None})  # no null in TOML
 
 
 def _spelled(key: str, text: str) -> str:
@@ -621,7 +624,7 @@ def changed(before: Config, after: Config) -> list[str]:
     old, new = (_flat(TypeAdapter(Config).dump_python(config, mode="json")) for config in (before, after))
     keys = [key for key in old | new if old.get(key) != new.get(key)]
     lines = {key: f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in keys}
-    falls = any(stage.schedule == "plateau" for stage in after.stages)
+    falls = any(stage.schedule == "plateau" for stage in after.stages or ())
     may_change = [pattern for pattern in MAY_CHANGE if not (falls and pattern == "train.patience")]
     refused = [key for key in keys if not any(fnmatch.fnmatch(key, pattern) for pattern in may_change)]
     if refused:

@@ -20,7 +20,7 @@ from .data.audit.findings import to_json
 from .data.dataset import ArrayDataset
 from .data.examples import PARTS, DataError, Examples, first_lines
 from .data.lineage import warm_start_leaks
-from .data.load import load_data
+from .data.load import Parts, load_data
 from .data.split import differences, to_csv
 from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
@@ -36,10 +36,10 @@ from .model_selection.auto import (
     resolve_auto,
     set_seed_and_precision,
     starts_from_probe,
-    with_stages,
     without_auto,
 )
 from .model_selection.backbone import choose_backbone
+from .model_selection.depth import choose_stages
 from .publish import TrainedRun, publish
 from .train.features import FeatureCache, from_boundary
 from .train.losses import weight_table
@@ -97,19 +97,12 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     def predicted(part: str) -> Predictions:
         return _predict(model, examples.take(parts.rows(part)), views[part], config, cache, again=part == "val")
 
-    with clock("probe"):
-        set_seed_and_precision(config.train)
-        images = functools.partial(parts.plain, "train")
-        config, compared = choose_backbone(config, images, cache)
-        config, base, choices = resolve_auto(config, images, cache)
-        config = with_stages(config, counts["train"])
-        _record(config, compared | choices, examples, folder)
-        with clock("decode"):
-            views = {name: build_views(parts, name, config) for name in ("val", "test")}
-        # Once more: a resumed run has nothing to choose, and must draw the same numbers from here on.
-        set_seed_and_precision(config.train)
-        model = init_model(base, config, [parts.plain("train", config.data)], cache)
-        initial = [variable.numpy() for variable in model.variables]
+    _print_found(config, examples, folder)
+    config, base, model, choices = _choose(config, parts, cache, clock)
+    _record(config, choices, examples, folder)
+    with clock("decode"):
+        views = {name: build_views(parts, name, config) for name in ("val", "test")}
+    initial = [variable.numpy() for variable in model.variables]
     with clock("audit"):
         _audit(examples, facts, config, folder)
     with clock("diagnosis"):
@@ -152,6 +145,26 @@ def _predict(
         return predict_tta(model, examples, views, config)
 
 
+def _choose(
+    config: Config, parts: Parts, cache: FeatureCache, clock: runs.Timer
+) -> tuple[Config, keras.Model, keras.Model, dict]:
+    """All that cross-validation chooses: the configuration, the backbone, a model to start from, and the choices."""
+    images = functools.partial(parts.plain, "train")
+    with clock("probe"):
+        set_seed_and_precision(config.train)
+        config, networks = choose_backbone(config, images, cache)
+        config, base, settings = resolve_auto(config, images, cache)
+        # Once more: a resumed run has nothing to choose, and must draw the same numbers from here on.
+        set_seed_and_precision(config.train)
+        model = init_model(base, config, [images(config.data)], cache)
+    with clock("depth"):
+        config, stages = choose_stages(
+            model, base, config, images(config.data), parts.augmented("train", config), cache
+        )
+    set_seed_and_precision(config.train)
+    return config, base, model, networks | settings | stages
+
+
 def _print_device(config: Config) -> None:
     print(f"device: {device.summary(device.describe(config.train.precision))}")
     if warning := device.unused_gpu():
@@ -182,9 +195,19 @@ def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> No
         print(f"  (python scripts/audit.py {shlex.quote(config.data.path)} --out audit shows them)")
 
 
-def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> None:
-    """Print what was found, and write what the run is made from; refuse to go on with other images than before."""
+def _print_found(config: Config, examples: Examples, folder: Path) -> None:
     used = examples.parts != ""
+    sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
+    left_out = len(examples.skipped)
+    print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
+    for name, reason in examples.skipped[:10]:
+        print(f"  skipped {name!r}: {reason}")
+    if left_out > 10:
+        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
+
+
+def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> None:
+    """Write what the run is made from; refuse to go on with other images than before."""
     table = to_csv(examples)
     before = (folder / "split.csv").read_text(encoding="utf-8") if (folder / "split.csv").exists() else table
     if before != table:
@@ -195,13 +218,6 @@ def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> 
     begun = folder / "begun.toml"
     for line in configuration.changed(configuration.load(begun), config) if begun.exists() else ():
         print(f"goes on with {line}")
-    sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
-    left_out = len(examples.skipped)
-    print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
-    for name, reason in examples.skipped[:10]:
-        print(f"  skipped {name!r}: {reason}")
-    if left_out > 10:
-        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
     runs.write_text(folder / "config.toml", configuration.to_toml(config))
     if not begun.exists():
         runs.write_text(begun, configuration.to_toml(config))

@@ -8,13 +8,11 @@ from .config import Config, Stage
 def stages(
     images: int, batch_size: int, blocks: int, feature_levels: int, *, pretrained: bool, probed: bool
 ) -> tuple[Stage, ...]:
-    """Stages for a recipe that names none.
+    """Stages for a recipe that names none, and where cross-validation does not choose.
 
-    Pretrained: with fewer than 200 images, none. Three quarters of the blocks improved on the linear probe far from
-    ImageNet (hand signs, 200 images: 0.91 to 0.94) and lost near to it (ants and bees, 245: 0.93 to 0.90), and a
-    validation part of 40 images cannot tell which is which. With more, the top sixth of the blocks; from 2,000 also
-    the top half, if that helped. A probe that prefers lower levels says that the images are far from ImageNet: it has
-    their features already, and unfreezing starts at 1,000 images, from the half. From scratch: everything at once.
+    Pretrained: the top sixth of the blocks with 200 images and more; from 2,000 also the top half, if that helped. A
+    probe that prefers lower levels says that the images are far from ImageNet: it has their features already, and
+    unfreezing starts at 1,000 images, from the half. From scratch: everything at once.
 
     Args:
         images: in the training part.
@@ -26,25 +24,37 @@ def stages(
     """
 
     def epochs(wanted_steps: int) -> int:
-        """Small data need more passes to move as far: a number of steps, in 8 to 40 epochs."""
-        return min(40, max(8, math.ceil(wanted_steps / math.ceil(images / batch_size))))
+        return _epochs(wanted_steps, images, batch_size)
 
     if not pretrained:
         return (Stage(unfreeze="all", epochs=epochs(480), learning_rate=3e-3),)
-    top, half = max(1, round(blocks / 6)), max(2, math.ceil(blocks / 2))
+    half = max(2, math.ceil(blocks / 2))
     plan = [] if probed else [Stage(unfreeze=0, epochs=epochs(240), learning_rate=1e-3)]
     if images >= 1000 and feature_levels > 1:
         plan += [Stage(unfreeze=half, epochs=epochs(240), learning_rate=1e-3)]
     elif images >= 200 and feature_levels == 1:
-        plan += [Stage(unfreeze=top, epochs=epochs(80), learning_rate=2e-4)]
+        plan += [depths(images, batch_size, blocks)[0]]
     if images >= 2000 and feature_levels == 1:
         plan += [Stage(unfreeze=half, epochs=epochs(128), learning_rate=2e-4, only_if_gain=0.1)]
     return tuple(plan)
 
 
-def deep(blocks: int) -> int:
-    """How many of the top blocks to unfreeze where images are far from those of pretraining: three quarters."""
-    return max(1, round(0.75 * blocks))
+def depths(images: int, batch_size: int, blocks: int) -> tuple[Stage, ...]:
+    """Stages for cross-validation to choose from, shallow first: a sixth, half and three quarters of the blocks.
+
+    Args:
+        images: in the training part.
+        batch_size: images a step.
+        blocks: of the backbone.
+    """
+    numbers = sorted({max(1, round(share * blocks)) for share in (1 / 6, 1 / 2, 3 / 4)})
+    epochs = _epochs(80, images, batch_size)
+    return tuple(Stage(unfreeze=number, epochs=epochs, learning_rate=2e-4) for number in numbers)
+
+
+def _epochs(wanted_steps: int, images: int, batch_size: int) -> int:
+    """Small data need more passes to move as far: a number of steps, in 8 to 40 epochs."""
+    return min(40, max(8, math.ceil(wanted_steps / math.ceil(images / batch_size))))
 
 
 OF_STAGES = {

@@ -38,33 +38,19 @@ def set_seed_and_precision(settings: Train) -> None:
 
 
 def with_stages(config: Config, images: int) -> Config:
-    """The configuration with stages, if it names none, chosen from the number of training images.
-
-    Says which settings have no effect with them.
+    """The configuration with stages, if it names none, from the number of training images.
 
     Args:
         config: without `auto`.
         images: in the training part.
     """
-    if not config.stages:
-        pretrained, blocks = config.backbone.weights != "none", count_blocks(config.backbone.name)
-        batch = config.train.batch_size * config.train.gradient_accumulation_steps
-        how = {"pretrained": pretrained, "probed": starts_from_probe(config)}
-        stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
-        listed = ", ".join(f"unfreeze {s.unfreeze} for {s.epochs} epochs" for s in stages)
-        print(f"stages from the data: {listed or _why_none(images, blocks)}")
-        config = dataclasses.replace(config, stages=stages)
-    for key, why in suggest.settings_without_effect(config, images).items():
-        print(f"{key} has no effect: {why}")
-    return config
-
-
-def _why_none(images: int, blocks: int) -> str:
-    return (
-        f"none; with {images} images the linear probe is hard to beat. Where they are far from ImageNet's (hand signs, "
-        f"drawings, scans) try --stages.0.unfreeze={suggest.deep(blocks)} --stages.0.epochs=12 "
-        "--stages.0.learning_rate=2e-4"
-    )
+    if config.stages is not None:
+        return config
+    batch = config.train.batch_size * config.train.gradient_accumulation_steps
+    how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
+    blocks = count_blocks(config.backbone.name)
+    stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
+    return dataclasses.replace(config, stages=stages)
 
 
 def starts_from_probe(config: Config) -> bool:

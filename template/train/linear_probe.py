@@ -86,7 +86,12 @@ def fit_probe(
 
 
 def folds(
-    labels: np.ndarray, classes: int, seed: int, most_repeats: int = 1, groups: np.ndarray | None = None
+    labels: np.ndarray,
+    classes: int,
+    seed: int,
+    most_repeats: int = 1,
+    groups: np.ndarray | None = None,
+    most_folds: int = 5,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Stratified divisions for cross-validation, none of which parts a group or takes all of a class.
 
@@ -98,15 +103,16 @@ def folds(
         seed: another number, other folds.
         most_repeats: how often, at most, all are divided; once for 1,000 images and more.
         groups: [n], or None.
+        most_folds: how many a repeat has, unless a class has fewer images or groups.
 
     Returns:
-        (rows to learn from, rows to judge), 2 to 5 a repeat, in which every image is judged once. None if a class has
-        one image or group only, which cannot be held out and learned from.
+        (rows to learn from, rows to judge), 2 to `most_folds` a repeat, in which every image is judged once. None if a
+        class has one image or group only, which cannot be held out and learned from.
     """
     repeats = min(most_repeats, math.ceil(1000 / len(labels)))
     alone = groups is None or len(np.unique(groups)) == len(labels)
     held = np.arange(len(labels)) if alone else groups
-    most = min(5, *(len(np.unique(held[labels == label])) for label in range(classes)))
+    most = min(most_folds, *(len(np.unique(held[labels == label])) for label in range(classes)))
     if alone:
         divide = RepeatedStratifiedKFold(n_splits=most, n_repeats=repeats, random_state=seed) if most > 1 else None
         return list(divide.split(labels, labels)) if divide else []

@@ -94,7 +94,7 @@ def compile_stage(
         averaged: as in `create_optimizer`.
         saved: arrays of a checkpoint to go on from, or none.
     """
-    settings, saved = context.settings, saved or {}
+    saved = saved or {}
     trained = freeze(model, context.blocks, stage.unfreeze)
     print(f"  unfreeze {stage.unfreeze!r}: {trained:,} of {model.count_params():,} weights train")
     assign(model.variables, saved.get("model", model.variables))
@@ -104,16 +104,32 @@ def compile_stage(
         model, tensor, train, val, views=views, refresh=stage.refresh, cache=context.cache
     )
     penalise(model, stage, context.blocks, context.pretrained)
-    rate = create_schedule(stage, stage.epochs * steps(inputs, settings.batch_size))
-    optimizer = create_optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
-    if stage.layer_decay < 1:
-        apply_layer_decay(optimizer, network, stage.layer_decay, context.blocks)
-    counts = np.bincount(inputs.labels, minlength=model.output_shape[-1])
-    compile_for(network, optimizer, training_loss(settings, counts, context.class_names))
+    compile_network(network, stage, inputs, context, averaged=averaged)
     assign(network.optimizer.variables, saved.get("optimizer", network.optimizer.variables))
     begun = saved.get("begun") or [variable.numpy() for variable in model.variables]
     base = {"begun": begun, "before": saved.get("before") or network.get_weights()}
     return CompiledStage(model, network, inputs, held_out, stage, context, base)
+
+
+def compile_network(
+    network: keras.Model, stage: Stage, train: ArrayDataset, context: TrainContext, *, averaged: bool = True
+) -> None:
+    """Give what trains in a stage its optimizer, schedule and loss, as new.
+
+    Args:
+        network: the model, or the part of it above the frozen blocks.
+        stage: what to do with it.
+        train: what it takes: steps and class weights are its.
+        context: the rest.
+        averaged: as in `create_optimizer`.
+    """
+    settings = context.settings
+    rate = create_schedule(stage, stage.epochs * steps(train, settings.batch_size))
+    optimizer = create_optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
+    if stage.layer_decay < 1:
+        apply_layer_decay(optimizer, network, stage.layer_decay, context.blocks)
+    counts = np.bincount(train.labels, minlength=network.output_shape[-1])
+    compile_for(network, optimizer, training_loss(settings, counts, context.class_names))
 
 
 def compile_for(
@@ -174,16 +190,31 @@ def run_epochs(
         guard = TerminateOnNonFinite(
             compiled.model, functools.partial(_first_bad_batch, compiled, batches, schedules, checkpoint)
         )
-        network.fit(
-            batches(epochs),
-            initial_epoch=epochs.start,
-            epochs=epochs.stop,
-            steps_per_epoch=steps(compiled.train, settings.batch_size),
-            callbacks=[guard, *callbacks, *schedules, checkpoint],
-            shuffle=False,  # it already is
-            verbose=0,
-        )
+        _fit(compiled, batches(epochs), epochs, [guard, *callbacks, *schedules, checkpoint])
     network.optimizer.finalize_variable_values(network.trainable_variables)
+
+
+def train_once(compiled: CompiledStage) -> None:
+    """Train through all epochs of a stage, without a checkpoint or a look at validation; then take the EMA weights."""
+    network, state, epochs = compiled.network, TrainState(), range(compiled.stage.epochs)
+    mixing = mixing_of(compiled.context.settings, compiled.stage, 0, maps=compiled.takes_maps)
+    _fit(compiled, _batches(compiled, mixing, epochs), epochs, _schedule_callbacks(compiled, state))
+    network.optimizer.finalize_variable_values(network.trainable_variables)
+    update_statistics(compiled, epochs.stop)
+
+
+def _fit(
+    compiled: CompiledStage, batches: tf.data.Dataset, epochs: range, callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
+    compiled.network.fit(
+        batches,
+        initial_epoch=epochs.start,
+        epochs=epochs.stop,
+        steps_per_epoch=steps(compiled.train, compiled.context.settings.batch_size),
+        callbacks=callbacks,
+        shuffle=False,  # it already is
+        verbose=0,
+    )
 
 
 def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixing:

@@ -1,0 +1,160 @@
+"""How deep to fine-tune: cross-validation of each depth on cached activations.
+
+With few images a validation part cannot tell what a stage is worth: parts of 40 hand signs saw a gain of three points
+as -0.2 to 2.0 standard errors. Out of fold every training image counts. Each depth races against the best so far: what
+is behind after the first fold is given up (Maron and Moore 1993, "Hoeffding races").
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from .. import suggest
+from ..config import Config, Stage
+from ..data.batches import inference_batches
+from ..data.dataset import ArrayDataset, subset
+from ..evaluate.intervals import paired_z
+from ..model.blocks import find_blocks
+from ..train.features import FeatureCache
+from ..train.linear_probe import fit_probe, folds
+from ..train.one_stage import CompiledStage, TrainContext, assign, compile_network, compile_stage, train_once
+from ..train.select import per_image_losses
+from .auto import MAX_CV_IMAGES, probe_features, select_levels, starts_from_probe, with_stages
+
+NEEDED = 1.0
+"""Standard errors by which a depth must lead what is best before it, over all folds."""
+
+HOPELESS = -0.5
+"""Standard errors, so far behind, at which a race ends before its last fold."""
+
+FOLDS = 3
+"""As many trainings decide about a depth; more would cost more than the training that they decide about."""
+
+Fold = tuple[np.ndarray, np.ndarray]
+"""Rows to learn from, and rows to judge."""
+
+
+def choose_stages(
+    model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
+    cache: FeatureCache,
+) -> tuple[Config, dict[str, dict[str, float | None]]]:  # fmt: skip
+    """The configuration with stages, if it names none; says which, and which settings have no effect with them.
+
+    Where training begins with a linear probe on fewer than `MAX_CV_IMAGES` images, they are what cross-validation
+    prefers; else what `suggest.stages` says.
+
+    Args:
+        model: from `init_model`; its weights are the same afterwards.
+        base: its backbone.
+        config: without `auto`.
+        train: training images as they are.
+        augmented: the same, augmented.
+        cache: for features and activations.
+
+    Returns:
+        The configuration, and the out-of-fold losses of all depths, {"stages": {blocks: loss}}.
+    """
+    compared = {}
+    if config.stages is None and starts_from_probe(config) and len(train) < MAX_CV_IMAGES:
+        stages, losses = choose_depth(model, base, config, train, augmented, cache)
+        config, compared = dataclasses.replace(config, stages=stages), {"stages": losses} if losses else {}
+    elif config.stages is None:
+        config = with_stages(config, len(train))
+        listed = ", ".join(f"unfreeze {stage.unfreeze} for {stage.epochs} epochs" for stage in config.stages)
+        print(f"stages from the number of images: {listed or 'none'}")
+    for key, why in suggest.settings_without_effect(config, len(train)).items():
+        print(f"{key} has no effect: {why}")
+    return config, compared
+
+
+def choose_depth(
+    model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
+    cache: FeatureCache,
+) -> tuple[tuple[Stage, ...], dict[str, float | None]]:  # fmt: skip
+    """The stage that cross-validation prefers to the linear probe, if any, out of `suggest.depths`.
+
+    Deeper than what did not pay is not tried. Arguments as those of `choose_stages`.
+
+    Returns:
+        No stage or one, and the out-of-fold loss of each depth that was tried (calibrated cross-entropy in nats, 1 -
+        accuracy or 1 - macro F1, by `train.monitor`); None if it diverged.
+    """
+    divisions = folds(train.labels, model.output_shape[-1], config.train.seed, groups=train.groups, most_folds=FOLDS)
+    if not divisions:
+        print("stages: none; cross-validation is impossible, a class has one training image or group")
+        return (), {}
+    initial = [variable.numpy() for variable in model.variables]
+    context = TrainContext(find_blocks(model, config.backbone), (), config.train, cache, initial)
+    heads, best = _probes(base, config, train, divisions, cache)
+    monitored = per_image_losses(best, train.labels, config.train.monitor)
+    chosen, losses = (), {"0": round(float(monitored.mean()), 4)}
+    print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; trying deeper while it pays")
+    for stage in suggest.depths(len(train), config.train.batch_size, len(context.blocks.order)):
+        compiled = compile_stage(model, stage, [augmented], train, context)
+        logits, loss, z = _race(compiled, heads, divisions, best)
+        losses[str(stage.unfreeze)] = round(loss, 4) if math.isfinite(loss) else None
+        print(f"  {loss:.3f}, better by {z:.1f} standard errors")
+        if not z > NEEDED:
+            break
+        chosen, best = (stage,), logits
+    assign(model.variables, initial)
+    print(f"blocks to unfreeze = {chosen[0].unfreeze if chosen else 0}")
+    return chosen, losses
+
+
+def _probes(
+    base: keras.Model, config: Config, train: ArrayDataset, divisions: Sequence[Fold], cache: FeatureCache
+) -> tuple[list[list[np.ndarray]], np.ndarray]:
+    """Kernel and bias of a linear probe for each fold, and their out-of-fold logits [n, classes]."""
+    features, widths = select_levels(probe_features(base, config, [train], cache), config.head)
+    classes, heads = int(train.labels.max()) + 1, []
+    logits = np.empty((len(train), classes), np.float32)
+    for inside, outside in divisions:
+        groups = None if train.groups is None else train.groups[inside]
+        probe = fit_probe(features[:, inside], train.labels[inside], classes, config.train.seed, widths, 1, groups)
+        heads.append([probe.kernel, probe.bias])
+        logits[outside] = features[0, outside] @ probe.kernel + probe.bias
+    return heads, logits
+
+
+def _race(
+    compiled: CompiledStage, heads: Sequence[Sequence[np.ndarray]], divisions: Sequence[Fold], best: np.ndarray
+) -> tuple[np.ndarray, float, float]:
+    """Train a stage fold by fold, as long as it may still win.
+
+    Args:
+        compiled: on all training images, with them as they are for validation.
+        heads: to start from, one a fold.
+        divisions: folds.
+        best: out-of-fold logits of what is best so far.
+
+    Returns:
+        Its out-of-fold logits; their mean loss, infinite if it diverged; and by how many standard errors they are
+        better. The last two on the images that were judged before it was given up.
+    """
+    logits, judged, monitor = np.empty_like(best), np.empty(0, np.int64), compiled.context.settings.monitor
+    # Once, for it takes as long as a fold to trace it: all folds are of nearly one size.
+    compile_network(compiled.network, compiled.stage, subset(compiled.train, divisions[0][0]), compiled.context)
+    initial = [variable.numpy() for variable in compiled.network.optimizer.variables]
+    for (inside, outside), head in zip(divisions, heads, strict=True):
+        assign(compiled.model.variables, compiled.context.pretrained)
+        assign(compiled.network.optimizer.variables, initial)
+        compiled.model.get_layer("logits").set_weights(head)
+        train_once(dataclasses.replace(compiled, train=subset(compiled.train, inside)))
+        logits[outside] = _predict(compiled, outside)
+        judged = np.append(judged, outside)
+        held_out = subset(compiled.val, judged)
+        mine, others = (per_image_losses(each[judged], held_out.labels, monitor) for each in (logits, best))
+        z = paired_z(mine, others, groups=held_out.groups)
+        if not z > HOPELESS:
+            break
+    return logits, float(np.nan_to_num(mine, nan=np.inf).mean()), z
+
+
+def _predict(compiled: CompiledStage, rows: np.ndarray) -> np.ndarray:
+    """Logits of validation images."""
+    batches = inference_batches(subset(compiled.val, rows), compiled.context.settings.batch_size)
+    return np.asarray(compiled.network.predict(batches, verbose=0), np.float32)[: len(rows)]

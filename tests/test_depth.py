@@ -1,0 +1,188 @@
+"""Cross-validation chooses how deep to fine-tune: by images that no fold has learned, and only if it clearly pays."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from template.config import Augment, Backbone, Config, Data, Stage, Train
+from template.data.dataset import ArrayDataset
+from template.model.backbones import build_backbone
+from template.model_selection import depth as module
+from template.model_selection.auto import init_model
+from template.model_selection.depth import choose_depth, choose_stages
+from template.runs import Timer
+from template.train.features import FeatureCache
+
+SIZE, N = 16, 30
+STAGES = (Stage(unfreeze=1, epochs=2), Stage(unfreeze=2, epochs=2))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, shallow) -> keras.Model:
+    """A network whose activations are normalised, as those of a pretrained one are."""
+    keras.utils.set_random_seed(0)
+    base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
+    for layer in base.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    base(coloured().read(0, np.arange(N)).astype("float32"), training=True)
+    return base
+
+
+@pytest.fixture(autouse=True)
+def two_depths(monkeypatch):
+    monkeypatch.setattr(module.suggest, "depths", lambda *_: STAGES)
+
+
+def coloured() -> ArrayDataset:
+    """Noise whose mean colour tells the class, but not well. Images of one group have the same label."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(N) % 3
+    pixels = generator.integers(0, 150, (N, SIZE, SIZE, 3)).astype(np.uint8)
+    pixels[np.arange(N), :, :, labels] += generator.integers(0, 4, N).astype(np.uint8)[:, None, None]
+    return ArrayDataset(lambda _, rows: pixels[rows], labels, "coloured", groups=np.arange(N) % 15)
+
+
+@pytest.fixture
+def chosen(base, tmp_path):
+    """Chooses for `coloured`, and returns what was chosen, the losses, and the model."""
+
+    def choose(function=choose_depth, **train):
+        data = Data(path="nowhere", image_size=SIZE, resize="crop")
+        backbone = Backbone(name="tiny", weights="a file")
+        config = Config(data=data, backbone=backbone, augment=Augment(hflip=False), train=Train(**train))
+        cache = FeatureCache(tmp_path / "cache", 1e9, batch_size=8, clock=Timer())
+        model = init_model(base, config, [coloured()], cache)
+        before = model.get_weights()
+        result = function(model, base, config, coloured(), coloured(), cache)
+        for old, new in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+        return result
+
+    return choose
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Sets how good the logits are with which each depth predicts, and returns what was trained and predicted."""
+    seen = []
+
+    def quality(*of_depths: float):
+        def train_once(compiled):
+            seen.append((compiled.stage.unfreeze, compiled.train.groups, []))
+
+        def predict(compiled, rows):
+            labels = compiled.val.labels[rows]
+            seen[-1][2].append(compiled.val.groups[rows])
+            right = np.eye(3)[labels] * of_depths[compiled.stage.unfreeze - 1]
+            return (right + np.random.default_rng(1).normal(0, 1, right.shape)).astype(np.float32)
+
+        monkeypatch.setattr(module, "train_once", train_once)
+        monkeypatch.setattr(module, "_predict", predict)
+        return seen
+
+    return quality
+
+
+def test_deeper_while_it_pays(chosen, trained):
+    trained(4.0, 8.0)
+    stages, losses = chosen()
+    assert stages == STAGES[1:] and list(losses) == ["0", "1", "2"]
+    assert losses["2"] < losses["1"] < losses["0"]
+
+
+def test_what_pays_no_more_is_not_kept(chosen, trained):
+    trained(6.0, 6.0)
+    stages, losses = chosen()
+    assert stages == STAGES[:1] and len(losses) == 3
+
+
+def test_deeper_than_what_does_not_pay_is_not_tried(chosen, trained):
+    seen = trained(-3.0, 8.0)
+    stages, losses = chosen()
+    assert stages == () and list(losses) == ["0", "1"]
+    assert len(seen) == 1, "the first fold says enough"
+
+
+def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
+    def train_once(compiled):
+        compiled.model.get_layer("logits").bias.assign([np.nan] * 3)
+
+    monkeypatch.setattr(module, "train_once", train_once)
+    stages, losses = chosen()
+    assert stages == () and losses["1"] is None
+    assert "inf, better by -inf" in capsys.readouterr().out
+
+
+def test_no_fold_has_learned_what_it_judges(chosen, trained):
+    seen = trained(0.9, 0.9)
+    chosen()
+    assert len(seen) > 1
+    for _, learned, (judged,) in seen:
+        assert not set(learned) & set(judged), "images of one group are in both"
+
+
+def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, monkeypatch, base):
+    starts, kernels = [], []
+
+    def train_once(compiled):
+        starts.append([value.copy() for value in compiled.model.get_weights()])
+        kernels.append(starts[-1][-2])
+        for variable in compiled.model.trainable_variables:
+            variable.assign(variable + 1.0)
+        for variable in compiled.network.optimizer.variables:
+            assert not np.any(variable.numpy()) or "learning_rate" in variable.path, variable.path
+            variable.assign(variable + 1)
+
+    monkeypatch.setattr(module, "train_once", train_once)
+    monkeypatch.setattr(module, "HOPELESS", -np.inf)
+    chosen()
+    assert len(starts) == 3
+    for start in starts[1:]:
+        for old, new in zip(starts[0][:-2], start[:-2], strict=True):
+            np.testing.assert_array_equal(old, new)
+    assert not any(np.array_equal(kernels[0], kernel) for kernel in kernels[1:])
+
+
+def test_real_training_of_a_fold_ends_with_weights_that_predict_what_it_says(chosen, monkeypatch):
+    monkeypatch.setattr(module, "HOPELESS", -np.inf)
+    said = []
+    real = module._predict
+    monkeypatch.setattr(module, "_predict", lambda *how: said.append(real(*how)) or said[-1])
+    _, losses = chosen()
+    assert len(said) >= 3 and sum(map(len, said[:3])) == N
+    assert all(np.isfinite(each).all() for each in said) and all(np.isfinite(loss) for loss in losses.values())
+
+
+def test_a_recipe_with_stages_keeps_them_and_one_without_any_too(chosen, trained):
+    seen = trained(8.0, 8.0)
+
+    def given(stages):
+        return lambda model, base, config, *rest: choose_stages(
+            model, base, dataclasses.replace(config, stages=stages), *rest
+        )
+
+    for stages in ((), STAGES[:1]):
+        config, compared = chosen(given(stages))
+        assert config.stages == stages and compared == {}
+    assert not seen
+    config, compared = chosen(choose_stages)
+    assert config.stages == STAGES[:1] or config.stages == STAGES[1:]
+    assert list(compared) == ["stages"] and seen
+
+
+def test_many_images_are_not_cross_validated(chosen, trained, monkeypatch, capsys):
+    seen = trained(8.0, 8.0)
+    monkeypatch.setattr(module, "MAX_CV_IMAGES", N)
+    config, compared = chosen(choose_stages)
+    assert config.stages == () and compared == {} and not seen
+    assert "stages from the number of images: none" in capsys.readouterr().out
+
+
+def test_a_class_of_one_image_is_said_and_the_probe_stays(chosen, monkeypatch, capsys):
+    monkeypatch.setattr(module, "folds", lambda *_, **__: [])
+    assert chosen() == ((), {})
+    assert "a class has one training image" in capsys.readouterr().out
