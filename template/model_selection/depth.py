@@ -27,8 +27,8 @@ from .auto import MAX_CV_IMAGES, probe_features, select_levels, starts_from_prob
 NEEDED = 1.0
 """Standard errors by which a depth must lead what is best before it, over all folds."""
 
-HOPELESS = -0.5
-"""Standard errors, so far behind, at which a race ends before its last fold."""
+HOPELESS = 0.0
+"""Standard errors by which a depth must lead after each fold, for the race to go on."""
 
 FOLDS = 3
 """As many trainings decide about a depth; more would cost more than the training that they decide about."""
