@@ -98,22 +98,25 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         return _predict(model, examples.take(parts.rows(part)), views[part], config, cache, again=part == "val")
 
     _print_found(config, examples, folder)
-    config, base, model, choices = _choose(config, parts, cache, clock)
-    _record(config, choices, examples, folder)
+    config, base, model, choices = _choose(config, parts, cache)
     with clock("decode"):
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
+    train, augmented = parts.plain("train", config.data), parts.augmented("train", config)
+    config, depths = choose_stages(model, base, config, train, augmented, cache)
+    set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
+    _record(config, choices | depths, examples, folder)
     initial = [variable.numpy() for variable in model.variables]
     with clock("audit"):
         _audit(examples, facts, config, folder)
     with clock("diagnosis"):
-        train, val = (parts.plain(name, config.data) for name in ("train", "val"))
+        val = parts.plain("val", config.data)
         curve = learning_curve(model, base, config, train, val, cache) if starts_from_probe(config) else None
     predictions = {"probe": predicted("val")} if starts_from_probe(config) else {}
     blocks = find_blocks(model, config.backbone)
     context = TrainContext(blocks, config.stages, config.train, cache, initial, examples.class_names)
     if config.stages:
         _print_class_weights(config.train, train.labels, examples.class_names)
-    state = fit(model, parts.augmented("train", config), val, context, folder)
+    state = fit(model, augmented, val, context, folder)
     predictions["val"] = predicted("val") if config.stages else predictions["probe"]
     chosen = strip_training_layers(model).get_weights()
     if suggest.refits(config, sum(counts.values())):
@@ -122,7 +125,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
             assign(model.variables, initial)
             if starts_from_probe(config):
                 init_head_from_probe(model, base, config, [train], cache, val)
-            refit(model, [parts.augmented(name, config) for name in ("train", "val")], state.plan, context, folder)
+            refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
     predictions["test"] = predicted("test")
     if not counts["test"]:  # what the report shows beside the predictions of validation is of the network they are of
@@ -145,24 +148,15 @@ def _predict(
         return predict_tta(model, examples, views, config)
 
 
-def _choose(
-    config: Config, parts: Parts, cache: FeatureCache, clock: runs.Timer
-) -> tuple[Config, keras.Model, keras.Model, dict]:
-    """All that cross-validation chooses: the configuration, the backbone, a model to start from, and the choices."""
-    images = functools.partial(parts.plain, "train")
-    with clock("probe"):
+def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, keras.Model, keras.Model, dict]:
+    """What linear probes choose: the configuration without `auto`, its backbone, a model to start from, and why."""
+    with cache.clock("probe"):
         set_seed_and_precision(config.train)
+        images = functools.partial(parts.plain, "train")
         config, networks = choose_backbone(config, images, cache)
         config, base, settings = resolve_auto(config, images, cache)
-        # Once more: a resumed run has nothing to choose, and must draw the same numbers from here on.
-        set_seed_and_precision(config.train)
-        model = init_model(base, config, [images(config.data)], cache)
-    with clock("depth"):
-        config, stages = choose_stages(
-            model, base, config, images(config.data), parts.augmented("train", config), cache
-        )
-    set_seed_and_precision(config.train)
-    return config, base, model, networks | settings | stages
+        set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
+        return config, base, init_model(base, config, [images(config.data)], cache), networks | settings
 
 
 def _print_device(config: Config) -> None:

@@ -59,7 +59,8 @@ def choose_stages(
     """
     compared = {}
     if config.stages is None and starts_from_probe(config) and len(train) < MAX_CV_IMAGES:
-        stages, losses = choose_depth(model, base, config, train, augmented, cache)
+        with cache.clock("depth"):
+            stages, losses = choose_depth(model, base, config, train, augmented, cache)
         config, compared = dataclasses.replace(config, stages=stages), {"stages": losses} if losses else {}
     elif config.stages is None:
         config = with_stages(config, len(train))
