@@ -347,15 +347,15 @@ def test_a_run_ends_as_if_nothing_had_happened_when_its_images_and_the_cache_go_
     given_parts, one, tmp_path, monkeypatch
 ):
     """What was decoded is enough: for the whole view of what is predicted, for slices, galleries and report."""
-    path, begin, whole = tmp_path / "images", recipe.init_model, one
+    path, choose, whole = tmp_path / "images", recipe.choose_stages, one
     shutil.copytree(given_parts[0], path)
 
     def last_seen(*how):
         path.rename(tmp_path / "an unplugged drive")
         shutil.rmtree(tmp_path / "cache")
-        return begin(*how)
+        return choose(*how)
 
-    monkeypatch.setattr(recipe, "init_model", last_seen)
+    monkeypatch.setattr(recipe, "choose_stages", last_seen)
     done = train_without_plots(all_views(path), tmp_path / "run")
     assert not path.exists() and not list((tmp_path / "cache").glob("pixels-*"))
     assert done.test.logits.tobytes() == whole.test.logits.tobytes()
