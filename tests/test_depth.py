@@ -107,6 +107,17 @@ def test_deeper_than_what_does_not_pay_is_not_tried(chosen, trained):
     assert len(seen) == 1, "the first fold says enough"
 
 
+@pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, 0.5, False)])
+def test_with_images_enough_the_first_depth_is_kept_unless_it_is_clearly_worse(
+    chosen, trained, monkeypatch, enough, z, kept
+):
+    seen = trained(1.0, 1.0)
+    monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
+    assert chosen()[0] == STAGES[: int(kept)]
+    assert {unfrozen for unfrozen, *_ in seen} == {1}, "deeper is tried after what pays, and only then"
+
+
 def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
     def train_once(compiled):
         compiled.model.get_layer("logits").bias.assign([np.nan] * 3)
@@ -138,7 +149,7 @@ def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, 
             variable.assign(variable + 1)
 
     monkeypatch.setattr(module, "train_once", train_once)
-    monkeypatch.setattr(module, "HOPELESS", -np.inf)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.1)
     chosen()
     assert len(starts) == 3
     for start in starts[1:]:
@@ -148,7 +159,7 @@ def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, 
 
 
 def test_real_training_of_a_fold_ends_with_weights_that_predict_what_it_says(chosen, monkeypatch):
-    monkeypatch.setattr(module, "HOPELESS", -np.inf)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.1)
     said = []
     real = module._predict
     monkeypatch.setattr(module, "_predict", lambda *how: said.append(real(*how)) or said[-1])

@@ -24,11 +24,13 @@ from ..train.one_stage import CompiledStage, TrainContext, assign, compile_netwo
 from ..train.select import per_image_losses
 from .auto import MAX_CV_IMAGES, probe_features, select_levels, starts_from_probe, with_stages
 
-NEEDED = 1.0
-"""Standard errors by which a depth must lead what is best before it, over all folds."""
+ENOUGH_IMAGES = 200
+"""From so many training images on, unfreezing the top sixth pays more often than not (a probe of several levels, which
+says that the images are far from ImageNet's, excepted): it is kept unless it is worse by a standard error."""
 
-HOPELESS = 0.0
-"""Standard errors by which a depth must lead after each fold, for the race to go on."""
+PAYS, PAYS_PLAINLY = 1.0, 2.0
+"""Standard errors by which a depth must lead the one before it: the first, where images are fewer, and every deeper one,
+which loses more where it loses. None is tried after one that did not pay."""
 
 FOLDS = 3
 """As many trainings decide about a depth; more would cost more than the training that they decide about."""
@@ -93,14 +95,17 @@ def choose_depth(
     monitored = per_image_losses(best, train.labels, config.train.monitor)
     chosen, losses = (), {"0": round(float(monitored.mean()), 4)}
     print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; trying deeper while it pays")
+    needed = -PAYS if len(train) >= ENOUGH_IMAGES and config.head.feature_levels == 1 else PAYS
     for stage in suggest.depths(len(train), config.train.batch_size, len(context.blocks.order)):
         compiled = compile_stage(model, stage, [augmented], train, context)
         logits, loss, z = _race(compiled, heads, divisions, best)
         losses[str(stage.unfreeze)] = round(loss, 4) if math.isfinite(loss) else None
         print(f"  {loss:.3f}, better by {z:.1f} standard errors")
-        if not z > NEEDED:
+        if z > needed:
+            chosen, best = (stage,), logits
+        if not z > max(PAYS, needed):
             break
-        chosen, best = (stage,), logits
+        needed = PAYS_PLAINLY
     assign(model.variables, initial)
     print(f"blocks to unfreeze = {chosen[0].unfreeze if chosen else 0}")
     return chosen, losses
@@ -124,7 +129,7 @@ def _probes(
 def _race(
     compiled: CompiledStage, heads: Sequence[Sequence[np.ndarray]], divisions: Sequence[Fold], best: np.ndarray
 ) -> tuple[np.ndarray, float, float]:
-    """Train a stage fold by fold, as long as it may still win.
+    """Train a stage fold by fold, as long as it leads.
 
     Args:
         compiled: on all training images, with them as they are for validation.
@@ -134,7 +139,7 @@ def _race(
 
     Returns:
         Its out-of-fold logits; their mean loss, infinite if it diverged; and by how many standard errors they are
-        better. The last two on the images that were judged before it was given up.
+        better, of the images that were judged before it was given up.
     """
     logits, judged, monitor = np.empty_like(best), np.empty(0, np.int64), compiled.context.settings.monitor
     # Once, for it takes as long as a fold to trace it: all folds are of nearly one size.
@@ -150,7 +155,7 @@ def _race(
         held_out = subset(compiled.val, judged)
         mine, others = (per_image_losses(each[judged], held_out.labels, monitor) for each in (logits, best))
         z = paired_z(mine, others, groups=held_out.groups)
-        if not z > HOPELESS:
+        if not z > 0:
             break
     return logits, float(np.nan_to_num(mine, nan=np.inf).mean()), z
 
