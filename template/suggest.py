@@ -47,7 +47,7 @@ def depths(images: int, batch_size: int, blocks: int) -> tuple[Stage, ...]:
         batch_size: images a step.
         blocks: of the backbone.
     """
-    numbers = sorted({max(1, round(share * blocks)) for share in (1 / 6, 1 / 2, 3 / 4)})
+    numbers = sorted({max(1, round(blocks / 6)), max(1, blocks // 2), max(1, round(0.75 * blocks))})
     epochs = _epochs(80, images, batch_size)
     return tuple(Stage(unfreeze=number, epochs=epochs, learning_rate=2e-4) for number in numbers)
 

@@ -10,7 +10,7 @@ from template.config import TTA, Augment, Backbone, Config, Data, Evaluate, Head
 from template.data.dataset import ArrayDataset
 from template.model.backbones import BACKBONES
 from template.model_selection.depth import choose_stages
-from template.suggest import OF_STAGES, refits, settings_without_effect, stages
+from template.suggest import OF_STAGES, depths, refits, settings_without_effect, stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
@@ -195,3 +195,10 @@ def test_a_run_says_so_before_it_starts(capsys):
 
 def never(*_):
     raise AssertionError("there is nothing to look at")
+
+
+@pytest.mark.parametrize(("blocks", "numbers"), [(1, [1]), (3, [1, 2]), (7, [1, 3, 5]), (13, [2, 6, 10])])
+def test_depths_are_a_sixth_half_and_three_quarters(blocks, numbers):
+    found = depths(200, 32, blocks)
+    assert [stage.unfreeze for stage in found] == numbers
+    assert {(stage.epochs, stage.learning_rate) for stage in found} == {(12, 2e-4)}

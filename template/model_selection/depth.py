@@ -29,8 +29,8 @@ ENOUGH_IMAGES = 200
 says that the images are far from ImageNet's, excepted): it is kept unless it is worse by a standard error."""
 
 PAYS, PAYS_PLAINLY = 1.0, 2.0
-"""Standard errors by which a depth must lead the one before it: the first, where images are fewer, and every deeper one,
-which loses more where it loses. None is tried after one that did not pay."""
+"""Standard errors by which a depth must lead the one before it: the first, where images are fewer, and every deeper one
+(they lose more where they lose). None is tried after one that did not pay."""
 
 FOLDS = 3
 """As many trainings decide about a depth; more would cost more than the training that they decide about."""
