@@ -102,18 +102,19 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     with clock("decode"):
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
     train, augmented = parts.plain("train", config.data), parts.augmented("train", config)
-    config, depths = choose_stages(model, base, config, train, augmented, cache)
+    initial = [variable.numpy() for variable in model.variables]
+    blocks = find_blocks(model, config.backbone)
+    context = TrainContext(blocks, (), config.train, cache, initial, examples.class_names)
+    config, depths = choose_stages(model, base, config, train, augmented, context)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
     _record(config, choices | depths, examples, folder)
-    initial = [variable.numpy() for variable in model.variables]
     with clock("audit"):
         _audit(examples, facts, config, folder)
     with clock("diagnosis"):
         val = parts.plain("val", config.data)
         curve = learning_curve(model, base, config, train, val, cache) if starts_from_probe(config) else None
     predictions = {"probe": predicted("val")} if starts_from_probe(config) else {}
-    blocks = find_blocks(model, config.backbone)
-    context = TrainContext(blocks, config.stages, config.train, cache, initial, examples.class_names)
+    context = dataclasses.replace(context, stages=config.stages)
     if config.stages:
         _print_class_weights(config.train, train.labels, examples.class_names)
     state = fit(model, augmented, val, context, folder)

@@ -10,11 +10,13 @@ from keras import layers
 from template.config import Augment, Backbone, Config, Data, Stage, Train
 from template.data.dataset import ArrayDataset
 from template.model.backbones import build_backbone
+from template.model.blocks import find_blocks
 from template.model_selection import depth as module
 from template.model_selection.auto import init_model
 from template.model_selection.depth import choose_depth, choose_stages
 from template.runs import Timer
 from template.train.features import FeatureCache
+from template.train.one_stage import TrainContext
 
 SIZE, N = 16, 30
 STAGES = (Stage(unfreeze=1, epochs=2), Stage(unfreeze=2, epochs=2))
@@ -56,8 +58,9 @@ def chosen(base, tmp_path):
         config = Config(data=data, backbone=backbone, augment=Augment(hflip=False), train=Train(**train))
         cache = FeatureCache(tmp_path / "cache", 1e9, batch_size=8, clock=Timer())
         model = init_model(base, config, [coloured()], cache)
-        before = model.get_weights()
-        result = function(model, base, config, coloured(), coloured(), cache)
+        before, initial = model.get_weights(), [variable.numpy() for variable in model.variables]
+        context = TrainContext(find_blocks(model, backbone), (), config.train, cache, initial, ("a", "b", "c"))
+        result = function(model, base, config, coloured(), coloured(), context)
         for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
         return result
@@ -163,7 +166,7 @@ def test_real_training_of_a_fold_ends_with_weights_that_predict_what_it_says(cho
     said = []
     real = module._predict
     monkeypatch.setattr(module, "_predict", lambda *how: said.append(real(*how)) or said[-1])
-    _, losses = chosen()
+    _, losses = chosen(class_weights={"b": 2.0})
     assert len(said) >= 3 and sum(map(len, said[:3])) == N
     assert all(np.isfinite(each).all() for each in said) and all(np.isfinite(loss) for loss in losses.values())
 

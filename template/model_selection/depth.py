@@ -17,7 +17,6 @@ from ..config import Config, Stage
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
-from ..model.blocks import find_blocks
 from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe, folds
 from ..train.one_stage import CompiledStage, TrainContext, assign, compile_network, compile_stage, train_once
@@ -41,7 +40,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 def choose_stages(
     model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
-    cache: FeatureCache,
+    context: TrainContext,
 ) -> tuple[Config, dict[str, dict[str, float | None]]]:  # fmt: skip
     """The configuration with stages, if it names none; says which, and which settings have no effect with them.
 
@@ -54,15 +53,15 @@ def choose_stages(
         config: without `auto`.
         train: training images as they are.
         augmented: the same, augmented.
-        cache: for features and activations.
+        context: of the model, without stages.
 
     Returns:
         The configuration, and the out-of-fold losses of all depths, {"stages": {blocks: loss}}.
     """
     compared = {}
     if config.stages is None and starts_from_probe(config) and len(train) < MAX_CV_IMAGES:
-        with cache.clock("depth"):
-            stages, losses = choose_depth(model, base, config, train, augmented, cache)
+        with context.cache.clock("depth"):
+            stages, losses = choose_depth(model, base, config, train, augmented, context)
         config, compared = dataclasses.replace(config, stages=stages), {"stages": losses} if losses else {}
     elif config.stages is None:
         config = with_stages(config, len(train))
@@ -75,7 +74,7 @@ def choose_stages(
 
 def choose_depth(
     model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
-    cache: FeatureCache,
+    context: TrainContext,
 ) -> tuple[tuple[Stage, ...], dict[str, float | None]]:  # fmt: skip
     """The stage that cross-validation prefers to the linear probe, if any, out of `suggest.depths`.
 
@@ -89,9 +88,7 @@ def choose_depth(
     if not divisions:
         print("stages: none; cross-validation is impossible, a class has one training image or group")
         return (), {}
-    initial = [variable.numpy() for variable in model.variables]
-    context = TrainContext(find_blocks(model, config.backbone), (), config.train, cache, initial)
-    heads, best = _probes(base, config, train, divisions, cache)
+    heads, best = _probes(base, config, train, divisions, context.cache)
     monitored = per_image_losses(best, train.labels, config.train.monitor)
     chosen, losses = (), {"0": round(float(monitored.mean()), 4)}
     print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; trying deeper while it pays")
@@ -106,7 +103,7 @@ def choose_depth(
         if not z > max(PAYS, needed):
             break
         needed = PAYS_PLAINLY
-    assign(model.variables, initial)
+    assign(model.variables, context.pretrained)
     print(f"blocks to unfreeze = {chosen[0].unfreeze if chosen else 0}")
     return chosen, losses
 
