@@ -14,10 +14,17 @@ from scipy.ndimage import binary_opening
 from template import runs
 from template.config import RESIDUAL, Backbone, Config, Data, Head, to_toml
 from template.deploy.predictor import load_run, save_model
-from template.model.backbones import BACKBONES, build_backbone, with_stochastic_depth
+from template.model.backbones import BACKBONES, build_backbone
 from template.model.blocks import boundary, find_blocks, freeze
 from template.model.build import build
-from template.model.layers import DropBlock, DropConnect, StochasticDepth, renormalise, strip_training_layers
+from template.model.layers import (
+    DropBlock,
+    DropConnect,
+    StochasticDepth,
+    renormalise,
+    strip_training_layers,
+    with_stochastic_depth,
+)
 from template.train.callbacks import DropBlockSchedule
 from template.train.features import split_model
 

@@ -18,7 +18,7 @@ from keras import KerasTensor, layers, ops
 from ..config import Backbone, ConfigError
 from .efficientnet_lite import efficientnet_lite
 from .hub import count_hub_blocks, hub_backbone
-from .layers import StochasticDepth, renormalise, take_weights
+from .layers import renormalise, with_stochastic_depth
 from .weights import WeightsError, arrays_held, explained, load_file, standardises
 
 
@@ -266,42 +266,3 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
     return with_stochastic_depth(backbone, settings.stochastic_depth)
-
-
-def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Model:
-    """Replace dropout by `StochasticDepth`, and add it to residual branches; the network itself if nothing changes.
-
-    Dropout of the network itself becomes `StochasticDepth`, which is inactive while it is frozen. With a rate, residual
-    branches are dropped too: Huang et al. 2016, "Deep networks with stochastic depth", with its linear rule: of L
-    branches, the l-th from below is dropped with probability rate * l / L, for each image anew, and scaled up where it
-    is not. Preprocessing layers compute in float32, in mixed precision too: bfloat16 has fewer values than pixels.
-
-    Args:
-        network: with a rate, each of its Add layers takes the shortcut and the branch, in this order.
-        rate: of the top branch, in [0, 1).
-
-    Returns:
-        A copy with the same weights, or the network.
-    """
-    stem = next(i for i, x in enumerate(network.layers) if x.weights and not isinstance(x, layers.Normalization))
-    prepare = network.layers[1:stem]  # 0 is the input
-    adds = [layer.name for layer in network.layers if isinstance(layer, layers.Add)] if rate else []
-    drops = any(isinstance(layer, layers.Dropout) for layer in network.layers)
-    if not adds and not drops and all(layer.compute_dtype == "float32" for layer in prepare):
-        return network
-
-    def clone(layer: layers.Layer) -> layers.Layer:
-        kind = StochasticDepth if isinstance(layer, layers.Dropout) else type(layer)
-        return kind.from_config(layer.get_config() | ({"dtype": "float32"} if layer in prepare else {}))
-
-    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
-        if layer.name not in adds:
-            return layer(*args, **kwargs)
-        shortcut, branch = args[0]
-        linear = rate * (adds.index(layer.name) + 1) / len(adds)
-        drop = StochasticDepth(linear, noise_shape=(None, 1, 1, 1), name=f"{layer.name}_drop")
-        return layer([shortcut, drop(branch)], **kwargs)
-
-    copy = keras.models.clone_model(network, clone_function=clone, call_function=call)
-    take_weights(copy, network)
-    return copy
