@@ -8,12 +8,12 @@ from conftest import image
 
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.dataset import ArrayDataset, eval_dataset
-from template.diagnose import baselines, forecast
+from template.diagnose import baselines, forecast, preflight
 from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone
 from template.model.blocks import find_blocks
 from template.model.build import attach, build
-from template.model_selection.auto import count_forward_passes, head_inputs, probe_features, probe_views
+from template.model_selection.auto import count_forward_passes, count_probes, head_inputs, probe_features, probe_views
 from template.runs import Timer
 from template.train import linear_probe as probe
 from template.train.features import FeatureCache
@@ -45,7 +45,7 @@ def store(tmp_path, monkeypatch) -> FeatureCache:
 
 PRETRAINED = Config(
     data=Data(image_size=SIZE), backbone=Backbone(name="tiny", weights="given.h5"), train=Train(batch_size=16),
-    augment=Augment(policy="light", hflip=True),
+    augment=Augment(policy="light", hflip=True), stages=(),
 )  # fmt: skip
 
 
@@ -126,6 +126,15 @@ def test_looks_counts_what_choose_and_begin_send_through_the_network():
         "a thousand vote, and are no part that training looks at"
     )
     assert count_forward_passes(Config(backbone=Backbone(name="tiny", weights="none")), 300) == 0
+    assert count_probes(voting) == 1 + 1 + 2 + 1 + 1 + 1 + 1, "the first option of each once, the others, and a refit"
+
+
+def test_every_network_that_auto_compares_takes_its_own_time(monkeypatch):
+    monkeypatch.setattr(forecast, "seconds_per_image", lambda network, *_: network.count_params())
+    expected = build_backbone(Backbone(name="tiny", weights="none"), SIZE).count_params() * 2 * 40
+    other = Backbone(name="tiny", weights="none")
+    monkeypatch.setattr(preflight, "build_backbone", lambda _, size: build_backbone(other, size))
+    assert preflight._of_candidate(PRETRAINED, PRETRAINED.backbone, coloured(40, 0)) == expected
 
 
 def test_a_forecast_adds_up():
@@ -136,9 +145,9 @@ def test_a_forecast_adds_up():
     seconds = forecast.forecast(config, counts, 0.2, [(stage, pace)])
     assert seconds == {
         "probe": pytest.approx(0.2 * 100),
-        "stage 1": pytest.approx(5 + 0.1 * (4 * 100 + 50) + 10 * (0.02 * 100 + 0.01 * 50)),
-        "refit": pytest.approx(0.2 * 50 + 5 + 0.1 * 4 * 50 + 10 * 0.02 * 150),
-        "evaluation": pytest.approx(0.2 * 2 * (50 + 50 + 30)),
+        "stage 1": pytest.approx(5 + 0.1 * 4 * 100 + 10 * (0.02 * 100 + 0.01 * 50)),
+        "refit": pytest.approx(5 + 0.1 * 4 * 50 + 10 * 0.02 * 150),
+        "evaluation": pytest.approx(0.2 * (2 * (50 + 30) + 100)),
     }
     few = forecast.forecast(config, counts | {"train": 6000}, 0.2, [(stage, pace)])
     assert "refit" not in few

@@ -15,6 +15,7 @@ from ..suggest import refits, uses_hflip
 from ..train.features import inference, split_model
 from ..train.one_stage import compile_for
 from ..train.optimizers import create_optimizer, create_schedule
+from .baselines import FEW
 
 BATCHES = 3
 
@@ -60,7 +61,8 @@ def measure_stage(
 def forecast(
     config: Config, counts: dict[str, int], per_image: float, stages: Sequence[tuple[Stage, StageTiming]]
 ) -> dict[str, float]:
-    """Seconds of each phase of a run in which no stage stops early and nothing is found from an earlier one.
+    """Seconds of passes through the network in each phase of a run in which no stage stops early and nothing is found
+    from an earlier one.
 
     Args:
         config: with its `auto`, which may turn out to be what takes longest.
@@ -72,15 +74,17 @@ def forecast(
     views = 1 + config.tta.full_image + bool(config.tta.center_zoom)
     views *= 2 if uses_hflip(config) else 1
     seconds = {"probe": per_image * count_forward_passes(config, train)}
-    again = per_image * (count_forward_passes(config, train + val) - count_forward_passes(config, train))
+    again = 0.0
     for number, (stage, pace) in enumerate(stages, start=1):
         cached = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         epoch = pace.training * train + pace.validation * val
-        seconds[f"stage {number}"] = pace.start + pace.below * (cached * train + val) + stage.epochs * epoch
+        seconds[f"stage {number}"] = pace.start + pace.below * cached * train + stage.epochs * epoch
         again += pace.start + pace.below * cached * val + stage.epochs * pace.training * (train + val)
     if refits(config, train + val + test):
         seconds["refit"] = again
-    seconds["evaluation"] = per_image * views * ((1 + bool(stages)) * val + test)
+    # Validation images once, before the stages; and after them where nothing was frozen.
+    times = 1 + any(not pace.below for _, pace in stages)
+    seconds["evaluation"] = per_image * (views * (times * val + test) + min(train, FEW))
     return seconds
 
 

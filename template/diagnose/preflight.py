@@ -5,7 +5,7 @@ it computes, a run finds.
 """
 
 import dataclasses
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -13,15 +13,19 @@ import numpy as np
 from PIL import Image
 
 from .. import runs
-from ..config import Config, Stage
+from ..config import Backbone, Config, Stage
 from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import PARTS, DataError, Examples
 from ..data.images.load import BadImageError, load
-from ..data.load import load_data
+from ..data.load import Parts, load_data
+from ..model.at_hand import candidates
 from ..model.backbones import build_backbone
 from ..model.blocks import boundary, find_blocks, freeze
 from ..model.build import attach
 from ..model_selection.auto import (
+    MAX_CV_IMAGES,
+    count_forward_passes,
+    count_probes,
     init_model,
     probe_features,
     select_levels,
@@ -72,73 +76,126 @@ def preflight(config: Config, folder: Path) -> bool:
 
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
     """All checks; baselines and the forecast of seconds; images by file name."""
-    open_config, config = config, without_auto(config)
-    open_config = dataclasses.replace(open_config, backbone=config.backbone)  # the first of several
-    set_seed_and_precision(config.train)
-    config, parts = load_data(config, config.data)
-    examples, pixels, part = parts.examples, parts.pixels(config.data), {name: parts.rows(name) for name in PARTS}
-    train, val = (parts.plain(name, config.data) for name in ("train", "val"))
-    augmented = parts.augmented("train", config)
-    config = with_stages(config, len(train))
-    names, pretrained = examples.class_names, config.backbone.weights != "none"
-    cache = FeatureCache.of(config)
-    base = build_backbone(config.backbone, config.data.image_size)
-    standardise_input(base, config, train)
-    stage = config.stages[0] if config.stages else Stage(unfreeze=1)
-    unfrozen = stage.unfreeze or 1  # training the head alone, which the probe fits, would show little
+    clock = runs.Timer()
+    begun = Begun.of(config, clock)
+    found, images = _checks(begun)
+    numbers = _baselines(begun)
+    if starts_from_probe(begun.config):
+        more, numbers["validation accuracy of the linear probe"] = _probe(begun, clock)
+        found += more
+    numbers |= _seconds(config, begun, clock)
+    return found, {name: float(value) for name, value in numbers.items()}, images
 
-    def fresh(**head: float):
-        settings = dataclasses.replace(config.head, **head)
-        model = attach(base, config.backbone, settings, np.bincount(train.labels, minlength=len(names)))
-        freeze(model, find_blocks(model, config.backbone), unfrozen)
+
+@dataclass(frozen=True)
+class Begun:
+    """A run as it begins.
+
+    Args:
+        config: without `auto`, with stages.
+        parts: the images.
+        train: those of training, as they are.
+        val: likewise.
+        base: the backbone.
+        cache: for features, which a run finds.
+    """
+
+    config: Config
+    parts: Parts
+    train: ArrayDataset
+    val: ArrayDataset
+    base: keras.Model
+    cache: FeatureCache
+
+    @classmethod
+    def of(cls, config: Config, clock: runs.Timer) -> "Begun":
+        """From settings, with the first option of every `auto`."""
+        config = without_auto(config)
+        set_seed_and_precision(config.train)
+        with clock("decode"):
+            config, parts = load_data(config, config.data)
+        train, val = (parts.plain(name, config.data) for name in ("train", "val"))
+        config = with_stages(config, len(train))
+        base = build_backbone(config.backbone, config.data.image_size)
+        standardise_input(base, config, train)
+        return cls(config, parts, train, val, base, FeatureCache.of(config, clock))
+
+    @property
+    def stage(self) -> Stage:
+        """The first to train, or one that might."""
+        return self.config.stages[0] if self.config.stages else Stage(unfreeze=1)
+
+    @property
+    def unfrozen(self) -> int | str:
+        """What that stage trains; training the head alone, which the probe fits, would show little."""
+        return self.stage.unfreeze or 1
+
+    def model(self, **head: float) -> keras.Model:
+        """A new one, frozen as the stage wants it, with these settings of the head."""
+        settings, classes = dataclasses.replace(self.config.head, **head), len(self.parts.examples.class_names)
+        counts = np.bincount(self.train.labels, minlength=classes)
+        model = attach(self.base, self.config.backbone, settings, counts)
+        freeze(model, find_blocks(model, self.config.backbone), self.unfrozen)
         return model
 
-    mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
-    pixels_in_range, first_batch = checks.input_grid(augmented, names, config.train, mixing)
+
+def _checks(begun: Begun) -> tuple[list[checks.Check], dict[str, Image.Image]]:
+    """Of data, network and machine; and images by file name."""
+    config, train, val, examples = begun.config, begun.train, begun.val, begun.parts.examples
+    names, pixels = examples.class_names, begun.parts.pixels(config.data)
+    mixing = mixing_of(config.train, begun.stage, 0, maps=begun.stage.unfreeze != 0)
+    in_range, first_batch = checks.input_grid(begun.parts.augmented("train", config), names, config.train, mixing)
     off = ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm")
-    unregularised, model = fresh(**dict.fromkeys(off, 0.0)), fresh()
+    unregularised, model = begun.model(**dict.fromkeys(off, 0.0)), begun.model()
     at_init = checks.loss_at_init(unregularised, train)
-    blocks = find_blocks(unregularised, config.backbone)
-    bottom = boundary(unregularised, blocks, unfrozen)
+    bottom = boundary(unregularised, find_blocks(unregularised, config.backbone), begun.unfrozen)
     memorised, drawn = checks.overfit_small_batch(unregularised, bottom, train, names)
-    served = [_served(examples, row, config) for row in part["val"][:8]]
-    decoded, weights = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params()  # bytes
+    served = [_served(examples, row, config) for row in begun.parts.rows("val")[:8]]
+    decoded, weights, limit = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params(), begun.cache.limit_bytes
     found = [
-        pixels_in_range,
+        in_range,
         checks.train_serve_parity(val.read(0, np.arange(len(served))), np.stack(served)),
         checks.float32_logits(model),
         at_init,
         checks.no_batch_leakage(model, train),
         memorised,
-        checks.frozen_unchanged(model, train, len(names), pretrained),
-        checks.disk_space(cache.folder, 3 * 6 * weights + max(cache.limit_bytes, decoded)),
-        checks.memory(min(config.data.memory_gb * 2**30, decoded) + cache.limit_bytes / 8 + 6 * weights + 2**30),
+        checks.frozen_unchanged(model, train, len(names), config.backbone.weights != "none"),
+        checks.disk_space(begun.cache.folder, 3 * 6 * weights + max(limit, decoded)),
+        checks.memory(min(config.data.memory_gb * 2**30, decoded) + limit / 8 + 6 * weights + 2**30),
     ]
-    numbers = {
+    return found, {"preflight.png": first_batch, "memorised.png": drawn}
+
+
+def _baselines(begun: Begun) -> dict[str, float]:
+    """Accuracies that any network must beat, by name."""
+    train, val = begun.train, begun.val
+    few, held_out = subsample(train, MOST), subsample(val, MOST)
+    from_scratch = baselines.scratch_baseline(few, held_out, begun.config) / len(held_out)
+    return {
         "validation accuracy of the majority class": (val.labels == np.bincount(train.labels).argmax()).mean(),
         "validation accuracy of colour histograms": baselines.color_baseline(train, val) / len(val),
+        "validation accuracy of a small network from scratch": from_scratch,
     }
-    few, held_out = subsample(train, MOST), subsample(val, MOST)
-    right = baselines.scratch_baseline(few, held_out, config)
-    numbers["validation accuracy of a small network from scratch"] = right / len(held_out)
-    if starts_from_probe(config):
-        probed = init_model(base, config, [few], cache)
-        features = [
-            select_levels(probe_features(base, config, [part], cache), config.head)[0] for part in (few, held_out)
-        ]
-        rows = part["train"][evenly_spaced(len(train), MOST)], part["val"][evenly_spaced(len(val), MOST)]
-        labels = [checks.random_labels(examples.digests[mine], len(names), config.train.seed) for mine in rows]
-        found += [
-            checks.depends_on_input(probed, few),
-            checks.random_label_accuracy(features[0][0], labels[0], features[1][0], labels[1]),
-        ]
-        kernel, bias = probed.get_layer("logits").get_weights()
-        right = ((features[1][0] @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
-        numbers["validation accuracy of the linear probe"] = right
-    counts = {name: len(rows) for name, rows in part.items()}
-    numbers |= _seconds(dataclasses.replace(open_config, stages=config.stages), config, fresh, train, counts)
-    images = {"preflight.png": first_batch, "memorised.png": drawn}
-    return found, {name: float(value) for name, value in numbers.items()}, images
+
+
+def _probe(begun: Begun, clock: runs.Timer) -> tuple[list[checks.Check], float]:
+    """Of the linear probe: checks, and its validation accuracy."""
+    config, examples = begun.config, begun.parts.examples
+    few, held_out = subsample(begun.train, MOST), subsample(begun.val, MOST)
+    with clock("probe"):
+        probed = init_model(begun.base, config, [few], begun.cache)
+    seen, unseen = (
+        select_levels(probe_features(begun.base, config, [part], begun.cache), config.head)[0][0]
+        for part in (few, held_out)
+    )
+    rows = [all_[evenly_spaced(len(all_), MOST)] for all_ in map(begun.parts.rows, ("train", "val"))]
+    lots = [checks.random_labels(examples.digests[mine], len(examples.class_names), config.train.seed) for mine in rows]
+    found = [
+        checks.depends_on_input(probed, few),
+        checks.random_label_accuracy(seen, lots[0], unseen, lots[1]),
+    ]
+    kernel, bias = probed.get_layer("logits").get_weights()
+    return found, ((unseen @ kernel + bias).argmax(axis=1) == held_out.labels).mean()
 
 
 def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
@@ -149,25 +206,38 @@ def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
         raise DataError(f"{str(examples.ids[row])!r} was read, and cannot be any more: {error}") from error
 
 
-def _seconds(
-    open_config: Config, config: Config, fresh: Callable[[], keras.Model], train: ArrayDataset, counts: dict[str, int]
-) -> dict[str, float]:
+def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, float]:
     """How long an epoch, each phase and the whole run will take.
 
     Args:
-        open_config: with its `auto`, and its stages.
-        config: without.
-        fresh: makes a model as training begins with it.
-        train: training images as they are.
-        counts: images of each part.
+        open_config: with its `auto`.
+        begun: without.
+        clock: with the seconds of decoding, and of fitting one probe on at most `MOST` images.
     """
-    model, batch_size = fresh(), config.train.batch_size
-    blocks = find_blocks(model, config.backbone)
-    paces = [(stage, forecast.measure_stage(fresh(), blocks, stage, train, batch_size)) for stage in config.stages]
+    config, train, model = begun.config, begun.train, begun.model()
+    blocks, batch_size = find_blocks(model, config.backbone), config.train.batch_size
+    paces = [(s, forecast.measure_stage(begun.model(), blocks, s, train, batch_size)) for s in config.stages]
     per_image = forecast.seconds_per_image(model, train, batch_size)
-    seconds = forecast.forecast(open_config, counts, per_image, paces)
+    counts = {name: len(begun.parts.rows(name)) for name in PARTS}
+    settled = dataclasses.replace(open_config, backbone=config.backbone, stages=config.stages)
+    seconds = forecast.forecast(settled, counts, per_image, paces)
+    if open_config.backbone.name == "auto":
+        seconds["other networks"] = sum(
+            _of_candidate(settled, other, train) for other in candidates(open_config.backbone)[1:]
+        )
+    fit = clock.seconds.get("probe", 0.0) * max(1.0, min(len(train), MAX_CV_IMAGES) / MOST) ** 2
+    seconds["fits of the probe"] = fit * count_probes(settled)
+    seconds["decoding"] = clock.seconds["decode"]
     numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
     if paces:
         _, pace = paces[0]
         numbers["seconds of an epoch of stage 1"] = pace.training * counts["train"] + pace.validation * counts["val"]
-    return {**numbers, "seconds of the whole run, about": sum(seconds.values())}
+    return {**numbers, "seconds of the run without its report, about": sum(seconds.values())}
+
+
+def _of_candidate(config: Config, other: Backbone, train: ArrayDataset) -> float:
+    """Seconds of cross-validating a network that `backbone.name=auto` compares with the first."""
+    config = without_auto(dataclasses.replace(config, backbone=other))
+    network = build_backbone(other, config.data.image_size)
+    passes = count_forward_passes(config, min(len(train), MAX_CV_IMAGES))
+    return passes * forecast.seconds_per_image(network, train, config.train.batch_size)

@@ -263,6 +263,13 @@ def count_forward_passes(config: Config, images: int) -> int:
     return (2 if config.augment.flips else 1) * (images * close + min(images, MAX_CV_IMAGES) * (others + apart))
 
 
+def count_probes(config: Config) -> int:
+    """How many linear probes `resolve_auto` and a refit fit at most; the arguments are those of the run."""
+    if not starts_from_probe(config):
+        return 0
+    return 2 + sum(len(options) - 1 for _, _, options in _auto_settings(config))
+
+
 def _auto_settings(config: Config) -> list[tuple[str, str, tuple]]:
     """Section, name and options of each setting that is `auto`, in the order in which they are chosen."""
     options = [  # what is seen, before what of it: a lower level may be a substitute for the right size, and no more
