@@ -190,7 +190,7 @@ def test_a_recipe_with_stages_keeps_them_and_one_without_any_too(chosen, trained
 
 def test_many_images_are_not_cross_validated(chosen, trained, monkeypatch, capsys):
     seen = trained(8.0, 8.0)
-    monkeypatch.setattr(module, "MAX_CV_IMAGES", N)
+    monkeypatch.setattr("template.model_selection.auto.MAX_CV_IMAGES", N)
     config, compared = chosen(choose_stages)
     assert config.stages == () and compared == {} and not seen
     assert "stages from the number of images: none" in capsys.readouterr().out

@@ -10,7 +10,8 @@ import numpy as np
 from ..config import Config, Stage
 from ..data.dataset import ArrayDataset, subsample
 from ..model.blocks import Blocks, boundary, freeze
-from ..model_selection.auto import count_forward_passes
+from ..model_selection.auto import count_forward_passes, cross_validates_depth
+from ..model_selection.depth import FOLDS
 from ..suggest import refits, uses_hflip
 from ..train.features import inference, split_model
 from ..train.one_stage import compile_for
@@ -62,10 +63,10 @@ def forecast(
     config: Config, counts: dict[str, int], per_image: float, stages: Sequence[tuple[Stage, StageTiming]]
 ) -> dict[str, float]:
     """Seconds of passes through the network in each phase of a run in which no stage stops early and nothing is found
-    from an earlier one.
+    from an earlier one. Of the depths that are cross-validated only the first: the others follow where it pays.
 
     Args:
-        config: with its `auto`, which may turn out to be what takes longest.
+        config: with its `auto`, which may turn out to be what takes longest; without stages, if it names none.
         counts: images of train, val and test.
         per_image: from `seconds_per_image`.
         stages: each with its pace.
@@ -74,6 +75,10 @@ def forecast(
     views = 1 + config.tta.full_image + bool(config.tta.center_zoom)
     views *= 2 if uses_hflip(config) else 1
     seconds = {"probe": per_image * count_forward_passes(config, train)}
+    if cross_validates_depth(config, train):
+        (stage, pace), *_ = stages
+        folds = stage.epochs * pace.training * train * (FOLDS - 1) + pace.validation * train
+        seconds["depth"] = pace.start + pace.below * train + folds
     again = 0.0
     for number, (stage, pace) in enumerate(stages, start=1):
         cached = min(stage.cached_augmentations or stage.epochs, stage.epochs)

@@ -219,7 +219,7 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     paces = [(s, forecast.measure_stage(begun.model(), blocks, s, train, batch_size)) for s in config.stages]
     per_image = forecast.seconds_per_image(model, train, batch_size)
     counts = {name: len(begun.parts.rows(name)) for name in PARTS}
-    settled = dataclasses.replace(open_config, backbone=config.backbone, stages=config.stages)
+    settled = dataclasses.replace(open_config, backbone=config.backbone)
     seconds = forecast.forecast(settled, counts, per_image, paces)
     if open_config.backbone.name == "auto":
         seconds["other networks"] = sum(

@@ -38,7 +38,9 @@ def set_seed_and_precision(settings: Train) -> None:
 
 
 def with_stages(config: Config, images: int) -> Config:
-    """The configuration with stages, if it names none, from the number of training images.
+    """The configuration with stages, if it names none: from the number of training images.
+
+    Where cross-validation will choose (`depth.choose_stages`), the first that it tries.
 
     Args:
         config: without `auto`.
@@ -47,10 +49,17 @@ def with_stages(config: Config, images: int) -> Config:
     if config.stages is not None:
         return config
     batch = config.train.batch_size * config.train.gradient_accumulation_steps
-    how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
     blocks = count_blocks(config.backbone.name)
+    if cross_validates_depth(config, images):
+        return dataclasses.replace(config, stages=suggest.depths(images, batch, blocks)[:1])
+    how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
     stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
     return dataclasses.replace(config, stages=stages)
+
+
+def cross_validates_depth(config: Config, images: int) -> bool:
+    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images."""
+    return config.stages is None and starts_from_probe(config) and images < MAX_CV_IMAGES
 
 
 def starts_from_probe(config: Config) -> bool:

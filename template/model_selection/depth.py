@@ -21,7 +21,7 @@ from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe, folds
 from ..train.one_stage import CompiledStage, TrainContext, assign, compile_network, compile_stage, train_once
 from ..train.select import per_image_losses
-from .auto import MAX_CV_IMAGES, probe_features, select_levels, starts_from_probe, with_stages
+from .auto import cross_validates_depth, probe_features, select_levels, with_stages
 
 ENOUGH_IMAGES = 200
 """From so many training images on, unfreezing the top sixth pays more often than not (a probe of several levels, which
@@ -59,7 +59,7 @@ def choose_stages(
         The configuration, and the out-of-fold losses of all depths, {"stages": {blocks: loss}}.
     """
     compared = {}
-    if config.stages is None and starts_from_probe(config) and len(train) < MAX_CV_IMAGES:
+    if cross_validates_depth(config, len(train)):
         with context.cache.clock("depth"):
             stages, losses = choose_depth(model, base, config, train, augmented, context)
         config, compared = dataclasses.replace(config, stages=stages), {"stages": losses} if losses else {}
@@ -92,8 +92,9 @@ def choose_depth(
     monitored = per_image_losses(best, train.labels, config.train.monitor)
     chosen, losses = (), {"0": round(float(monitored.mean()), 4)}
     print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; trying deeper while it pays")
+    batch = config.train.batch_size * config.train.gradient_accumulation_steps
     needed = -PAYS if len(train) >= ENOUGH_IMAGES and config.head.feature_levels == 1 else PAYS
-    for stage in suggest.depths(len(train), config.train.batch_size, len(context.blocks.order)):
+    for stage in suggest.depths(len(train), batch, len(context.blocks.order)):
         compiled = compile_stage(model, stage, [augmented], train, context)
         logits, loss, z = _race(compiled, heads, divisions, best)
         losses[str(stage.unfreeze)] = round(loss, 4) if math.isfinite(loss) else None
