@@ -307,6 +307,15 @@ def test_overriding_one_stage_leaves_the_others_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lines", "stages"), [([], None), (["stages=[]"], ()), (["stages.0.epochs=3"], (Stage(epochs=3),))]
+)
+def test_no_stages_are_something_else_than_stages_to_be_chosen_and_a_saved_recipe_knows(tmp_path, lines, stages):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(load(None, lines)))
+    assert load(recipe).stages == load(None, lines).stages == stages
+
+
+@pytest.mark.parametrize(
     ("override", "read"),
     [
         ("data.path=123", lambda c: c.data.path == "123"),  # text stays text
