@@ -115,7 +115,7 @@ HEADS = [
 
 
 @pytest.mark.parametrize("head", HEADS, ids=["plain", "levels and root", "levels, both pools", "root of the maximum"])
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_model_says_what_the_probe_says(pretrained, base, cache, head, classes):
     parts, how = [coloured(9, 0, classes=classes), coloured(5, 1, classes=classes)], config(pretrained, head=head)
     model = init_model(base, how, parts, cache)
@@ -239,12 +239,12 @@ def test_what_alone_shows_the_class_is_taken(pretrained, cache):
         assert {o for o, loss in votes["data.resize"].items() if loss < 0.5} == {option}
 
 
-def test_where_nothing_differs_the_first_option_stays(pretrained, cache):
-    for strength in (0, 60):
-        look = shown(dict.fromkeys(OPTIONS, strength))
-        chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, cache)
-        assert chosen.data.resize == "crop"
-        assert len(set(votes["data.resize"].values())) == 1
+@pytest.mark.parametrize("strength", [pytest.param(0, marks=pytest.mark.slow), 60])
+def test_where_nothing_differs_the_first_option_stays(pretrained, cache, strength):
+    look = shown(dict.fromkeys(OPTIONS, strength))
+    chosen, _, votes = resolve_auto(config(pretrained, data={"resize": "auto"}), look, cache)
+    assert chosen.data.resize == "crop"
+    assert len(set(votes["data.resize"].values())) == 1
 
 
 def measured(losses: np.ndarray) -> tuple[Probe, None]:

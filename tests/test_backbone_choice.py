@@ -171,6 +171,14 @@ def test_a_run_records_which_network_auto_chose(two, tmp_path, monkeypatch):
     assert "good.weights.h5" in (run / "config.toml").read_text()
     assert "backbone.name" in json.loads((run / "choices.json").read_text())
     assert "backbone.name" in json.loads((run / "metrics.json").read_text())["choices"]
+
+
+@pytest.mark.slow  # one network is looked at in test_journey.py
+def test_the_script_compares_two_networks_and_draws_them(two, tmp_path, monkeypatch):
+    images = class_folders(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    line = [f"--data.path={images}", "--data.image_size=32", "--data.test_fraction=0.2", "--backbone.name=auto"]
+    line += ["--head.feature_levels=1", "--tta.center_zoom=false"]
     monkeypatch.setattr(at_hand, "candidates", lambda _: two)
     code, printed = call("choose_backbone", *line, "--out", "plot.png")
     assert code == 0 and printed.count("tiny") >= 2 and "suggested: --backbone.name=tiny" in printed

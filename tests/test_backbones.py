@@ -216,7 +216,7 @@ def test_is_flat_and_has_no_code_of_its_own_to_load(built):
         assert type(layer).__module__.startswith("keras."), f"{layer.name} would have to be registered to be loaded"
 
 
-@only(*PLAIN, "efficientnetb0")
+@only(*PLAIN)
 def test_is_fed_as_keras_feeds_its_imagenet_weights(built, downloaded, no_download):
     make, preprocess_input = KERAS[built.settings.name]
     fed = run(preprocessing(built.settings.name), built.pixels)
@@ -230,7 +230,7 @@ def test_is_fed_as_keras_feeds_its_imagenet_weights(built, downloaded, no_downlo
     np.testing.assert_allclose(run(downloaded, built.pixels), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
-@only(*PLAIN, "efficientnetb0")
+@only(*PLAIN)
 def test_is_one_network_with_and_without_the_download(built, downloaded):
     # Keras gives EfficientNet a layer more with weights="imagenet": a run rebuilt without the download would lack it.
     with_download, without = (

@@ -1,5 +1,6 @@
 """The classifier starts at the shares of the classes, is penalised as told, and trains what it should and no more."""
 
+import functools
 import types
 
 import keras
@@ -44,6 +45,21 @@ def run(model: keras.Model, inputs: np.ndarray, training: bool = False) -> np.nd
     return np.asarray(model(inputs, training=training))
 
 
+@functools.cache
+def tiny_backbone() -> tuple[keras.Model, list[np.ndarray]]:
+    """The small network, and its weights as they were built."""
+    base = build_backbone(TINY, SIZE)
+    return base, base.get_weights()
+
+
+def classifier(head: Head, frequencies) -> keras.Model:
+    """As from `build`, but on one backbone, put back as it was: to build it takes longer than most tests of a head."""
+    base, weights = tiny_backbone()
+    base.trainable = True
+    base.set_weights(weights)
+    return attach(base, TINY, head, frequencies)
+
+
 def values(model: keras.Model) -> dict[str, np.ndarray]:
     return {weight.path: np.asarray(weight).copy() for weight in model.weights}
 
@@ -51,7 +67,7 @@ def values(model: keras.Model) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("frequencies", [[0.7, 0.2, 0.1], [35, 10, 5], np.array([1, 1]), [1e-3, 0.999]])
 @pytest.mark.parametrize("hidden", [0, 4])
 def test_starts_at_the_shares_of_the_classes(frequencies, hidden, pixels):
-    model = build(TINY, Head(hidden=hidden), SIZE, frequencies)
+    model = classifier(Head(hidden=hidden), frequencies)
     logits = model.get_layer("logits")
     logits.kernel.assign(np.zeros(logits.kernel.shape))
     shares = np.asarray(frequencies) / np.sum(frequencies)
@@ -102,12 +118,12 @@ def test_penalties_are_in_the_loss_and_survive_saving(head, tmp_path, pixels):
 
 
 def test_without_penalties_there_are_none():
-    assert build(TINY, PLAIN, SIZE, [1, 1]).losses == []
+    assert classifier(PLAIN, [1, 1]).losses == []
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "both"])
 def test_pooling_is_what_it_says(pooling, pixels):
-    model = build(TINY, Head(pooling=pooling, dropout=0.0), SIZE, [1, 1])
+    model = classifier(Head(pooling=pooling, dropout=0.0), [1, 1])
     vector = model.get_layer("logits").input
     features = run(keras.Model(model.input, model.get_layer("top_relu").output), pixels)
     assert features.std() > 0
@@ -126,7 +142,7 @@ BLOCKS = ["block1_add", "block2_add", "top_relu"]  # last layers of tiny's
 @pytest.mark.parametrize("pooling", ["avg", "max", "both"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_levels_are_the_pooled_outputs_of_the_top_blocks_lowest_first(count, pooling, pixels):
-    model = build(TINY, Head(feature_levels=count, pooling=pooling, dropout=0.0), SIZE, [1, 1])
+    model = classifier(Head(feature_levels=count, pooling=pooling, dropout=0.0), [1, 1])
     pools = {"avg": [np.mean], "max": [np.max], "both": [np.mean, np.max]}[pooling]
     maps = [feature_map(model, name, pixels) for name in BLOCKS[-count:]]
     expected = np.concatenate([pool(level, axis=(1, 2)) for level in maps for pool in pools], axis=1)
@@ -203,7 +219,7 @@ def test_gradients_are_those_of_finite_differences(policy, rooted):
     ids=["2", "3, normalised, both", "1, normalised"],
 )
 def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest(head, unfreeze, pixels):
-    model = build(TINY, head, SIZE, [1, 2])
+    model = classifier(head, [1, 2])
     freeze(model, find_blocks(model, TINY), unfreeze)
     logits, tensor = run(model, pixels), boundary(model, find_blocks(model, TINY), unfreeze)
     if unfreeze == "all":
@@ -224,7 +240,7 @@ def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest
 @pytest.mark.parametrize("unfreeze", [0, 1])
 def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixels):
     head = Head(feature_levels=3, power_norm=True, dropout=0.0)
-    model = build(TINY, head, SIZE, [1, 1])
+    model = classifier(head, [1, 1])
     freeze(model, find_blocks(model, TINY), unfreeze)
     bottom, tail = split_model(model, boundary(model, find_blocks(model, TINY), unfreeze))
     before, stored = values(model), run(bottom, pixels)
@@ -261,7 +277,7 @@ def test_several_heads_may_sit_on_one_backbone(pixels):
 
 
 def test_hidden_layer_is_relu_between_pooling_and_logits(pixels):
-    model = build(TINY, Head(hidden=7, dropout=0.0), SIZE, [1, 1])
+    model = classifier(Head(hidden=7, dropout=0.0), [1, 1])
     hidden, logits, pool = (model.get_layer(name) for name in ("head_hidden", "logits", "pool_avg"))
     pooled = run(keras.Model(model.input, pool.output), pixels)
     relu = np.maximum(0, pooled @ np.asarray(hidden.kernel) + np.asarray(hidden.bias))
@@ -282,7 +298,7 @@ ACTIVATIONS = {
 
 def hidden_part(activation: str, **how) -> tuple[keras.Model, keras.Model]:
     """A model, and its hidden layer alone, from features [n, 96]."""
-    model = build(TINY, Head(hidden=50, activation=activation, dropout=0.0, **how), SIZE, [1, 2])
+    model = classifier(Head(hidden=50, activation=activation, dropout=0.0, **how), [1, 2])
     return model, keras.Model(model.get_layer("head_dropout").output, model.get_layer("logits").input)
 
 
@@ -334,7 +350,7 @@ def test_the_default_begins_with_the_same_bits_as_he_normal():
 
 @pytest.mark.parametrize("hidden", [0, 200])
 def test_dropout_works_in_training_and_only_there(hidden, pixels):
-    model = build(TINY, Head(dropout=0.4, hidden=hidden), SIZE, [1, 1])
+    model = classifier(Head(dropout=0.4, hidden=hidden), [1, 1])
     for name in ["head_dropout", "head_hidden_dropout"] if hidden else ["head_dropout"]:
         layer = model.get_layer(name)
         both = keras.Model(model.input, [layer.input, layer.output])
@@ -351,7 +367,7 @@ def test_dropout_works_in_training_and_only_there(hidden, pixels):
 
 @pytest.mark.parametrize("noise", [0.1, 1.0])
 def test_noise_multiplies_the_features_in_training_keeps_their_mean_and_is_off_at_inference(noise):
-    model = build(TINY, Head(gaussian_dropout=noise, dropout=0.0), SIZE, [1, 1])
+    model = classifier(Head(gaussian_dropout=noise, dropout=0.0), [1, 1])
     head = keras.Model(model.get_layer("head_dropout").output, model.get_layer("logits").input)
     features = np.tile(np.logspace(-2, 2, 96, dtype=np.float32), (2000, 1))
     factors = run(head, features, training=True) / features
@@ -374,7 +390,7 @@ def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_save
 @pytest.mark.parametrize(("unfreeze", "feature_levels"), [(0, 1), (0, 2), (1, 2)])
 def test_noise_is_above_the_boundary(unfreeze, feature_levels):
     head = Head(gaussian_dropout=0.5, feature_levels=feature_levels)
-    model = build(TINY, head, SIZE, [1, 1])
+    model = classifier(head, [1, 1])
     bottom, tail = split_model(model, boundary(model, find_blocks(model, TINY), unfreeze))
     assert "head_noise" in {layer.name for layer in tail.layers} - {layer.name for layer in bottom.layers}
 
@@ -392,7 +408,7 @@ def test_dropping_whole_maps_before_pooling_is_dropping_features_after_it():
 def test_dropout_is_on_while_fit_trains_the_head_on_a_frozen_network(pixels):
     # A frozen network below must not take its head into inference mode. Without dropout, two passes over one batch at
     # a learning rate of zero would have one loss.
-    model = build(TINY, Head(dropout=0.5, l2=0.0), SIZE, [1, 1])
+    model = classifier(Head(dropout=0.5, l2=0.0), [1, 1])
     freeze(model, find_blocks(model, Backbone(name="tiny")), 0)
     model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True), run_eagerly=True)
     targets = np.eye(2, dtype=np.float32)[np.arange(8) % 2]
@@ -461,7 +477,7 @@ def test_with_pretrained_batch_norm_training_and_inference_see_the_same_features
 
 
 def test_batch_norm_trains_from_scratch(pixels):
-    model = build(TINY, PLAIN, SIZE, [1, 1])
+    model = classifier(PLAIN, [1, 1])
     freeze(model, find_blocks(model, TINY), "all")
     before = values(model)
     train(model, pixels)
@@ -478,7 +494,7 @@ def test_batch_norm_trains_from_scratch(pixels):
     ids=["head, scratch", "top block, scratch", "two blocks, pretrained"],
 )
 def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, pixels):
-    model = build(TINY, Head(hidden=4, dropout=0.0), SIZE, [1, 1])
+    model = classifier(Head(hidden=4, dropout=0.0), [1, 1])
     freeze(model, find_blocks(model, settings), unfreeze)
     before = values(model)
     train(model, pixels)
@@ -494,7 +510,7 @@ def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, p
 
 
 def test_freezing_again_undoes_thawing():
-    model = build(TINY, PLAIN, SIZE, [1, 1])
+    model = classifier(PLAIN, [1, 1])
     head_only = freeze(model, find_blocks(model, TINY), 0)
     assert head_only == 96 * 2 + 2
     assert freeze(model, find_blocks(model, TINY), "all") > freeze(model, find_blocks(model, TINY), 1) > head_only

@@ -1,4 +1,4 @@
-"""Every row of BACKBONES, and in the slow lane through every stage of a run.
+"""Every row of BACKBONES, as it is and through every stage of a run, in the slow lane.
 
 python -m pytest -m slow
 """
@@ -30,7 +30,6 @@ STAGES = (
     Stage(unfreeze="all", epochs=1),
 )
 SMALLEST = {"inceptionv3": 75, "xception": 71}
-QUICK = {"mobilenetv3small"}  # a family that test_backbones.py lacks
 APPS = keras.applications
 KERAS = {name.lower(): getattr(APPS, name) for name in dir(APPS) if callable(getattr(APPS, name))}
 
@@ -45,7 +44,8 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in BACKBONES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
 def test_fed_as_keras_does_frozen_divided_saved_and_loaded(name, tmp_path, monkeypatch):
     monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: "nowhere")
     keras.utils.set_random_seed(0)

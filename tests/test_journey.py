@@ -6,6 +6,7 @@ of the README that nobody walks here is an error.
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from scipy.special import softmax
 from template import device
 from template.config import Backbone
 from template.diagnose import baselines
+from template.evaluate import plots
 from template.evaluate.predictions import Predictions
 from template.model import at_hand
 from template.model.backbones import BACKBONES, build_backbone
@@ -136,8 +138,9 @@ def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def hurry(shallow):
-    """Less of what takes long and is tested elsewhere: layers, strengths of the regression, steps of a baseline."""
+    """Less of what takes long and is tested elsewhere: layers, strengths of the probe, steps of a baseline, charts."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "svg", lambda *_: "")
         patched.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
         patched.setattr(baselines, "STEPS", 3)
         yield
@@ -183,15 +186,21 @@ def run(journey) -> Path:
 
 @pytest.fixture(scope="module")
 def other(journey, run) -> Path:
-    """The same with another seed, on a machine with a GPU that TensorFlow does not see."""
+    """A run that says something else of each image."""
+    folder = shutil.copytree(run, journey.home / "other" / run.name)
+    said = Predictions.load(run / "predictions.npz")
+    dataclasses.replace(said, logits=np.roll(said.logits, 1, axis=1)).save(folder / "predictions.npz")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_gpu_that_tensorflow_does_not_see_is_said(journey, monkeypatch):
     (journey.home / "dev").mkdir()
     (journey.home / "dev" / "nvidia0").touch()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(device, "DEV", journey.home / "dev")
-        patched.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        folder, said = journey.train(*SMALL, "--train.seed=1")
+    monkeypatch.setattr(device, "DEV", journey.home / "dev")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    _, said = journey.train(*SMALL, "--train.seed=1")
     assert re.search(r"warning: there is an NVIDIA GPU .*pip install", said)
-    return folder
 
 
 def test_the_machine_is_ready(journey):

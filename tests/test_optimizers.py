@@ -262,6 +262,7 @@ OTHER = Stage(
 )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one_with_other_settings_too(
     tmp_path, monkeypatch, eagerly, shallow
 ):

@@ -129,6 +129,7 @@ def test_of_a_network_that_begins_at_its_lowest_a_tenth_of_where_it_explodes():
     assert best_rate(rates, losses) == pytest.approx(1e-4)
 
 
+@pytest.mark.slow  # it is walked in test_journey.py
 def test_the_script_suggests_a_rate_and_draws_it(class_folder, tmp_path, monkeypatch, capsys):
     script = Path(__file__).parents[1] / "scripts" / "find_lr.py"
     line = [f"--data.path={class_folder}", f"--data.cache={tmp_path / 'cache'}", "--data.image_size=16"]

@@ -69,6 +69,7 @@ def test_it_learns_and_the_history_has_a_row_an_epoch(whole):
     assert list((folder / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow  # what is monitored is in test_gradients.py
 def test_a_monitored_run_has_the_same_history_bit_for_bit_and_a_row_for_each_block(whole, pretrained, tmp_path):
     settings = dataclasses.replace(SETTINGS, monitor_gradients=True)
     shutil.copytree(whole[-1] / "2", tmp_path, dirs_exist_ok=True)  # the last epoch of the head alone, and stage 2
@@ -90,7 +91,7 @@ def test_a_monitored_run_has_the_same_history_bit_for_bit_and_a_row_for_each_blo
         pytest.param(2, "kept", marks=pytest.mark.slow),
         pytest.param(3, "kept", marks=pytest.mark.slow),
         (5, "lost"),
-        (7, "kept"),
+        pytest.param(7, "kept", marks=pytest.mark.slow),
     ],
     ids=["in a stage", "at its end", "before new views, and none kept", "on images"],
 )
@@ -141,6 +142,7 @@ def test_a_checkpoint_that_is_interrupted_leaves_those_before(whole, tmp_path, m
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_with_time_between_checkpoints_the_end_of_a_stage_is_saved_and_a_resumed_run_ends_bit_for_bit(
     whole, pretrained, tmp_path
 ):
@@ -221,7 +223,8 @@ def test_a_checkpoint_of_before_with_its_old_names_is_read_as_one_of_now(tmp_pat
         assert checkpoints.read_checkpoint(tmp_path / name)[0] == now
 
 
-@pytest.mark.parametrize(("epochs", "stages"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("epochs", "stages"), [(2, 1), (4, 2)])
 def test_balanced_sampling_is_resumed_bit_for_bit_and_balances_a_refit_too(
     pretrained, tmp_path, monkeypatch, epochs, stages
 ):

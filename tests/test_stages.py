@@ -277,7 +277,9 @@ def planned(monkeypatch, choice: int) -> None:
         pytest.param(
             1, 0, {"start": 0, "epochs": 3, "averaged": True, "alpha": 1.0, "lr_drops": []}, marks=pytest.mark.slow
         ),
-        (2, 0, {"start": 0, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []}),
+        pytest.param(
+            2, 0, {"start": 0, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []}, marks=pytest.mark.slow
+        ),
         pytest.param(
             3, 0, {"start": 0, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []}, marks=pytest.mark.slow
         ),
@@ -748,7 +750,8 @@ def test_an_epoch_predicts_validation_once_and_evaluates_nothing(pretrained, tmp
     assert count == {"predict": 1 + 2 + candidates, "evaluate": 0, "predict_on_batch": 0}
 
 
-@pytest.mark.parametrize("monitor", [pytest.param("accuracy", marks=pytest.mark.slow), "macro_f1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("monitor", ["accuracy", "macro_f1"])
 def test_other_scores_can_choose_too(pretrained, tmp_path, monitor):
     stages = (Stage(unfreeze=0, epochs=6, learning_rate=0.1),)
     settings = dataclasses.replace(SETTINGS, monitor=monitor)
