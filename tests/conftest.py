@@ -73,6 +73,17 @@ def call(
     return code, said.getvalue()
 
 
+@contextlib.contextmanager
+def without_plots():
+    """Runs draw nothing: for where nobody looks at it."""
+    from template.evaluate import plots
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "save", lambda *_: None)
+        patched.setattr(plots, "svg", lambda *_: "")
+        yield
+
+
 def image(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
     """A noisy image of stripes or of a disc: easy to tell apart, and no two are equal. uint8 [size, size, 3]."""
     y, x = np.mgrid[:size, :size]

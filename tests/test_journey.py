@@ -21,14 +21,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, image
+from conftest import SCRIPTS, call, image, without_plots
 from PIL import Image
 from scipy.special import softmax
 
 from template import device
 from template.config import Backbone
 from template.diagnose import baselines
-from template.evaluate import plots
 from template.evaluate.predictions import Predictions
 from template.model import at_hand
 from template.model.backbones import BACKBONES, build_backbone
@@ -138,9 +137,8 @@ def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def hurry(shallow):
-    """Less of what takes long and is tested elsewhere: layers, strengths of the probe, steps of a baseline, charts."""
+    """Less of what takes long and is tested elsewhere: layers, strengths of the probe, steps of a baseline."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "svg", lambda *_: "")
         patched.setattr(probe, "STRENGTHS", probe.STRENGTHS[::4])
         patched.setattr(baselines, "STEPS", 3)
         yield
@@ -175,7 +173,8 @@ def run(journey) -> Path:
     assert code == 130, said
     resume = re.search(r"train.py --resume (\S+)", said)[1]
     (journey.home / "elsewhere").mkdir()
-    said = journey.walk("train", "--resume", journey.home / resume, here="elsewhere")
+    with without_plots():
+        said = journey.walk("train", "--resume", journey.home / resume, here="elsewhere")
     assert list((journey.home / "elsewhere").iterdir()) == [], "images, weights and cache are where they were"
     assert not re.search(r"epoch +1/2", said), "that was done"
     (journey.home / "said.txt").write_text(said)

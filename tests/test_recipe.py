@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import class_folders
+from conftest import class_folders, without_plots
 from PIL import Image
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score
@@ -32,7 +32,6 @@ from template.data.images.load import load_image
 from template.data.load import load_data
 from template.deploy.predictor import classify, load_run
 from template.deploy.tta import predict_tta
-from template.evaluate import plots
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
@@ -127,9 +126,7 @@ def train(config: Config, folder: Path) -> Run:
 
 def train_without_plots(config: Config, folder: Path) -> Run:
     """`train` without plots, which nobody looks at."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "save", lambda *_: None)
-        patched.setattr(plots, "svg", lambda *_: "")
+    with without_plots():
         return train(config, folder)
 
 
@@ -606,7 +603,7 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     assert chosen.train == probed.config.train
 
 
-@pytest.mark.parametrize("stages", [(), SHORT], ids=["probe", "stage"])
+@pytest.mark.parametrize("stages", [pytest.param((), marks=pytest.mark.slow), SHORT], ids=["probe", "stage"])
 def test_each_view_of_an_image_passes_through_the_network_once(weights, tmp_path, monkeypatch, stages):
     """Cross-validation, probe, learning curve, stage, refit and all evaluations share what does not change."""
     images = class_folders(tmp_path / "images", size=48)

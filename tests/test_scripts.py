@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, class_folders, image
+from conftest import SCRIPTS, call, class_folders, image, without_plots
 from PIL import Image
 
 from template import config as configuration
@@ -59,7 +59,7 @@ class Finished:
         resume = ["--resume", self.folder.relative_to(home), "--train.patience=98"]
         self.terminated, self.terminated_words = self.terminate(resume, epoch=5)
         errors = io.StringIO()
-        with contextlib.chdir(home):
+        with contextlib.chdir(home), without_plots():
             code, said = call("train", *resume, errors=errors)
         self.resumed = subprocess.CompletedProcess(resume, code, said, errors.getvalue())
 
@@ -787,12 +787,13 @@ def test_a_run_of_another_machine_is_evaluated_with_a_cache_of_this_one(finished
     shutil.copytree(finished.folder, run)
     text = re.sub(r"(?m)^cache = .*", 'cache = "/proc/home/alice/cache"', (run / "config.toml").read_text())
     (run / "config.toml").write_text(text)
-    code, said = call("evaluate", "--run", run, "--path", finished.images)
+    few = class_folders(tmp_path / "few", each=1)
+    code, said = call("evaluate", "--run", run, "--path", few)
     assert code == 0 and "'/proc/home/alice/cache' cannot be written to here: 'cache' is used (--data.cache)" in said
-    code, said = call("evaluate", "--run", run, "--path", finished.images, "--data.cache", tmp_path / "mine")
+    code, said = call("evaluate", "--run", run, "--path", few, "--data.cache", tmp_path / "mine")
     assert code == 0 and "is used" not in said
     assert list((tmp_path / "cache").glob("pixels-*")) and list((tmp_path / "mine").glob("pixels-*"))
-    code, said = call("evaluate", "--run", run, "--path", finished.images, "--data.cache=/proc/x")
+    code, said = call("evaluate", "--run", run, "--path", few, "--data.cache=/proc/x")
     assert "'/proc/x' cannot be written" in str(code)
 
 
