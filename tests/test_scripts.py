@@ -49,7 +49,7 @@ class Finished:
         settings += ["--augment.policy=light", "--train.patience=99", "--train.refit_on_train_val=no"]
         settings += ["--train.checkpoint_seconds=0"]
         settings += ["--tta.hflip=true", "--tta.center_zoom=true", "--tta.full_image=true"]
-        settings += ["--stages=[{unfreeze=1, epochs=8, learning_rate=3e-3, cached_augmentations=2}]"]
+        settings += ["--stages=[{unfreeze=1, epochs=16, learning_rate=3e-3, cached_augmentations=2}]"]
         errors = io.StringIO()
         with contextlib.chdir(home):
             self.interrupted, _ = call("train", *settings, until=r"epoch +2/", errors=errors)
@@ -106,10 +106,10 @@ def test_ctrl_c_prints_the_command_that_goes_on(finished):
 
 def test_the_resumed_run_does_the_rest_and_reports(finished):
     assert (finished.resumed.returncode, finished.resumed.stderr) == (0, "")
-    assert not re.search(r"epoch +[1-4]/8", finished.resumed.stdout), "done before the interruption"
+    assert not re.search(r"epoch +[1-4]/16", finished.resumed.stdout), "done before the interruption"
     assert "goes on with train.patience: 99 -> 98" in finished.resumed.stdout
     with (finished.folder / "history.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(1, 9)]
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(1, 17)]
     value = json.loads((finished.folder / "metrics.json").read_text())["test"]["accuracy"]["value"]
     assert f"test accuracy {value:.3f} [" in finished.resumed.stdout
     assert value == np.mean(finished.test.labels == finished.test.predicted)
