@@ -324,7 +324,7 @@ def test_each_setting_is_chosen_with_the_best_of_those_before_it(pretrained, cac
     ]
 
 
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_closer_look_is_taken_where_the_class_is_small_and_in_the_middle(base, pretrained, cache, small):
     """A dot among dots, or all of the image but its middle."""
     generator, labels = np.random.default_rng(0), np.arange(60) % 2
@@ -523,7 +523,7 @@ def wins(monkeypatch):
     return let
 
 
-@pytest.mark.parametrize("size", [48, 32])
+@pytest.mark.parametrize("size", [48, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_network_that_was_chosen_drops_what_it_would_drop_if_nothing_else_had_been_built(
     pretrained, cache, small_sizes, wins, size
 ):

@@ -132,7 +132,7 @@ def pixels() -> np.ndarray:
     return np.stack([noise, slope]).round().astype(np.float32)
 
 
-SIBLINGS = ("vgg19", "resnet101", "resnet50v2", "efficientnet_lite1", "efficientnet_lite2")  # as others, and as slow
+QUICK = ("tiny", "vgg16", "mobilenet", "efficientnet_lite0")  # to build; of the others, the main lane sees the blocks
 
 
 def only(*names: str) -> pytest.MarkDecorator:
@@ -147,7 +147,7 @@ PLAIN = ("tiny", "vgg16", "mobilenet")
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SIBLINGS)) for name in KERAS],
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in KERAS],
 )
 def built(request, pixels) -> Built:
     keras.utils.set_random_seed(0)
@@ -276,6 +276,21 @@ def test_blocks_go_up_through_the_network_and_hold_its_weights(built):
     assert all(weights.values())
 
 
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "efficientnetb0", "convnexttiny"])
+def test_blocks_of_a_family_are_found_and_cut_where_they_begin(name):
+    """As above and below, but for what takes a network that has seen images."""
+    settings = Backbone(name=name, weights="none", stochastic_depth=0.0)
+    base = build_backbone(settings, 32)
+    blocks = find_blocks(base, settings)
+    numbers = [number for number in blocks.numbers.values() if number is not None]
+    assert numbers == sorted(numbers) and sorted(set(numbers)) == list(BLOCKS[name])
+    outputs = [output._keras_history.operation.name for output in block_outputs(base, blocks)]
+    assert outputs[-math.ceil(len(BLOCKS[name]) / 2) : -1] == HALF[name]
+    for block in (BLOCKS[name][0], BLOCKS[name][-1]):
+        first = next(layer for layer in base.layers if blocks.numbers[layer.name] == block)
+        assert boundary(base, blocks, f"block{block}") is first.input
+
+
 def test_unfreezing_more_trains_more_up_to_all(built):
     model, settings = built.model, built.settings
     numbers = find_blocks(model, settings).numbers
@@ -352,6 +367,7 @@ def test_what_is_frozen_is_the_same_in_training_and_on_stored_activations(built,
         np.testing.assert_array_equal(weight, value, err_msg=f"{weight.path} moved")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("built", ["efficientnetb0"], indirect=True)
 def test_efficientnet_drops_branches_where_it_is_unfrozen(built):
     settings, model = Backbone(name="efficientnetb0"), built.model

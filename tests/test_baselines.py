@@ -54,6 +54,7 @@ def test_colours_alone_tell_colours_and_not_shapes():
     assert baselines.color_baseline(shapes(60, 0), shapes(60, 1)) < 35
 
 
+@pytest.mark.slow
 def test_a_small_network_tells_shapes(monkeypatch, shallow):
     monkeypatch.setattr(baselines, "STEPS", 30)
     assert baselines.scratch_baseline(shapes(60, 0), shapes(60, 1), Config(train=Train(batch_size=12))) > 45

@@ -80,7 +80,7 @@ def test_a_fresh_classifier_loses_little_more_than_the_entropy_of_the_classes(pi
     losses = []
     for seed in range(5):
         keras.utils.set_random_seed(seed)
-        probabilities = softmax(run(build(TINY, Head(), SIZE, shares), pixels), axis=1)
+        probabilities = softmax(run(classifier(Head(), shares), pixels), axis=1)
         losses.append(-(np.log(probabilities) * shares).sum(axis=1).mean())
     entropy = -(shares * np.log(shares)).sum()
     assert entropy <= np.mean(losses) < entropy + 0.35 < np.log(3)
@@ -93,8 +93,11 @@ def penalty_by_hand(model: keras.Model, head: Head) -> float:
 
 @pytest.mark.parametrize(
     "head",
-    [Head(l1=0.0, l2=0.01), Head(l1=0.02, l2=0.0), Head(l1=0.02, l2=0.01, hidden=5)],
-    ids=["l2", "l1", "both, hidden"],
+    [
+        pytest.param(Head(l1=0.0, l2=0.01), id="l2", marks=pytest.mark.slow),
+        pytest.param(Head(l1=0.02, l2=0.0), id="l1", marks=pytest.mark.slow),
+        pytest.param(Head(l1=0.02, l2=0.01, hidden=5), id="both, hidden"),
+    ],
 )
 def test_penalties_are_in_the_loss_and_survive_saving(head, tmp_path, pixels):
     model = build(TINY, head, SIZE, [1, 2, 3])
@@ -184,7 +187,9 @@ def test_root_is_taken_of_the_features_and_of_nothing_else(count, pixels):
     assert (before < 0).any() == (count > 1), "with more levels there are negative features to keep the sign of"
 
 
-@pytest.mark.parametrize("rooted", [True, False], ids=["rooted", "plain"])
+@pytest.mark.parametrize(
+    "rooted", [pytest.param(True, id="rooted"), pytest.param(False, id="plain", marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_finite_differences(policy, rooted):
     """What is our own in the network is its root and how levels are pooled: in float64, to seven digits."""
     policy("float64")

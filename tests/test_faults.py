@@ -92,6 +92,7 @@ def test_an_exception_of_another_kind_is_reported(tmp_path, monkeypatch):
     assert "SyntaxError" in faults.fuzz_worker(tmp_path, 3, 10, 0)["wrong"][0]
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_small_cache_and_are_killed_read_no_wrong_byte():
     script = Path(__file__).parents[1] / "benchmarks" / "faults.py"  # a process without TensorFlow, which can be forked
     line = [sys.executable, str(script), "cache", "--workers", "3", "--seconds", "3"]

@@ -140,7 +140,7 @@ def _inputs(operation: layers.Layer) -> list[keras.KerasTensor]:
     return operation.input if isinstance(operation.input, list) else [operation.input]
 
 
-QUICK = ("tiny", "vgg16", "mobilenet", "mobilenetv2")
+QUICK = ("tiny", "vgg16", "mobilenet")
 
 
 @functools.cache

@@ -496,7 +496,6 @@ def says_that_there_was_no_test_part(done: Run) -> str:
     return report
 
 
-@pytest.mark.slow  # with a refit, below
 def test_without_a_test_part_the_report_says_so(home, images):
     done = train_without_plots(settings(images, STAGES[:1], test_fraction=0), home / "no-test")
     assert not re.search(r"\brefit\b", says_that_there_was_no_test_part(done))
@@ -512,6 +511,7 @@ def test_a_gallery_is_in_the_order_of_the_confidence_that_it_shows(run):
         assert shown or title == "Most confident errors"
 
 
+@pytest.mark.slow
 def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(home, images, run, monkeypatch):
     """The refit learns from those images: its heat maps beside answers from before would be another network's."""
     shown, original, counting = [], publish.figures, []
@@ -603,7 +603,8 @@ def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     assert chosen.train == probed.config.train
 
 
-@pytest.mark.parametrize("stages", [pytest.param((), marks=pytest.mark.slow), SHORT], ids=["probe", "stage"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [(), SHORT], ids=["probe", "stage"])
 def test_each_view_of_an_image_passes_through_the_network_once(weights, tmp_path, monkeypatch, stages):
     """Cross-validation, probe, learning curve, stage, refit and all evaluations share what does not change."""
     images = class_folders(tmp_path / "images", size=48)
@@ -675,6 +676,7 @@ def test_the_predictor_says_what_the_run_said(probed, images):
         assert np.abs(np.stack([p for _, p in fewer]) - said).max() > 1e-3, "or a view more would prove nothing"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_keeps_its_choices(home, probed):
     folder = home / "resumed"
     shutil.copytree(probed.folder, folder)

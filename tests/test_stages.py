@@ -96,6 +96,7 @@ def test_a_image_that_is_not_finite_stops_training_before_anything_is_saved(pret
     assert all(a.tobytes() == b.tobytes() for a, b in zip(model.get_weights(), best, strict=True)), "the best are back"
 
 
+@pytest.mark.slow
 def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pretrained, tmp_path, eagerly):
     """The last image is one of two of its class, and is read for the third time in the first epoch already."""
     bad = poisoned(24, 0, lambda pass_, rows: (rows == 23) & (pass_ == 2))
@@ -109,6 +110,7 @@ def test_with_balanced_sampling_the_images_of_a_bad_batch_are_named_as_well(pret
     assert ((rows == 23) & (passes == 2)).any()
 
 
+@pytest.mark.slow
 def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_from_the_last(
     pretrained, tmp_path, eagerly
 ):
@@ -356,9 +358,8 @@ STILL = (0.5, 0.4, 0.6, 0.6, 0.3, 0.9)
 """Scores after each epoch: better, better, twice not, better, not."""
 
 
-@pytest.mark.parametrize(
-    "epoch", [4, pytest.param(5, marks=pytest.mark.slow)], ids=["when it has been decided", "when it has been done"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [4, 5], ids=["when it has been decided", "when it has been done"])
 def test_the_learning_rate_drops_when_the_score_stops_improving_after_a_resume_and_in_a_refit_too(
     pretrained, tmp_path, monkeypatch, epoch
 ):
