@@ -19,7 +19,7 @@ from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext
 
 SIZE, N = 16, 30
-STAGES = (Stage(unfreeze=1, epochs=2), Stage(unfreeze=2, epochs=2))
+STAGES = tuple(Stage(unfreeze=number, epochs=2) for number in (1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -91,34 +91,45 @@ def trained(monkeypatch):
 
 
 def test_deeper_while_it_pays(chosen, trained):
-    trained(4.0, 8.0)
+    trained(1.5, 3.0, 9.0)
     stages, losses = chosen()
-    assert stages == STAGES[1:] and list(losses) == ["0", "1", "2"]
-    assert losses["2"] < losses["1"] < losses["0"]
+    assert stages == STAGES[2:] and list(losses) == ["0", "1", "2", "3"]
+    assert losses["3"] < losses["2"] < losses["1"] < losses["0"]
 
 
-def test_what_pays_no_more_is_not_kept(chosen, trained):
-    trained(6.0, 6.0)
+def test_what_pays_no_more_is_not_kept_and_nothing_deeper_tried(chosen, trained):
+    trained(6.0, 6.0, 9.0)
     stages, losses = chosen()
     assert stages == STAGES[:1] and len(losses) == 3
 
 
-def test_deeper_than_what_does_not_pay_is_not_tried(chosen, trained):
-    seen = trained(-3.0, 8.0)
+def test_half_of_the_network_is_tried_where_the_top_does_not_pay(chosen, trained):
+    seen = trained(-3.0, 8.0, 8.0)
     stages, losses = chosen()
-    assert stages == () and list(losses) == ["0", "1"]
-    assert len(seen) == 1, "the first fold says enough"
+    assert stages == STAGES[1:2] and list(losses) == ["0", "1", "2", "3"]
+    assert [unfrozen for unfrozen, *_ in seen].count(1) == 1, "the first fold says enough"
 
 
-@pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, 0.5, False)])
+def test_deeper_is_held_against_the_probe_where_the_top_was_given_up(chosen, trained, monkeypatch):
+    trained(0.0, 0.0, 0.0)
+    monkeypatch.setattr(module, "ENOUGH_IMAGES", N)
+    rivals, z = [], iter([-0.5, 0.1])
+    monkeypatch.setattr(module, "paired_z", lambda mine, others, **_: rivals.append(others) or next(z))
+    assert chosen()[0] == STAGES[:1]
+    first, second = rivals
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(second).all()
+
+
+@pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, 0.9, False)])
 def test_with_images_enough_the_first_depth_is_kept_unless_it_is_clearly_worse(
     chosen, trained, monkeypatch, enough, z, kept
 ):
-    seen = trained(1.0, 1.0)
+    seen = trained(1.0, 1.0, 1.0)
     monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
     monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
     assert chosen()[0] == STAGES[: int(kept)]
-    assert {unfrozen for unfrozen, *_ in seen} == {1}, "deeper is tried after what pays, and only then"
+    assert {unfrozen for unfrozen, *_ in seen} == {1, 2}
 
 
 def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
@@ -132,7 +143,7 @@ def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
 
 
 def test_no_fold_has_learned_what_it_judges(chosen, trained):
-    seen = trained(0.9, 0.9)
+    seen = trained(0.9, 0.9, 0.9)
     chosen()
     assert len(seen) > 1
     for _, learned, (judged,) in seen:
@@ -152,9 +163,9 @@ def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, 
             variable.assign(variable + 1)
 
     monkeypatch.setattr(module, "train_once", train_once)
-    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.1)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.3)
     chosen()
-    assert len(starts) == 3
+    starts, kernels = starts[:3], kernels[:3]  # of the first depth
     for start in starts[1:]:
         for old, new in zip(starts[0][:-2], start[:-2], strict=True):
             np.testing.assert_array_equal(old, new)
@@ -162,7 +173,7 @@ def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, 
 
 
 def test_real_training_of_a_fold_ends_with_weights_that_predict_what_it_says(chosen, monkeypatch):
-    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.1)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.3)
     said = []
     real = module._predict
     monkeypatch.setattr(module, "_predict", lambda *how: said.append(real(*how)) or said[-1])
@@ -172,7 +183,7 @@ def test_real_training_of_a_fold_ends_with_weights_that_predict_what_it_says(cho
 
 
 def test_a_recipe_with_stages_keeps_them_and_one_without_any_too(chosen, trained):
-    seen = trained(8.0, 8.0)
+    seen = trained(8.0, 8.0, 8.0)
 
     def given(stages):
         return lambda model, base, config, *rest: choose_stages(
@@ -184,12 +195,12 @@ def test_a_recipe_with_stages_keeps_them_and_one_without_any_too(chosen, trained
         assert config.stages == stages and compared == {}
     assert not seen
     config, compared = chosen(choose_stages)
-    assert config.stages == STAGES[:1] or config.stages == STAGES[1:]
+    assert len(config.stages) == 1 and config.stages[0] in STAGES
     assert list(compared) == ["stages"] and seen
 
 
 def test_many_images_are_not_cross_validated(chosen, trained, monkeypatch, capsys):
-    seen = trained(8.0, 8.0)
+    seen = trained(8.0, 8.0, 8.0)
     monkeypatch.setattr("template.model_selection.auto.MAX_CV_IMAGES", N)
     config, compared = chosen(choose_stages)
     assert config.stages == () and compared == {} and not seen
