@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import without_plots
 from keras import layers
 from PIL import Image
 from scipy.special import softmax
@@ -475,7 +476,8 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     monkeypatch.setattr(baselines, "fit_probe", spy_of("baselines"))
     with pytest.raises(Enough):
         data = {"path": str(table), "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(tmp_path / "cache")}
-        recipe.run(config(pretrained, data=data, head=Head(power_norm="auto")), tmp_path)
+        stages = (Stage(unfreeze=1),)  # or depths would be compared: test_depth.py
+        recipe.run(config(pretrained, data=data, head=Head(power_norm="auto"), stages=stages), tmp_path)
     rows = parts[0].parts == "train"
     names = np.array(["red 0" if name == "red 7" else name for name in parts[0].groups[rows]])  # by the copy
     for labels, groups in given["begin"]:
@@ -493,7 +495,8 @@ def test_a_class_of_one_training_image_cannot_vote_and_stops_nothing(pretrained,
         for number in range(each):
             shutil.copy(wide_images / kind / f"{number}.png", tmp_path / "few" / kind)
     how = settings(pretrained, tmp_path / "few", tmp_path / "cache", train=Train(batch_size=8, refit_on_train_val="no"))
-    result = recipe.run(how, tmp_path)
+    with without_plots():
+        result = recipe.run(how, tmp_path)
     chosen = configuration.load(tmp_path / "config.toml")
     assert (chosen.head, chosen.data.resize) == (Head(feature_levels=1, power_norm=True), "crop")
     assert (tmp_path / "report.md").exists() and result["test"]["images"] > 0

@@ -160,6 +160,20 @@ def test_coverage_worked_by_hand():
     assert confidence_for(wrong, 0.9) is None
 
 
+def test_what_is_reached_exactly_is_reached():
+    """A target, a precision, and the confidence of an image itself: at least, and not more than."""
+    given = honest(40, 3)
+    sure = Predictions(given.ids, given.predicted, given.logits, given.class_names)  # all right
+    bound = float(lower_bound(np.array(40.0), np.array(40.0)))
+    assert confidence_for(sure, bound) is not None and confidence_for(sure, bound + 1e-9) is None
+    scores, positive = np.linspace(0.1, 0.9, 9), np.arange(9) > 4
+    assert threshold(scores, positive, precision=float(lower_bound(np.float64(4), np.float64(4)))) == pytest.approx(
+        0.55
+    )
+    lowest = float(given.probabilities.max(axis=1).min())
+    assert selective_accuracy(given, lowest)["coverage"]["value"] == 1
+
+
 @pytest.mark.parametrize(("n", "all_right"), [(2, 0.5519), (10, 0.8764), (27, 0.9516), (80, 0.9833)])
 def test_the_lower_bound_of_so_many_correct_predictions(n, all_right):
     """By quantiles of the beta distribution worked out elsewhere; a threshold is there only if the bound reaches it."""
