@@ -21,7 +21,7 @@ SCRIPTS = ROOT / "scripts"
 BENCHMARKS = ROOT / "benchmarks"
 
 
-HEAVIEST = ("backbones", "recipe", "stages", "scripts", "build", "journey", "auto", "layers", "resume", "predictor")
+HEAVIEST = ("recipe", "scripts", "stages", "build", "auto", "journey", "backbones", "resume", "audit", "layers", "predictor")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
