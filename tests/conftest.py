@@ -21,7 +21,7 @@ SCRIPTS = ROOT / "scripts"
 BENCHMARKS = ROOT / "benchmarks"
 
 
-HEAVIEST = ("recipe", "scripts", "stages", "build", "auto", "journey", "backbones", "resume", "audit", "layers", "predictor")
+HEAVIEST = ("recipe", "scripts", "stages", "build", "auto", "journey", "backbones", "resume", "audit", "layers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
