@@ -197,8 +197,8 @@ def never(*_):
     raise AssertionError("there is nothing to look at")
 
 
-@pytest.mark.parametrize(("blocks", "numbers"), [(1, [1]), (3, [1, 2]), (7, [1, 3, 5]), (13, [2, 6, 10])])
-def test_depths_are_a_sixth_half_and_three_quarters(blocks, numbers):
+@pytest.mark.parametrize(("blocks", "numbers"), [(1, [1]), (3, [1]), (4, [1, 2]), (7, [1, 3]), (13, [2, 6])])
+def test_depths_are_a_sixth_and_half_of_the_blocks(blocks, numbers):
     found = depths(200, 32, blocks)
     assert [stage.unfreeze for stage in found] == numbers
     assert {(stage.epochs, stage.learning_rate) for stage in found} == {(12, 2e-4)}

@@ -91,7 +91,7 @@ def choose_depth(
     heads, best = _probes(base, config, train, divisions, context.cache)
     monitored = per_image_losses(best, train.labels, config.train.monitor)
     chosen, losses = (), {"0": round(float(monitored.mean()), 4)}
-    print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; trying deeper while it pays")
+    print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; how deep pays:")
     batch = config.train.batch_size * config.train.gradient_accumulation_steps
     needed = -FIRST if len(train) >= ENOUGH_IMAGES and config.head.feature_levels == 1 else FIRST
     for number, stage in enumerate(suggest.depths(len(train), batch, len(context.blocks.order))):
