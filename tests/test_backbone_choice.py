@@ -159,6 +159,7 @@ def test_candidates_are_compared_without_what_other_networks_lack():
     assert candidates(settings) == [Backbone(name="vgg16"), Backbone(name="mobilenet", alpha=0.5)]
 
 
+@pytest.mark.slow
 def test_a_run_records_which_network_auto_chose(two, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "candidates", lambda _: two)
     monkeypatch.setattr("template.model_selection.auto.candidates", lambda _: two)

@@ -157,6 +157,7 @@ def test_a_forecast_adds_up():
     assert "refit" not in few
 
 
+@pytest.mark.slow
 def test_the_pace_is_of_what_the_stage_does(eagerly):
     train = coloured(40, 0)
     config = Config(data=Data(image_size=SIZE), backbone=PRETRAINED.backbone, train=Train(batch_size=16))

@@ -71,6 +71,7 @@ def equal_runs(seed: int) -> list[Predictions]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_equal_runs_are_found_equal_about_as_often_as_promised(name, equals):
     """The interval of the difference holds zero mostly."""
     held = sum(found[name]["difference"]["low"] <= 0 <= found[name]["difference"]["high"] for found in equals)

@@ -86,6 +86,7 @@ def test_l2_sp_without_the_pretrained_weights_is_an_error_and_not_silently_anoth
         penalise(tiny(), Stage(unfreeze=1, l2_sp=0.1), find_blocks(tiny(), TINY), ())
 
 
+@pytest.mark.slow
 def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_and_loaded(tmp_path, eagerly):
     head = Head(l2=1e-3, max_norm=0.5)
     model = tiny(head)

@@ -87,6 +87,7 @@ def swept(folder: Path, settings: Train, count: int = 12) -> np.ndarray:
     return sweep(compiled, low=0.1, high=10, count=count)[1]
 
 
+@pytest.mark.slow
 def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):
     whole = swept(tmp_path, Train(batch_size=24))
     in_parts = swept(tmp_path, Train(batch_size=8, gradient_accumulation_steps=3))

@@ -133,6 +133,7 @@ def test_between_two_checkpoints_the_bad_batch_is_found_by_training_once_more_fr
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatch, eagerly):
     """A GPU would have to stop for it."""
     seen, real = [], keras.Model.fit
@@ -324,6 +325,7 @@ def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallo
     assert seen[1].mean() < np.log(CLASSES), "chosen by what it says with them"
 
 
+@pytest.mark.slow
 def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pretrained, tmp_path, monkeypatch):
     """A whole stage: what is kept is the moving average, and comes out the same."""
     monkeypatch.setattr(module, "choose", lambda *_: 1)  # validation of so few images might prefer the best epoch
@@ -505,6 +507,7 @@ def test_without_stages_there_is_nothing_to_do(pretrained, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_no_cached_activations_are_alive_when_fit_and_refit_are_done(pretrained, tmp_path):
     """TensorFlow never lets go of a function that it was given; every stage would leave its gigabytes."""
     made, original = [], ArrayFile.__init__
@@ -774,7 +777,8 @@ def test_a_stage_is_skipped_when_the_one_before_gained_too_little(pretrained, tm
     assert "skipped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_its_loss_is_float32(pretrained, tmp_path, precision):
     keras.config.set_dtype_policy(precision)
     try:
