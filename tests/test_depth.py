@@ -48,18 +48,29 @@ def coloured() -> ArrayDataset:
     return ArrayDataset(lambda _, rows: pixels[rows], labels, "coloured", groups=np.arange(N) % 15)
 
 
+CONFIG = Config(
+    data=Data(path="nowhere", image_size=SIZE, resize="crop"),
+    backbone=Backbone(name="tiny", weights="a file"),
+    augment=Augment(hflip=False),
+)
+
+
+@pytest.fixture(scope="module")
+def begun(base, tmp_path_factory) -> tuple[keras.Model, FeatureCache]:
+    """A model whose head is the probe, and what was computed for it."""
+    cache = FeatureCache(tmp_path_factory.mktemp("cache"), 1e9, batch_size=8, clock=Timer())
+    return init_model(base, CONFIG, [coloured()], cache), cache
+
+
 @pytest.fixture
-def chosen(base, tmp_path):
-    """Chooses for `coloured`, and returns what was chosen, the losses, and the model."""
+def chosen(base, begun):
+    """Chooses for `coloured`, and returns what was chosen, and the losses; the model is as it was."""
+    model, cache = begun
 
     def choose(function=choose_depth, **train):
-        data = Data(path="nowhere", image_size=SIZE, resize="crop")
-        backbone = Backbone(name="tiny", weights="a file")
-        config = Config(data=data, backbone=backbone, augment=Augment(hflip=False), train=Train(**train))
-        cache = FeatureCache(tmp_path / "cache", 1e9, batch_size=8, clock=Timer())
-        model = init_model(base, config, [coloured()], cache)
+        config = dataclasses.replace(CONFIG, train=Train(**train))
         before, initial = model.get_weights(), [variable.numpy() for variable in model.variables]
-        context = TrainContext(find_blocks(model, backbone), (), config.train, cache, initial, ("a", "b", "c"))
+        context = TrainContext(find_blocks(model, CONFIG.backbone), (), config.train, cache, initial, ("a", "b", "c"))
         result = function(model, base, config, coloured(), coloured(), context)
         for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)

@@ -90,7 +90,7 @@ def test_a_monitored_run_has_the_same_history_bit_for_bit_and_a_row_for_each_blo
     [
         pytest.param(2, "kept", marks=pytest.mark.slow),
         pytest.param(3, "kept", marks=pytest.mark.slow),
-        (5, "lost"),
+        pytest.param(5, "lost", marks=pytest.mark.slow),
         pytest.param(7, "kept", marks=pytest.mark.slow),
     ],
     ids=["in a stage", "at its end", "before new views, and none kept", "on images"],
@@ -276,7 +276,8 @@ def test_without_room_for_three_checkpoints_and_activations_nothing_begins(pretr
     assert 0.3 * stored < needs[tmp_path / "cache"] <= stored
 
 
-@pytest.mark.parametrize(("epoch", "left"), [("2", [3, 4, 5]), pytest.param("5", [], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("epoch", "left"), [("2", [3, 4, 5]), ("5", [])])
 def test_a_final_fit_that_was_killed_ends_bit_for_bit_as_a_whole_one(pretrained, tmp_path, monkeypatch, epoch, left):
     plan = [
         {"start": 0, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []},

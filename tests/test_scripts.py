@@ -510,6 +510,7 @@ def test_images_that_a_run_has_seen_are_counted_and_the_others_scored(finished, 
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_evaluations_of_two_folders_of_one_name_stay_apart_and_of_one_are_replaced(finished, tmp_path):
     for place, seed in (("a", 5), ("b", 6)):
         class_folders(tmp_path / place / "photos", each=1 + (place == "b"), seed=seed)
