@@ -48,7 +48,8 @@ def swept(config: configuration.Config) -> tuple[configuration.Stage, np.ndarray
     from template.diagnose.range_test import sweep
     from template.model.backbones import build_backbone
     from template.model.blocks import find_blocks
-    from template.model_selection.auto import init_model, set_seed_and_precision, with_stages, without_auto
+    from template.model_selection.auto import init_model, set_seed_and_precision, without_auto
+    from template.model_selection.depth import with_stages
     from template.train.features import FeatureCache
     from template.train.one_stage import TrainContext, compile_stage
 

@@ -42,7 +42,8 @@ def drawn(config: configuration.Config) -> Image.Image:
     """The grid for a recipe, and words on what it cannot show."""
     from template.data.load import load_data
     from template.diagnose.grids import epochs_grid
-    from template.model_selection.auto import with_stages, without_auto
+    from template.model_selection.auto import without_auto
+    from template.model_selection.depth import with_stages
     from template.train.one_stage import mixing_of
 
     config = without_auto(config)

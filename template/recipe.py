@@ -101,6 +101,8 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     config, base, model, choices = _choose(config, parts, cache)
     with clock("decode"):
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
+    with clock("audit"):
+        _audit(examples, facts, config, folder)
     train, augmented = parts.plain("train", config.data), parts.augmented("train", config)
     initial = [variable.numpy() for variable in model.variables]
     blocks = find_blocks(model, config.backbone)
@@ -108,8 +110,6 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     config, depths = choose_stages(model, base, config, train, augmented, context)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
     _record(config, choices | depths, examples, folder)
-    with clock("audit"):
-        _audit(examples, facts, config, folder)
     with clock("diagnosis"):
         val = parts.plain("val", config.data)
         curve = learning_curve(model, base, config, train, val, cache) if starts_from_probe(config) else None

@@ -35,7 +35,7 @@ from template.deploy.tta import predict_tta
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
-from template.model_selection.auto import with_stages
+from template.model_selection.depth import with_stages
 from template.train import linear_probe as probe
 from template.train.checkpoint import read_checkpoint
 

@@ -10,8 +10,8 @@ import numpy as np
 from ..config import Config, Stage
 from ..data.dataset import ArrayDataset, subsample
 from ..model.blocks import Blocks, boundary, freeze
-from ..model_selection.auto import count_forward_passes, cross_validates_depth
-from ..model_selection.depth import FOLDS
+from ..model_selection.auto import count_forward_passes
+from ..model_selection.depth import FOLDS, cross_validates_depth
 from ..suggest import refits, uses_hflip
 from ..train.features import inference, split_model
 from ..train.one_stage import compile_for

@@ -32,9 +32,9 @@ from ..model_selection.auto import (
     set_seed_and_precision,
     standardise_input,
     starts_from_probe,
-    with_stages,
     without_auto,
 )
+from ..model_selection.depth import with_stages
 from ..train.features import FeatureCache
 from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
@@ -188,7 +188,8 @@ def _probe(begun: Begun, clock: runs.Timer) -> tuple[list[checks.Check], float]:
         select_levels(probe_features(begun.base, config, [part], begun.cache), config.head)[0][0]
         for part in (few, held_out)
     )
-    rows = [all_[evenly_spaced(len(all_), MOST)] for all_ in map(begun.parts.rows, ("train", "val"))]
+    parts = (begun.parts.rows(name) for name in ("train", "val"))
+    rows = [part[evenly_spaced(len(part), MOST)] for part in parts]
     lots = [checks.random_labels(examples.digests[mine], len(examples.class_names), config.train.seed) for mine in rows]
     found = [
         checks.depends_on_input(probed, few),

@@ -215,7 +215,7 @@ def _training(
             _row(setting, Cell(", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())))
             for setting, losses in metrics["choices"].items()
         ]
-        tables.append(Table(["setting", "cross-validated cross-entropy"], rows, "Settings left at auto"))
+        tables.append(Table(["setting", "cross-validated loss"], rows, "Settings left open"))
     rows = _stages(metrics.get("probe"), history, monitor)
     columns = ["stage", "epochs", "validation cross-entropy", "validation accuracy"]
     tables += [Table(columns, rows, f"Best epoch of each stage, by {monitor}")] if rows else []

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .. import suggest
 from ..config import Backbone, Config, Data, Head, Train
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
@@ -35,31 +34,6 @@ def set_seed_and_precision(settings: Train) -> None:
     keras.config.set_dtype_policy(settings.precision)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-
-
-def with_stages(config: Config, images: int) -> Config:
-    """The configuration with stages, if it names none: from the number of training images.
-
-    Where cross-validation will choose (`depth.choose_stages`), the first that it tries.
-
-    Args:
-        config: without `auto`.
-        images: in the training part.
-    """
-    if config.stages is not None:
-        return config
-    batch = config.train.batch_size * config.train.gradient_accumulation_steps
-    blocks = count_blocks(config.backbone.name)
-    if cross_validates_depth(config, images):
-        return dataclasses.replace(config, stages=suggest.depths(images, batch, blocks)[:1])
-    how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
-    stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
-    return dataclasses.replace(config, stages=stages)
-
-
-def cross_validates_depth(config: Config, images: int) -> bool:
-    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images."""
-    return config.stages is None and starts_from_probe(config) and images < MAX_CV_IMAGES
 
 
 def starts_from_probe(config: Config) -> bool:

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from .. import suggest
+from .. import disk, suggest
 from ..config import Config, Stage
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
+from ..model.backbones import count_blocks
 from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe, folds
 from ..train.one_stage import CompiledStage, TrainContext, assign, compile_network, compile_stage, train_once
 from ..train.select import per_image_losses
-from .auto import cross_validates_depth, probe_features, select_levels, with_stages
+from ..train.stages import feature_bytes
+from .auto import MAX_CV_IMAGES, probe_features, select_levels, starts_from_probe
 
 ENOUGH_IMAGES = 200
 """From so many training images on, unfreezing the top sixth pays more often than not (a probe of several levels, which
@@ -38,10 +40,35 @@ Fold = tuple[np.ndarray, np.ndarray]
 """Rows to learn from, and rows to judge."""
 
 
+def with_stages(config: Config, images: int) -> Config:
+    """The configuration with stages, if it names none: from the number of training images.
+
+    Where cross-validation will choose (`choose_stages`), the first that it tries.
+
+    Args:
+        config: without `auto`.
+        images: in the training part.
+    """
+    if config.stages is not None:
+        return config
+    batch = config.train.batch_size * config.train.gradient_accumulation_steps
+    blocks = count_blocks(config.backbone.name)
+    if cross_validates_depth(config, images):
+        return dataclasses.replace(config, stages=suggest.depths(images, batch, blocks)[:1])
+    how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
+    stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
+    return dataclasses.replace(config, stages=stages)
+
+
+def cross_validates_depth(config: Config, images: int) -> bool:
+    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images."""
+    return config.stages is None and starts_from_probe(config) and images < MAX_CV_IMAGES
+
+
 def choose_stages(
     model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
     context: TrainContext,
-) -> tuple[Config, dict[str, dict[str, float | None]]]:  # fmt: skip
+) -> tuple[Config, dict[str, dict[str, float]]]:  # fmt: skip
     """The configuration with stages, if it names none; says which, and which settings have no effect with them.
 
     Where training begins with a linear probe on fewer than `MAX_CV_IMAGES` images, they are what cross-validation
@@ -56,13 +83,16 @@ def choose_stages(
         context: of the model, without stages.
 
     Returns:
-        The configuration, and the out-of-fold losses of all depths, {"stages": {blocks: loss}}.
+        The configuration, and the out-of-fold losses of all depths, {"blocks to unfreeze": {blocks: loss}}.
+
+    Raises:
+        DiskError: if there is no room for the activations.
     """
     compared = {}
     if cross_validates_depth(config, len(train)):
         with context.cache.clock("depth"):
             stages, losses = choose_depth(model, base, config, train, augmented, context)
-        config, compared = dataclasses.replace(config, stages=stages), {"stages": losses} if losses else {}
+        config, compared = dataclasses.replace(config, stages=stages), {"blocks to unfreeze": losses} if losses else {}
     elif config.stages is None:
         config = with_stages(config, len(train))
         listed = ", ".join(f"unfreeze {stage.unfreeze} for {stage.epochs} epochs" for stage in config.stages)
@@ -75,32 +105,38 @@ def choose_stages(
 def choose_depth(
     model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
     context: TrainContext,
-) -> tuple[tuple[Stage, ...], dict[str, float | None]]:  # fmt: skip
+) -> tuple[tuple[Stage, ...], dict[str, float]]:  # fmt: skip
     """The stage that cross-validation prefers to the linear probe, if any, out of `suggest.depths`.
 
     The first two are tried in any case, deeper than what did not pay is not. Arguments as those of `choose_stages`.
 
     Returns:
-        No stage or one, and the out-of-fold loss of each depth that was tried (calibrated cross-entropy in nats, 1 -
-        accuracy or 1 - macro F1, by `train.monitor`); None if it diverged.
+        No stage or one, and the out-of-fold loss of each depth that was tried and did not diverge (calibrated
+        cross-entropy in nats, 1 - accuracy or 1 - macro F1, by `train.monitor`). Of what was given up it is that of the
+        best so far and the difference on the images that were judged, so that all can be compared.
     """
     divisions = folds(train.labels, model.output_shape[-1], config.train.seed, groups=train.groups, most_folds=FOLDS)
     if not divisions:
-        print("stages: none; cross-validation is impossible, a class has one training image or group")
+        print("blocks to unfreeze = 0: cross-validation is impossible, a class has one training image or group")
         return (), {}
-    heads, best = _probes(base, config, train, divisions, context.cache)
-    monitored = per_image_losses(best, train.labels, config.train.monitor)
-    chosen, losses = (), {"0": round(float(monitored.mean()), 4)}
-    print(f"linear probe: cross-validated {config.train.monitor} {losses['0']:.3f}; how deep pays:")
     batch = config.train.batch_size * config.train.gradient_accumulation_steps
+    stages = suggest.depths(len(train), batch, len(context.blocks.order))
+    needed_bytes = feature_bytes(model, augmented, train, dataclasses.replace(context, stages=stages))
+    disk.require_space({context.cache.folder: needed_bytes})
+    heads, best = _probes(base, config, train, divisions, context.cache)
+    lowest = float(per_image_losses(best, train.labels, config.train.monitor).mean())
+    chosen, losses = (), {"0": round(lowest, 4)}
+    print(f"how deep pays, by {config.train.monitor} of single views in {len(divisions)} folds: probe {lowest:.3f}")
     needed = -FIRST if len(train) >= ENOUGH_IMAGES and config.head.feature_levels == 1 else FIRST
-    for number, stage in enumerate(suggest.depths(len(train), batch, len(context.blocks.order))):
+    for number, stage in enumerate(stages):
         compiled = compile_stage(model, stage, [augmented], train, context)
-        logits, loss, z = _race(compiled, heads, divisions, best, needed)
-        losses[str(stage.unfreeze)] = round(loss, 4) if math.isfinite(loss) else None
-        print(f"  {loss:.3f}, better by {z:.1f} standard errors")
+        logits, gain, z = _race(compiled, heads, divisions, best, needed)
+        if math.isfinite(gain):
+            losses[str(stage.unfreeze)] = round(lowest - gain, 4)
+        print(f"  {lowest - gain:.3f}, {z:+.1f} standard errors: {'taken' if z > needed else 'not taken'}")
         if z > needed:
-            chosen, best = (stage,), best if np.isnan(logits).any() else logits
+            chosen = (stage,)
+            best, lowest = (best, lowest) if np.isnan(logits).any() else (logits, lowest - gain)
         elif number:
             break  # the top alone says little about what is below; half of the network does
         needed = DEEPER
@@ -141,8 +177,8 @@ def _race(
         needed: standard errors by which it must lead in the end; after each fold, a quarter of it.
 
     Returns:
-        Its out-of-fold logits, NaN where it was given up; their mean loss, infinite if it diverged; and by how many
-        standard errors they are better.
+        Its out-of-fold logits, NaN where it was given up; by how much and by how many standard errors they are better,
+        both minus infinity if it diverged.
     """
     logits, judged, monitor = np.full_like(best, np.nan), np.empty(0, np.int64), compiled.context.settings.monitor
     # Once, for it takes as long as a fold to trace it: all folds are of nearly one size.
@@ -160,7 +196,7 @@ def _race(
         z = paired_z(mine, others, groups=held_out.groups)
         if not z > needed / 4:
             break
-    return logits, float(np.nan_to_num(mine, nan=np.inf).mean()), z
+    return logits, float((others - np.nan_to_num(mine, nan=np.inf)).mean()), z
 
 
 def _predict(compiled: CompiledStage, rows: np.ndarray) -> np.ndarray:

@@ -205,7 +205,14 @@ def from_boundary(
     if boundary is None or activation_bytes(boundary, 0, sum(map(len, views))) > cache.limit_bytes:
         return model, list(views)
     bottom, tail = split_model(model, boundary)
-    return tail, [cached(bottom, view, 1, 0, cache, np.float32) for view in views]
+    below = fingerprint(bottom)
+
+    def inputs(view: ArrayDataset) -> ArrayDataset:  # has a key: what is above may be frozen, and cached, too
+        return dataclasses.replace(
+            cached(bottom, view, 1, 0, cache, np.float32), key=view.key and f"{view.key} {below}"
+        )
+
+    return tail, list(map(inputs, views))
 
 
 def activation_bytes(boundary: keras.KerasTensor, trained: int, measured: int) -> int:

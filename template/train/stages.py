@@ -53,7 +53,7 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: Tra
             f"images, so that each epoch makes a step. Received: {context.settings.gradient_accumulation_steps}"
         )
     needed = 3 * _checkpoint_bytes(model, context.settings)
-    disk.require_space({folder: needed, context.cache.folder: _feature_bytes(model, train, val, context)})
+    disk.require_space({folder: needed, context.cache.folder: feature_bytes(model, train, val, context)})
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(context.stages))[state.stage :]:
         if state.gain < stage.only_if_gain:
@@ -155,7 +155,7 @@ def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
     return (7 + (settings.gradient_accumulation_steps > 1)) * 4 * model.count_params()
 
 
-def _feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: TrainContext) -> int:
+def feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: TrainContext) -> int:
     """Bytes that the activations of all stages will take beside what is cached already, at most."""
     needed = 0
     for stage in context.stages:
