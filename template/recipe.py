@@ -99,6 +99,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
 
     _print_found(config, examples, folder)
     config, base, model, choices = _choose(config, parts, cache)
+    _refuse_changes(config, examples, folder)
     with clock("decode"):
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
     with clock("audit"):
@@ -201,18 +202,22 @@ def _print_found(config: Config, examples: Examples, folder: Path) -> None:
         print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
 
 
-def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> None:
-    """Write what the run is made from; refuse to go on with other images than before."""
-    table = to_csv(examples)
-    before = (folder / "split.csv").read_text(encoding="utf-8") if (folder / "split.csv").exists() else table
+def _refuse_changes(config: Config, examples: Examples, folder: Path) -> None:
+    """A run that has begun goes on with its images and settings, and says which of those that may change have."""
+    table, split, begun = to_csv(examples), folder / "split.csv", folder / "begun.toml"
+    before = split.read_text(encoding="utf-8") if split.exists() else table
     if before != table:
         raise DataError(
             f"The images or their split have changed since {str(folder)!r} began:\n  "
             f"{first_lines(differences(before, table))}\nPut them back as they were and resume, or start a new run."
         )
-    begun = folder / "begun.toml"
     for line in configuration.changed(configuration.load(begun), config) if begun.exists() else ():
         print(f"goes on with {line}")
+
+
+def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> None:
+    """Write what the run is made from."""
+    table, begun = to_csv(examples), folder / "begun.toml"
     runs.write_text(folder / "config.toml", configuration.to_toml(config))
     if not begun.exists():
         runs.write_text(begun, configuration.to_toml(config))

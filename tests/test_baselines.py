@@ -82,9 +82,11 @@ def test_the_learning_curve_falls_where_there_is_something_to_learn_and_takes_wh
     sizes, errors = baselines.learning_curve(model, base, PRETRAINED, train, val, store)
     assert sizes == [12, 24, 48, 96, 120]
     assert errors[-1] <= errors[0] and errors[-1] < 0.1
-    assert len(set(store.folder.iterdir())) == before + 1, "new are the validation images as they are"
+    assert len(set(store.folder.iterdir())) == before + 2, (
+        "new are the validation images as they are, below the boundary and at the head"
+    )
     head_inputs(model, PRETRAINED, probe_views(val, PRETRAINED), store)
-    assert len(set(store.folder.iterdir())) == before + 2, "a refit finds these, and needs their mirror images"
+    assert len(set(store.folder.iterdir())) == before + 4, "a refit finds these, and needs their mirror images"
 
 
 def test_more_images_are_of_more_patients():
