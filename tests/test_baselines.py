@@ -152,9 +152,11 @@ def test_a_forecast_adds_up():
         "refit": pytest.approx(5 + 0.1 * 4 * 50 + 10 * 0.02 * 150),
         "evaluation": pytest.approx(0.2 * (2 * (50 + 30) + 100)),
     }
-    raced = forecast.forecast(dataclasses.replace(config, stages=None), counts, 0.2, [(stage, pace)])
-    # Of three folds each trains on two thirds; images as they are go below once, and are judged once.
-    assert raced == seconds | {"depth": pytest.approx(5 + 0.1 * 100 + 10 * 0.02 * 200 + 0.01 * 100)}
+    # Of three folds each trains on two thirds; images as they are go below once, and are judged once. The second depth
+    # has augmented views of its own.
+    raced = forecast.forecast(config, counts, 0.2, [(stage, pace)], [(stage, pace), (stage, pace)])
+    race = 5 + 0.1 * 100 + 10 * 0.02 * 200 + 0.01 * 100
+    assert raced == seconds | {"depth": pytest.approx(2 * race + 0.1 * 4 * 100)}
     few = forecast.forecast(config, counts | {"train": 6000}, 0.2, [(stage, pace)])
     assert "refit" not in few
 

@@ -11,7 +11,7 @@ from ..config import Config, Stage
 from ..data.dataset import ArrayDataset, subsample
 from ..model.blocks import Blocks, boundary, freeze
 from ..model_selection.auto import count_forward_passes
-from ..model_selection.depth import FOLDS, cross_validates_depth
+from ..model_selection.depth import FOLDS
 from ..suggest import refits, uses_hflip
 from ..train.features import inference, split_model
 from ..train.one_stage import compile_for
@@ -60,25 +60,27 @@ def measure_stage(
 
 
 def forecast(
-    config: Config, counts: dict[str, int], per_image: float, stages: Sequence[tuple[Stage, StageTiming]]
-) -> dict[str, float]:
+    config: Config, counts: dict[str, int], per_image: float, stages: Sequence[tuple[Stage, StageTiming]],
+    depths: Sequence[tuple[Stage, StageTiming]] = (),
+) -> dict[str, float]:  # fmt: skip
     """Seconds of passes through the network in each phase of a run in which no stage stops early and nothing is found
-    from an earlier one. Of the depths that are cross-validated only the first: the others follow where it pays.
+    from an earlier one.
 
     Args:
-        config: with its `auto`, which may turn out to be what takes longest; without stages, if it names none.
+        config: with its `auto`, which may turn out to be what takes longest.
         counts: images of train, val and test.
         per_image: from `seconds_per_image`.
         stages: each with its pace.
+        depths: likewise, what is cross-validated (`depth.choose_depth`), in all folds; the first is a stage then.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
-    views = 1 + config.tta.full_image + bool(config.tta.center_zoom)
-    views *= 2 if uses_hflip(config) else 1
+    shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)
+    shown *= 2 if uses_hflip(config) else 1
     seconds = {"probe": per_image * count_forward_passes(config, train)}
-    if cross_validates_depth(config, train):
-        (stage, pace), *_ = stages
+    for number, (stage, pace) in enumerate(depths):
+        views = 1 + (min(stage.cached_augmentations or stage.epochs, stage.epochs) if number else 0)
         folds = stage.epochs * pace.training * train * (FOLDS - 1) + pace.validation * train
-        seconds["depth"] = pace.start + pace.below * train + folds
+        seconds["depth"] = seconds.get("depth", 0.0) + pace.start + pace.below * views * train + folds
     again = 0.0
     for number, (stage, pace) in enumerate(stages, start=1):
         cached = min(stage.cached_augmentations or stage.epochs, stage.epochs)
@@ -89,7 +91,7 @@ def forecast(
         seconds["refit"] = again
     # Validation images once, before the stages; and after them where nothing was frozen.
     times = 1 + any(not pace.below for _, pace in stages)
-    seconds["evaluation"] = per_image * (views * (times * val + test) + min(train, FEW))
+    seconds["evaluation"] = per_image * (shown * (times * val + test) + min(train, FEW))
     return seconds
 
 

@@ -34,7 +34,7 @@ from ..model_selection.auto import (
     starts_from_probe,
     without_auto,
 )
-from ..model_selection.depth import with_stages
+from ..model_selection.depth import cross_validates_depth, depths, with_stages
 from ..train.features import FeatureCache
 from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
@@ -217,11 +217,18 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     """
     config, train, model = begun.config, begun.train, begun.model()
     blocks, batch_size = find_blocks(model, config.backbone), config.train.batch_size
-    paces = [(s, forecast.measure_stage(begun.model(), blocks, s, train, batch_size)) for s in config.stages]
+
+    def measured(stage: Stage) -> tuple[Stage, forecast.StageTiming]:
+        return stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size)
+
+    paces = [measured(stage) for stage in config.stages]
+    raced = []
+    if cross_validates_depth(open_config, len(train)):
+        raced = paces + [measured(stage) for stage in depths(config, len(train))[1:]]
     per_image = forecast.seconds_per_image(model, train, batch_size)
     counts = {name: len(begun.parts.rows(name)) for name in PARTS}
     settled = dataclasses.replace(open_config, backbone=config.backbone)
-    seconds = forecast.forecast(settled, counts, per_image, paces)
+    seconds = forecast.forecast(settled, counts, per_image, paces, raced)
     if open_config.backbone.name == "auto":
         seconds["other networks"] = sum(
             _of_candidate(settled, other, train) for other in candidates(open_config.backbone)[1:]

@@ -51,13 +51,21 @@ def with_stages(config: Config, images: int) -> Config:
     """
     if config.stages is not None:
         return config
-    batch = config.train.batch_size * config.train.gradient_accumulation_steps
-    blocks = count_blocks(config.backbone.name)
     if cross_validates_depth(config, images):
-        return dataclasses.replace(config, stages=suggest.depths(images, batch, blocks)[:1])
+        return dataclasses.replace(config, stages=depths(config, images)[:1])
     how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
-    stages = suggest.stages(images, batch, blocks, config.head.feature_levels, **how)
-    return dataclasses.replace(config, stages=stages)
+    blocks, levels = count_blocks(config.backbone.name), config.head.feature_levels
+    return dataclasses.replace(config, stages=suggest.stages(images, _step(config), blocks, levels, **how))
+
+
+def depths(config: Config, images: int) -> tuple[Stage, ...]:
+    """What races: `suggest.depths` of a configuration without `auto`."""
+    return suggest.depths(images, _step(config), count_blocks(config.backbone.name))
+
+
+def _step(config: Config) -> int:
+    """Images a step."""
+    return config.train.batch_size * config.train.gradient_accumulation_steps
 
 
 def cross_validates_depth(config: Config, images: int) -> bool:
@@ -106,7 +114,7 @@ def choose_depth(
     model: keras.Model, base: keras.Model, config: Config, train: ArrayDataset, augmented: ArrayDataset,
     context: TrainContext,
 ) -> tuple[tuple[Stage, ...], dict[str, float]]:  # fmt: skip
-    """The stage that cross-validation prefers to the linear probe, if any, out of `suggest.depths`.
+    """The stage that cross-validation prefers to the linear probe, if any, out of `depths`.
 
     The first two are tried in any case, deeper than what did not pay is not. Arguments as those of `choose_stages`.
 
@@ -119,8 +127,7 @@ def choose_depth(
     if not divisions:
         print("blocks to unfreeze = 0: cross-validation is impossible, a class has one training image or group")
         return (), {}
-    batch = config.train.batch_size * config.train.gradient_accumulation_steps
-    stages = suggest.depths(len(train), batch, len(context.blocks.order))
+    stages = depths(config, len(train))
     needed_bytes = feature_bytes(model, augmented, train, dataclasses.replace(context, stages=stages))
     disk.require_space({context.cache.folder: needed_bytes})
     heads, best = _probes(base, config, train, divisions, context.cache)
