@@ -1,6 +1,7 @@
 """Classify images with a finished run: one row per image, unreadable images as rows with a reason.
 
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
+python scripts/predict.py --run runs/RUN photo.jpg --runtime onnx   # what export.py has written; needs no TensorFlow
 
 What is left out of a folder (hidden files, system files, links to folders) is named, and so is what had to be
 assumed to read an image (the first of several pages, 12 of 16 bits). Exit code: 0, or 1 if nothing
@@ -11,11 +12,14 @@ import argparse
 import csv
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from template import runs
+from template.deploy.runtime import FILES, Classifier
 
 
 @runs.exit_if_damaged()
@@ -26,29 +30,28 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="CSV file to write; by default the rows are printed")
     parser.add_argument("--top-k", type=int, default=3, help="how many classes per image (default: 3)")
+    words = "onnx: with the run's export alone (default: keras)"
+    parser.add_argument("--runtime", choices=("keras", "onnx"), default="keras", help=words)
+    parser.add_argument("--precision", choices=tuple(FILES), default="float32", help="of the export (default: float32)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
     if arguments.out:
         runs.check_output(arguments.out, "file")
 
-    from template.config import ConfigError
-    from template.data.examples import DataError
     from template.data.sources.files import collect_files, describe_notes, describe_skipped, failure_reason
+    from template.data.sources.names import DataError
 
+    notes = []
     try:
         files, left = collect_files(arguments.inputs)
-        runs.import_tensorflow()
-        from template.deploy.predictor import classify, load_run
-
-        config, classes, model = load_run(arguments.run)
-        decided = arguments.run / "calibration.json"  # of a run from before there was any: as the network says
-        temperature = runs.read_json(decided)["temperature"] if decided.exists() else 1.0
-    except (DataError, ConfigError) as error:
+        answer = _onnx if arguments.runtime == "onnx" else _keras
+        classes, answers = answer(arguments, files, lambda file, note: notes.append((str(file), note)))
+    except DataError as error:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
     header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "problem"]
-    rows, bad, notes = [header], 0, []
-    for file, result in classify(model, config, files, temperature, lambda file, note: notes.append((str(file), note))):
+    rows, bad = [header], 0
+    for file, result in answers:
         if isinstance(result, np.ndarray):
             best = np.argsort(-result, kind="stable")[:k]
             cells = [cell for i in best for cell in (_cell(classes[i]), f"{result[i]:.6f}")]
@@ -67,6 +70,30 @@ def main() -> None:
         print(line, file=sys.stdout if arguments.out else sys.stderr)
     if problem := failure_reason(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)
+
+
+Answers = tuple[Sequence[str], Iterator[tuple[Path, Any]]]
+"""Names of the classes; each file with its probabilities, or the reason why there are none."""
+
+
+def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:
+    from template.config import ConfigError
+
+    runs.import_tensorflow()
+    from template.deploy.predictor import classify, load_run
+
+    try:
+        config, classes, model = load_run(arguments.run)
+    except ConfigError as error:
+        sys.exit(str(error))
+    decided = arguments.run / "calibration.json"  # of a run from before there was any: as the network says
+    temperature = runs.read_json(decided)["temperature"] if decided.exists() else 1.0
+    return classes, classify(model, config, files, temperature, assumed)
+
+
+def _onnx(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:
+    classifier = Classifier.of_run(arguments.run, arguments.precision)
+    return classifier.class_names, classifier.classify_files(files, assumed)
 
 
 def _cell(text: str) -> str:

@@ -53,13 +53,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Write a folder of files through a temporary name: it appears by one rename when all its files are on the disk.
 
     Yields:
-        The temporary folder, to be filled inside the block with files and no folders.
+        The temporary folder, to be filled inside the block.
     """
     temporary = temporary_name(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in (*temporary.iterdir(), temporary):
+        for file in (*temporary.rglob("*"), temporary):
             sync(file)
         if path.exists():
             remove_folder(path)

@@ -177,18 +177,14 @@ def graceful_stop(message: str, seconds: float = 8.0) -> Iterator[None]:
             signal.signal(number, before)
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow without the dozen lines that it writes about itself; what it writes if it fails is shown."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block nothing reaches stderr, from C++ neither; if it fails, all that was written is shown."""
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as printed:  # the lines come from C++ and pass by sys.stderr
         try:
             os.dup2(printed.fileno(), 2)
-            settle_keras()
-            import tensorflow
-
-            tensorflow.get_logger().setLevel("ERROR")  # each stage compiles a network of its own, and it minds that
-            device.share_gpus()
+            yield
         except BaseException:
             printed.seek(0)
             os.write(stderr, printed.read())
@@ -196,6 +192,17 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow without the dozen lines that it writes about itself; what it writes if it fails is shown."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        settle_keras()
+        import tensorflow
+
+        tensorflow.get_logger().setLevel("ERROR")  # each stage compiles a network of its own, and it minds that
+        device.share_gpus()
 
 
 def keras_home() -> Path:

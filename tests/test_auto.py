@@ -17,10 +17,10 @@ from template import recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data import load as loading
 from template.data.array_file import ArrayFile
-from template.data.augment import zoom_center
 from template.data.dataset import ArrayDataset, eval_dataset
 from template.data.decode import decode
 from template.data.examples import load_examples
+from template.data.images.load import zoom_center
 from template.deploy.predictor import load_run
 from template.diagnose import baselines
 from template.evaluate.predictions import Predictions

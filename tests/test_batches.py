@@ -14,7 +14,7 @@ import tensorflow as tf
 from template.config import Augment
 from template.data import batches as module
 from template.data.array_file import ArrayFile, write
-from template.data.augment import POLICIES, augment, zoom_center
+from template.data.augment import POLICIES, augment
 from template.data.batches import (
     Mixing,
     inference_batches,
@@ -37,6 +37,7 @@ from template.data.dataset import (
     subset,
     train_dataset,
 )
+from template.data.images.load import zoom_center
 
 CLASSES = 3
 PLAIN = Augment(policy="none", hflip=False)

@@ -7,6 +7,7 @@ of the README that nobody walks here is an error.
 import contextlib
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -249,6 +250,29 @@ def test_predictions_and_scores_of_the_test_part_are_those_of_the_report(journey
     on_the_test_part(journey, run, journey.home / "photos")
 
 
+def test_an_export_answers_as_the_run_does(journey, run):
+    if importlib.util.find_spec("tf2onnx") is None:
+        journey.walked.append(("export", {"--run", "--format"}))
+        pytest.skip('needs the extra onnx: pip install -e ".[onnx]"')
+    exported(journey, run, journey.home / "photos")
+
+
+def exported(journey: Journey, run: Path, *inputs) -> None:
+    """predict.py says the same of every image by the export as by the run's own network."""
+    assert "onnx float32" in journey.walk("export", "--run", run, "--format", "onnx")
+    tables = []
+    for runtime in ("keras", "onnx"):
+        journey.walk("predict", "--run", run, "--runtime", runtime, "--out", f"{runtime}.csv", *inputs)
+        with (journey.home / f"{runtime}.csv").open(newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) > 10
+    for keras_says, onnx_says in zip(*tables, strict=True):
+        rank = {onnx_says[f"class_{k}"]: float(onnx_says[f"probability_{k}"]) for k in (1, 2, 3)}
+        assert keras_says["path"] == onnx_says["path"] and keras_says["class_1"] == onnx_says["class_1"]
+        for k in (1, 2, 3):
+            assert rank[keras_says[f"class_{k}"]] == pytest.approx(float(keras_says[f"probability_{k}"]), abs=1e-4)
+
+
 def test_odd_files_are_classified_or_named_with_a_reason(journey, run):
     folder = journey.home / "folder"
     folder.mkdir()
@@ -415,3 +439,5 @@ def test_real_weights_see_photographs_of_flowers_as_the_report_says(network, sha
     shorter(journey, run)
     test = json.loads((run / "metrics.json").read_text())["test"]
     assert test["accuracy"]["value"] > 2 * test["majority_baseline"], "it learned"
+    if importlib.util.find_spec("tf2onnx"):
+        exported(journey, run, *sorted((tmp_path / "photos" / "roses").iterdir()))

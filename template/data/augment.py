@@ -123,15 +123,6 @@ def augment(images: np.ndarray, policy: Policy, seed: int, epoch: int, indices: 
     return out
 
 
-def zoom_center(images: np.ndarray) -> np.ndarray:
-    """The centre of images [n, size, size, 3], two thirds of each side, resized to the size of the whole."""
-    size, out = images.shape[1], np.empty_like(images)
-    matrix = np.column_stack([np.eye(2) * 2 / 3, np.full(2, (size - 1) / 6)])
-    for image, result in zip(images, out, strict=True):
-        cv2.warpAffine(image, matrix, (size, size), result, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return out
-
-
 def uniform_draws(seed: int, epoch: int, index: int) -> np.ndarray:
     """30 uniform numbers in [0, 1) that belong to this image in this epoch (Philox, a counter-based generator)."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index])).random(30)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..config import Augment
 from .array_file import ArrayFile
-from .augment import POLICIES, VERSION, augment, strengthen, zoom_center
+from .augment import POLICIES, VERSION, augment, strengthen
+from .images.load import zoom_center
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def hflip(dataset: ArrayDataset) -> ArrayDataset:
 
 def center_zoom(dataset: ArrayDataset) -> ArrayDataset:
     """The centre of the images of a dataset, two thirds of width and height, resized to the size of the whole."""
-    key = dataset.key and f"{dataset.key} center_zoom"
+    key = dataset.key and f"{dataset.key} zoom_center"
     return dataclasses.replace(dataset, read=lambda epoch, rows: zoom_center(dataset.read(epoch, rows)), key=key)
 
 

@@ -12,15 +12,15 @@ import numpy as np
 from scipy.special import softmax
 
 from .. import config as configuration
-from .. import device, disk, runs
+from .. import disk, runs
 from ..config import Config
-from ..data.augment import zoom_center
 from ..data.examples import DataError
-from ..data.images.load import BadImageError, ImageSource, load_views
+from ..data.images.load import BadImageError, ImageSource
 from ..model.hub_layer import HubLayer, import_keras_hub
 from ..model.layers import strip_training_layers
 from ..model.weights import WeightsError
 from ..suggest import uses_hflip
+from .runtime import Inputs, classify_all
 
 KNOWN = frozenset({
     # of networks
@@ -163,39 +163,30 @@ def classify(
     Yields:
         Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
     """
-    resizes = ["crop", "stretch"] if config.tta.full_image and config.data.resize == "crop" else [config.data.resize]
-
-    def views_of(source: ImageSource) -> tuple[list[np.ndarray], str] | BadImageError:
-        try:
-            return load_views(source, config.data, resizes)
-        except BadImageError as error:
-            return error
-
     size = config.train.batch_size
-    with device.threads() as pool:
-        for start in range(0, len(sources), size):
-            chunk = sources[start : start + size]
-            loaded = list(pool.map(views_of, chunk))
-            good = [row for row, images in enumerate(loaded) if isinstance(images, tuple)]
-            results: list[np.ndarray | BadImageError] = list(loaded)
-            for row in good:
-                _, note = loaded[row]
-                if note:
-                    assumed(chunk[row], note)
-            if good:
-                # Filled up to one shape, because TensorFlow traces the network anew for each.
-                views = np.zeros((len(resizes), size, *model.input_shape[1:]), np.uint8)
-                views[:, : len(good)] = np.stack([loaded[row][0] for row in good], axis=1)
-                views = list(views)
-                if config.tta.center_zoom:
-                    views.append(zoom_center(views[0]))
-                if uses_hflip(config):
-                    views += [view[:, :, ::-1] for view in views]
-                each = [
-                    softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1)
-                    for view in views
-                ]
-                mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)
-                for row, probabilities in zip(good, mean, strict=False):  # no more: those were filled
-                    results[row] = probabilities
-            yield from zip(chunk, results, strict=True)
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        # Filled up to one shape, because TensorFlow traces the network anew for each.
+        views = np.zeros((images.shape[1], size, *images.shape[2:]), np.uint8)
+        views[:, : len(images)] = images.swapaxes(0, 1)
+        seen = [*views, *(view[:, :, ::-1] for view in views)] if uses_hflip(config) else list(views)
+        each = [
+            softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1) for view in seen
+        ]
+        mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)
+        return mean[: len(images)]
+
+    return classify_all(sources, inputs_of(config), probabilities, size, assumed)
+
+
+def inputs_of(config: Config) -> Inputs:
+    """How images become what the network of a run is asked about; beside each view its mirror image, if it uses one."""
+    data, tta = config.data, config.tta
+    return Inputs(
+        image_size=data.image_size,
+        resize=data.resize,
+        bits=data.bits,
+        max_megapixels=data.max_megapixels,
+        full_image=tta.full_image,
+        center_zoom=tta.center_zoom,
+    )

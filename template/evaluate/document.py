@@ -95,7 +95,7 @@ def html(report: Report, figures: Mapping[str, Figure], environment: Mapping[str
 def markdown(report: Report) -> str:
     """The same, with its charts in PNG files beside it that are named as they are."""
     templates = _templates(autoescape=False)
-    templates.filters["code"] = _code
+    templates.filters["code"] = code
     return re.sub(r"\n{3,}", "\n\n", templates.get_template("report.md").render(report=report)).strip() + "\n"
 
 
@@ -106,7 +106,7 @@ def _templates(*, autoescape: bool) -> Environment:
     )  # fmt: skip
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A text that cannot leave its table cell or start markup: as code, where only a backtick has a meaning."""
     printable = "".join(c if c.isprintable() else "?" for c in text)
     return "`" + printable.replace("|", "¦").replace("<", "‹").replace(">", "›").replace("`", "'") + "`"

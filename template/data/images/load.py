@@ -8,16 +8,18 @@ import base64
 import functools
 import io
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ...config import Data
 from .color import flatten_alpha, to_srgb
 from .depth import scale_to_8_bits, significant_bits, to_8_bits, without_alpha
 from .read import ImageSource, is_large, memory_lock, open_image, read
 from .reasons import BadImageError, ReadError
+
+if TYPE_CHECKING:  # an exported network is served where pydantic is not installed
+    from ...config import Data
 
 VERSION = 6
 """Part of every cache key. Raise it when the same file would become different pixels or notes."""
@@ -35,10 +37,14 @@ def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "s
     return load(source, _default(size, resize))[0]
 
 
-_default = functools.cache(lambda size, resize: Data(image_size=size, resize=resize))
+@functools.cache
+def _default(size: int, resize: Literal["crop", "pad", "stretch"]) -> "Data":
+    from ...config import Data
+
+    return Data(image_size=size, resize=resize)
 
 
-def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
+def load(source: ImageSource, settings: "Data") -> tuple[np.ndarray, str]:
     """Decode an image, apply its EXIF orientation, convert it to sRGB without alpha, and resize it to a square.
 
     Args:
@@ -55,7 +61,7 @@ def load(source: ImageSource, settings: Data) -> tuple[np.ndarray, str]:
     return pixels, note
 
 
-def load_views(source: ImageSource, settings: Data, resizes: Sequence[str]) -> tuple[list[np.ndarray], str]:
+def load_views(source: ImageSource, settings: "Data", resizes: Sequence[str]) -> tuple[list[np.ndarray], str]:
     """`load` for each of several `resize`, from an image that is decoded once."""
     notes: list[str] = []
     try:
@@ -92,6 +98,15 @@ def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "str
     return image.resize((size, size), bilinear)
 
 
+def zoom_center(images: np.ndarray) -> np.ndarray:
+    """The centre of images uint8 [n, size, size, 3], two thirds of each side, resized to the size of the whole."""
+    size, out = images.shape[1], np.empty_like(images)
+    box = (size / 6, size / 6, size * 5 / 6, size * 5 / 6)
+    for image, result in zip(images, out, strict=True):
+        result[:] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box)
+    return out
+
+
 def data_url(image: np.ndarray) -> str:
     """`data:image/jpeg;base64,...` of uint8 [height, width, 3], for a self-contained page."""
     out = io.BytesIO()
@@ -99,7 +114,7 @@ def data_url(image: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _decoded(contents: bytes, settings: Data, notes: list[str]) -> tuple[Image.Image, bytes | None]:
+def _decoded(contents: bytes, settings: "Data", notes: list[str]) -> tuple[Image.Image, bytes | None]:
     """The image in 8 bits and any mode, its EXIF orientation applied; and its colour profile."""
     image, contents = open_image(contents, settings.max_megapixels, notes)
     size, large = int(settings.image_size), is_large(image)
@@ -111,7 +126,7 @@ def _decoded(contents: bytes, settings: Data, notes: list[str]) -> tuple[Image.I
         return (_smaller(image, size) if large else image), profile
 
 
-def _of_array(array: np.ndarray, settings: Data, notes: list[str]) -> Image.Image:
+def _of_array(array: np.ndarray, settings: "Data", notes: list[str]) -> Image.Image:
     """An array as an image of 8 bits."""
     if array.dtype not in (np.uint8, np.uint16) or array.size == 0:
         raise BadImageError(f"expected an array of uint8 or uint16, received {array.dtype} {list(array.shape)}")

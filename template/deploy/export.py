@@ -1,0 +1,253 @@
+"""A finished run as files for other programs, each held against Keras on images of the run before it is kept."""
+
+import dataclasses
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import device, disk, runs
+from ..config import Config
+from ..data.dataset import evenly_spaced
+from ..data.examples import DataError, Examples, load_examples
+from ..data.images.load import BadImageError, ImageSource
+from ..evaluate.intervals import share_interval
+from ..evaluate.predictions import Predictions
+from ..suggest import uses_hflip
+from .export_graph import Served, load_saved_model, write_saved_model
+from .model_card import describe, markdown, parts_of
+from .predictor import classify, inputs_of, load_run
+from .runtime import CARD, FILES, INSTALL, Classifier, Inputs
+
+LEAST = 32
+"""Images on which an export is held against Keras, at least."""
+CALIBRATION = 100
+"""Training images that set the scales of int8."""
+PRECISIONS = {"onnx": tuple(FILES), "litert": ("float32", "float16", "int8"), "savedmodel": ("float32",)}
+"""What each format can hold."""
+TOLERANCE = {"float32": 1e-3, "float16": 0.05}
+"""Largest difference of a probability from Keras's own: sums in another order, and weights of 11 bits."""
+AGREEMENT = 0.8
+"""Least share of answers that int8 must have in common with Keras. What is built wrong has a third to a half."""
+
+
+class ExportError(ValueError):
+    """A file that could not be made or does not say what Keras says. The message says which and why."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a run.
+
+    Args:
+        compared: whose answers are compared: of the validation part first, and of the training part where they are few.
+        labels: int64 [v] of those of the validation part.
+        groups: [v] names, or None.
+        calibration: of the training part.
+    """
+
+    compared: Sequence[ImageSource]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    calibration: Sequence[ImageSource]
+
+
+def export_run(
+    run: Path, wanted: Sequence[tuple[str, str]], out: Path, path: str | None = None, most: int = 256
+) -> tuple[dict[str, Any], list[str]]:
+    """Export a run, and compare each file with Keras.
+
+    Args:
+        run: folder of a finished run.
+        wanted: format and precision of each file.
+        out: folder, which is replaced as a whole.
+        path: where the images are now; by default where they were.
+        most: validation images that are compared.
+
+    Returns:
+        The model card, and what could not be exported, with reasons.
+
+    Raises:
+        DataError: if the run or its images are not there.
+        ExportError: if nothing could be exported; no file is left then.
+    """
+    config, class_names, model = load_run(run)
+    temperature = runs.read_json(run / "calibration.json")["temperature"]
+    images = images_of(run, config, class_names, path, most)
+    about = {
+        "class_names": list(class_names),
+        "inputs": dataclasses.asdict(inputs_of(config)),
+        "temperature": temperature,
+    }
+    served = Served(model, temperature, uses_hflip(config))
+    expected = _answers(classify(model, config, images.compared, temperature))
+    pixels = _pixels(images.calibration, inputs_of(config))
+    timed = np.resize(pixels, (32, *pixels.shape[1:])).astype(np.float32)
+    rows, problems = [_row_of_keras(run, served, expected, images, timed)], []
+    with disk.replacing_folder(out) as temporary:
+        for kind, precision in wanted:
+            file = temporary / name_of(kind, precision)
+            try:
+                found = _export(served, file, kind, precision, pixels, about)
+                rows.append(_compared(found, expected, images, timed) | _file(file, kind, precision))
+                check(rows[-1])
+            except ExportError as error:
+                problems.append(f"{kind} {precision}: {error}")
+                rows = [row for row in rows if row["file"] != file.name]
+                _remove(file)
+        if len(rows) == 1:
+            raise ExportError("\n".join(problems))
+        card = describe(run, about, inputs_of(config).views, served.hflip, rows)
+        runs.write_json(temporary / CARD, card)
+        runs.write_text((temporary / CARD).with_suffix(".md"), markdown(card))
+    return card, problems
+
+
+def _remove(file: Path) -> None:
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def name_of(kind: str, precision: str) -> str:
+    """Of the file in an export."""
+    if kind == "savedmodel":
+        return "saved_model"
+    return FILES[precision].replace(".onnx", ".tflite") if kind == "litert" else FILES[precision]
+
+
+def images_of(run: Path, config: Config, class_names: Sequence[str], path: str | None, most: int) -> Images:
+    """Images of a run to compare with and to calibrate by, as they are on disk now.
+
+    Raises:
+        DataError: if some are missing.
+    """
+    val, parts = Predictions.load(run / "predictions_val.npz"), parts_of(run)
+    val = val.take(evenly_spaced(len(val.ids), most))
+    train = np.array([name for name, part in parts.items() if part == "train"])
+    train = train[evenly_spaced(len(train), max(CALIBRATION, LEAST - len(val.ids)))]
+    examples = load_examples(path or config.data.path).with_classes(class_names)
+    calibration = _sources(examples, train)
+    more = calibration[: max(0, LEAST - len(val.ids))]
+    return Images([*_sources(examples, val.ids), *more], val.labels, val.groups, calibration[:CALIBRATION])
+
+
+def _sources(examples: Examples, names: np.ndarray) -> list[ImageSource]:
+    where = {str(name): row for row, name in enumerate(examples.ids)}
+    gone = [str(name) for name in names if str(name) not in where]
+    if gone:
+        raise DataError(f"{len(gone)} images of the run are missing, such as {gone[0]!r}.")
+    return [examples.images[where[str(name)]] for name in names]
+
+
+def _pixels(sources: Sequence[ImageSource], inputs: Inputs) -> np.ndarray:
+    """All views of images, uint8 [n, size, size, 3]."""
+    try:
+        with device.threads() as pool:
+            return np.concatenate(list(pool.map(lambda source: inputs.load(source)[0], sources)))
+    except BadImageError as error:
+        raise DataError(f"An image of the run cannot be read any more: {error}") from error
+
+
+def _answers(answers: Any) -> np.ndarray:
+    """Probabilities [n, classes] of what `classify` yields."""
+    found = [answer for _, answer in answers]
+    for answer in found:
+        if isinstance(answer, BadImageError):
+            raise DataError(f"An image of the run cannot be read any more: {answer}")
+    return np.stack(found)
+
+
+def _export(
+    served: Served, file: Path, kind: str, precision: str, pixels: np.ndarray, about: dict[str, Any]
+) -> Classifier:
+    """Write a file, and load it with its own runtime."""
+    try:
+        if kind == "savedmodel":
+            write_saved_model(served, file, about)
+            return Classifier(load_saved_model(file), about)
+        if kind == "litert":
+            from .export_litert import load_litert, write_litert
+
+            write_litert(served, file, precision, pixels, about)
+            return Classifier(load_litert(file), about)
+        from .export_onnx import write_onnx
+
+        write_onnx(served, file, precision, pixels, about)
+        return Classifier.of_file(file)
+    except ImportError as error:
+        install = INSTALL.replace("onnx", kind)
+        raise ExportError(f"needs packages that are not installed ({error.name}): {install}") from error
+    except Exception as error:  # whatever a converter makes of a network that it does not know
+        why = " ".join(str(error).split())[:500]
+        raise ExportError(f"{served.model.name} cannot be converted: {type(error).__name__}: {why}") from error
+
+
+def _compared(found: Classifier, expected: np.ndarray, images: Images, timed: np.ndarray) -> dict[str, Any]:
+    """What an exported network says, against what Keras says."""
+    answers = _answers(found.classify_files(images.compared))
+    return _scores(answers, expected, images) | {"milliseconds": _milliseconds(found.infer, timed)}
+
+
+def _scores(answers: np.ndarray, expected: np.ndarray, images: Images) -> dict[str, Any]:
+    predicted, wanted = answers.argmax(axis=1), expected.argmax(axis=1)
+    return {
+        "images": len(expected),
+        "largest_difference": float(np.abs(answers - expected).max()),
+        "agreement": float((predicted == wanted).mean()),
+        "accuracy": share_interval(predicted[: len(images.labels)] == images.labels, groups=images.groups),
+    }
+
+
+def check(row: dict[str, Any]) -> None:
+    """Hold what an export says against what it may say.
+
+    Raises:
+        ExportError: if it says something else than Keras, or is not a number anywhere.
+    """
+    difference, same, images = row["largest_difference"], row["agreement"], row["images"]
+    most = TOLERANCE.get(row["precision"])
+    wrong = not difference <= most if most else not (same >= AGREEMENT and np.isfinite(difference))
+    if wrong:
+        limit = f"{most:g}" if most else f"none, with at least {100 * AGREEMENT:.0f} % of the same answers"
+        raise ExportError(
+            f"says something else than Keras on {images} images of the run: the largest difference of a probability "
+            f"is {difference:.2g} (allowed: {limit}), {100 * same:.1f} % of the answers are the same. It was not kept"
+        )
+
+
+def _milliseconds(infer: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> dict[str, float]:
+    """For one image in batches of 1 and 32: the median of some rounds, after one that does not count."""
+    found = {}
+    for batch, rounds in ((1, 10), (32, 3)):
+        seconds = []
+        for _ in range(1 + rounds):
+            start = time.perf_counter()
+            infer(pixels[:batch])
+            seconds.append(time.perf_counter() - start)
+        found[str(batch)] = 1000 * float(np.median(seconds[1:])) / batch
+    return found
+
+
+def _row_of_keras(run: Path, served: Served, expected: np.ndarray, images: Images, timed: np.ndarray) -> dict[str, Any]:
+    def infer(pixels: np.ndarray) -> np.ndarray:
+        both = np.concatenate([pixels, pixels[:, :, ::-1]]) if served.hflip else pixels
+        return served.model.predict(both, batch_size=len(both), verbose=0)
+
+    row = _scores(expected, expected, images) | {"milliseconds": _milliseconds(infer, timed)}
+    return row | _file(run / "model.keras", "keras", "float32")
+
+
+def _file(file: Path, kind: str, precision: str) -> dict[str, Any]:
+    """Name, size and digest; of a folder, of all its files."""
+    files = sorted(path for path in file.rglob("*") if path.is_file()) if file.is_dir() else [file]
+    lines = "".join(f"{disk.sha256(path)}  {path.relative_to(file.parent).as_posix()}\n" for path in files)
+    digest = hashlib.sha256(lines.encode()).hexdigest() if file.is_dir() else disk.sha256(file)
+    size = sum(path.stat().st_size for path in files)
+    return {"file": file.name, "format": kind, "precision": precision, "bytes": size, "sha256": digest}

@@ -1,0 +1,205 @@
+"""An exported network put to use, with onnxruntime, Pillow and NumPy alone: no TensorFlow, no Keras.
+
+    classifier = Classifier.of_run(Path("runs/RUN"))
+    pixels, note = classifier.inputs.load(contents_of_a_file)
+    probabilities = classifier.classify(pixels[None])[0]
+
+Files become pixels by the same code as in training. Several threads may share a classifier.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import device, disk, runs
+from ..data.images.load import BadImageError, ImageSource, load_views, zoom_center
+from ..data.sources.names import DataError
+
+FOLDER, CARD = "export", "model_card.json"
+FILES = {"float32": "model.onnx", "float16": "model.float16.onnx", "int8": "model.int8.onnx"}
+BATCH = 32
+"""Images that are classified at once; more are no faster, and take more memory."""
+INSTALL = 'pip install -c constraints.txt -e ".[onnx]"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """How an image file becomes what a network is asked about: one view of it, or several.
+
+    Args:
+        image_size, resize, bits, max_megapixels: as in the run's `[data]`.
+        full_image, center_zoom: as in its `[tta]`: whether views of the whole image, and of its middle, are added.
+    """
+
+    image_size: int
+    resize: Literal["crop", "pad", "stretch"]
+    bits: Literal["auto"] | int
+    max_megapixels: float
+    full_image: bool
+    center_zoom: bool
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, in the order of `load`."""
+        whole, zoomed = self.full_image and self.resize == "crop", self.center_zoom
+        return (self.resize, *["stretch"] * whole, *["center_zoom"] * zoomed)
+
+    def load(self, source: ImageSource) -> tuple[np.ndarray, str]:
+        """Pixels of all views, uint8 [views, size, size, 3]; and what had to be assumed to see them, or "".
+
+        Args:
+            source: path, contents (bytes) or array.
+
+        Raises:
+            BadImageError: with the reason, if the image cannot be used.
+        """
+        pixels, note = load_views(source, self, [name for name in self.views if name != "center_zoom"])
+        views = np.stack(pixels)
+        return np.concatenate([views, zoom_center(views[:1])]) if self.center_zoom else views, note
+
+
+def classify_all(
+    sources: Sequence[ImageSource],
+    inputs: Inputs,
+    classify: Callable[[np.ndarray], np.ndarray],
+    batch: int,
+    assumed: Callable[[ImageSource, str], None],
+) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
+    """Classify images a batch at a time, so that memory does not grow with their number.
+
+    Args:
+        sources: files, bytes or arrays.
+        inputs: how they become pixels.
+        classify: pixels uint8 [n, views, size, size, 3] to probabilities [n, classes].
+        batch: most images at once.
+        assumed: called with a source and what had to be assumed to see something in it.
+
+    Yields:
+        Each source in order with its probabilities, or with the reason why it could not be read.
+    """
+
+    def load(source: ImageSource) -> tuple[np.ndarray, str] | BadImageError:
+        try:
+            return inputs.load(source)
+        except BadImageError as error:
+            return error
+
+    with device.threads() as pool:
+        for start in range(0, len(sources), batch):
+            chunk = sources[start : start + batch]
+            results: list[Any] = list(pool.map(load, chunk))
+            good = [row for row, result in enumerate(results) if isinstance(result, tuple)]
+            for row in good:
+                if note := results[row][1]:
+                    assumed(chunk[row], note)
+            if good:
+                answers = classify(np.stack([results[row][0] for row in good]))
+                for row, answer in zip(good, answers, strict=True):
+                    results[row] = answer
+            yield from zip(chunk, results, strict=True)
+
+
+class Classifier:
+    """An exported network, and how it wants to be fed.
+
+    Args:
+        infer: float32 [n, size, size, 3], RGB 0-255, to calibrated probabilities float32 [n, classes].
+        about: `class_names`, `inputs` (the fields of `Inputs`) and `temperature`, as they are in the file.
+    """
+
+    def __init__(self, infer: Callable[[np.ndarray], np.ndarray], about: dict[str, Any]) -> None:
+        self.infer = infer
+        self.class_names: tuple[str, ...] = tuple(about["class_names"])
+        self.inputs, self.temperature = Inputs(**about["inputs"]), float(about["temperature"])
+
+    @classmethod
+    def of_file(cls, file: Path) -> "Classifier":
+        """Read an .onnx file of export.py; all that is needed is in it.
+
+        Raises:
+            DataError: if it is none, or onnxruntime is not installed.
+        """
+        session = _session(file)
+        saved = session.get_modelmeta().custom_metadata_map
+        try:
+            about = {name: json.loads(saved[name]) for name in ("class_names", "inputs", "temperature")}
+            name = session.get_inputs()[0].name
+            return cls(lambda pixels: session.run(None, {name: pixels})[0], about)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{str(file)!r} does not say how images are prepared for it: {error!r}. Expected a file of export.py"
+            ) from error
+
+    @classmethod
+    def of_run(cls, run: Path, precision: str = "float32") -> "Classifier":
+        """What export.py wrote into the folder of a run.
+
+        Raises:
+            DataError: if there is no such export, or a file is not the one that was written.
+        """
+        file, card = run / FOLDER / FILES[precision], run / FOLDER / CARD
+        if not (file.is_file() and card.is_file()):
+            raise DataError(
+                f"{str(run)!r} has no ONNX export of precision {precision}: "
+                f"python scripts/export.py --run {run} --format onnx --precision {precision}"
+            )
+        listed = {row["file"]: row["sha256"] for row in runs.read_json(card)["artefacts"]}
+        if listed.get(file.name) != disk.sha256(file):
+            raise DataError(
+                f"{str(file)!r} is not the file that was exported (another sha256 than in {CARD}): damaged, cut short "
+                "or exchanged. Export the run again."
+            )
+        return cls.of_file(file)
+
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of images, means over their views.
+
+        The network divides by the temperature for one view; the mean is of what it said before.
+
+        Args:
+            images: uint8 [n, views, size, size, 3], of `inputs.load`.
+
+        Returns:
+            float64 [n, classes].
+        """
+        count, views = images.shape[:2]
+        pixels = images.reshape(-1, *images.shape[2:])
+        parts = [pixels[start : start + BATCH].astype(np.float32) for start in range(0, len(pixels), BATCH)]
+        each = np.concatenate([self.infer(part) for part in parts]).astype(np.float64)
+        each = each.reshape(count, views, -1)
+        if views > 1:
+            each = _power(_power(each, self.temperature).mean(axis=1, keepdims=True), 1 / self.temperature)
+        return _power(each[:, 0], 1.0)
+
+    def classify_files(
+        self,
+        sources: Sequence[ImageSource],
+        assumed: Callable[[ImageSource, str], None] = lambda source, note: None,
+    ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
+        """`classify_all` with this network."""
+        return classify_all(sources, self.inputs, self.classify, BATCH, assumed)
+
+
+def _power(probabilities: np.ndarray, exponent: float) -> np.ndarray:
+    """Probabilities to a power, so that they sum to 1 again: logits times this number."""
+    raised = np.clip(probabilities, 1e-30, None) ** exponent
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
+def _session(file: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DataError(f"onnxruntime is not installed ({error}): {INSTALL}") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = device.cores()
+    options.log_severity_level = 3  # errors; the rest would be among the rows that are printed
+    try:
+        return onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of protobuf, or of a graph that this version does not run
+        why = " ".join(str(error).split())
+        raise DataError(f"{str(file)!r} cannot be loaded by onnxruntime {onnxruntime.__version__}: {why}") from error
