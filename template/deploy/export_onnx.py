@@ -43,13 +43,14 @@ def write_onnx(served: Served, file: Path, precision: str, calibration: np.ndarr
 def _converted(served: Served, about: dict[str, Any]) -> onnx.ModelProto:
     frozen = served.frozen()
     names = {frozen.inputs[0].name: INPUT, frozen.outputs[0].name: OUTPUT}
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.graph.as_graph_def(),
         input_names=[frozen.inputs[0].name],
         output_names=[frozen.outputs[0].name],
         opset=OPSET,
     )
+    _without_erfc(model.graph)
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -58,6 +59,21 @@ def _converted(served: Served, about: dict[str, Any]) -> onnx.ModelProto:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     helper.set_model_props(model, {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()})
     return model
+
+
+def _without_erfc(graph: onnx.GraphProto) -> None:
+    """Of Gelu: ONNX has erf, but not 1 - erf, and tf2onnx leaves it as it is."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Erfc":
+            one, erf = f"{node.name}_one", f"{node.name}_erf"
+            nodes.append(helper.make_node("Constant", [], [one], f"{one}_node", value_float=1.0))
+            nodes.append(helper.make_node("Erf", list(node.input), [erf], f"{erf}_node"))
+            nodes.append(helper.make_node("Sub", [one, erf], list(node.output), node.name))
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _halved(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,92 @@
+"""Every network, and every head, says the same from an ONNX and from a LiteRT file, in the slow lane.
+
+python -m pytest -m slow tests/test_export_backbones.py
+"""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from template.config import Backbone, Head
+from template.model.backbones import BACKBONES, build_backbone
+from template.model.build import attach
+from template.model.layers import strip_training_layers
+
+pytest.importorskip("tf2onnx", reason='needs the extra onnx: pip install -e ".[onnx]"')
+pytest.importorskip("ai_edge_litert", reason='needs the extra litert: pip install -e ".[litert]"')
+
+SMALLEST = {"inceptionv3": 75, "xception": 71}
+HEADS = {
+    "prelu, levels": Head(hidden=8, activation="prelu", feature_levels=2, pooling="both"),
+    "maxout, power norm": Head(hidden=8, activation="maxout", power_norm=True, feature_levels=3, pooling="max"),
+    "gelu, noise": Head(hidden=8, activation="gelu", drop_connect=0.1, gaussian_dropout=0.2, drop_block=0.1),
+    "silu": Head(hidden=8, activation="silu"),
+    "leaky relu": Head(hidden=8, activation="leaky_relu"),
+}
+
+
+def network(backbone: Backbone, head: Head, size: int, pixels: np.ndarray) -> keras.Model:
+    """A random network whose answers depend on the image, as it would be in a run's file."""
+    keras.utils.set_random_seed(0)
+    base = build_backbone(backbone, size)
+    norms = [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in norms:
+        layer.momentum = 0.0
+    keras.Model(base.inputs[0], base.outputs[0])(pixels, training=True)  # statistics of these images
+    model = attach(base, backbone, head, [1, 2, 3])
+    logits = model.predict(pixels, verbose=0)
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights([2 * kernel / logits.std(axis=0).mean(), bias])
+    return strip_training_layers(model)
+
+
+def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisions: tuple[str, ...]) -> None:
+    from template.deploy.export_graph import Served
+    from template.deploy.export_litert import load_litert, write_litert
+    from template.deploy.export_onnx import write_onnx
+    from template.deploy.runtime import Classifier
+
+    inputs = {"image_size": pixels.shape[1], "resize": "crop", "bits": "auto", "max_megapixels": 1.0,
+              "full_image": False, "center_zoom": False}  # fmt: skip
+    about = {"class_names": ["a", "b", "c"], "inputs": inputs, "temperature": 1.3}
+    served = Served(model, 1.3, hflip=True)
+    expected = served.signature(pixels)["probabilities"].numpy()
+    assert np.ptp(expected, axis=0).max() > 0.05, "there is something to differ in"
+    for precision in precisions:
+        for write, load, ending in (
+            (write_onnx, lambda file: Classifier.of_file(file).infer, "onnx"),
+            (write_litert, load_litert, "tflite"),
+        ):
+            file = folder / f"model.{ending}"
+            write(served, file, precision, pixels, about)
+            found = load(file)(pixels)
+            difference = np.abs(found - expected).max()
+            print(f"{model.name} {ending} {precision}: {difference:.1e}, {file.stat().st_size / 1e6:.1f} MB")
+            # Random networks, whose answers are stretched so that they differ, stretch rounding too.
+            atol = {"float32": 1e-3, "float16": 0.25, "int8": 1.0}[precision]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=f"{ending} {precision}")
+            np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+            file.unlink()  # they are large
+
+
+def noise(size: int) -> np.ndarray:
+    pixels = np.random.default_rng(0).uniform(0, 255, (6, size, size, 3)).astype(np.float32)
+    return pixels * np.linspace(0.2, 1, 6, dtype=np.float32)[:, None, None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_network(name, tmp_path):
+    pixels = noise(SMALLEST.get(name, 64))
+    model = network(Backbone(name=name, weights="none"), Head(), pixels.shape[1], pixels)
+    says_the_same(model, pixels, tmp_path, ("float32", "float16", "int8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_every_head(head, tmp_path):
+    pixels = noise(48)
+    model = network(Backbone(name="efficientnet_lite0", weights="none"), head, 48, pixels)
+    says_the_same(model, pixels, tmp_path, ("float32", "float16", "int8"))
