@@ -199,6 +199,20 @@ def test_threads_may_share_a_classifier(classifier, expected):
     np.testing.assert_allclose(found, list(expected.values()) * 4, atol=1e-5)
 
 
+def built(run: Path, image: Path) -> list[str]:
+    """What docker/runtime.Dockerfile copies, and what it runs, with python left out."""
+    for line in (SCRIPTS.parent / "docker" / "runtime.Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["COPY"]:
+            source, target = words[1].replace("${RUN}", str(run)), image / "app" / words[2]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (SCRIPTS.parent / source).is_dir() else shutil.copy
+            copy(SCRIPTS.parent / source, target)
+        if words[:1] == ["ENTRYPOINT"]:
+            return json.loads(line.partition(" ")[2])[1:]
+    raise ValueError("no ENTRYPOINT")
+
+
 ALLOWED = {"PIL", "numpy", "onnxruntime", "template"}
 
 
@@ -213,9 +227,13 @@ def test_predict_needs_no_tensorflow_and_says_the_same(run, images, expected, tm
         "            raise ImportError(f'{name} is not installed')\n"
         "sys.meta_path.insert(0, Only()); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    inputs = ["--run", run, "--runtime", "onnx", "--out", tmp_path / "p.csv", images, tmp_path / "notes.txt"]
-    line = [sys.executable, "-c", code, " ".join(ALLOWED), SCRIPTS / "predict.py", *inputs]
-    done = subprocess.run(list(map(str, line)), cwd=SCRIPTS.parent, capture_output=True, text=True, check=False)
+    image = tmp_path / "image"
+    entry = built(run, image)
+    inputs = ["--out", tmp_path / "p.csv", images, tmp_path / "notes.txt"]
+    line = [sys.executable, "-c", code, " ".join(ALLOWED), *entry, *inputs]
+    done = subprocess.run(
+        list(map(str, line)), cwd=image / "app", env={"PYTHONPATH": "."}, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "43 images, 42 classified, 1 could not be read" in done.stdout
     with (tmp_path / "p.csv").open(newline="") as file:

@@ -3,6 +3,7 @@
 python -m pytest -m slow tests/test_export_backbones.py
 """
 
+import gc
 from pathlib import Path
 
 import keras
@@ -27,6 +28,14 @@ HEADS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_at_a_time():
+    """The graphs of thirty networks would not fit into memory together."""
+    yield
+    keras.backend.clear_session()
+    gc.collect()
+
+
 def network(backbone: Backbone, head: Head, size: int, pixels: np.ndarray) -> keras.Model:
     """A random network whose answers depend on the image, as it would be in a run's file."""
     keras.utils.set_random_seed(0)
@@ -36,9 +45,11 @@ def network(backbone: Backbone, head: Head, size: int, pixels: np.ndarray) -> ke
         layer.momentum = 0.0
     keras.Model(base.inputs[0], base.outputs[0])(pixels, training=True)  # statistics of these images
     model = attach(base, backbone, head, [1, 2, 3])
-    logits = model.predict(pixels, verbose=0)
-    kernel, bias = model.get_layer("logits").get_weights()
-    model.get_layer("logits").set_weights([2 * kernel / logits.std(axis=0).mean(), bias])
+    last = model.get_layer("logits")
+    kernel, bias = last.get_weights()
+    logits = model.predict(pixels, verbose=0) - bias
+    stretch = 2 / logits.std(axis=0).mean()
+    last.set_weights([stretch * kernel, -stretch * logits.mean(axis=0)])
     return strip_training_layers(model)
 
 
@@ -65,7 +76,7 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
             difference = np.abs(found - expected).max()
             print(f"{model.name} {ending} {precision}: {difference:.1e}, {file.stat().st_size / 1e6:.1f} MB")
             # Random networks, whose answers are stretched so that they differ, stretch rounding too.
-            atol = {"float32": 1e-3, "float16": 0.25, "int8": 1.0}[precision]
+            atol = {"float32": 5e-3, "float16": 0.25, "int8": 1.0}[precision]
             np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=f"{ending} {precision}")
             np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
             file.unlink()  # they are large

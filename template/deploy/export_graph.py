@@ -1,5 +1,6 @@
 """The graph that every format holds: pixels in, calibrated probabilities out."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from ..model.layers import renormalise
 
 INPUT, OUTPUT = "pixels", "probabilities"
 ANSWER = "calibrated"
@@ -29,7 +32,7 @@ class Served(tf.Module):
 
     def __init__(self, model: keras.Model, temperature: float, hflip: bool) -> None:
         super().__init__()
-        self.model, self.temperature, self.hflip = model, temperature, hflip
+        self.model, self.temperature, self.hflip = with_depthwise(model), temperature, hflip
         self.signature = tf.function(self._answer, input_signature=[tf.TensorSpec(model.input_shape, name=INPUT)])
 
     def _answer(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -41,12 +44,42 @@ class Served(tf.Module):
                 logits = tf.math.log(tf.maximum(tf.reduce_mean(each, axis=0), 1e-30))
             return {OUTPUT: tf.nn.softmax(logits / self.temperature, name=OUTPUT)}
 
+    @functools.cached_property
     def frozen(self) -> Any:
         """The function with all weights as constants.
 
         Converters take constants of layers (EfficientNet's Normalization) for inputs, or lose weights, otherwise.
         """
         return convert_variables_to_constants_v2(self.signature.get_concrete_function())
+
+
+def with_depthwise(model: keras.Model) -> keras.Model:
+    """A network whose convolutions of one channel a group (ConvNeXt's) are depthwise ones; itself where it has none.
+
+    The same arithmetic. On a CPU, Keras compiles grouped convolutions by XLA, which no converter can look into.
+    """
+
+    def separate(layer: keras.layers.Layer) -> bool:
+        return isinstance(layer, keras.layers.Conv2D) and 1 < layer.groups == layer.filters == layer.input.shape[-1]
+
+    if not any(map(separate, model.layers)):
+        return model
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if not separate(layer):
+            return type(layer).from_config(config)
+        same = ("name", "kernel_size", "strides", "padding", "dilation_rate", "activation", "use_bias")
+        return keras.layers.DepthwiseConv2D(**{key: config[key] for key in same})
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    for old in model.layers:
+        weights = old.get_weights()
+        if separate(old):
+            weights[0] = weights[0].swapaxes(2, 3)  # [height, width, 1, channels] to [height, width, channels, 1]
+        copy.get_layer(old.name).set_weights(weights)
+    renormalise(copy)
+    return copy
 
 
 def write_saved_model(served: Served, folder: Path, about: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def write_litert(
         about: files of this name in a ZIP archive behind the network, where LiteRT's own metadata would be.
     """
     with runs.quiet():
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([served.frozen()])
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([served.frozen])
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":

@@ -7,14 +7,26 @@ from typing import Any
 
 import numpy as np
 import onnx
-import tf2onnx
+import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from tf2onnx import optimizer, tf_loader, tfonnx
+from tf2onnx.optimizer.back_to_back_optimizer import BackToBackOptimizer
+from tf2onnx.optimizer.const_fold_optimizer import ConstFoldOptimizer
+from tf2onnx.optimizer.identity_optimizer import IdentityOptimizer
+from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-from .export_graph import ANSWER, INPUT, OUTPUT, Served
+from .export_graph import INPUT, OUTPUT, Served
 
 OPSET = 18
+OPTIMIZERS = {
+    "optimize_transpose": TransposeOptimizer,
+    "fold_constants": ConstFoldOptimizer,
+    "remove_identity": IdentityOptimizer,
+    "remove_back_to_back": BackToBackOptimizer,
+}
+"""Of those of tf2onnx, each of which takes as much memory as the network; onnxruntime does the rest as it loads."""
 QUANTISED = (
     "Conv", "MatMul", "Gemm", "Add", "Mul", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat",
     "Pad",
@@ -41,39 +53,38 @@ def write_onnx(served: Served, file: Path, precision: str, calibration: np.ndarr
 
 
 def _converted(served: Served, about: dict[str, Any]) -> onnx.ModelProto:
-    frozen = served.frozen()
-    names = {frozen.inputs[0].name: INPUT, frozen.outputs[0].name: OUTPUT}
-    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    model, _ = tf2onnx.convert.from_graph_def(
-        frozen.graph.as_graph_def(),
-        input_names=[frozen.inputs[0].name],
-        output_names=[frozen.outputs[0].name],
-        opset=OPSET,
-    )
-    _without_erfc(model.graph)
-    for node in model.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
+    """By the parts of tf2onnx, whose own `from_graph_def` copies the whole network thirty times."""
+    frozen = served.frozen
+    pixels, probabilities = frozen.inputs[0].name, frozen.outputs[0].name
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    with tf.Graph().as_default():
+        simpler = tf_loader.tf_optimize([pixels], [probabilities], frozen.graph.as_graph_def())
+    with tf.Graph().as_default() as graph, tf_loader.tf_session(graph=graph):
+        tf.import_graph_def(simpler, name="")
+        converted = tfonnx.process_tf_graph(
+            graph,
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_erfc, [])},
+            input_names=[pixels],
+            output_names=[probabilities],
+            tensors_to_rename={pixels: INPUT, probabilities: OUTPUT},
+        )
+    simplified = optimizer.optimize_graph(converted, catch_errors=False, optimizers=OPTIMIZERS)
+    model = simplified.make_model("classifier")
     for value in (*model.graph.input, *model.graph.output):
-        value.name = names[value.name]
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     helper.set_model_props(model, {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()})
     return model
 
 
-def _without_erfc(graph: onnx.GraphProto) -> None:
-    """Of Gelu: ONNX has erf, but not 1 - erf, and tf2onnx leaves it as it is."""
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Erfc":
-            one, erf = f"{node.name}_one", f"{node.name}_erf"
-            nodes.append(helper.make_node("Constant", [], [one], f"{one}_node", value_float=1.0))
-            nodes.append(helper.make_node("Erf", list(node.input), [erf], f"{erf}_node"))
-            nodes.append(helper.make_node("Sub", [one, erf], list(node.output), node.name))
-        else:
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
+def _erfc(context: Any, node: Any, *_: Any) -> None:
+    """Of Gelu: ONNX has erf, but not 1 - erf."""
+    name, outputs, inputs = node.name, node.output, node.input
+    shapes, types = node.output_shapes, node.output_dtypes
+    context.remove_node(name)
+    one = context.make_const(f"{name}_one", np.float32(1))
+    erf = context.make_node("Erf", inputs, shapes=shapes, dtypes=types)
+    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, name=name, shapes=shapes, dtypes=types)
 
 
 def _halved(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -107,9 +118,6 @@ def _quantise(file: Path, calibration: np.ndarray) -> None:
     props = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
     # Joins biases and batch normalisation with their convolutions; apart, each would be rounded by itself.
     quant_pre_process(str(file), str(file), skip_symbolic_shape=True)
-    nodes = onnx.load(file).graph.node
-    pooled = [row for row, node in enumerate(nodes) if "pool_avg" in node.name or "pool_max" in node.name]
-    first = min(pooled, default=next(row for row, node in enumerate(nodes) if node.name.startswith(ANSWER)))
     quantize_static(
         str(file),
         str(file),
@@ -118,8 +126,18 @@ def _quantise(file: Path, calibration: np.ndarray) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
-        nodes_to_exclude=[node.name for node in nodes[first:]],
+        nodes_to_exclude=_head(onnx.load(file).graph),
     )
     model = onnx.load(file)
     helper.set_model_props(model, props)
     onnx.save(model, file)
+
+
+def _head(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that pool the features, and of all that follow from those."""
+    names, made = [], set()
+    for node in graph.node:
+        if "/pool_avg" in node.name or "/pool_max" in node.name or made & set(node.input):
+            names.append(node.name)
+            made.update(node.output)
+    return names
