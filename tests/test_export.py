@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -336,6 +337,59 @@ def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "model.onnx", "model_card.json", "model_card.md"
     ]  # fmt: skip
+
+
+def test_int8_is_calibrated_on_training_images_and_compared_on_validation(run, images):
+    from template.config import load
+    from template.deploy.export import images_of
+
+    val = Predictions.load(run / "predictions_val.npz")
+    for most, wanted in ((256, 12), (5, 5)):
+        found = images_of(run, load(run / "config.toml"), CLASSES, None, most)
+        names = [str(file.relative_to(images)) for file in found.compared]
+        assert set(names[:wanted]) <= set(val.ids) and len(names) == 32 and len(found.labels) == wanted
+        assert not {str(file.relative_to(images)) for file in found.calibration} & set(val.ids)
+        assert [CLASSES[label] for label in found.labels] == [name.partition("/")[0] for name in names[:wanted]]
+
+
+def test_convolutions_of_one_channel_a_group_become_depthwise_ones_and_say_the_same():
+    import keras
+    from keras import layers
+
+    from template.deploy.export_graph import with_depthwise
+
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, groups=3, name="grouped")(pixels)  # two filters a channel: stays
+    x = layers.Conv2D(6, 3, padding="same", groups=6, activation="relu", strides=2, name="one")(x)
+    model = keras.Model(pixels, layers.Flatten()(x))
+    copy, noise = with_depthwise(model), np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    assert isinstance(copy.get_layer("one"), layers.DepthwiseConv2D) and with_depthwise(copy) is copy
+    np.testing.assert_allclose(copy(noise), model(noise), atol=1e-5)
+    assert np.ptp(model(noise)) > 0.1
+
+
+@NEEDED
+@pytest.mark.slow
+def test_every_format_and_precision_keeps_the_names_of_the_classes(run, tmp_path):
+    pytest.importorskip("ai_edge_litert", reason='needs the extra litert: pip install -e ".[litert]"')
+    line = ("--format", "onnx", "litert", "savedmodel", "--precision", "float32", "float16", "int8")
+    code, said = call("export", "--run", run, *line, "--out", tmp_path / "new")
+    assert code == 0 and "savedmodel int8: not made" in said
+    card = json.loads((tmp_path / "new" / "model_card.json").read_text())
+    assert len(card["artefacts"]) == 1 + 3 + 3 + 1
+    for row in card["artefacts"][1:]:
+        assert row["agreement"] > 0.9 and row["largest_difference"] < {"int8": 0.3}.get(row["precision"], 0.02)
+        assert row["file"] in said or f"{row['format']} {row['precision']}" in said
+    sizes = {row["file"]: row["bytes"] for row in card["artefacts"]}
+    for ending in ("onnx", "tflite"):
+        assert sizes[f"model.float16.{ending}"] < 0.6 * sizes[f"model.{ending}"]
+        assert sizes[f"model.int8.{ending}"] < 0.5 * sizes[f"model.{ending}"]
+    with zipfile.ZipFile(tmp_path / "new" / "model.int8.tflite") as archive:
+        assert archive.read("labels.txt").decode().split() == list(CLASSES)
+    names = tmp_path / "new" / "saved_model" / "assets.extra" / "class_names.json"
+    assert json.loads(names.read_text()) == list(CLASSES)
+    assert Classifier.of_file(tmp_path / "new" / "model.int8.onnx").class_names == CLASSES
 
 
 @pytest.mark.parametrize(

@@ -441,3 +441,6 @@ def test_real_weights_see_photographs_of_flowers_as_the_report_says(network, sha
     assert test["accuracy"]["value"] > 2 * test["majority_baseline"], "it learned"
     if importlib.util.find_spec("tf2onnx"):
         exported(journey, run, *sorted((tmp_path / "photos" / "roses").iterdir()))
+        journey.walk("export", "--run", run, "--precision", "float32", "int8")
+        card = json.loads((run / "export" / "model_card.json").read_text())
+        assert [row["agreement"] > 0.9 for row in card["artefacts"]] == [True] * 3, "int8 too, of real photographs"

@@ -73,7 +73,7 @@ def with_depthwise(model: keras.Model) -> keras.Model:
         return keras.layers.DepthwiseConv2D(**{key: config[key] for key in same})
 
     copy = keras.models.clone_model(model, clone_function=clone)
-    for old in model.layers:
+    for old in filter(lambda layer: layer.weights, model.layers):
         weights = old.get_weights()
         if separate(old):
             weights[0] = weights[0].swapaxes(2, 3)  # [height, width, 1, channels] to [height, width, channels, 1]
