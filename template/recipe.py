@@ -104,11 +104,11 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
     with clock("audit"):
         _audit(examples, facts, config, folder)
-    train, augmented = parts.plain("train", config.data), parts.augmented("train", config)
     initial = [variable.numpy() for variable in model.variables]
     blocks = find_blocks(model, config.backbone)
     context = TrainContext(blocks, (), config.train, cache, initial, examples.class_names)
-    config, depths = choose_stages(model, base, config, train, augmented, context)
+    config, depths = choose_stages(model, base, config, parts.train, context)
+    train, augmented = parts.train(config)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
     _record(config, choices | depths, examples, folder)
     with clock("diagnosis"):

@@ -19,8 +19,8 @@ from template.runs import Timer
 from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext
 
-SIZE, N = 16, 30
-STAGES = tuple(Stage(unfreeze=number, epochs=2) for number in (1, 2, 3))
+SIZE, N = 20, 30
+TOP, HALF = STAGES = tuple(Stage(unfreeze=number, epochs=2) for number in (1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,13 @@ def coloured() -> ArrayDataset:
     return ArrayDataset(lambda _, rows: pixels[rows], labels, "coloured", groups=np.arange(N) % 15)
 
 
+def images(config: Config) -> tuple[ArrayDataset, ArrayDataset]:
+    """Those of `coloured` at the size of a configuration, and the same in place of augmented ones."""
+    dataset, size = coloured(), config.data.image_size
+    smaller = dataclasses.replace(dataset, read=lambda e, rows: dataset.read(e, rows)[:, :size, :size], key=f"{size}")
+    return smaller, smaller
+
+
 CONFIG = Config(
     data=Data(path="nowhere", image_size=SIZE, resize="crop"),
     backbone=Backbone(name="tiny", weights="a file"),
@@ -72,7 +79,7 @@ def chosen(base, begun):
         config = dataclasses.replace(CONFIG, train=Train(**train))
         before, initial = model.get_weights(), [variable.numpy() for variable in model.variables]
         context = TrainContext(find_blocks(model, CONFIG.backbone), (), config.train, cache, initial, ("a", "b", "c"))
-        result = function(model, base, config, coloured(), coloured(), context)
+        result = function(model, base, config, images, context)
         for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
         return result
@@ -102,46 +109,61 @@ def trained(monkeypatch):
     return quality
 
 
-def test_deeper_while_it_pays(chosen, trained):
-    trained(1.5, 3.0, 9.0)
-    stages, losses = chosen()
-    assert stages == STAGES[2:] and list(losses) == ["0", "1", "2", "3"]
-    assert losses["3"] < losses["2"] < losses["1"] < losses["0"]
+KEY = f"blocks to unfreeze, at {SIZE} pixels"
 
 
-def test_what_pays_no_more_is_not_kept_and_nothing_deeper_tried(chosen, trained):
-    trained(6.0, 6.0, 9.0)
-    stages, losses = chosen()
-    assert stages == STAGES[:1] and len(losses) == 3
+def test_half_of_the_network_is_unfrozen_where_that_pays_and_the_top_is_not_tried(chosen, trained):
+    seen = trained(9.0, 9.0)
+    stages, compared = chosen()
+    assert stages == (HALF,) and {unfrozen for unfrozen, *_ in seen} == {2}
+    assert list(compared[KEY]) == ["0", "2"] and compared[KEY]["2"] < compared[KEY]["0"]
 
 
-def test_half_of_the_network_is_tried_where_the_top_does_not_pay(chosen, trained):
-    seen = trained(-3.0, 8.0, 8.0)
-    stages, losses = chosen()
-    assert stages == STAGES[1:2] and list(losses) == ["0", "1", "2", "3"]
-    assert [unfrozen for unfrozen, *_ in seen].count(1) == 1, "the first fold says enough"
+def test_the_top_is_tried_where_half_does_not_pay(chosen, trained):
+    seen = trained(9.0, -3.0)
+    stages, compared = chosen()
+    assert stages == (TOP,) and list(compared[KEY]) == ["0", "2", "1"]
+    assert compared[KEY]["1"] < compared[KEY]["0"] < compared[KEY]["2"]
+    assert [unfrozen for unfrozen, *_ in seen] == [2, 1, 1, 1], "the first fold says enough"
 
 
-def test_deeper_is_held_against_the_probe_where_the_top_was_given_up(chosen, trained, monkeypatch):
-    trained(0.0, 0.0, 0.0)
-    monkeypatch.setattr(module, "ENOUGH_IMAGES", N)
-    rivals, z = [], iter([-0.5, 0.1])
-    monkeypatch.setattr(module, "paired_z", lambda mine, others, **_: rivals.append(others) or next(z))
-    assert chosen()[0] == STAGES[:1]
-    first, second = rivals
-    np.testing.assert_array_equal(first, second)
-    assert np.isfinite(second).all()
+def test_the_probe_stays_where_nothing_pays(chosen, trained):
+    trained(-3.0, -3.0)
+    assert chosen()[0] == ()
 
 
-@pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, 0.9, False)])
-def test_with_images_enough_the_first_depth_is_kept_unless_it_is_clearly_worse(
-    chosen, trained, monkeypatch, enough, z, kept
-):
-    seen = trained(1.0, 1.0, 1.0)
+@pytest.mark.parametrize(("z", "kept"), [(2.1, (HALF,)), (1.9, (TOP,)), (0.9, ())])
+def test_half_must_lead_by_more_than_the_top(chosen, trained, monkeypatch, z, kept):
+    trained(1.0, 1.0)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
+    assert chosen()[0] == kept
+
+
+@pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, -0.5, False)])
+def test_with_images_enough_the_top_is_kept_unless_it_is_clearly_worse(chosen, trained, monkeypatch, enough, z, kept):
+    seen = trained(1.0, 1.0)
     monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
     monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
     assert chosen()[0] == STAGES[: int(kept)]
     assert {unfrozen for unfrozen, *_ in seen} == {1, 2}
+
+
+def test_half_races_on_small_images_with_the_same_weights_and_the_top_on_those_of_the_run(
+    chosen, trained, monkeypatch, base
+):
+    trained(9.0, -3.0)
+    monkeypatch.setattr(module, "SMALL", 16)
+    raced, real = [], module._race
+    monkeypatch.setattr(module, "_race", lambda compiled, *how: raced.append(compiled) or real(compiled, *how))
+    stages, compared = chosen()
+    assert stages == (TOP,)
+    assert list(compared) == ["blocks to unfreeze, at 16 pixels", KEY]
+    assert [list(losses) for losses in compared.values()] == [["0", "2"], ["0", "1"]]
+    half, top = raced
+    assert half.model.input_shape == (None, 16, 16, 3) and top.model.input_shape == (None, SIZE, SIZE, 3)
+    for layer in base.layers:
+        for mine, others in zip(layer.get_weights(), half.model.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, others)
 
 
 def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
@@ -149,13 +171,13 @@ def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
         compiled.model.get_layer("logits").bias.assign([np.nan] * 3)
 
     monkeypatch.setattr(module, "train_once", train_once)
-    stages, losses = chosen()
-    assert stages == () and losses.keys() == {"0"}
+    stages, compared = chosen()
+    assert stages == () and compared[KEY].keys() == {"0"}
     assert "-inf standard errors: not taken" in capsys.readouterr().out
 
 
 def test_no_fold_has_learned_what_it_judges(chosen, trained):
-    seen = trained(0.9, 0.9, 0.9)
+    seen = trained(0.9, 0.9)
     chosen()
     assert len(seen) > 1
     for _, learned, (judged,) in seen:
@@ -175,7 +197,7 @@ def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, 
             variable.assign(variable + 1)
 
     monkeypatch.setattr(module, "train_once", train_once)
-    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.3)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.6)
     chosen()
     starts, kernels = starts[:3], kernels[:3]  # of the first depth
     for start in starts[1:]:
@@ -185,17 +207,17 @@ def test_each_fold_begins_from_its_own_probe_and_the_pretrained_weights(chosen, 
 
 
 def test_real_training_of_a_fold_ends_with_weights_that_predict_what_it_says(chosen, monkeypatch):
-    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.3)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: 0.6)
     said = []
     real = module._predict
     monkeypatch.setattr(module, "_predict", lambda *how: said.append(real(*how)) or said[-1])
-    _, losses = chosen(class_weights={"b": 2.0})
+    _, compared = chosen(class_weights={"b": 2.0})
     assert len(said) >= 3 and sum(map(len, said[:3])) == N
-    assert all(np.isfinite(each).all() for each in said) and all(np.isfinite(loss) for loss in losses.values())
+    assert all(np.isfinite(each).all() for each in said) and all(map(np.isfinite, compared[KEY].values()))
 
 
 def test_without_room_for_the_activations_nothing_is_trained(chosen, trained, monkeypatch, begun):
-    seen, asked = trained(8.0, 8.0, 8.0), []
+    seen, asked = trained(8.0, 8.0), []
 
     def require_space(needed):
         asked.append(needed)
@@ -205,30 +227,29 @@ def test_without_room_for_the_activations_nothing_is_trained(chosen, trained, mo
     monkeypatch.setattr(FeatureCache, "size_bytes", lambda _: 0)
     with pytest.raises(DiskError):
         chosen()
-    # Two augmented views in float16 and one in float32, below the third, second and first block.
-    sizes = [16 * 16 * 32, 16 * 16 * 32, 8 * 8 * 48]
-    assert asked == [{begun[1].folder: sum(N * (2 * 2 + 4) * size for size in sizes)}] and not seen
+    # Two augmented views in float16 and one in float32, below the second block.
+    assert asked == [{begun[1].folder: N * (2 * 2 + 4) * SIZE * SIZE * 32}] and not seen
 
 
 def test_a_recipe_with_stages_keeps_them_and_one_without_any_too(chosen, trained):
-    seen = trained(8.0, 8.0, 8.0)
+    seen = trained(8.0, 8.0)
 
     def given(stages):
         return lambda model, base, config, *rest: choose_stages(
             model, base, dataclasses.replace(config, stages=stages), *rest
         )
 
-    for stages in ((), STAGES[:1]):
+    for stages in ((), (TOP,)):
         config, compared = chosen(given(stages))
         assert config.stages == stages and compared == {}
     assert not seen
     config, compared = chosen(choose_stages)
     assert len(config.stages) == 1 and config.stages[0] in STAGES
-    assert list(compared) == ["blocks to unfreeze"] and seen
+    assert list(compared) == [KEY] and seen
 
 
 def test_many_images_are_not_cross_validated(chosen, trained, monkeypatch, capsys):
-    seen = trained(8.0, 8.0, 8.0)
+    seen = trained(8.0, 8.0)
     monkeypatch.setattr(module, "MAX_CV_IMAGES", N)
     config, compared = chosen(choose_stages)
     assert config.stages == () and compared == {} and not seen

@@ -181,7 +181,7 @@ def test_a_run_says_so_before_it_starts(capsys):
 
     def choose(config: Config, images: int) -> None:
         dataset = ArrayDataset(never, np.zeros(images, np.int64))
-        assert choose_stages(None, None, config, dataset, dataset, None) == (config, {})
+        assert choose_stages(None, None, config, lambda _: (dataset, dataset), None) == (config, {})
 
     choose(given, 60)
     said = capsys.readouterr().out

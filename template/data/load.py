@@ -23,7 +23,7 @@ class Parts:
 
     Args:
         examples: with their `parts`.
-        pixels: (settings) -> pixels of all examples at that size and resizing; the last are kept.
+        pixels: (settings) -> pixels of all examples at that size and resizing; the last two are kept.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`).
     """
 
@@ -51,6 +51,10 @@ class Parts:
         dataset = train_dataset(self.pixels(config.data), rows, self.examples.labels, config.augment, config.train.seed)
         return dataclasses.replace(dataset, names=self.examples.ids[rows])
 
+    def train(self, config: Config) -> tuple[ArrayDataset, ArrayDataset]:
+        """The training images as they are, and augmented."""
+        return self.plain("train", config.data), self.augmented("train", config)
+
 
 def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
     """Find, decode and split the images of a run.
@@ -71,7 +75,7 @@ def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
     check_class_names(config.train.class_weights, found.class_names)
     data = with_bits(config.data, found.images)
     found = with_digests(found)
-    decoded = functools.lru_cache(maxsize=1)(lambda data: decode(found, data))
+    decoded = functools.lru_cache(maxsize=2)(lambda data: decode(found, data))  # those of a race, and of all else
     examples, _ = decoded(dataclasses.replace(first, bits=data.bits))
     fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     examples = split(examples, **fractions, seed=data.split_seed)

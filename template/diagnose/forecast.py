@@ -71,7 +71,8 @@ def forecast(
         counts: images of train, val and test.
         per_image: from `seconds_per_image`.
         stages: each with its pace.
-        depths: likewise, what is cross-validated (`depth.choose_depth`), in all folds; the first is a stage then.
+        depths: likewise, what is cross-validated (`depth.choose_depth`), in all folds, at the size at which it is; the
+            first is a stage then.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
     shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)

@@ -34,7 +34,7 @@ from ..model_selection.auto import (
     starts_from_probe,
     without_auto,
 )
-from ..model_selection.depth import cross_validates_depth, depths, with_stages
+from ..model_selection.depth import at_small_size, cross_validates_depth, depths, with_stages
 from ..train.features import FeatureCache
 from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
@@ -218,13 +218,16 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     config, train, model = begun.config, begun.train, begun.model()
     blocks, batch_size = find_blocks(model, config.backbone), config.train.batch_size
 
-    def measured(stage: Stage) -> tuple[Stage, forecast.StageTiming]:
-        return stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size)
-
-    paces = [measured(stage) for stage in config.stages]
+    paces = [
+        (stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size)) for stage in config.stages
+    ]
     raced = []
     if cross_validates_depth(open_config, len(train)):
-        raced = paces + [measured(stage) for stage in depths(config, len(train))[1:]]
+        raced = paces.copy()
+        for stage in depths(config, len(train))[1:]:
+            small, _, at = at_small_size(begun.model(), begun.base, config)
+            images = begun.parts.plain("train", at.data)
+            raced.append((stage, forecast.measure_stage(small, blocks, stage, images, batch_size)))
     per_image = forecast.seconds_per_image(model, train, batch_size)
     counts = {name: len(begun.parts.rows(name)) for name in PARTS}
     settled = dataclasses.replace(open_config, backbone=config.backbone)

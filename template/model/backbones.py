@@ -236,33 +236,61 @@ def build_backbone(settings: Backbone, image_size: int) -> keras.Model:
         WeightsError: if its weights are neither here nor can be downloaded; never a silent fall-back to random ones.
         ConfigError: if it does not exist in this width or takes no images this small.
     """
-    row = family(settings.name)
-    pixels = keras.Input((image_size, image_size, 3), name="pixels")
     file = Path(settings.weights) if settings.weights not in {"imagenet", "none"} else None
     if file and not file.is_file():
         raise WeightsError(f"backbone.weights: expected imagenet, none or a file. Received: {settings.weights!r}")
     held = arrays_held(file) if file else {}
-    standardised = settings.weights == "none" or (file and standardises(file, held))
-    preprocess = _standardised if standardised and row.preprocess is not _as_is else row.preprocess
-    shape = {"input_tensor": preprocess(pixels), "input_shape": pixels.shape[1:]}
-    alpha = {"alpha": settings.alpha} if row.takes_alpha else {}
-    weights = "imagenet" if settings.weights == "imagenet" else None
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # Keras downloads without any time limit
-    try:
-        with warnings.catch_warnings():
-            # At other sizes than those it was trained at, MobileNet warns that it takes the weights of 224 pixels.
-            warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
-            backbone = row.build(include_top=False, weights=weights, **shape, **alpha)
-    except (WeightsError, ConfigError):
-        raise
-    except Exception as error:
-        raise explained(error, settings, image_size) from error
-    finally:
-        socket.setdefaulttimeout(before)
+    standardised = bool(settings.weights == "none" or (file and standardises(file, held)))
+    backbone = _network(settings, image_size, "imagenet" if settings.weights == "imagenet" else None, standardised)
     if file:
         load_file(backbone, settings, held)
     damaged = [weight.path for weight in backbone.weights if not np.isfinite(weight.numpy()).all()]
     if damaged:
         raise WeightsError(f"Weights of {settings.name} ({settings.weights}) are not finite: {', '.join(damaged[:5])}")
     return with_stochastic_depth(backbone, settings.stochastic_depth)
+
+
+def resized(network: keras.Model, settings: Backbone, image_size: int) -> keras.Model:
+    """A copy of a network, with its weights, for images of another size.
+
+    Not the same as building one for that size: the ImageNet weights of MobileNet depend on it. Not for KerasHub, where
+    position embeddings do.
+
+    Args:
+        network: from `build_backbone`.
+        settings: the settings it was built with.
+        image_size: pixels a side.
+
+    Raises:
+        ConfigError: if it takes no images this small.
+    """
+    standardised = any(
+        isinstance(layer, layers.Normalization) and layer.name == "preprocess" for layer in network.layers
+    )
+    copy = _network(settings, image_size, None, standardised)
+    copy = with_stochastic_depth(copy, settings.stochastic_depth)
+    copy.set_weights(network.get_weights())
+    renormalise(copy)
+    return copy
+
+
+def _network(settings: Backbone, image_size: int, weights: str | None, standardised: bool) -> keras.Model:
+    """Layers from pixels to the last feature map, with these weights (imagenet, or None for random ones)."""
+    row = family(settings.name)
+    pixels = keras.Input((image_size, image_size, 3), name="pixels")
+    preprocess = _standardised if standardised and row.preprocess is not _as_is else row.preprocess
+    shape = {"input_tensor": preprocess(pixels), "input_shape": pixels.shape[1:]}
+    alpha = {"alpha": settings.alpha} if row.takes_alpha else {}
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # Keras downloads without any time limit
+    try:
+        with warnings.catch_warnings():
+            # At other sizes than those it was trained at, MobileNet warns that it takes the weights of 224 pixels.
+            warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
+            return row.build(include_top=False, weights=weights, **shape, **alpha)
+    except (WeightsError, ConfigError):
+        raise
+    except Exception as error:
+        raise explained(error, settings, image_size) from error
+    finally:
+        socket.setdefaulttimeout(before)
