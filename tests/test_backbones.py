@@ -17,7 +17,7 @@ from keras.src.utils import file_utils
 
 from template.config import Backbone, Head
 from template.model import efficientnet_lite
-from template.model.backbones import BACKBONES, build_backbone, tiny
+from template.model.backbones import BACKBONES, build_backbone, resized, tiny
 from template.model.blocks import block_outputs, boundary, find_blocks, freeze
 from template.model.build import attach, build
 from template.model.layers import StochasticDepth, renormalise, strip_training_layers
@@ -244,6 +244,16 @@ def test_is_one_network_with_and_without_the_download(built, downloaded):
         assert with_download[below[0] :] == without[below[1] :]
     if built.settings.name == "efficientnetb0":
         assert [kind for kind, _ in without][1:4] == ["Rescaling", "Normalization", "Rescaling"]
+
+
+@only(*PLAIN)
+def test_for_another_size_it_has_the_same_weights_and_reads_none(built, downloaded):
+    pretrained = dataclasses.replace(built.settings, weights="imagenet")  # a download would fail
+    same = resized(downloaded, pretrained, SIZE)
+    np.testing.assert_array_equal(run(same, built.pixels), run(downloaded, built.pixels))
+    smaller = resized(downloaded, pretrained, SIZE - 16)
+    assert smaller.input_shape == (None, SIZE - 16, SIZE - 16, 3)
+    assert [layer.name for layer in smaller.layers] == [layer.name for layer in downloaded.layers], "blocks go by them"
 
 
 @pytest.mark.parametrize(

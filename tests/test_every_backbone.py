@@ -19,7 +19,7 @@ from template.data.images.load import load_image
 from template.deploy.predictor import load_run
 from template.evaluate.predictions import Predictions
 from template.model import efficientnet_lite
-from template.model.backbones import BACKBONES, build_backbone
+from template.model.backbones import BACKBONES, build_backbone, resized
 from template.model.blocks import boundary, find_blocks, freeze
 from template.model.build import attach
 from template.model.layers import renormalise, strip_training_layers
@@ -59,6 +59,8 @@ def test_fed_as_keras_does_frozen_divided_saved_and_loaded(name, tmp_path, monke
         theirs = name in KERAS and KERAS[name](include_top=False, input_tensor=keras.Input((size, size, 3)))
     enliven(base, pixels)
     features = run(base, pixels)
+    np.testing.assert_array_equal(run(resized(base, settings, size), pixels), features)
+    assert resized(base, settings, size + 32).input_shape[1] == size + 32
     if theirs:
         theirs.set_weights(base.get_weights())
         renormalise(theirs)
