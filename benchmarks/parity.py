@@ -74,9 +74,10 @@ def weights_of(name: str, size: int, download: bool, folder: Path) -> tuple[str,
 
 def measured(images: Path, scratch: Path, arguments: argparse.Namespace, settings: list[str]) -> list[dict[str, Any]]:
     """Rows of the model card of a run, in processes of their own."""
-    line = [f"--data.path={images}", f"--data.image_size={arguments.size}", "--stages=[]", "--tta.full_image=false"]
-    line += ["--tta.center_zoom=false", "--head.feature_levels=1", f"--runs={scratch / 'runs'}"]
-    line += [f"--data.cache={scratch / 'cache'}", *settings]
+    views = [f"--tta.{name}=false" for name in ("hflip", "full_image", "center_zoom")]  # one pass an image
+    line = [f"--data.path={images}", f"--data.image_size={arguments.size}", f"--data.cache={scratch / 'cache'}"]
+    line += ["--stages=[]", "--train.refit_on_train_val=no", "--head.feature_levels=1", *views, *settings]
+    line += [f"--runs={scratch / 'runs'}"]
     subprocess.run([sys.executable, SCRIPTS / "train.py", *line], check=True, stdout=subprocess.DEVNULL)
     (run,) = (scratch / "runs").iterdir()
     formats = ["--format", "onnx", "litert", "savedmodel", "--precision", "float32", "float16", "int8"]

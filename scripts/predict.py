@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=tuple(FILES), default="float32", help="of the export (default: float32)")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
+    if arguments.runtime == "keras" and arguments.precision != "float32":
+        parser.error(f"--precision is that of an export. Received: {arguments.precision} without --runtime onnx")
     if arguments.out:
         runs.check_output(arguments.out, "file")
 

@@ -268,6 +268,11 @@ def test_a_file_that_was_exchanged_or_is_none_of_ours_is_refused(run, tmp_path):
         Classifier.of_file(file)
     last_words, _ = call("predict", "--run", copy, "--runtime", "onnx", file)
     assert "is not the file that was exported" in last_words
+    code, said = call("predict", "--run", copy, "--precision", "int8", file)
+    assert code == 2 and "without --runtime onnx" in said
+    (copy / "split.csv").unlink()
+    last_words, _ = call("export", "--run", copy)
+    assert "has no split.csv" in last_words
 
 
 @NEEDED

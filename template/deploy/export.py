@@ -31,6 +31,8 @@ CALIBRATION = 100
 """Training images that set the scales of int8."""
 PRECISIONS = {"onnx": tuple(FILES), "litert": ("float32", "float16", "int8"), "savedmodel": ("float32",)}
 """What each format can hold."""
+NEEDED = ("calibration.json", "metrics.json", "predictions_val.npz", "run.json", "split.csv")
+"""Files of a run, beside its model."""
 TOLERANCE = {"float32": 1e-3, "float16": 0.05}
 """Largest difference of a probability from Keras's own: sums in another order, and weights of 11 bits."""
 AGREEMENT = 0.8
@@ -78,6 +80,9 @@ def export_run(
         ExportError: if nothing could be exported; no file is left then.
     """
     config, class_names, model = load_run(run)
+    missing = [name for name in NEEDED if not (run / name).is_file()]
+    if missing:
+        raise DataError(f"{str(run)!r} has no {', '.join(missing)}: it is not finished, or of an earlier version.")
     temperature = runs.read_json(run / "calibration.json")["temperature"]
     images = images_of(run, config, class_names, path, most)
     about = {
