@@ -20,8 +20,20 @@ from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 from .export_graph import INPUT, OUTPUT, Served
 
 OPSET = 18
+
+
+class _Transposes(TransposeOptimizer):
+    """That of tf2onnx 1.17 takes the length of a bias from the shape of a number, which has none, and stops."""
+
+    def _add_handler(self, trans: Any, node: Any) -> bool:
+        added = node.inputs[1]
+        if added.is_const() and added.get_tensor_value(as_list=False).ndim == 0:
+            return self._handle_node_having_branches(trans, node)
+        return super()._add_handler(trans, node)
+
+
 OPTIMIZERS = {
-    "optimize_transpose": TransposeOptimizer,
+    "optimize_transpose": _Transposes,
     "fold_constants": ConstFoldOptimizer,
     "remove_identity": IdentityOptimizer,
     "remove_back_to_back": BackToBackOptimizer,
