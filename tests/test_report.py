@@ -71,7 +71,7 @@ def test_without_a_test_part_the_report_says_so_at_once():
     assert lines[0] == "# 75.0 % [59.8, 85.8] accuracy on 40 validation images"
     assert lines[2].startswith("**There was no test part. ")
     assert "optimistic" in lines[2]
-    assert "| metric | validation (selected the weights) |" in lines
+    assert "| metric | validation (made the choices) |" in lines
     for row in ("accuracy", "macro F1", "top-2 accuracy", "cross-entropy"):
         assert len(cells(text, row)) == 2, "no column of scores that there are not"
 
@@ -79,7 +79,7 @@ def test_without_a_test_part_the_report_says_so_at_once():
 def test_every_number_stands_under_its_own_heading():
     test, val = scores(45, 5), scores(30, 10)
     text = write(test, val)
-    assert "| metric | test | validation (selected the weights) |" in text
+    assert "| metric | test | validation (made the choices) |" in text
     assert cells(text, "accuracy")[1:] == ["90.0 % [78.6, 95.7]", "75.0 % [59.8, 85.8]"]
     assert cells(text, "macro F1")[1:] == [intervals.percent(part["macro_f1"]) for part in (test, val)]
     assert cells(text, "top-2 accuracy")[1:] == [intervals.percent(part["top_k"]) for part in (test, val)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from .. import runs
 from . import fonts
@@ -165,17 +165,18 @@ def accuracy_over_time(
     axes = figure.add_subplot()
     value, low, high = (np.array([accuracy[key] for accuracy in accuracies]) for key in ("value", "low", "high"))
     axes.errorbar(milliseconds, value, yerr=[value - low, high - value], fmt="o", capsize=3, linewidth=0.8)
-    axes.plot(np.asarray(milliseconds)[front], value[front], "--", color="0.4", label="Pareto front")
-    for place, row in enumerate(
-        np.argsort(milliseconds)
-    ):  # above and below in turn: neighbours do not cover each other
+    if len(front) > 1:
+        axes.plot(np.asarray(milliseconds)[front], value[front], "--", color="0.4", label="Pareto front")
+        axes.legend()
+    # Above and below in turn: neighbours do not cover each other.
+    for place, row in enumerate(np.argsort(milliseconds)):
         offset = (6, 5 if place % 2 else -11)
         axes.annotate(names[row], (milliseconds[row], value[row]), offset, textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="milliseconds per image", ylabel="cross-validated accuracy of the linear probe")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(ScalarFormatter())
-    axes.margins(x=0.25)
-    axes.legend()
+    # Numbers between the powers of ten too, but only where they have room.
+    axes.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+    axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.0, 0.5)))
+    axes.margins(x=0.35)
     axes.grid(alpha=0.3)
     return figure
 

@@ -56,7 +56,7 @@ def build(
     return Report(
         _cell(measured["accuracy"], percent_parts),
         f"accuracy on {measured['images']:,} {part} images",
-        "" if metrics["test"] else "There was no test part. These images also selected the weights: the accuracy is "
+        "" if metrics["test"] else "There was no test part. These images also made the choices: the accuracy is "
         "optimistic.",
         [
             description,
@@ -83,7 +83,7 @@ def _baselines(metrics: Mapping[str, Any], measured: Mapping[str, Any], part: st
 
 
 def _scores(metrics: Mapping[str, Any]) -> Section:
-    columns = {"test": metrics["test"], "validation (selected the weights)": metrics["val"]}
+    columns = {"test": metrics["test"], "validation (made the choices)": metrics["val"]}
     parts = {title: scores for title, scores in columns.items() if scores}
     k = metrics["val"]["top_k"]["k"]
     rows = [
