@@ -54,6 +54,12 @@ def network(backbone: Backbone, head: Head, size: int, pixels: np.ndarray) -> ke
     return strip_training_layers(model)
 
 
+def answers(model: keras.Model, pixels: np.ndarray) -> np.ndarray:
+    """Mean over mirror images, at the temperature 1.3."""
+    views = [softmax(model.predict(view, verbose=0).astype(float), axis=1) for view in (pixels, pixels[:, :, ::-1])]
+    return softmax(np.log(np.mean(views, axis=0)) / 1.3, axis=1)
+
+
 def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisions: tuple[str, ...]) -> None:
     from template.deploy.export_graph import Served
     from template.deploy.export_litert import load_litert, write_litert
@@ -64,8 +70,10 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
               "full_image": False, "center_zoom": False}  # fmt: skip
     about = {"class_names": ["a", "b", "c"], "inputs": inputs, "temperature": 1.3}
     served = Served(model, 1.3, hflip=True)
-    views = [softmax(model.predict(view, verbose=0).astype(float), axis=1) for view in (pixels, pixels[:, :, ::-1])]
-    expected = softmax(np.log(np.mean(views, axis=0)) / 1.3, axis=1)
+    expected = answers(model, pixels)
+    moved = np.abs(answers(model, pixels + np.float32(1e-4)) - expected).max(axis=1)
+    steady = moved < 1e-3  # some random networks say something else if a pixel changes by a millionth of its range
+    assert steady.sum() >= 3
     assert np.ptp(expected, axis=0).max() > 0.05, "there is something to differ in"
     for precision in precisions:
         for write, load, ending in (
@@ -75,11 +83,13 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
             file = folder / f"model.{ending}"
             write(served, file, precision, pixels, about)
             found = load(file)(pixels)
-            difference = np.abs(found - expected).max()
+            difference = np.abs(found - expected)[steady].max()
             print(f"{model.name} {ending} {precision}: {difference:.1e}, {file.stat().st_size / 1e6:.1f} MB")
             # What rounding of weights does to random networks, whose answers are stretched, says nothing.
             atol = 5e-3 if precision == "float32" else 1.0
-            np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=f"{ending} {precision}")
+            np.testing.assert_allclose(
+                found[steady], expected[steady], rtol=0, atol=atol, err_msg=f"{ending} {precision}"
+            )
             np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
             file.unlink()  # they are large
 
