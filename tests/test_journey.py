@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -361,6 +363,43 @@ def test_networks_are_compared_and_the_one_that_fits_is_named(journey, monkeypat
     assert "one network only" in said and "name them with --backbone.candidates" in said
     with Image.open(journey.home / "choose_backbone.png") as plot:
         assert np.ptp(np.asarray(plot)) > 0
+
+
+def test_a_served_run_answers_as_predict_does(journey, run):
+    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("prometheus_client") is None:
+        journey.walked.append(("serve", {"--run"}))
+        pytest.skip('needs the extra serve: pip install -e ".[serve]"')
+    files = sorted((journey.home / "photos").rglob("*.jpg"))[::9]
+    journey.walk("predict", "--run", run, "--out", "predictions.csv", *files)
+    with (journey.home / "predictions.csv").open(newline="", encoding="utf-8") as table:
+        expected = list(csv.DictReader(table))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    found, ended = [], threading.Event()
+
+    def until_ctrl_c() -> None:
+        for file in files:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/predict", file.read_bytes())
+            while not ended.wait(0.1):
+                with contextlib.suppress(OSError):  # it does not listen yet
+                    found.append(json.load(urllib.request.urlopen(request, timeout=60)))
+                    break
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=until_ctrl_c)
+    thread.start()
+    try:
+        said = journey.walk("serve", "--run", run, "--port", port)
+    finally:
+        ended.set()
+        thread.join()
+    assert f"http://127.0.0.1:{port}" in said and len(found) == len(files) > 3
+    for row, answer in zip(expected, found, strict=True):
+        (result,) = answer["results"]
+        assert result["answer"] in {row["class_1"], "not sure"}
+        assert [p["label"] for p in result["predictions"]][0] == row["class_1"]
+        assert result["predictions"][0]["probability"] == pytest.approx(float(row["probability_1"]), abs=1e-4)
 
 
 def test_help_is_shown(journey):

@@ -80,9 +80,7 @@ def export_run(
         ExportError: if nothing could be exported; no file is left then.
     """
     config, class_names, model = load_run(run)
-    missing = [name for name in NEEDED if not (run / name).is_file()]
-    if missing:
-        raise DataError(f"{str(run)!r} has no {', '.join(missing)}: it is not finished, or of an earlier version.")
+    require_finished(run)
     temperature = runs.read_json(run / "calibration.json")["temperature"]
     images = images_of(run, config, class_names, path, most)
     about = {
@@ -113,6 +111,16 @@ def export_run(
         runs.write_json(temporary / CARD, card)
         runs.write_text((temporary / CARD).with_suffix(".md"), markdown(card))
     return card, problems
+
+
+def require_finished(run: Path) -> None:
+    """See whether a run has all that its model card says.
+
+    Raises:
+        DataError: naming what is missing.
+    """
+    if missing := [name for name in NEEDED if not (run / name).is_file()]:
+        raise DataError(f"{str(run)!r} has no {', '.join(missing)}: it is not finished, or of an earlier version.")
 
 
 def _remove(file: Path) -> None:

@@ -1,0 +1,86 @@
+"""A run that is served: its classifier, by onnxruntime or TensorFlow, and its model card."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import runs
+from ..data.sources.names import DataError
+from .runtime import CARD, FILES, FOLDER, Classifier
+
+Runtime = Literal["auto", "onnx", "keras"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A run under its name.
+
+    Args:
+        name: of its folder, as it was given.
+        runtime: "onnx" or "keras".
+        classifier: says the same by either.
+        card: from `model_card.describe`.
+    """
+
+    name: str
+    runtime: str
+    classifier: Classifier
+    card: dict[str, Any]
+
+    @property
+    def least(self) -> float:
+        """Confidence below which the answer is "not sure"; 0 where none was found."""
+        return self.card["reject"]["confidence"] or 0.0
+
+
+def open_runs(folders: Sequence[Path], runtime: Runtime = "auto", megapixels: float = float("inf")) -> list[Deployed]:
+    """Load runs, and let each classify something: the first time takes longest.
+
+    Args:
+        folders: of runs; each is known by its own name.
+        runtime: "auto" for the ONNX export where there is one, and TensorFlow otherwise.
+        megapixels: limit of an image, where that of the run is not lower.
+
+    Raises:
+        DataError: if one of them cannot be loaded, or two have one name.
+    """
+    names = [folder.absolute().name for folder in folders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"Expected runs of different names. Received: {twice[0]!r} twice. Rename one of the folders.")
+    return [_open(folder, name, runtime, megapixels) for folder, name in zip(folders, names, strict=True)]
+
+
+def _open(folder: Path, name: str, runtime: Runtime, megapixels: float) -> Deployed:
+    if runtime == "auto":
+        runtime = "onnx" if (folder / FOLDER / FILES["float32"]).is_file() else "keras"
+    if runtime == "onnx":
+        classifier, card = Classifier.of_run(folder), runs.read_json(folder / FOLDER / CARD)
+    else:
+        classifier, card = _by_tensorflow(folder)
+    inputs = classifier.inputs
+    classifier.inputs = dataclasses.replace(inputs, max_megapixels=min(inputs.max_megapixels, megapixels))
+    classifier.classify(np.zeros((1, len(inputs.views), inputs.image_size, inputs.image_size, 3), np.uint8))
+    return Deployed(name=name, runtime=runtime, classifier=classifier, card=card)
+
+
+def _by_tensorflow(folder: Path) -> tuple[Classifier, dict[str, Any]]:
+    runs.import_tensorflow()
+    import tensorflow as tf
+
+    from ..suggest import uses_hflip
+    from .export import require_finished
+    from .export_graph import OUTPUT, Served
+    from .model_card import describe
+    from .predictor import inputs_of, load_run
+
+    config, class_names, model = load_run(folder)
+    require_finished(folder)
+    temperature = runs.read_json(folder / "calibration.json")["temperature"]
+    served, inputs = Served(model, temperature, uses_hflip(config)), inputs_of(config)
+    about = {"class_names": list(class_names), "inputs": dataclasses.asdict(inputs), "temperature": temperature}
+    classifier = Classifier(lambda pixels: served.signature(tf.constant(pixels))[OUTPUT].numpy(), about)
+    return classifier, describe(folder, about, inputs.views, served.hflip, [])

@@ -1,0 +1,598 @@
+"""A served run says what it says elsewhere; what is wrong is refused with a reason, and nobody else waits for it."""
+
+import asyncio
+import contextlib
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SCRIPTS, call
+from PIL import Image
+
+pytest.importorskip("fastapi", reason='needs the extra serve: pip install -e ".[serve]"')
+pytest.importorskip("prometheus_client", reason='needs the extra serve: pip install -e ".[serve]"')
+
+from starlette.testclient import TestClient
+
+from template import disk, runs
+from template.data.sources.names import DataError
+from template.deploy.batcher import Batcher, FullError
+from template.deploy.deployed import Deployed, open_runs
+from template.deploy.runtime import Classifier
+from template.deploy.server import Service
+from template.deploy.uploads import Limits
+
+ABOUT = {
+    "class_names": ["red", "green", "blue"],
+    "temperature": 1.0,
+    "inputs": {"image_size": 8, "resize": "crop", "bits": "auto", "max_megapixels": 1.0, "full_image": False,
+               "center_zoom": False},
+}  # fmt: skip
+CARD = {"reject": {"confidence": 0.9}, "classes": ABOUT["class_names"]}
+TOKEN = "a-token-of-this-test"
+
+
+def shares(pixels: np.ndarray) -> np.ndarray:
+    """A network: the share of each colour in an image."""
+    sums = pixels.sum(axis=(1, 2)) + 1e-6
+    return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def deployed(name: str = "colours", infer=shares) -> Deployed:
+    return Deployed(name=name, runtime="onnx", classifier=Classifier(infer, ABOUT), card=CARD)
+
+
+def picture(color: tuple[int, int, int], kind: str = "PNG", size: int = 20) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), color).save(out, kind)
+    return out.getvalue()
+
+
+RED, BLUE, MIXED = picture((255, 0, 0)), picture((0, 0, 255)), picture((120, 100, 80))
+LIMITS = Limits(megabytes=0.2, files=4, seconds=5.0, bodies=2)
+
+
+@pytest.fixture
+def serve():
+    """Makes a client of a service; all of them are closed in the end."""
+    batchers, clients = [], []
+
+    def start(*models: Deployed, limits: Limits = LIMITS, open_runs=None, room: int = 64, **how) -> TestClient:
+        batchers.append(Batcher(wait=0.01, room=room))
+        service = Service(open_runs or (lambda: models or [deployed()]), limits, batchers[-1], **how)
+        client = TestClient(service.app())
+        client.service = service
+        clients.append(client)
+        return client
+
+    yield start
+    for batcher in batchers:
+        batcher.close()
+        assert batcher.held == 0, "every place is given back"
+    for client in clients:
+        assert client.service.receiver.held == 0, "and every byte"
+
+
+def form(*files: bytes) -> list:
+    return [("files", (f"{number}.png", contents)) for number, contents in enumerate(files)]
+
+
+# Answers
+
+
+def test_files_are_answered_in_order_with_calibrated_probabilities_and_doubts(serve):
+    answer = serve().post("/v1/predict?top_k=2", files=form(RED, BLUE, b"", MIXED))
+    assert answer.status_code == 200 and answer.json()["model"] == "colours"
+    red, blue, empty, mixed = answer.json()["results"]
+    assert [red["answer"], blue["answer"], mixed["answer"]] == ["red", "blue", "not sure"]
+    assert (red["sure"], mixed["sure"]) == (True, False) and mixed["predictions"][0]["label"] == "red"
+    np.testing.assert_allclose([p["probability"] for p in mixed["predictions"]], [0.4, 1 / 3], atol=1e-6)
+    assert empty["answer"] == "" and empty["predictions"] == [] and "the file is empty" in empty["error"]
+    assert [result["file"] for result in answer.json()["results"]] == ["0.png", "1.png", "2.png", "3.png"]
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "application/x-www-form-urlencoded", ""])
+def test_a_body_may_be_an_image_whatever_it_is_called(serve, kind):
+    answer = serve().post("/v1/predict", content=BLUE, headers={"Content-Type": kind})
+    assert answer.status_code == 200 and answer.json()["results"][0]["answer"] == "blue"
+
+
+def test_where_no_file_can_be_read_the_request_is_wrong_and_has_a_reason_for_each(serve):
+    large = picture((0, 0, 9), size=2000)  # 4 megapixels, and the run takes one
+    answer = serve().post("/v1/predict", files=form(b"GIF8 no", large, b"hello"))
+    errors = [result["error"] for result in answer.json()["results"]]
+    assert answer.status_code == 422 and len(errors) == 3
+    assert "GIF" in errors[0] and "megapixels" in errors[1] and "text, not an image" in errors[2]
+
+
+def test_what_had_to_be_assumed_is_said(serve):
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    (result,) = serve().post("/v1/predict", content=out.getvalue()).json()["results"]
+    assert result["answer"] == "red" and "first frame" in result["note"]
+
+
+def test_several_runs_answer_under_their_names(serve):
+    client = serve(deployed("a"), deployed("b", lambda pixels: shares(pixels)[:, ::-1]))
+    said = {name: client.post(f"/v1/predict?model={name}", content=RED).json() for name in ("", "a", "b")}
+    assert [said[name]["model"] for name in said] == ["a", "a", "b"]
+    assert [said[name]["results"][0]["answer"] for name in said] == ["red", "red", "blue"]
+    for wrong in ("c", "../a", "a/"):
+        answer = client.post("/v1/predict", params={"model": wrong}, content=RED)
+        assert answer.status_code == 404 and "Expected one of: a, b" in answer.json()["detail"]
+
+
+def test_the_card_the_schema_and_the_states_are_there(serve):
+    client = serve()
+    card = client.get("/v1/model").json()
+    assert card["classes"] == ["red", "green", "blue"] and card["name"] == "colours" and card["requests"]["files"] == 4
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+    schema = client.get("/openapi.json").json()
+    predict = schema["paths"]["/v1/predict"]["post"]
+    example = predict["responses"]["200"]["content"]["application/json"]["example"]
+    assert {part["name"] for part in predict["parameters"]} == {"top_k", "model"}
+    assert set(example["results"][0]) == set(schema["components"]["schemas"]["Answer"]["properties"])
+    assert set(client.post("/v1/predict", content=RED).json()["results"][0]) == set(example["results"][0])
+    assert {"multipart/form-data", "image/*"} < set(predict["requestBody"]["content"])
+
+
+def test_what_is_counted_is_true(serve):
+    client = serve()
+    client.post("/v1/predict", files=form(RED, b"no", MIXED))
+    client.post("/v1/predict", content=b"")
+    client.get("/nowhere/at/all")
+    said = client.get("/metrics").text
+    for line in (
+        'serve_requests_total{path="/v1/predict",status="200"} 1.0',
+        'serve_requests_total{path="/v1/predict",status="400"} 1.0',
+        'serve_requests_total{path="other",status="404"} 1.0',
+        'serve_failures_total{reason="unreadable"} 1.0',
+        'serve_failures_total{reason="empty"} 1.0',
+        'serve_images_total{model="colours",sure="True"} 1.0',
+        'serve_images_total{model="colours",sure="False"} 1.0',
+        "serve_batch_size_sum 2.0",
+        "serve_images_on_their_way 0.0",
+        'serve_request_seconds_count{path="/v1/predict"} 2.0',
+    ):
+        assert line in said
+
+
+# Refusals
+
+
+def multipart(body: bytes, boundary: str = "x", kind: str = "multipart/form-data") -> dict:
+    return {"content": body, "headers": {"Content-Type": f"{kind}; boundary={boundary}" if boundary else kind}}
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n' + RED + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({"content": b""}, 400, "empty body"),
+        ({"content": b"x" * 300_000}, 413, "at most 0.2 MB"),
+        ({"content": iter([b"x" * 100_000] * 3)}, 413, "at most 0.2 MB"),
+        ({"files": form(b"x" * 300_000)}, 413, "at most 0.2 MB"),
+        ({"files": form(*[RED] * 5)}, 413, "at most 4 files"),
+        ({"files": form(*[b"x"] * 500)}, 413, "at most 4 files"),
+        ({"data": {f"f{n}": "x" for n in range(5)}, "files": form(RED)}, 400, "Too many fields"),
+        (multipart(b"", boundary=""), 400, "boundary"),
+        (multipart(b"no form at all"), 400, "The form cannot be read"),
+        (multipart(PART), 400, "cut short"),
+        (multipart(PART[:-40]), 400, "cut short"),
+        (multipart(b"--x--"), 400, "Received: none"),
+        (multipart(b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\nhello\r\n--x--'), 400, "Received: none"),
+        (multipart(b"--x\r\nContent-Disposition: form-data\r\n\r\nhello\r\n--x--"), 400, "must be provided"),
+        (multipart(PART.replace(b"a.png", b"\xff\xfe") + b"--x--", "x; charset=punycode"), 400, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused_with_a_reason(serve, sent, status, words):
+    client = serve()
+    answer = client.post("/v1/predict", **sent)
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
+    assert client.post("/v1/predict", content=RED).status_code == 200
+
+
+def test_a_whole_form_is_read_whatever_stands_around_it(serve):
+    for end in (b"--x--", b"--x--\r\n", b"--x--\r\nmore"):
+        assert serve().post("/v1/predict", **multipart(PART + end)).json()["results"][0]["answer"] == "red"
+
+
+def test_names_of_clients_are_words_and_no_paths(serve, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["../../etc/passwd", "/etc/passwd", "a\\..\\b", "x" * 3000, "<script>", "ä猫"]
+    for name in names:
+        (result,) = serve().post("/v1/predict", files=[("files", (name, RED))]).json()["results"]
+        assert result["answer"] == "red" and result["file"] == name[:200]
+    odd = multipart(PART.replace(b"a.png", b"\\ud800\\x00.png") + b"--x--", "x; charset=raw_unicode_escape")
+    answer = serve().post("/v1/predict", **odd)
+    assert answer.status_code == 200 and "\\ud800" in answer.json()["results"][0]["file"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_upload_is_written_to_a_disk(serve, monkeypatch):
+    from tempfile import SpooledTemporaryFile
+
+    monkeypatch.setattr(SpooledTemporaryFile, "rollover", lambda self: pytest.fail("written to a disk"))
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3)).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    assert len(out.getvalue()) > 2**21
+    answer = serve(limits=Limits()).post("/v1/predict", files=form(out.getvalue(), RED))
+    assert [result["error"] for result in answer.json()["results"]] == ["", ""]
+
+
+def test_a_slow_sender_is_sent_away_and_one_that_never_ends_too(serve):
+    async def slowly():
+        yield RED[:10]
+        await asyncio.sleep(60)
+
+    async def for_ever():
+        while True:
+            yield b"x" * 50_000
+            await asyncio.sleep(0)
+
+    for body, status in ((slowly, 408), (for_ever, 413)):
+        service = serve(limits=Limits(megabytes=0.2, seconds=0.2)).service
+        sent = asyncio.run(asked(service, body()))
+        assert sent[0]["status"] == status and json.loads(sent[1]["body"])["detail"]
+
+
+async def asked(service: Service, body, headers: tuple = ()) -> list[dict]:
+    """What the application says to a body that comes bit by bit; a disconnect is one that ends too early."""
+
+    async def receive() -> dict:
+        try:
+            return {"type": "http.request", "body": await anext(body), "more_body": True}
+        except StopAsyncIteration:
+            return {"type": "http.disconnect"}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    sent: list[dict] = []
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": list(headers)}
+    await service.app()(scope | {"http_version": "1.1"}, receive, send)
+    return sent
+
+
+def test_a_client_that_hangs_up_is_no_error(serve):
+    async def a_part():
+        yield RED[:10]
+
+    service = serve().service
+    assert asyncio.run(asked(service, a_part()))[0]["status"] == 400
+
+
+def test_bodies_of_all_clients_together_are_bounded(serve):
+    client = serve()
+    client.service.receiver.held = 2 * 200_000 - 5
+    answer = client.post("/v1/predict", content=RED)
+    assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+    client.service.receiver.held = 0
+    assert client.post("/v1/predict", content=RED).status_code == 200
+
+
+# Load
+
+
+class Gate:
+    """A network that waits until it may answer."""
+
+    def __init__(self) -> None:
+        self.open, self.entered, self.sizes = threading.Event(), threading.Event(), []
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        self.entered.set()
+        assert self.open.wait(20)
+        self.sizes.append(len(pixels))
+        return shares(pixels)
+
+
+def test_beyond_the_queue_clients_come_again_while_health_is_answered(serve):
+    gate = Gate()
+    with serve(deployed(infer=gate), room=4) as client, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(client.post, "/v1/predict", content=RED)
+        assert gate.entered.wait(20)
+        second = pool.submit(client.post, "/v1/predict", files=form(BLUE, RED, b"junk"))
+        while client.service.batcher.held < 4:
+            time.sleep(0.001)
+        full = client.post("/v1/predict", content=RED)
+        assert full.status_code == 503 and full.headers["Retry-After"] and "4 images" in full.json()["detail"]
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        assert "serve_images_on_their_way 4.0" in client.get("/metrics").text
+        gate.open.set()
+        assert first.result().json()["results"][0]["answer"] == "red"
+        assert [r["answer"] for r in second.result().json()["results"]] == ["blue", "red", ""]
+        assert client.post("/v1/predict", content=RED).status_code == 200
+
+
+def test_who_waits_too_long_is_told_and_does_not_hold_a_place(serve):
+    gate = Gate()
+    with serve(deployed(infer=gate), limits=Limits(seconds=0.2)) as client:
+        answer = client.post("/v1/predict", content=RED)
+        assert answer.status_code == 503 and "within 0.2 seconds" in answer.json()["detail"]
+        assert client.service.batcher.held == 0
+        gate.open.set()
+        assert client.post("/v1/predict", content=RED).status_code == 200
+
+
+def test_requests_share_batches_of_one_network_and_each_gets_its_own_answer():
+    gate, sizes = Gate(), []
+    batcher = Batcher(most=8, wait=5, room=99, seen=sizes.append)
+    one, other = Classifier(gate, ABOUT), Classifier(lambda pixels: shares(pixels)[:, ::-1], ABOUT)
+    images = [np.full((1, 8, 8, 3), (n, 255 - n, 0), np.uint8) for n in range(20)]
+    with batcher.places(40):
+        answers = [batcher.submit(one, image) for image in images[:8]]  # a full batch, which waits at the gate
+        assert gate.entered.wait(20)
+        cancelled = batcher.submit(one, images[0])
+        assert cancelled.cancel()
+        answers += [batcher.submit(one, image) for image in images[8:]]
+        others = [batcher.submit(other, image) for image in images]
+        gate.open.set()
+        batcher.close()
+    expected = np.stack([shares(image.astype(np.float32))[0] for image in images])
+    np.testing.assert_allclose([answer.result(0) for answer in answers], expected, atol=1e-6)
+    np.testing.assert_allclose([answer.result(0) for answer in others], expected[:, ::-1], atol=1e-6)
+    assert max(sizes) == 8 and sum(sizes) == 40 and len(sizes) <= 7 and not batcher.alive
+    with pytest.raises(CancelledError):
+        cancelled.result(0)
+
+
+def test_an_image_waits_for_no_others_where_none_are_on_their_way():
+    batcher = Batcher(most=8, wait=1000)
+    with batcher.places(1):
+        batcher.submit(Classifier(shares, ABOUT), np.zeros((1, 8, 8, 3), np.uint8)).result(20)
+    batcher.close()
+
+
+def test_a_network_that_fails_is_heard_of_and_the_next_batch_is_answered():
+    batcher, image = Batcher(wait=0, room=1), np.zeros((1, 8, 8, 3), np.uint8)
+    with batcher.places(1), pytest.raises(FullError, match="1 images are on their way"), batcher.places(1):
+        pass
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit(Classifier(lambda pixels: 1 / 0, ABOUT), image).result(20)
+    assert batcher.submit(Classifier(shares, ABOUT), image).result(20).shape == (3,) and batcher.alive
+    batcher.close()
+
+
+# Swapping
+
+
+def test_a_run_is_swapped_and_requests_that_had_begun_are_answered_by_the_former(serve):
+    gate, opened = Gate(), []
+
+    def open_runs() -> list[Deployed]:
+        opened.append(deployed(infer=gate) if not opened else deployed(infer=lambda pixels: shares(pixels)[:, ::-1]))
+        if len(opened) == 3:
+            raise DataError("the run is damaged.")
+        return opened[-1:]
+
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with serve(open_runs=open_runs, token=TOKEN) as client, ThreadPoolExecutor(1) as pool:
+        before = pool.submit(client.post, "/v1/predict", content=RED, headers=headers)
+        assert gate.entered.wait(20)
+        assert client.post("/v1/reload", headers=headers).json() == {"names": ["colours"]}
+        after = pool.submit(client.post, "/v1/predict", content=RED, headers=headers)
+        gate.open.set()
+        assert before.result().json()["results"][0]["answer"] == "red"
+        assert after.result().json()["results"][0]["answer"] == "blue"
+        refused = client.post("/v1/reload", headers=headers)
+        assert refused.status_code == 409 and "the run is damaged. The former runs go on." in refused.json()["detail"]
+        assert client.post("/v1/predict", content=RED, headers=headers).json()["results"][0]["answer"] == "blue"
+
+
+# Who may ask
+
+
+def test_a_token_is_needed_for_all_that_says_something_of_a_run(serve):
+    client = serve(token=TOKEN)
+    for given in (
+        {},
+        {"Authorization": "Bearer x"},
+        {"Authorization": TOKEN},
+        {"Authorization": f"bearer é{TOKEN}".encode()},
+    ):
+        for path in ("/v1/model", "/metrics", "/nowhere"):
+            answer = client.get(path, headers=given)
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+        assert client.post("/v1/predict", content=RED, headers=given).status_code == 401
+        assert client.post("/v1/reload", headers=given).status_code == 401
+    assert all(client.get(path).status_code == 200 for path in ("/healthz", "/readyz", "/openapi.json"))
+    assert client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    refused = serve().post("/v1/reload")
+    assert refused.status_code == 403 and "with a token" in refused.json()["detail"]
+
+
+def test_other_pages_and_other_hosts_are_not_answered(serve):
+    client = serve(hosts=("testserver", "localhost"))
+    for headers, status in (
+        ({}, 200),
+        ({"Origin": "http://testserver"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),
+    ):
+        assert client.post("/v1/predict", content=RED, headers=headers).status_code == status, headers
+
+
+def test_every_answer_tells_browsers_to_be_careful(serve):
+    client = serve(token=TOKEN)
+    for path, status in (("/nowhere", 401), ("/v1/model", 401), ("/healthz", 200), ("/openapi.json", 200)):
+        answer = client.get(path)
+        assert answer.status_code == status and answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Cache-Control"] == "no-store" and answer.headers["Referrer-Policy"] == "no-referrer"
+        assert "server" not in answer.headers
+
+
+def test_an_error_of_ours_is_a_500_with_the_same_headers(serve):
+    client = serve(deployed(infer=lambda pixels: 1 / 0))
+    client.raise_server_exceptions = False
+    answer = TestClient(client.app, raise_server_exceptions=False).post("/v1/predict", content=RED)
+    assert answer.status_code == 500 and answer.headers["X-Frame-Options"] == "DENY"
+    assert "Traceback" not in answer.text and client.get("/healthz").status_code == 200
+
+
+# A process
+
+
+def colour_run(folder: Path, order: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """The export of a run: a network that says how much of each colour there is."""
+    onnx = pytest.importorskip("onnx", reason='needs the extra onnx: pip install -e ".[onnx]"')
+    pytest.importorskip("onnxruntime", reason='needs the extra onnx: pip install -e ".[onnx]"')
+    make, kind = onnx.helper, onnx.TensorProto
+    nodes = [
+        make.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
+        make.make_node("Gather", ["mean", "order"], ["ordered"], axis=1),
+        make.make_node("Mul", ["ordered", "scale"], ["logits"]),
+        make.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = [
+        make.make_tensor("axes", kind.INT64, [2], [1, 2]),
+        make.make_tensor("order", kind.INT64, [3], order),
+        make.make_tensor("scale", kind.FLOAT, [1], [0.1]),
+    ]
+    ports = [
+        make.make_tensor_value_info("pixels", kind.FLOAT, ["n", 8, 8, 3]),
+        make.make_tensor_value_info("probabilities", kind.FLOAT, ["n", 3]),
+    ]
+    graph = make.make_graph(nodes, "colours", ports[:1], ports[1:], constants)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
+    make.set_model_props(model, {name: json.dumps(value) for name, value in ABOUT.items()})
+    (folder / "export").mkdir(parents=True, exist_ok=True)
+    file = folder / "export" / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    runs.write_json(
+        file.with_name("model_card.json"), CARD | {"artefacts": [{"file": file.name, "sha256": disk.sha256(file)}]}
+    )
+    return folder
+
+
+@contextlib.contextmanager
+def process(*arguments, port: int = 0) -> Iterator[tuple[subprocess.Popen, int]]:
+    """serve.py and the port it listens at."""
+    line = [sys.executable, str(SCRIPTS / "serve.py"), "--port", str(port), *map(str, arguments)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            said = running.stdout.readline()
+            assert "http://127.0.0.1:" in said, said + running.communicate(timeout=20)[1]
+            yield running, int(said.partition("127.0.0.1:")[2].split()[0])
+        finally:
+            running.kill()
+
+
+def ask(port: int, contents: bytes, token: str = TOKEN) -> str:
+    """The answer to an image."""
+    headers = {"Content-Type": "image/png", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/predict", contents, headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)["results"][0]["answer"]
+
+
+def test_a_process_answers_swaps_a_run_and_ends_when_what_it_has_begun_is_done(tmp_path):
+    run, token = colour_run(tmp_path / "colours"), tmp_path / "token"
+    token.write_text(TOKEN + "\n")
+    with process("--run", run, "--token-file", token) as (running, port):
+        assert [ask(port, contents) for contents in (RED, BLUE, MIXED)] == ["red", "blue", "not sure"]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(port, RED, token="another-token-of-16")
+        colour_run(run, order=(2, 1, 0))
+        running.send_signal(signal.SIGHUP)
+        assert running.stdout.readline() == "loaded anew\n" and ask(port, RED) == "blue"
+        (run / "export" / "model.onnx").write_bytes(b"damaged")
+        running.send_signal(signal.SIGHUP)
+        assert "the former runs go on" in running.stderr.readline() and ask(port, RED) == "blue"
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: {len(RED)}\r\n"
+            client.sendall(f"{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode() + RED[:20])
+            time.sleep(0.2)  # until it has begun
+            running.terminate()
+            time.sleep(0.2)
+            client.sendall(RED[20:])
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 200") and b'"answer":"blue"' in answer
+        assert running.wait(10) == -signal.SIGTERM and running.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_a_client_that_never_ends_does_not_keep_a_process_and_a_killed_one_starts_again(tmp_path):
+    run = colour_run(tmp_path / "colours")
+    with process("--run", run) as (running, port):
+        running.kill()
+    with (
+        process("--run", run, port=port) as (running, same),
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
+        assert same == port and ask(port, RED) == "red"
+        client.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n" + RED[:20])
+        time.sleep(0.2)
+        start = time.monotonic()
+        running.terminate()
+        assert running.wait(12) == -signal.SIGTERM and 5 < time.monotonic() - start < 10
+
+
+@pytest.mark.slow
+def test_no_request_is_lost_while_runs_are_swapped(tmp_path):
+    run = colour_run(tmp_path / "colours")
+    with process("--run", run) as (running, port), ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, port, RED) for _ in range(600)]
+        for number in range(6):
+            order = ((2, 1, 0), (0, 1, 2))[number % 2]
+            with disk.replacing_folder(run / "export") as temporary:
+                (colour_run(tmp_path / f"new{number}", order) / "export" / "model.onnx").rename(
+                    temporary / "model.onnx"
+                )
+                (tmp_path / f"new{number}" / "export" / "model_card.json").rename(temporary / "model_card.json")
+            running.send_signal(signal.SIGHUP)
+            assert running.stdout.readline() == "loaded anew\n"
+        said = [answer.result() for answer in answers]
+        assert set(said) == {"red", "blue"} and len(said) == 600
+
+
+def test_runs_that_cannot_be_served_are_refused_before_anybody_is_answered(tmp_path):
+    line = ("--run", tmp_path / "none", "--port", "0")
+    last_words, _ = call("serve", *line, "--runtime", "onnx")
+    assert "has no ONNX export" in last_words
+    last_words, _ = call("serve", *line)
+    assert "does not hold a finished run" in last_words
+    with pytest.raises(DataError, match="'a' twice"):
+        open_runs([tmp_path / "a", tmp_path / "b" / "a"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-files", "0"], "--max-files: expected more than 0"),
+        (["--max-seconds", "-1"], "--max-seconds: expected more than 0"),
+        (["--max-queue", "8"], "--max-queue: expected at least --max-files"),
+        (["--port", "99999"], "cannot be used"),
+        (["--host", "256.1.1.1"], "cannot be used"),
+        (["--port", "TAKEN"], "cannot be used"),
+        (["--port", "0", "--token-file", "/nowhere"], "cannot be read as a token"),
+        (["--port", "0", "--token-file", "short"], "a token of 16"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    Path("short").write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = call("serve", "--run", "RUN", *[port if option == "TAKEN" else option for option in options])
+    assert words in f"{code} {said}"
