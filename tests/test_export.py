@@ -317,15 +317,15 @@ def test_the_table_and_the_card_say_what_was_compared(run, expected):
 
 @NEEDED
 def test_one_that_says_something_else_than_keras_is_an_error_and_not_kept(run, tmp_path, monkeypatch):
-    from template.deploy import export_onnx
+    from template.deploy import export
 
-    converted = export_onnx._converted
+    freeze = export.freeze
 
-    def wrong(served, about):
+    def wrong(served):
         served.temperature = 1.0
-        return converted(served, about)
+        return freeze(served)
 
-    monkeypatch.setattr(export_onnx, "_converted", wrong)
+    monkeypatch.setattr(export, "freeze", wrong)
     last_words, _ = call("export", "--run", run, "--out", tmp_path / "new")
     assert "onnx float32: says something else than Keras on 32 images" in last_words and "not kept" in last_words
     assert not list(tmp_path.iterdir()), "no file is left, no folder either"
@@ -387,6 +387,7 @@ def test_every_format_and_precision_keeps_the_names_of_the_classes(run, tmp_path
         assert row["agreement"] > 0.9 and row["largest_difference"] < {"int8": 0.3}.get(row["precision"], 0.02)
         assert row["file"] in said or f"{row['format']} {row['precision']}" in said
     sizes = {row["file"]: row["bytes"] for row in card["artefacts"]}
+    assert sizes["saved_model"] < 1.8 * sizes["model.onnx"], "the weights once, and the graph"
     for ending in ("onnx", "tflite"):
         assert sizes[f"model.float16.{ending}"] < 0.6 * sizes[f"model.{ending}"]
         assert sizes[f"model.int8.{ending}"] < 0.5 * sizes[f"model.{ending}"]

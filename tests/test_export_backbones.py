@@ -61,7 +61,7 @@ def answers(model: keras.Model, pixels: np.ndarray) -> np.ndarray:
 
 
 def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisions: tuple[str, ...]) -> None:
-    from template.deploy.export_graph import Served
+    from template.deploy.export_graph import Served, freeze
     from template.deploy.export_litert import load_litert, write_litert
     from template.deploy.export_onnx import write_onnx
     from template.deploy.runtime import Classifier
@@ -69,7 +69,7 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
     inputs = {"image_size": pixels.shape[1], "resize": "crop", "bits": "auto", "max_megapixels": 1.0,
               "full_image": False, "center_zoom": False}  # fmt: skip
     about = {"class_names": ["a", "b", "c"], "inputs": inputs, "temperature": 1.3}
-    served = Served(model, 1.3, hflip=True)
+    frozen = freeze(Served(model, 1.3, hflip=True))
     expected = answers(model, pixels)
     moved = np.abs(answers(model, pixels + np.float32(1e-4)) - expected).max(axis=1)
     steady = moved < 1e-3  # some random networks say something else if a pixel changes by a millionth of its range
@@ -81,7 +81,7 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
             (write_litert, load_litert, "tflite"),
         ):
             file = folder / f"model.{ending}"
-            write(served, file, precision, pixels, about)
+            write(frozen, file, precision, pixels, about)
             found = load(file)(pixels)
             difference = np.abs(found - expected)[steady].max()
             print(f"{model.name} {ending} {precision}: {difference:.1e}, {file.stat().st_size / 1e6:.1f} MB")

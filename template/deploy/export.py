@@ -20,7 +20,7 @@ from ..data.images.load import BadImageError, ImageSource
 from ..evaluate.intervals import share_interval
 from ..evaluate.predictions import Predictions
 from ..suggest import uses_hflip
-from .export_graph import Served, load_saved_model, write_saved_model
+from .export_graph import Served, freeze, load_saved_model, write_saved_model
 from .model_card import describe, markdown, parts_of
 from .predictor import classify, inputs_of, load_run
 from .runtime import CARD, FILES, INSTALL, Classifier, Inputs
@@ -190,11 +190,11 @@ def _export(
         if kind == "litert":
             from .export_litert import load_litert, write_litert
 
-            write_litert(served, file, precision, pixels, about)
+            write_litert(freeze(served), file, precision, pixels, about)
             return Classifier(load_litert(file), about)
         from .export_onnx import write_onnx
 
-        write_onnx(served, file, precision, pixels, about)
+        write_onnx(freeze(served), file, precision, pixels, about)
         return Classifier.of_file(file)
     except ImportError as error:
         install = INSTALL.replace("onnx", kind)

@@ -1,6 +1,5 @@
 """The graph that every format holds: pixels in, calibrated probabilities out."""
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,13 +43,14 @@ class Served(tf.Module):
                 logits = tf.math.log(tf.maximum(tf.reduce_mean(each, axis=0), 1e-30))
             return {OUTPUT: tf.nn.softmax(logits / self.temperature, name=OUTPUT)}
 
-    @functools.cached_property
-    def frozen(self) -> Any:
-        """The function with all weights as constants.
 
-        Converters take constants of layers (EfficientNet's Normalization) for inputs, or lose weights, otherwise.
-        """
-        return convert_variables_to_constants_v2(self.signature.get_concrete_function())
+def freeze(served: Served) -> Any:
+    """The function with all weights as constants.
+
+    Converters take constants of layers (EfficientNet's Normalization) for inputs, or lose weights, otherwise. It is no
+    part of `Served`, with which TensorFlow would save it.
+    """
+    return convert_variables_to_constants_v2(served.signature.get_concrete_function())
 
 
 def with_depthwise(model: keras.Model) -> keras.Model:

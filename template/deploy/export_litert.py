@@ -11,23 +11,21 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from .. import device, runs
-from .export_graph import ANSWER, Served
+from .export_graph import ANSWER
 
 
-def write_litert(
-    served: Served, temporary: Path, precision: str, calibration: np.ndarray, about: dict[str, Any]
-) -> None:
+def write_litert(frozen: Any, temporary: Path, precision: str, calibration: np.ndarray, about: dict[str, Any]) -> None:
     """Write a LiteRT file, whose batch the interpreter may resize.
 
     Args:
-        served: the graph.
+        frozen: from `freeze`.
         temporary: file to write.
         precision: `float32`; `float16`: its weights; `int8`: weights and activations, but for what follows the logits.
         calibration: representative pixels [n, size, size, 3], whose activations set the scales of int8.
         about: files of this name in a ZIP archive behind the network, where LiteRT's own metadata would be.
     """
     with runs.quiet():
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([served.frozen])
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":

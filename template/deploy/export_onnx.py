@@ -17,7 +17,7 @@ from tf2onnx.optimizer.const_fold_optimizer import ConstFoldOptimizer
 from tf2onnx.optimizer.identity_optimizer import IdentityOptimizer
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-from .export_graph import INPUT, OUTPUT, Served
+from .export_graph import INPUT, OUTPUT
 
 OPSET = 18
 
@@ -46,27 +46,26 @@ QUANTISED = (
 """Operations in int8; those between convolutions are among them so that nothing is converted to and fro."""
 
 
-def write_onnx(served: Served, file: Path, precision: str, calibration: np.ndarray, about: dict[str, Any]) -> None:
+def write_onnx(frozen: Any, file: Path, precision: str, calibration: np.ndarray, about: dict[str, Any]) -> None:
     """Write an ONNX file of dynamic batch.
 
     Args:
-        served: the graph.
+        frozen: from `freeze`.
         file: to write.
         precision: `float32`; `float16`: so are its weights, while it computes in float32; `int8`: weights and
             activations, the former with a scale for each channel, without which depthwise networks are destroyed.
         calibration: representative pixels [n, size, size, 3], whose activations set the scales of int8.
         about: goes into its metadata, by name, as JSON.
     """
-    onnx.save(_converted(served, about), file)
+    onnx.save(_converted(frozen, about), file)
     if precision == "float16":
         onnx.save(_halved(onnx.load(file)), file)
     elif precision == "int8":
         _quantise(file, calibration)
 
 
-def _converted(served: Served, about: dict[str, Any]) -> onnx.ModelProto:
+def _converted(frozen: Any, about: dict[str, Any]) -> onnx.ModelProto:
     """By the parts of tf2onnx, whose own `from_graph_def` copies the whole network thirty times."""
-    frozen = served.frozen
     pixels, probabilities = frozen.inputs[0].name, frozen.outputs[0].name
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with tf.Graph().as_default():
