@@ -94,7 +94,7 @@ def serve(arguments: argparse.Namespace) -> None:
     hosts = (*LOOPBACK, "[::1]") if arguments.host in LOOPBACK else ()
     service = Service(load, limits, batcher, read_token(arguments.token_file), hosts)
     config = uvicorn.Config(
-        service.app(), http="h11", loop="asyncio", ws="none", log_config=None, log_level="warning",
+        service.app(), http="h11", loop="asyncio", ws="none", log_config=None, log_level="error",
         access_log=False, server_header=False, timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
 

@@ -197,6 +197,8 @@ def _session(file: Path) -> Any:
         raise DataError(f"onnxruntime is not installed ({error}): {INSTALL}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = device.cores()
+    # Idle threads sleep: those that spin take the cores from decoding, and from whatever else the machine does.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; the rest would be among the rows that are printed
     try:
         return onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
