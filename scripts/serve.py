@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 INSTALL = 'pip install -c constraints.txt -e ".[onnx,serve]"'
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EXPLAINED = 50
+"""Images that an explanation takes."""
 GRACE = 8
 """Seconds that requests have to end in when the server stops."""
 
@@ -44,6 +46,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for any that is free")
     words = "file with a token that clients must send (Authorization: Bearer TOKEN)"
     parser.add_argument("--token-file", type=Path, help=words)
+    words = (
+        "folder in which corrections of the page are kept: images, and labels.csv for train.py (default: nothing is)"
+    )
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help=words)
     for name, kind, default, words in (
         ("megabytes", float, 32.0, "of one request"),
         ("files", int, 32, "in one request"),
@@ -59,10 +65,11 @@ def main() -> None:
     for name, value in vars(arguments).items():
         if name.startswith("max_") and not value > 0:
             parser.error(f"--{name.replace('_', '-')}: expected more than 0. Received: {value}")
-    if arguments.max_queue < arguments.max_files:
-        parser.error(
-            f"--max-queue: expected at least --max-files, {arguments.max_files}. Received: {arguments.max_queue}"
-        )
+    least = max(arguments.max_files, EXPLAINED)
+    if arguments.max_queue < least:
+        parser.error(f"--max-queue: expected at least {least}, for one request. Received: {arguments.max_queue}")
+    if arguments.collect:
+        runs.check_output(arguments.collect, "folder", "--collect")
     try:
         serve(arguments)
     except DataError as error:
@@ -82,6 +89,7 @@ def serve(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         sys.exit(f"Needs packages that are not installed ({error.name}): {INSTALL}")
     from template.deploy.batcher import Batcher
+    from template.deploy.collect import Corrections
     from template.deploy.deployed import open_runs
     from template.deploy.uploads import Limits
 
@@ -92,7 +100,8 @@ def serve(arguments: argparse.Namespace) -> None:
     batcher = Batcher(arguments.max_batch, arguments.max_wait / 1000, arguments.max_queue)
     load = functools.partial(open_runs, arguments.run, arguments.runtime, limits.megapixels)
     hosts = (*LOOPBACK, "[::1]") if arguments.host in LOOPBACK else ()
-    service = Service(load, limits, batcher, read_token(arguments.token_file), hosts)
+    corrections = Corrections(arguments.collect) if arguments.collect else None
+    service = Service(load, limits, batcher, read_token(arguments.token_file), hosts, corrections)
     config = uvicorn.Config(
         service.app(), http="h11", loop="asyncio", ws="none", log_config=None, log_level="error",
         access_log=False, server_header=False, timeout_graceful_shutdown=GRACE,

@@ -1,65 +1,46 @@
 """A served run says what it says elsewhere; what is wrong is refused with a reason, and nobody else waits for it."""
 
+import argparse
 import asyncio
-import contextlib
+import dataclasses
+import importlib.util
 import io
 import json
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call
+from conftest import BENCHMARKS, call, class_folders
 from PIL import Image
+from served import ABOUT, BLUE, CARD, MIXED, RED, TOKEN, colour_run, picture, process, shares
 
 pytest.importorskip("fastapi", reason='needs the extra serve: pip install -e ".[serve]"')
 pytest.importorskip("prometheus_client", reason='needs the extra serve: pip install -e ".[serve]"')
 
 from starlette.testclient import TestClient
 
-from template import disk, runs
+from template import disk
+from template.data.examples import load_examples
 from template.data.sources.names import DataError
 from template.deploy.batcher import Batcher, FullError
+from template.deploy.collect import Corrections
 from template.deploy.deployed import Deployed, open_runs
 from template.deploy.runtime import Classifier
 from template.deploy.server import Service
 from template.deploy.uploads import Limits
-
-ABOUT = {
-    "class_names": ["red", "green", "blue"],
-    "temperature": 1.0,
-    "inputs": {"image_size": 8, "resize": "crop", "bits": "auto", "max_megapixels": 1.0, "full_image": False,
-               "center_zoom": False},
-}  # fmt: skip
-CARD = {"reject": {"confidence": 0.9}, "classes": ABOUT["class_names"]}
-TOKEN = "a-token-of-this-test"
-
-
-def shares(pixels: np.ndarray) -> np.ndarray:
-    """A network: the share of each colour in an image."""
-    sums = pixels.sum(axis=(1, 2)) + 1e-6
-    return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def deployed(name: str = "colours", infer=shares) -> Deployed:
     return Deployed(name=name, runtime="onnx", classifier=Classifier(infer, ABOUT), card=CARD)
 
 
-def picture(color: tuple[int, int, int], kind: str = "PNG", size: int = 20) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (size, size), color).save(out, kind)
-    return out.getvalue()
-
-
-RED, BLUE, MIXED = picture((255, 0, 0)), picture((0, 0, 255)), picture((120, 100, 80))
 LIMITS = Limits(megabytes=0.2, files=4, seconds=5.0, bodies=2)
 
 
@@ -286,6 +267,46 @@ def test_bodies_of_all_clients_together_are_bounded(serve):
     assert client.post("/v1/predict", content=RED).status_code == 200
 
 
+# The page: its explanations and corrections
+
+
+def test_what_an_answer_rests_on_is_where_it_is(serve):
+    image = np.full((56, 56, 3), (60, 60, 60), np.uint8)
+    image[16:32, 32:48] = (255, 0, 0)  # the third row of squares, the fifth and sixth column
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    about = ABOUT | {"inputs": ABOUT["inputs"] | {"image_size": 56, "center_zoom": True}}
+    client = serve(dataclasses.replace(deployed(), classifier=Classifier(shares, about)))
+    said = client.post("/v1/explain", content=out.getvalue()).json()
+    heat = np.array(said["heat"])
+    assert said["label"] == "red" and said["image"].startswith("data:image/jpeg;base64,") and heat.shape == (7, 7)
+    assert (heat[2:4, 4:6] > 0.02).all() and np.abs(heat[:2]).max() < 0.02 and heat[5:].max() < 0.02
+    assert client.post("/v1/predict", content=out.getvalue()).json()["results"][0]["predictions"][0]["label"] == "red"
+
+
+def test_a_correction_is_kept_once_under_a_name_of_its_contents_and_can_be_trained_on(serve, tmp_path):
+    kept = tmp_path / "kept"
+    client = serve(corrections=Corrections(kept))
+    form_of = {"files": [("image", ("../../evil.png", MIXED))]}
+    for contents, label in ((RED, "blue"), (picture((0, 9, 0), "JPEG"), "green"), (RED, "red")):
+        path = client.post("/v1/correct", params={"label": label}, content=contents).json()["path"]
+        assert (kept / path).read_bytes() == contents
+    assert client.post("/v1/correct", params={"label": "red"}, **form_of).status_code == 200
+    for label, contents, status in (("../x", RED, 400), ("red", b"junk", 422), ("red", b"", 400)):
+        answer = client.post("/v1/correct", params={"label": label}, content=contents)
+        assert answer.status_code == status and answer.json()["detail"]
+    two = client.post("/v1/correct", params={"label": "red"}, files=form(RED, BLUE))
+    assert two.status_code == 400 and "one image" in two.json()["detail"]
+    names = sorted(file.name for file in (kept / "images").iterdir())
+    assert len(names) == 3 and {name[64:] for name in names} == {".png", ".jpg"}
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted([*names, "labels.csv"])
+    examples = load_examples(str(kept / "labels.csv"))
+    assert sorted(np.array(examples.class_names)[examples.labels]) == ["green", "red", "red"]
+    assert Corrections(kept).labels == client.service.corrections.labels, "and after a restart too"
+    refused = serve().post("/v1/correct", params={"label": "red"}, content=RED)
+    assert refused.status_code == 403 and "--collect" in refused.json()["detail"]
+
+
 # Load
 
 
@@ -411,7 +432,7 @@ def test_a_token_is_needed_for_all_that_says_something_of_a_run(serve):
             assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
         assert client.post("/v1/predict", content=RED, headers=given).status_code == 401
         assert client.post("/v1/reload", headers=given).status_code == 401
-    assert all(client.get(path).status_code == 200 for path in ("/healthz", "/readyz", "/openapi.json"))
+    assert all(client.get(path).status_code == 200 for path in ("/", "/healthz", "/readyz", "/openapi.json"))
     assert client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     refused = serve().post("/v1/reload")
     assert refused.status_code == 403 and "with a token" in refused.json()["detail"]
@@ -451,51 +472,6 @@ def test_an_error_of_ours_is_a_500_with_the_same_headers(serve):
 
 
 # A process
-
-
-def colour_run(folder: Path, order: tuple[int, ...] = (0, 1, 2)) -> Path:
-    """The export of a run: a network that says how much of each colour there is."""
-    onnx = pytest.importorskip("onnx", reason='needs the extra onnx: pip install -e ".[onnx]"')
-    pytest.importorskip("onnxruntime", reason='needs the extra onnx: pip install -e ".[onnx]"')
-    make, kind = onnx.helper, onnx.TensorProto
-    nodes = [
-        make.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
-        make.make_node("Gather", ["mean", "order"], ["ordered"], axis=1),
-        make.make_node("Mul", ["ordered", "scale"], ["logits"]),
-        make.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = [
-        make.make_tensor("axes", kind.INT64, [2], [1, 2]),
-        make.make_tensor("order", kind.INT64, [3], order),
-        make.make_tensor("scale", kind.FLOAT, [1], [0.1]),
-    ]
-    ports = [
-        make.make_tensor_value_info("pixels", kind.FLOAT, ["n", 8, 8, 3]),
-        make.make_tensor_value_info("probabilities", kind.FLOAT, ["n", 3]),
-    ]
-    graph = make.make_graph(nodes, "colours", ports[:1], ports[1:], constants)
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
-    make.set_model_props(model, {name: json.dumps(value) for name, value in ABOUT.items()})
-    (folder / "export").mkdir(parents=True, exist_ok=True)
-    file = folder / "export" / "model.onnx"
-    file.write_bytes(model.SerializeToString())
-    runs.write_json(
-        file.with_name("model_card.json"), CARD | {"artefacts": [{"file": file.name, "sha256": disk.sha256(file)}]}
-    )
-    return folder
-
-
-@contextlib.contextmanager
-def process(*arguments, port: int = 0) -> Iterator[tuple[subprocess.Popen, int]]:
-    """serve.py and the port it listens at."""
-    line = [sys.executable, str(SCRIPTS / "serve.py"), "--port", str(port), *map(str, arguments)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            said = running.stdout.readline()
-            assert "http://127.0.0.1:" in said, said + running.communicate(timeout=20)[1]
-            yield running, int(said.partition("127.0.0.1:")[2].split()[0])
-        finally:
-            running.kill()
 
 
 def ask(port: int, contents: bytes, token: str = TOKEN) -> str:
@@ -581,7 +557,7 @@ def test_runs_that_cannot_be_served_are_refused_before_anybody_is_answered(tmp_p
     [
         (["--max-files", "0"], "--max-files: expected more than 0"),
         (["--max-seconds", "-1"], "--max-seconds: expected more than 0"),
-        (["--max-queue", "8"], "--max-queue: expected at least --max-files"),
+        (["--max-queue", "49"], "--max-queue: expected at least 50"),
         (["--port", "99999"], "cannot be used"),
         (["--host", "256.1.1.1"], "cannot be used"),
         (["--port", "TAKEN"], "cannot be used"),
@@ -596,3 +572,31 @@ def test_wrong_options_are_refused(tmp_path, monkeypatch, options, words):
         port = str(taken.getsockname()[1])
         code, said = call("serve", "--run", "RUN", *[port if option == "TAKEN" else option for option in options])
     assert words in f"{code} {said}"
+
+
+# The soak
+
+SPEC = importlib.util.spec_from_file_location("soak_script", BENCHMARKS / "soak.py")
+soak = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = soak  # its dataclass looks itself up there
+SPEC.loader.exec_module(soak)
+
+
+@pytest.mark.slow
+def test_good_and_hostile_requests_are_answered_as_they_should_be(tmp_path):
+    run, images = colour_run(tmp_path / "colours"), class_folders(tmp_path / "images", each=4)
+    how = {"requests": 150, "clients": 8, "hostile": 0.5}
+    found = soak.mixed(argparse.Namespace(run=run, images=images, **how))
+    assert found["wrong"] == [] and sum(found["answers"].values()) == 150 and len(found["answers"]) > 8
+
+
+def test_a_server_that_says_something_else_is_noticed(tmp_path):
+    wrong, right = (colour_run(tmp_path / name, order) for name, order in (("a", (2, 1, 0)), ("b", (0, 1, 2))))
+    with soak.serving(wrong) as server:
+        asked = soak.Soak(server, *open_runs([right]), [RED, MIXED, BLUE], hostile=0.0)
+        for number in range(3):
+            asked.request(number)
+        assert len(asked.wrong) == 3 and all(words.startswith("good: received 200") for words in asked.wrong)
+    asked.hostile = 1.0
+    asked.request(4)
+    assert "ConnectionRefusedError" in asked.wrong[-1]

@@ -28,9 +28,14 @@ class Job(NamedTuple):
     pixels: np.ndarray
     answer: Future
 
+    @property
+    def kind(self) -> tuple[int, tuple[int, ...]]:
+        """Jobs of one kind can be classified together."""
+        return id(self.classifier), self.pixels.shape
+
 
 class Batcher:
-    """One thread that computes. Jobs of any number of classifiers may wait in it; a batch is of one of them.
+    """One thread that computes. Jobs of any number of classifiers may wait in it; a batch is of one, and of one shape.
 
     Args:
         most: images in a batch.
@@ -95,12 +100,11 @@ class Batcher:
                 self._answer(batch)
 
     def _next(self) -> list[Job]:
-        """The next batch, of one classifier; none when the batcher is closed and nothing waits."""
+        """The next batch; none when the batcher is closed and nothing waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             self._changed.wait_for(lambda: len(self._waiting) >= min(self.most, self.held) or self._closed, self.wait)
-            asked = self._waiting[0].classifier if self._waiting else None
-            batch = [job for job in self._waiting if job.classifier is asked][: self.most]
+            batch = [job for job in self._waiting if job.kind == self._waiting[0].kind][: self.most]
             taken = set(map(id, batch))
             self._waiting = [job for job in self._waiting if id(job) not in taken]
             return batch

@@ -8,91 +8,37 @@ in guard.py.
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Query
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from .. import device
-from ..data.images.load import BadImageError
+from ..data.images.load import BadImageError, data_url
 from ..data.sources.names import DataError
 from ..disk import DamagedError
 from .batcher import Batcher, FullError
+from .collect import Corrections
 from .deployed import Deployed
 from .guard import Guard, Metrics
+from .interface import IMAGE, PREDICT, PROBLEMS, Answer, Answers, Correction, Explanation, Prediction
+from .occlusion import PATCHES, covered, evidence
 from .uploads import Limits, Receiver, RefusedError, Upload
 
 NOT_SURE = "not sure"
+PAGE = Path(__file__).with_name("page.html")
 RETRY = {"Retry-After": "1"}
 """Seconds after which a client may come again: a queue empties in less."""
-
-
-class Prediction(BaseModel):
-    """A class and what speaks for it."""
-
-    label: str
-    probability: Annotated[float, Field(description="calibrated: of answers with 0.9, nine of ten are right")]
-
-
-class Answer(BaseModel):
-    """What is said of one file."""
-
-    file: Annotated[str, Field(description="its name, as it was sent")]
-    answer: Annotated[str, Field(description="the class, 'not sure', or empty if the file cannot be read")] = ""
-    sure: Annotated[bool, Field(description="whether the confidence reaches the run's reject level")] = False
-    predictions: Annotated[list[Prediction], Field(description="the likeliest classes, most likely first")] = []
-    note: Annotated[str, Field(description="what had to be assumed to read it")] = ""
-    error: Annotated[str, Field(description="why it cannot be read")] = ""
-
-
-class Answers(BaseModel):
-    """What is said of the files of a request, in their order."""
-
-    model: str
-    results: list[Answer]
-
-
-class Problem(BaseModel):
-    """Why there is no answer."""
-
-    detail: str
-
-
-_LIKELY = [{"label": "rose", "probability": 0.93}, {"label": "tulip", "probability": 0.05}]
-_GOOD = {"file": "a.jpg", "answer": "rose", "sure": True, "predictions": _LIKELY, "note": "", "error": ""}
-_BAD = {"file": "b.jpg", "answer": "", "sure": False, "predictions": [], "note": ""} | {"error": "the file is empty"}
-_WHY = {400: "broken form, or no file", 401: "no token", 404: "no such model", 408: "sent too slowly"}
-_WHY |= {413: "too large, or too many files", 503: "too much to do; come again after Retry-After seconds"}
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FILES = {"type": "object", "properties": {"files": {"type": "array", "items": _BINARY["schema"]}}}
-PREDICT: dict[str, Any] = {
-    "response_model": Answers,
-    "responses": {
-        200: {"content": {"application/json": {"example": {"model": "flowers", "results": [_GOOD, _BAD]}}}},
-        422: {"model": Answers, "description": "none of the files can be read: their reasons are in `error`"}
-        | {"content": {"application/json": {"example": {"model": "flowers", "results": [_BAD]}}}},
-        **{status: {"model": Problem, "description": words} for status, words in _WHY.items()},
-    },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {"schema": _FILES, "example": {"files": ["a.jpg", "b.jpg"]}},
-                "image/*": _BINARY,
-                "application/octet-stream": _BINARY,
-            },
-        }
-    },
-}
 
 
 class Service:
@@ -104,6 +50,7 @@ class Service:
         batcher: that computes, closed with the application.
         token: that clients must send; without one, runs are swapped by a signal only.
         hosts: by which the server may be called; by any if there are none.
+        corrections: where corrected answers are kept, if they are.
 
     Raises:
         DataError: if a run cannot be loaded.
@@ -116,19 +63,28 @@ class Service:
         batcher: Batcher,
         token: str = "",
         hosts: Collection[str] = (),
+        corrections: Corrections | None = None,
     ) -> None:
         self.open_runs, self.limits, self.batcher = open_runs, limits, batcher
-        self.token, self.hosts = token, hosts
+        self.token, self.hosts, self.corrections = token, hosts, corrections
         self.receiver, self.metrics = Receiver(limits), Metrics()
         self.decoders = ThreadPoolExecutor(device.cores(), thread_name_prefix="decoder")
         self.batcher.seen = self.metrics.batches.observe
         self.metrics.waiting.set_function(lambda: self.batcher.held)
+        self.page = PAGE.read_text(encoding="utf-8")
         self.models = {model.name: model for model in open_runs()}
 
     def app(self) -> ASGIApp:
         """The application, for uvicorn or a test."""
         app = FastAPI(title="Image classification", version="1", docs_url=None, redoc_url=None, lifespan=self._lifespan)
+        app.add_api_route("/", self.show_page, response_class=HTMLResponse, include_in_schema=False)
         app.add_api_route("/v1/predict", self.predict, methods=["POST"], summary="Classify images", **PREDICT)
+        for path, ask, answer in (
+            ("/v1/explain", self.explain, Explanation),
+            ("/v1/correct", self.correct, Correction),
+        ):
+            how = {"response_model": answer, "responses": PROBLEMS, "openapi_extra": IMAGE}
+            app.add_api_route(path, ask, methods=["POST"], **how)
         app.add_api_route("/v1/model", self.model, summary="The model card")
         app.add_api_route("/v1/reload", self.reload, methods=["POST"], summary="Load the runs anew")
         app.add_api_route("/healthz", self.healthz, summary="Whether the process lives")
@@ -160,27 +116,31 @@ class Service:
         The answer is 200 if one of them can be read.
         """
         deployed = self._model(model)
-        async with self.receiver.uploads(request) as uploads:
-            try:
-                with self.batcher.places(len(uploads)):
-                    async with asyncio.timeout(self.limits.seconds):
-                        results = await asyncio.gather(*(self._answer(deployed, upload, top_k) for upload in uploads))
-            except FullError as error:
-                raise RefusedError(503, "full", str(error)) from None
-            except TimeoutError:
-                words = f"The images could not be classified within {self.limits.seconds:g} seconds. Try again later."
-                raise RefusedError(503, "timeout", words) from None
+        async with self.receiver.uploads(request) as uploads, self._places(len(uploads)):
+            results = await asyncio.gather(*(self._answer(deployed, upload, top_k) for upload in uploads))
         status = 422 if all(result.error for result in results) else 200
         return JSONResponse(Answers(model=deployed.name, results=results).model_dump(), status)
 
-    async def _answer(self, model: Deployed, upload: Upload, top_k: int) -> Answer:
-        loop = asyncio.get_running_loop()
+    @contextlib.asynccontextmanager
+    async def _places(self, count: int) -> AsyncIterator[None]:
+        """Room for so many images, and the time that they may take."""
         try:
-            pixels, note = await loop.run_in_executor(self.decoders, model.classifier.inputs.load, upload.contents)
+            with self.batcher.places(count):
+                async with asyncio.timeout(self.limits.seconds):
+                    yield
+        except FullError as error:
+            raise RefusedError(503, "full", str(error)) from None
+        except TimeoutError:
+            words = f"The images could not be classified within {self.limits.seconds:g} seconds. Try again later."
+            raise RefusedError(503, "timeout", words) from None
+
+    async def _answer(self, model: Deployed, upload: Upload, top_k: int) -> Answer:
+        try:
+            pixels, note = await self._load(model, upload)
         except BadImageError as error:
             self.metrics.failures.labels("unreadable").inc()
             return Answer(file=upload.name, error=str(error))
-        found = await asyncio.wrap_future(self.batcher.submit(model.classifier, pixels))
+        found = await self._classify(model, pixels)
         best = np.argsort(-found, kind="stable")[:top_k]
         names, sure = model.classifier.class_names, bool(found.max() >= model.least)
         self.metrics.images.labels(model.name, sure).inc()
@@ -191,6 +151,47 @@ class Service:
             predictions=[Prediction(label=names[row], probability=float(found[row])) for row in best],
             note=note,
         )
+
+    async def _load(self, model: Deployed, upload: Upload) -> tuple[np.ndarray, str]:
+        load = functools.partial(model.classifier.inputs.load, upload.contents)
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, load)
+
+    async def _classify(self, model: Deployed, pixels: np.ndarray) -> np.ndarray:
+        return await asyncio.wrap_future(self.batcher.submit(model.classifier, pixels))
+
+    async def explain(self, request: Request, model: str = "") -> Response:
+        """Send one image; the answer says where its likeliest class was seen, at the price of 50 images."""
+        deployed = self._model(model)
+        async with self._one(request, deployed) as (_, pixels), self._places(1 + PATCHES**2):
+            images = [pixels[:1], *covered(pixels[0])[:, None]]
+            whole, *each = await asyncio.gather(*(self._classify(deployed, image) for image in images))
+        label, heat = deployed.classifier.class_names[whole.argmax()], evidence(whole, each).tolist()
+        return JSONResponse(Explanation(label=label, image=data_url(pixels[0]), heat=heat).model_dump())
+
+    async def correct(self, request: Request, label: str, model: str = "") -> Response:
+        """Send one image and what is on it, to be kept for the next training. Needs a server with --collect."""
+        if self.corrections is None:
+            raise RefusedError(403, "collect", "Nothing is kept here: the server was started without --collect.")
+        deployed = self._model(model)
+        if label not in deployed.classifier.class_names:
+            words = f"Expected one of the classes: {', '.join(deployed.classifier.class_names)}."
+            raise RefusedError(400, "label", words)
+        async with self._one(request, deployed) as (contents, _):
+            path = await run_in_threadpool(self.corrections.add, contents, label)
+        return JSONResponse(Correction(path=path, label=label).model_dump())
+
+    @contextlib.asynccontextmanager
+    async def _one(self, request: Request, model: Deployed) -> AsyncIterator[tuple[bytes, np.ndarray]]:
+        """The one image of a request: its contents and pixels."""
+        async with self.receiver.uploads(request) as uploads:
+            if len(uploads) > 1:
+                raise RefusedError(400, "files", f"Expected one image. Received: {len(uploads)}.")
+            try:
+                async with self._places(1):
+                    pixels, _ = await self._load(model, uploads[0])
+            except BadImageError as error:
+                raise RefusedError(422, "unreadable", str(error)) from None
+            yield uploads[0].contents, pixels
 
     def _model(self, name: str) -> Deployed:
         """A run by its name; the first without one."""
@@ -203,6 +204,7 @@ class Service:
         """What must be known about a run: classes, scores, limits, versions."""
         deployed = self._model(model)
         about = {"name": deployed.name, "names": list(self.models), "runtime": deployed.runtime}
+        about["collects"] = self.corrections is not None
         return JSONResponse(about | {"requests": vars(self.limits)} | deployed.card)
 
     async def reload(self) -> Response:
@@ -222,6 +224,10 @@ class Service:
             DataError: if one cannot be loaded; nothing has changed then.
         """
         self.models = {model.name: model for model in await run_in_threadpool(self.open_runs)}
+
+    async def show_page(self) -> Response:
+        """The page for people."""
+        return HTMLResponse(self.page)
 
     async def healthz(self) -> Response:
         """200 while the process answers, however busy it is."""
