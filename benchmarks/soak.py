@@ -37,7 +37,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SECONDS = 3.0
 """That the server gives a sender here: slow ones would make the soak last for hours."""
 Reply = tuple[int, dict]
-"""Status and JSON; 0 where the client hung up itself."""
+"""Status and JSON; 0 where one side hung up."""
 
 
 @dataclass
@@ -68,13 +68,16 @@ class Server:
             time.sleep(0.1)
 
     def raw(self, sent: bytes, wait: bool = True) -> Reply:
-        """Bytes, and what is answered to them; or hang up at once."""
+        """Bytes, and what is answered to them, if anything; or hang up at once."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as client:
             client.sendall(sent)
             if not wait:
                 return 0, {}
             answer = http.client.HTTPResponse(client)
-            answer.begin()
+            try:
+                answer.begin()
+            except http.client.RemoteDisconnected:  # closed in time, with nothing to be said
+                return 0, {}
             text = answer.read().decode()
             return answer.status, json.loads(text) if text.startswith("{") else {"detail": text}
 
@@ -130,6 +133,7 @@ HOSTILE: dict[str, tuple[int, float, Hostile]] = {
     "wrong type": (422, 6, lambda server, image, rng: server.post(rng.choice(WRONG))),
     "empty": (400, 1, lambda server, image, rng: server.post(b"")),
     "slow sender": (408, 0.3, lambda server, image, rng: server.raw(head(len(image)) + image[:9])),
+    "slow head": (0, 0.3, lambda server, image, rng: server.raw(head(9)[:30])),
     "hangs up in the head": (0, 2, lambda server, image, rng: server.raw(head(9)[:30], wait=False)),
     "hangs up in the body": (0, 2, lambda server, image, rng: server.raw(head(len(image)) + image[:99], wait=False)),
     "hangs up before the answer": (0, 2, lambda server, image, rng: server.raw(head(len(image)) + image, wait=False)),

@@ -43,6 +43,8 @@ def main() -> None:
     words = "auto: onnx where the run has that export, keras otherwise (default: auto)"
     parser.add_argument("--runtime", choices=("auto", "onnx", "keras"), default="auto", help=words)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    words = "names by which it may be called beside localhost, where another server stands in front of it"
+    parser.add_argument("--allow-host", nargs="+", default=[], metavar="NAME", help=words)
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for any that is free")
     words = "file with a token that clients must send (Authorization: Bearer TOKEN)"
     parser.add_argument("--token-file", type=Path, help=words)
@@ -55,7 +57,7 @@ def main() -> None:
         ("files", int, 32, "in one request"),
         ("megapixels", float, 50.0, "of an image, where the limit of the run is not lower"),
         ("seconds", float, 30.0, "to send a request, and once more to answer it"),
-        ("queue", int, 256, "images on their way at once; beyond it is 503 with Retry-After"),
+        ("queue", int, 256, "images on their way at once, beyond which is 503 with Retry-After"),
         ("batch", int, 32, "images classified at once"),
         ("wait", float, 5.0, "milliseconds that an image waits for others"),
     ):
@@ -85,6 +87,7 @@ def serve(arguments: argparse.Namespace) -> None:
     try:
         import uvicorn
 
+        from template.deploy.connection import Connection
         from template.deploy.server import Service
     except ImportError as error:
         sys.exit(f"Needs packages that are not installed ({error.name}): {INSTALL}")
@@ -99,11 +102,13 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     batcher = Batcher(arguments.max_batch, arguments.max_wait / 1000, arguments.max_queue)
     load = functools.partial(open_runs, arguments.run, arguments.runtime, limits.megapixels)
-    hosts = (*LOOPBACK, "[::1]") if arguments.host in LOOPBACK else ()
+    local = arguments.host in LOOPBACK or arguments.allow_host
+    hosts = (*LOOPBACK, "[::1]", *arguments.allow_host) if local else ()
     corrections = Corrections(arguments.collect) if arguments.collect else None
     service = Service(load, limits, batcher, read_token(arguments.token_file), hosts, corrections)
+    speak = functools.partial(Connection, limits.seconds)
     config = uvicorn.Config(
-        service.app(), http="h11", loop="asyncio", ws="none", log_config=None, log_level="error",
+        service.app(), http=speak, loop="asyncio", ws="none", log_config=None, log_level="error",
         access_log=False, server_header=False, timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
 

@@ -740,6 +740,7 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("evaluate", "--out", "folder", ["--run", "RUN", "--path", "images"]),
         ("explain", "--out", "folder", ["--run", "RUN", "x.png"]),
         ("export", "--out", "folder", ["--run", "RUN"]),
+        ("serve", "--collect", "folder", ["--run", "RUN"]),
         ("audit", "--out", "folder", ["images"]),
         ("audit", "--write-csv", "file", ["images"]),
         ("audit", "--data.cache", "folder", ["images", "--labels"]),

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
+import http.client
 import importlib.util
 import io
 import json
@@ -26,7 +27,7 @@ pytest.importorskip("prometheus_client", reason='needs the extra serve: pip inst
 
 from starlette.testclient import TestClient
 
-from template import disk
+from template import disk, runs
 from template.data.examples import load_examples
 from template.data.sources.names import DataError
 from template.deploy.batcher import Batcher, FullError
@@ -187,6 +188,23 @@ def test_wrong_requests_are_refused_with_a_reason(serve, sent, status, words):
     assert client.post("/v1/predict", content=RED).status_code == 200
 
 
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=abc", "top_k=99999"])
+def test_wrong_numbers_are_refused_with_their_name(serve, query):
+    answer = serve().post(f"/v1/predict?{query}", content=RED)
+    assert answer.status_code == 400 and answer.json()["detail"].startswith("top_k: Input should be")
+
+
+def test_a_correction_that_cannot_be_saved_is_said(serve, tmp_path, monkeypatch):
+    client = serve(corrections=Corrections(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_text", full)
+    answer = client.post("/v1/correct?label=red", content=RED)
+    assert answer.status_code == 507 and "No space left" in answer.json()["detail"]
+
+
 def test_a_whole_form_is_read_whatever_stands_around_it(serve):
     for end in (b"--x--", b"--x--\r\n", b"--x--\r\nmore"):
         assert serve().post("/v1/predict", **multipart(PART + end)).json()["results"][0]["answer"] == "red"
@@ -229,6 +247,7 @@ def test_a_slow_sender_is_sent_away_and_one_that_never_ends_too(serve):
     for body, status in ((slowly, 408), (for_ever, 413)):
         service = serve(limits=Limits(megabytes=0.2, seconds=0.2)).service
         sent = asyncio.run(asked(service, body()))
+        assert service.receiver.held == 0
         assert sent[0]["status"] == status and json.loads(sent[1]["body"])["detail"]
 
 
@@ -522,6 +541,26 @@ def test_a_client_that_never_ends_does_not_keep_a_process_and_a_killed_one_start
         start = time.monotonic()
         running.terminate()
         assert running.wait(12) == -signal.SIGTERM and 5 < time.monotonic() - start < 10
+
+
+@pytest.mark.slow
+def test_a_connection_without_a_request_is_closed_and_one_that_is_used_is_not(tmp_path):
+    with process("--run", colour_run(tmp_path / "colours"), "--max-seconds", "1") as (_, port):
+        silent, begun = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(2))
+        used = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        begun.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: local")
+        used.connect()
+        first = used.sock
+        for _ in range(12):
+            used.request("GET", "/healthz")
+            assert used.getresponse().read() == b'{"status":"ok"}'
+            time.sleep(0.25)
+        assert silent.recv(1) == begun.recv(1) == b""
+        assert used.sock is first, "as long as it was used"
+        first.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+        assert first.recv(1) == b""
+        for client in (silent, begun, used):
+            client.close()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
@@ -91,6 +92,7 @@ class Service:
         app.add_api_route("/readyz", self.readyz, summary="Whether images can be classified")
         app.add_api_route("/metrics", self.show_metrics, summary="Counters for Prometheus")
         app.add_exception_handler(RefusedError, self._refuse)
+        app.add_exception_handler(RequestValidationError, self._refuse_values)
         app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # nobody reads it
         paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
         return Guard(app, self.metrics, paths, self.token, self.hosts)
@@ -104,6 +106,10 @@ class Service:
     async def _refuse(self, _: Request, error: RefusedError) -> JSONResponse:
         self.metrics.failures.labels(error.reason).inc()
         return JSONResponse({"detail": error.detail}, error.status, RETRY if error.status == 503 else None)
+
+    async def _refuse_values(self, request: Request, error: RequestValidationError) -> JSONResponse:
+        words = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+        return await self._refuse(request, RefusedError(400, "query", f"{words}."))
 
     async def predict(
         self,
@@ -177,7 +183,10 @@ class Service:
             words = f"Expected one of the classes: {', '.join(deployed.classifier.class_names)}."
             raise RefusedError(400, "label", words)
         async with self._one(request, deployed) as (contents, _):
-            path = await run_in_threadpool(self.corrections.add, contents, label)
+            try:
+                path = await run_in_threadpool(self.corrections.add, contents, label)
+            except OSError as error:  # the disk is full, or the drive is gone
+                raise RefusedError(507, "disk", f"It could not be saved: {error.strerror}.") from None
         return JSONResponse(Correction(path=path, label=label).model_dump())
 
     @contextlib.asynccontextmanager

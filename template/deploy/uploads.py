@@ -81,7 +81,7 @@ class Receiver:
             is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
             yield await self._of_form(request, body) if is_form else _whole(body)
         finally:
-            self.held -= sum(map(len, parts))
+            self._drop(parts)
 
     async def _read(self, request: Request, parts: list[bytes]) -> None:
         """Read a body into a list. Beyond the limit it is read on and dropped, or few clients would see the answer."""
@@ -90,10 +90,12 @@ class Receiver:
             async with asyncio.timeout(self.limits.seconds):
                 async for part in request.stream():
                     size += len(part)
-                    if size > 8 * self.most:
-                        break
                     if size <= self.most:
                         self._keep(part, parts)
+                    else:
+                        self._drop(parts)
+                    if size > 8 * self.most:
+                        break
                 else:
                     if size <= self.most:
                         return
@@ -108,6 +110,10 @@ class Receiver:
             raise RefusedError(503, "full", "As much is being sent as fits into memory. Try again later.")
         self.held += len(part)
         parts.append(part)
+
+    def _drop(self, parts: list[bytes]) -> None:
+        self.held -= sum(map(len, parts))
+        parts.clear()
 
     async def _of_form(self, request: Request, body: bytes) -> list[Upload]:
         most = self.limits.files
