@@ -68,6 +68,8 @@ def _open(folder: Path, name: str, runtime: Runtime, megapixels: float) -> Deplo
 
 
 def _by_tensorflow(folder: Path) -> tuple[Classifier, dict[str, Any]]:
+    if not (folder / "model.keras").is_file():  # before the seconds that TensorFlow takes
+        raise DataError(f"{str(folder)!r} does not hold a finished run: it has no model.keras.")
     runs.import_tensorflow()
     import tensorflow as tf
 
