@@ -91,7 +91,7 @@ def measured(images: Path, scratch: Path, arguments: argparse.Namespace, setting
 
 def show(name: str, weights: str, rows: list[dict[str, Any]]) -> None:
     """Rows of the table in the docs."""
-    from template.deploy.model_card import table
+    from template.deploy.export.model_card import table
 
     for row in table(rows):
         print(f"| {name} ({weights}) | {' | '.join(row)} |", flush=True)

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from template import runs
-from template.deploy.deployed import Deployed, open_runs
+from template.deploy.serve.deployed import Deployed, open_runs
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SECONDS = 3.0

@@ -43,8 +43,8 @@ def main() -> None:
     from template.data.examples import DataError
 
     runs.import_tensorflow()
-    from template.deploy import model_card
-    from template.deploy.export import PRECISIONS, ExportError, export_run
+    from template.deploy.export import model_card
+    from template.deploy.export.export import PRECISIONS, ExportError, export_run
 
     pairs = [(kind, precision) for kind in arguments.format for precision in arguments.precision]
     for kind, precision in pairs:

@@ -23,7 +23,7 @@ from template import runs
 from template.data.sources.names import DataError
 
 if TYPE_CHECKING:
-    from template.deploy.server import Service
+    from template.deploy.serve.server import Service
 
 INSTALL = 'pip install -c constraints.txt -e ".[onnx,serve]"'
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -87,14 +87,14 @@ def serve(arguments: argparse.Namespace) -> None:
     try:
         import uvicorn
 
-        from template.deploy.connection import Connection
-        from template.deploy.server import Service
+        from template.deploy.serve.connection import Connection
+        from template.deploy.serve.server import Service
     except ImportError as error:
         sys.exit(f"Needs packages that are not installed ({error.name}): {INSTALL}")
-    from template.deploy.batcher import Batcher
-    from template.deploy.collect import Corrections
-    from template.deploy.deployed import open_runs
-    from template.deploy.uploads import Limits
+    from template.deploy.serve.batcher import Batcher
+    from template.deploy.serve.collect import Corrections
+    from template.deploy.serve.deployed import open_runs
+    from template.deploy.serve.uploads import Limits
 
     listener = listen(arguments.host, arguments.port)  # before minutes of loading are lost
     limits = Limits(

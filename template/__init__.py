@@ -14,7 +14,7 @@
     train/          the linear probe, stages of fine-tuning, cached activations
     model_selection/
                     what cross-validation chooses: the network, every `auto`
-    deploy/         a finished run put to use: test-time augmentation, prediction, explanation, export, server
+    deploy/         a finished run put to use: test-time augmentation, prediction, explanation; export/, serve/
     diagnose/       checks before a run, baselines, forecast, learning rate range test
     publish.py      what a run reports: scores, figures
     recipe.py       run(config, folder): the whole story

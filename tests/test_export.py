@@ -317,7 +317,7 @@ def test_the_table_and_the_card_say_what_was_compared(run, expected):
 
 @NEEDED
 def test_one_that_says_something_else_than_keras_is_an_error_and_not_kept(run, tmp_path, monkeypatch):
-    from template.deploy import export
+    from template.deploy.export import export
 
     freeze = export.freeze
 
@@ -333,7 +333,7 @@ def test_one_that_says_something_else_than_keras_is_an_error_and_not_kept(run, t
 
 @NEEDED
 def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
-    from template.deploy import export_onnx
+    from template.deploy.export import onnx as export_onnx
 
     monkeypatch.setattr(export_onnx, "_halved", lambda model: 1 / 0)
     line = ("--precision", "float16", "float32", "--out", tmp_path / "new")
@@ -346,7 +346,7 @@ def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
 
 def test_int8_is_calibrated_on_training_images_and_compared_on_validation(run, images):
     from template.config import load
-    from template.deploy.export import images_of
+    from template.deploy.export.export import images_of
 
     val = Predictions.load(run / "predictions_val.npz")
     for most, wanted in ((256, 12), (5, 5)):
@@ -361,7 +361,7 @@ def test_convolutions_of_one_channel_a_group_become_depthwise_ones_and_say_the_s
     import keras
     from keras import layers
 
-    from template.deploy.export_graph import with_depthwise
+    from template.deploy.export.graph import with_depthwise
 
     keras.utils.set_random_seed(0)
     pixels = keras.Input((8, 8, 3))
@@ -412,7 +412,7 @@ def test_every_format_and_precision_keeps_the_names_of_the_classes(run, tmp_path
     ],
 )
 def test_what_counts_as_saying_the_same(row, kept):
-    from template.deploy.export import ExportError, check
+    from template.deploy.export.export import ExportError, check
 
     if kept:
         check({"images": 32, **row})

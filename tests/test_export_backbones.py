@@ -61,9 +61,9 @@ def answers(model: keras.Model, pixels: np.ndarray) -> np.ndarray:
 
 
 def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisions: tuple[str, ...]) -> None:
-    from template.deploy.export_graph import Served, freeze
-    from template.deploy.export_litert import load_litert, write_litert
-    from template.deploy.export_onnx import write_onnx
+    from template.deploy.export.graph import Served, freeze
+    from template.deploy.export.litert import load_litert, write_litert
+    from template.deploy.export.onnx import write_onnx
     from template.deploy.runtime import Classifier
 
     inputs = {"image_size": pixels.shape[1], "resize": "crop", "bits": "auto", "max_megapixels": 1.0,

@@ -26,7 +26,7 @@ PLAN = [
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
 LIGHT = ["disk", "device", "config", "runs", "suggest", "doctor"]
-LIGHT += ["data.images.load", "data.audit.checks", "deploy.runtime", "deploy.batcher", "deploy.deployed"]
+LIGHT += ["data.images.load", "data.audit.checks", "deploy.runtime", "deploy.serve.batcher", "deploy.serve.deployed"]
 LIGHT += [
     f"data.{name}" for name in ("examples", "split", "decode", "array_file", "cache", "augment", "dataset", "lineage")
 ]

@@ -69,7 +69,7 @@ def test_the_schedule_is_found(wrap):
 
 def test_no_other_module_uses_private_names_of_objects_that_are_not_its_own():
     root, found = Path(template.__file__).parent, []
-    for file in (file for room in ("model", "train", "diagnose", "deploy") for file in (root / room).glob("*.py")):
+    for file in (file for room in ("model", "train", "diagnose", "deploy") for file in (root / room).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
             if private and ast.unparse(node.value) not in {"self", "cls"}:

@@ -10,7 +10,7 @@ from served import BLUE, MIXED, RED, TOKEN, colour_run, process
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright and chromium: pip install playwright")
 pytest.importorskip("uvicorn", reason='needs the extra serve: pip install -e ".[serve]"')
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PAGE = Path(__file__).parents[1] / "template" / "deploy" / "page.html"
+PAGE = Path(__file__).parents[1] / "template" / "deploy" / "serve" / "page.html"
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,12 @@ from starlette.testclient import TestClient
 from template import disk, runs
 from template.data.examples import load_examples
 from template.data.sources.names import DataError
-from template.deploy.batcher import Batcher, FullError
-from template.deploy.collect import Corrections
-from template.deploy.deployed import Deployed, open_runs
 from template.deploy.runtime import Classifier
-from template.deploy.server import Service
-from template.deploy.uploads import Limits
+from template.deploy.serve.batcher import Batcher, FullError
+from template.deploy.serve.collect import Corrections
+from template.deploy.serve.deployed import Deployed, open_runs
+from template.deploy.serve.server import Service
+from template.deploy.serve.uploads import Limits
 
 
 def deployed(name: str = "colours", infer=shares) -> Deployed:

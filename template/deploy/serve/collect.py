@@ -6,8 +6,8 @@ import io
 import threading
 from pathlib import Path
 
-from .. import runs
-from ..data.images.read import read_header
+from ... import runs
+from ...data.images.read import read_header
 
 TABLE, IMAGES = "labels.csv", "images"
 

@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import runs
-from ..evaluate import metrics
-from ..evaluate.document import code
-from ..evaluate.intervals import percent
-from .export_graph import INPUT, OUTPUT
+from ... import runs
+from ...evaluate import metrics
+from ...evaluate.document import code
+from ...evaluate.intervals import percent
+from .graph import INPUT, OUTPUT
 
 SQUARES = {
     "crop": "scaled to fill the square, and what is too long cut off evenly at both ends (Pillow's ImageOps.fit)",

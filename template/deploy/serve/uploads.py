@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from .. import runs
+from ... import runs
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would log parts of what was sent
 _CHUNK = 2**16

@@ -17,7 +17,7 @@ from tf2onnx.optimizer.const_fold_optimizer import ConstFoldOptimizer
 from tf2onnx.optimizer.identity_optimizer import IdentityOptimizer
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-from .export_graph import INPUT, OUTPUT
+from .graph import INPUT, OUTPUT
 
 OPSET = 18
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from .. import device, runs
-from .export_graph import ANSWER
+from ... import device, runs
+from .graph import ANSWER
 
 
 def write_litert(frozen: Any, temporary: Path, precision: str, calibration: np.ndarray, about: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .runtime import BATCH, Classifier
+from ..runtime import BATCH, Classifier
 
 
 class FullError(RuntimeError):

@@ -24,10 +24,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from .. import device
-from ..data.images.load import BadImageError, data_url
-from ..data.sources.names import DataError
-from ..disk import DamagedError
+from ... import device
+from ...data.images.load import BadImageError, data_url
+from ...data.sources.names import DataError
+from ...disk import DamagedError
 from .batcher import Batcher, FullError
 from .collect import Corrections
 from .deployed import Deployed

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from ..model.layers import renormalise
+from ...model.layers import renormalise
 
 INPUT, OUTPUT = "pixels", "probabilities"
 ANSWER = "calibrated"

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import runs
-from ..data.sources.names import DataError
-from .runtime import CARD, FILES, FOLDER, Classifier
+from ... import runs
+from ...data.sources.names import DataError
+from ..runtime import CARD, FILES, FOLDER, Classifier
 
 Runtime = Literal["auto", "onnx", "keras"]
 
@@ -73,11 +73,11 @@ def _by_tensorflow(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     runs.import_tensorflow()
     import tensorflow as tf
 
-    from ..suggest import uses_hflip
-    from .export import require_finished
-    from .export_graph import OUTPUT, Served
-    from .model_card import describe
-    from .predictor import inputs_of, load_run
+    from ...suggest import uses_hflip
+    from ..export.export import require_finished
+    from ..export.graph import OUTPUT, Served
+    from ..export.model_card import describe
+    from ..predictor import inputs_of, load_run
 
     config, class_names, model = load_run(folder)
     require_finished(folder)

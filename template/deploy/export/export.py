@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import device, disk, runs
-from ..config import Config
-from ..data.dataset import evenly_spaced
-from ..data.examples import DataError, Examples, load_examples
-from ..data.images.load import BadImageError, ImageSource
-from ..evaluate.intervals import share_interval
-from ..evaluate.predictions import Predictions
-from ..suggest import uses_hflip
-from .export_graph import Served, freeze, load_saved_model, write_saved_model
+from ... import device, disk, runs
+from ...config import Config
+from ...data.dataset import evenly_spaced
+from ...data.examples import DataError, Examples, load_examples
+from ...data.images.load import BadImageError, ImageSource
+from ...evaluate.intervals import share_interval
+from ...evaluate.predictions import Predictions
+from ...suggest import uses_hflip
+from ..predictor import classify, inputs_of, load_run
+from ..runtime import CARD, FILES, INSTALL, Classifier, Inputs
+from .graph import Served, freeze, load_saved_model, write_saved_model
 from .model_card import describe, markdown, parts_of
-from .predictor import classify, inputs_of, load_run
-from .runtime import CARD, FILES, INSTALL, Classifier, Inputs
 
 LEAST = 32
 """Images on which an export is held against Keras, at least."""
@@ -188,11 +188,11 @@ def _export(
             write_saved_model(served, file, about)
             return Classifier(load_saved_model(file), about)
         if kind == "litert":
-            from .export_litert import load_litert, write_litert
+            from .litert import load_litert, write_litert
 
             write_litert(freeze(served), file, precision, pixels, about)
             return Classifier(load_litert(file), about)
-        from .export_onnx import write_onnx
+        from .onnx import write_onnx
 
         write_onnx(freeze(served), file, precision, pixels, about)
         return Classifier.of_file(file)
