@@ -72,6 +72,6 @@ def test_no_other_module_uses_private_names_of_objects_that_are_not_its_own():
     for file in (file for room in ("model", "train", "diagnose", "deploy") for file in (root / room).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
-            if private and ast.unparse(node.value) not in {"self", "cls"}:
+            if private and ast.unparse(node.value) not in {"self", "cls", "super()"}:
                 found.append((file.name, node.attr))
     assert {name for name, _ in found} == {"keras_private.py"}, found

@@ -36,7 +36,7 @@ OURS = [
 
 def test_every_class_that_keras_would_serialise_is_registered_and_tested_here():
     root = Path(template.__file__).parent
-    files = [file for room in ("model", "train", "diagnose", "deploy", "data") for file in (root / room).rglob("*.py")]
+    files = [file for room in ("model", "train", "diagnose", "deploy", "data") for file in (root / room).glob("*.py")]
     modules = [importlib.import_module(f"template.{file.parent.name}.{file.stem}") for file in files]
     found = {
         each
