@@ -230,10 +230,10 @@ def check(row: dict[str, Any]) -> None:
     most = TOLERANCE.get(row["precision"])
     wrong = not difference <= most if most else not (same >= AGREEMENT and np.isfinite(difference))
     if wrong:
-        limit = f"{most:g}" if most else f"none, with at least {100 * AGREEMENT:.0f} % of the same answers"
+        limit = f"a difference of {most:g}" if most else f"{100 - 100 * AGREEMENT:.0f} % other answers"
         raise ExportError(
-            f"says something else than Keras on {images} images of the run: the largest difference of a probability "
-            f"is {difference:.2g} (allowed: {limit}), {100 * same:.1f} % of the answers are the same. It was not kept"
+            f"says something else than Keras on {images} images of the run: a probability differs by "
+            f"{difference:.2g}, and {100 * same:.1f} % of the answers are the same (allowed: {limit}). It was not kept"
         )
 
 
