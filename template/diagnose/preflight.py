@@ -227,7 +227,8 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
         for stage in depths(config, len(train))[1:]:
             small, _, at = at_small_size(begun.model(), begun.base, config)
             images = begun.parts.plain("train", at.data)
-            raced.append((stage, forecast.measure_stage(small, blocks, stage, images, batch_size)))
+            its_blocks = find_blocks(small, config.backbone)
+            raced.append((stage, forecast.measure_stage(small, its_blocks, stage, images, batch_size)))
     per_image = forecast.seconds_per_image(model, train, batch_size)
     counts = {name: len(begun.parts.rows(name)) for name in PARTS}
     settled = dataclasses.replace(open_config, backbone=config.backbone)

@@ -18,6 +18,7 @@ from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
 from ..model.backbones import count_blocks, resized
+from ..model.blocks import find_blocks
 from ..model.build import attach
 from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe, folds
@@ -171,7 +172,8 @@ def _against_probe(
     """
     (train, augmented), (stage,) = images(config), context.stages
     initial = [variable.numpy() for variable in model.variables]
-    context = dataclasses.replace(context, pretrained=initial)
+    # Keras numbers layers without a name of their own anew in every network.
+    context = dataclasses.replace(context, blocks=find_blocks(model, config.backbone), pretrained=initial)
     disk.require_space({context.cache.folder: feature_bytes(model, augmented, train, context)})
     heads, probe = _probes(base, config, train, divisions, context.cache)
     lowest = float(per_image_losses(probe, train.labels, config.train.monitor).mean())
