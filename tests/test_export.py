@@ -316,6 +316,7 @@ def test_the_table_and_the_card_say_what_was_compared(run, expected):
 
 
 @NEEDED
+@pytest.mark.slow
 def test_one_that_says_something_else_than_keras_is_an_error_and_not_kept(run, tmp_path, monkeypatch):
     from template.deploy.export import export
 
@@ -332,6 +333,7 @@ def test_one_that_says_something_else_than_keras_is_an_error_and_not_kept(run, t
 
 
 @NEEDED
+@pytest.mark.slow
 def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
     from template.deploy.export import onnx as export_onnx
 
