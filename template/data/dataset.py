@@ -71,7 +71,7 @@ def hflip(dataset: ArrayDataset) -> ArrayDataset:
 
 def center_zoom(dataset: ArrayDataset) -> ArrayDataset:
     """The centre of the images of a dataset, two thirds of width and height, resized to the size of the whole."""
-    key = dataset.key and f"{dataset.key} zoom_center"
+    key = dataset.key and f"{dataset.key} zoom_center"  # "center_zoom" are those of version 0.1, by OpenCV
     return dataclasses.replace(dataset, read=lambda epoch, rows: zoom_center(dataset.read(epoch, rows)), key=key)
 
 

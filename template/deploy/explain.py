@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from scipy.special import softmax
 
 from ..data.array_file import ArrayFile
 from ..data.images.load import data_url
 from ..evaluate.predictions import Predictions
 from ..model.hub_layer import HubLayer
+from .occlusion import PATCHES, covered, evidence
 
 THUMBNAIL = 160
 """Pixels a side."""
@@ -88,8 +90,8 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     with tf.GradientTape() as tape:  # of the head alone: nothing below it needs a gradient
         tape.watch(features)
         logits = keras.Model(pooled, model.outputs[0])(features, training=False)
-        evidence = tf.gather(logits, classes, axis=1, batch_dims=1)
-    maps, gradients = features[0], tape.gradient(evidence, features[0])
+        wanted = tf.gather(logits, classes, axis=1, batch_dims=1)
+    maps, gradients = features[0], tape.gradient(wanted, features[0])
     if len(top.shape) == 3:  # the grid comes last
         side = math.isqrt(top.shape[1])
         maps, gradients = (tf.reshape(x[:, -side * side :], (-1, side, side, top.shape[2])) for x in (maps, gradients))
@@ -99,30 +101,21 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
 
 
-def occlusion(model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patches: int = 7) -> np.ndarray:
-    """The same without looking inside: how much the logarithm of the probability falls when a square is covered.
-
-    Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks". Takes patches^2 passes.
+def occlusion(model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patches: int = PATCHES) -> np.ndarray:
+    """The same without looking inside: `evidence` of each image, which takes patches^2 passes.
 
     Args:
         model: to logits.
         pixels: [n, size, size, 3], RGB 0-255.
         classes: int [n].
-        patches: squares a side; each is covered with mid-grey in turn.
+        patches: squares a side.
 
     Returns:
-        float32 [n, patches, patches], in nats; negative where a part speaks against the class.
+        float64 [n, patches, patches], in nats; negative where a part speaks against the class.
     """
-    pixels = np.asarray(pixels, np.float32)
-    rows, edges = np.arange(len(pixels)), np.linspace(0, pixels.shape[1], patches + 1).round().astype(int)
-
-    def evidence(images: np.ndarray) -> np.ndarray:
-        logits = np.asarray(model.predict_on_batch(images), np.float64)
-        return tf.nn.log_softmax(logits).numpy()[rows, classes]
-
-    whole, result = evidence(pixels), np.zeros((len(pixels), patches, patches), np.float32)
-    for i, j in np.ndindex(patches, patches):
-        covered = pixels.copy()
-        covered[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = 127.5
-        result[:, i, j] = whole - evidence(covered)
-    return result
+    found = []
+    for image, label in zip(np.asarray(pixels, np.float32), classes, strict=True):
+        logits = model.predict_on_batch(np.concatenate([image[None], covered(image, patches)]))
+        whole, *each = softmax(np.asarray(logits, np.float64), axis=1)
+        found.append(evidence(whole, each, label))
+    return np.stack(found)

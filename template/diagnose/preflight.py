@@ -217,7 +217,6 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     """
     config, train, model = begun.config, begun.train, begun.model()
     blocks, batch_size = find_blocks(model, config.backbone), config.train.batch_size
-
     paces = [
         (stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size)) for stage in config.stages
     ]

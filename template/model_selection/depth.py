@@ -54,7 +54,7 @@ Images = Callable[[Config], tuple[ArrayDataset, ArrayDataset]]
 def with_stages(config: Config, images: int) -> Config:
     """The configuration with stages, if it names none: from the number of training images.
 
-    Where cross-validation will choose (`choose_stages`), the first that it tries.
+    Where cross-validation will choose (`choose_stages`), the shallowest that it may choose.
 
     Args:
         config: without `auto`.
@@ -142,9 +142,10 @@ def choose_depth(
     compared, chosen = {}, ()
     print(f"how deep pays, by {config.train.monitor} of single views in {len(divisions)} folds:")
     for stage, needed in [*((stage, DEEPER) for stage in reversed(deeper)), (top, -FIRST if likely else FIRST)]:
-        entry = at_small_size(model, base, config) if stage in deeper else (model, base, config)
-        z, losses = _against_probe(*entry, images, dataclasses.replace(context, stages=(stage,)), divisions, needed)
-        compared.setdefault(f"blocks to unfreeze, at {entry[-1].data.image_size} pixels", {}).update(losses)
+        *networks, at = at_small_size(model, base, config) if stage in deeper else (model, base, config)
+        context = dataclasses.replace(context, stages=(stage,))
+        z, losses = _against_probe(*networks, at, images, context, divisions, needed)
+        compared.setdefault(f"blocks to unfreeze, at {at.data.image_size} pixels", {}).update(losses)
         if z > needed:
             chosen = (stage,)
             break
@@ -207,7 +208,7 @@ def _race(
     compiled: CompiledStage,
     heads: Sequence[Sequence[np.ndarray]],
     divisions: Sequence[Fold],
-    best: np.ndarray,
+    probe: np.ndarray,
     needed: float,
 ) -> tuple[float, float]:
     """Train a stage fold by fold, as long as it may win.
@@ -216,13 +217,13 @@ def _race(
         compiled: on all training images, with them as they are for validation.
         heads: to start from, one a fold.
         divisions: folds.
-        best: out-of-fold logits of the probe.
+        probe: its out-of-fold logits.
         needed: standard errors by which it must lead in the end; after each fold, a quarter of it.
 
     Returns:
         By how much and by how many standard errors it is better; both minus infinity if it diverged.
     """
-    logits, judged, monitor = np.full_like(best, np.nan), np.empty(0, np.int64), compiled.context.settings.monitor
+    logits, judged, monitor = np.full_like(probe, np.nan), np.empty(0, np.int64), compiled.context.settings.monitor
     # Once, for it takes as long as a fold to trace it: all folds are of nearly one size.
     compile_network(compiled.network, compiled.stage, subset(compiled.train, divisions[0][0]), compiled.context)
     initial = [variable.numpy() for variable in compiled.network.optimizer.variables]
@@ -234,7 +235,7 @@ def _race(
         logits[outside] = _predict(compiled, outside)
         judged = np.append(judged, outside)
         held_out = subset(compiled.val, judged)
-        mine, others = (per_image_losses(each[judged], held_out.labels, monitor) for each in (logits, best))
+        mine, others = (per_image_losses(each[judged], held_out.labels, monitor) for each in (logits, probe))
         z = paired_z(mine, others, groups=held_out.groups)
         if not z > needed / 4:
             break

@@ -261,9 +261,12 @@ def _row_of_keras(run: Path, served: Served, expected: np.ndarray, images: Image
 
 
 def _file(file: Path, kind: str, precision: str) -> dict[str, Any]:
-    """Name, size and digest; of a folder, of all its files."""
+    """Name, size and digest; of a folder, that of the list of its files with theirs."""
     files = sorted(path for path in file.rglob("*") if path.is_file()) if file.is_dir() else [file]
-    lines = "".join(f"{disk.sha256(path)}  {path.relative_to(file.parent).as_posix()}\n" for path in files)
-    digest = hashlib.sha256(lines.encode()).hexdigest() if file.is_dir() else disk.sha256(file)
-    size = sum(path.stat().st_size for path in files)
+    digests, size = [disk.sha256(path) for path in files], sum(path.stat().st_size for path in files)
+    digest = digests[0]
+    if file.is_dir():
+        names = [path.relative_to(file.parent).as_posix() for path in files]
+        lines = "".join(f"{each}  {name}\n" for each, name in zip(digests, names, strict=True))
+        digest = hashlib.sha256(lines.encode()).hexdigest()
     return {"file": file.name, "format": kind, "precision": precision, "bytes": size, "sha256": digest}

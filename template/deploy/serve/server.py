@@ -28,12 +28,12 @@ from ... import device
 from ...data.images.load import BadImageError, data_url
 from ...data.sources.names import DataError
 from ...disk import DamagedError
+from ..occlusion import PATCHES, covered, evidence
 from .batcher import Batcher, FullError
 from .collect import Corrections
 from .deployed import Deployed
 from .guard import Guard, Metrics
 from .interface import IMAGE, PREDICT, PROBLEMS, Answer, Answers, Correction, Explanation, Prediction
-from .occlusion import PATCHES, covered, evidence
 from .uploads import Limits, Receiver, RefusedError, Upload
 
 NOT_SURE = "not sure"
@@ -171,8 +171,9 @@ class Service:
         async with self._one(request, deployed) as (_, pixels), self._places(1 + PATCHES**2):
             images = [pixels[:1], *covered(pixels[0])[:, None]]
             whole, *each = await asyncio.gather(*(self._classify(deployed, image) for image in images))
-        label, heat = deployed.classifier.class_names[whole.argmax()], evidence(whole, each).tolist()
-        return JSONResponse(Explanation(label=label, image=data_url(pixels[0]), heat=heat).model_dump())
+        label = int(whole.argmax())
+        name, heat = deployed.classifier.class_names[label], evidence(whole, each, label).tolist()
+        return JSONResponse(Explanation(label=name, image=data_url(pixels[0]), heat=heat).model_dump())
 
     async def correct(self, request: Request, label: str, model: str = "") -> Response:
         """Send one image and what is on it, to be kept for the next training. Needs a server with --collect."""
