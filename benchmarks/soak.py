@@ -4,9 +4,12 @@ python benchmarks/soak.py mixed --run RUN --images FOLDER --requests 50000   # a
 python benchmarks/soak.py rate --run RUN --images FOLDER                     # 1, 8, 64 clients; against model.predict
 
 serve.py runs as a process of its own, on this machine alone. `mixed`: every good request must be answered as the run
-answers, every hostile one with its 4xx and a reason; none with 500; memory at the end is held against that after a
-fifth. `rate`: beside the server's own figures, those of one `model.predict` a request, decoding included, without any
-HTTP around it. Prints JSON; exit code 1 if something was wrong. docs/deploy.md has the figures of one machine.
+answers, every hostile one with its 4xx and a reason; none with 500. Meanwhile the run is loaded anew, by SIGHUP; memory
+at the end is held against that after a fifth. Then more is sent while the process is stopped by SIGTERM, and then
+killed, a few times, and another one is started at the same socket: at SIGTERM no request may be lost, at a kill those
+alone that were on their way, and they are sent again. `rate`: beside the server's own figures, those of one
+`model.predict` a request, decoding included, without any HTTP around it. Prints JSON; exit code 1 if something was
+wrong. docs/deploy.md has the figures of one machine.
 """
 
 import argparse
@@ -14,18 +17,19 @@ import contextlib
 import http.client
 import itertools
 import json
+import math
 import random
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +40,62 @@ from template.deploy.serve.deployed import Deployed, open_runs
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SECONDS = 3.0
 """That the server gives a sender here: slow ones would make the soak last for hours."""
+BETWEEN = 30.0
+"""Seconds between two swaps of the run; a tenth of it between two restarts."""
+BROKEN = (ConnectionError, http.client.HTTPException)
 Reply = tuple[int, dict]
 """Status and JSON; 0 where one side hung up."""
 
 
-@dataclass
 class Server:
-    """serve.py, running."""
+    """serve.py, running. Those that come after it have the same socket, in which connections wait for them.
 
-    process: subprocess.Popen
-    port: int
+    Args:
+        run: that it serves.
+        options: of serve.py.
+    """
+
+    def __init__(self, run: Path, *options: str) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port, number = self.listener.getsockname()[1], str(self.listener.fileno())
+        self.line = [sys.executable, str(SCRIPTS / "serve.py"), "--run", str(run), "--fd", number, *options]
+        self.stops: Counter[str] = Counter()
+        self.busy, self.killed_until = 0, 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Start a process, and wait until it can answer."""
+        passed = [self.listener.fileno()]
+        self.process = subprocess.Popen(self.line, stdout=subprocess.PIPE, text=True, pass_fds=passed)
+        self._heard(f"127.0.0.1:{self.port}")
+
+    def _heard(self, words: str) -> None:
+        line = self.process.stdout.readline()
+        assert words in line, f"expected {words!r} of serve.py, received {line!r}"
+
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """End the process, which must obey SIGTERM with 0 within ten seconds."""
+        self.stops[by.name] += 1
+        self.process.send_signal(by)
+        code = self.process.wait(10)
+        assert code == (0 if by == signal.SIGTERM else -by), f"serve.py ended with {code}"
+
+    def kill(self) -> None:
+        """End the process in a way that it cannot answer."""
+        self.killed_until = math.inf
+        self.stop(signal.SIGKILL)
+        self.killed_until = time.monotonic()
+
+    def reload(self) -> None:
+        """Let it load its run anew."""
+        self.process.send_signal(signal.SIGHUP)
+        self._heard("loaded anew")
+
+    def close(self) -> None:
+        """Nobody listens any more, whatever has happened."""
+        self.process.kill()
+        self.process.wait()
+        self.listener.close()
 
     @property
     def megabytes(self) -> float:
@@ -65,6 +115,7 @@ class Server:
                 answer = connection.getresponse()
                 if answer.status != 503:
                     return answer.status, json.loads(answer.read())
+            self.busy += 1
             time.sleep(0.1)
 
     def raw(self, sent: bytes, wait: bool = True) -> Reply:
@@ -84,16 +135,13 @@ class Server:
 
 @contextlib.contextmanager
 def serving(run: Path, *options: str) -> Iterator[Server]:
-    """A server of a run, until the end of the block. It must stop within ten seconds."""
-    line = [sys.executable, str(SCRIPTS / "serve.py"), "--run", str(run), "--port", "0", *options]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            said = process.stdout.readline()
-            yield Server(process, int(said.partition("127.0.0.1:")[2].split()[0]))
-            process.terminate()
-            assert process.wait(10) == -signal.SIGTERM
-        finally:
-            process.kill()
+    """A server of a run, until the end of the block."""
+    server = Server(run, *options)
+    try:
+        yield server
+        server.stop()
+    finally:
+        server.close()
 
 
 # mixed
@@ -173,20 +221,31 @@ class Soak:
         self.seconds: list[float] = []
 
     def request(self, number: int) -> None:
-        """One request, of which its number decides everything."""
-        rng = random.Random(number)
-        try:
-            if rng.random() < self.hostile:
-                kinds = list(HOSTILE)
-                self._bad(rng.choices(kinds, [HOSTILE[kind][1] for kind in kinds])[0], rng)
-            else:
-                self._good(rng)
-        except Exception as error:  # a connection that broke, an answer that is no JSON: as wrong as a wrong answer
-            self.wrong.append(f"request {number}: {type(error).__name__}: {error}")
+        """One request, of which its number decides everything; again if the process was killed meanwhile."""
+        again = True
+        while again:
+            start = time.monotonic()
+            try:
+                again = False
+                self._request(random.Random(number))
+            except Exception as error:  # a connection that broke, an answer that is no JSON: as wrong as a wrong answer
+                again = isinstance(error, BROKEN) and self.server.killed_until >= start
+                if not again:
+                    self.wrong.append(f"request {number}: {type(error).__name__}: {error}")
+            self.counts["killed, came again"] += again
+
+    def _request(self, rng: random.Random) -> None:
+        if rng.random() < self.hostile:
+            kinds = list(HOSTILE)
+            self._bad(rng.choices(kinds, [HOSTILE[kind][1] for kind in kinds])[0], rng)
+        else:
+            self._good(rng)
 
     def _bad(self, kind: str, rng: random.Random) -> None:
         expected, _, act = HOSTILE[kind]
         status, said = act(self.server, rng.choice(self.images), rng)
+        if expected and not status:
+            raise ConnectionResetError(f"{kind}: closed without an answer")
         self.counts[f"{kind}: {status}"] += 1
         reasons = [said.get("detail")] + [result["error"] for result in said.get("results", [])]
         if status != expected or (status and not any(reasons)):
@@ -214,24 +273,62 @@ class Soak:
 def mixed(arguments: argparse.Namespace) -> dict:
     """Good and hostile requests; a dictionary of what came of them."""
     (model,) = open_runs([arguments.run])
-    start, memory, fifth = time.perf_counter(), [], max(1, arguments.requests // 5)
     with (
         serving(arguments.run, "--max-seconds", str(SECONDS)) as server,
         ThreadPoolExecutor(arguments.clients) as pool,
     ):
         soak = Soak(server, model, contents(arguments.images), arguments.hostile)
-        for first in range(0, arguments.requests, fifth):
-            list(pool.map(soak.request, range(first, min(first + fifth, arguments.requests))))
-            memory.append(round(server.megabytes, 1))
-    return {
-        "requests": arguments.requests,
-        "seconds": round(time.perf_counter() - start, 1),
-        "answers": dict(sorted(soak.counts.items())),
-        "median_ms": round(1000 * float(np.quantile(soak.seconds, 0.5)), 1),
-        "p99_ms": round(1000 * float(np.quantile(soak.seconds, 0.99)), 1),
-        "memory_mb_after_each_fifth": memory,
-        "wrong": soak.wrong[:50],
-    }
+        start = time.perf_counter()
+        swaps, memory = _swapped(soak, pool, arguments.requests)
+        found = {
+            "requests": arguments.requests,
+            "seconds": round(time.perf_counter() - start, 1),
+            "answers": dict(sorted(soak.counts.items())),
+            "came_again_after_503": server.busy,
+            "median_ms": round(1000 * float(np.quantile(soak.seconds, 0.5)), 1),
+            "p99_ms": round(1000 * float(np.quantile(soak.seconds, 0.99)), 1),
+            "memory_mb_after_each_fifth": memory,
+            "swaps": swaps,
+        }
+        soak.counts.clear()
+        sent = _restarted(soak, pool, arguments.clients, arguments.restarts)
+        restarts = {"requests": sent, "answers": dict(sorted(soak.counts.items())), "by": dict(server.stops)}
+    return found | {"restarts": restarts, "wrong": soak.wrong[:50]}
+
+
+def _swapped(soak: Soak, pool: ThreadPoolExecutor, requests: int) -> tuple[int, list[float]]:
+    """Requests, while the run is loaded anew from time to time: how often; and megabytes after each fifth of them."""
+    swaps, memory, fifth = 0, [], max(1, requests // 5)
+    for first in range(0, requests, fifth):
+        asked = [pool.submit(soak.request, number) for number in range(first, min(first + fifth, requests))]
+        while wait(asked, BETWEEN).not_done:
+            soak.server.reload()
+            swaps += 1
+        memory.append(round(soak.server.megabytes, 1))
+    return swaps, memory
+
+
+def _restarted(soak: Soak, pool: ThreadPoolExecutor, clients: int, times: int) -> int:
+    """Requests without a pause, while the process is stopped and killed: their number."""
+    numbers, over = itertools.count(10**9), threading.Event()
+
+    def ask() -> int:
+        sent = 0
+        while not over.is_set():
+            soak.request(next(numbers))
+            sent += 1
+        return sent
+
+    asked = [pool.submit(ask) for _ in range(clients)]
+    try:
+        for end in (soak.server.stop, soak.server.kill) * times:
+            time.sleep(BETWEEN / 10)
+            end()
+            soak.server.start()
+        time.sleep(BETWEEN / 10)
+    finally:
+        over.set()
+    return sum(each.result() for each in asked)
 
 
 def contents(folder: Path, most: int = 64) -> list[bytes]:
@@ -317,6 +414,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000, help="of mixed (default: 3000)")
     parser.add_argument("--clients", type=int, default=16, help="of mixed, at once (default: 16)")
     parser.add_argument("--hostile", type=float, default=0.2, help="share of such requests (default: 0.2)")
+    words = "of mixed: how often the process is stopped, and how often it is killed (default: 5)"
+    parser.add_argument("--restarts", type=int, default=5, help=words)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each figure of rate (default: 10)")
     arguments = parser.parse_args()
     result = {"mixed": mixed, "rate": rate}[arguments.part](arguments)

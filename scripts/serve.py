@@ -46,6 +46,8 @@ def main() -> None:
     words = "names by which it may be called beside localhost, where another server stands in front of it"
     parser.add_argument("--allow-host", nargs="+", default=[], metavar="NAME", help=words)
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for any that is free")
+    words = "listen at this open socket in the place of --host and --port, and leave it open at the end (systemd: 3)"
+    parser.add_argument("--fd", type=int, metavar="N", help=words)
     words = "file with a token that clients must send (Authorization: Bearer TOKEN)"
     parser.add_argument("--token-file", type=Path, help=words)
     words = (
@@ -57,6 +59,7 @@ def main() -> None:
         ("files", int, 32, "in one request"),
         ("megapixels", float, 50.0, "of an image, where the limit of the run is not lower"),
         ("seconds", float, 30.0, "to send a request, and once more to answer it"),
+        ("per-client", int, 256, "requests at once of one address, beyond which is 429 with Retry-After"),
         ("queue", int, 256, "images on their way at once, beyond which is 503 with Retry-After"),
         ("batch", int, 32, "images classified at once"),
         ("wait", float, 5.0, "milliseconds that an image waits for others"),
@@ -87,7 +90,7 @@ def serve(arguments: argparse.Namespace) -> None:
     try:
         import uvicorn
 
-        from template.deploy.serve.connection import Connection
+        from template.deploy.serve.connection import Connection, Server
         from template.deploy.serve.server import Service
     except ImportError as error:
         sys.exit(f"Needs packages that are not installed ({error.name}): {INSTALL}")
@@ -96,13 +99,17 @@ def serve(arguments: argparse.Namespace) -> None:
     from template.deploy.serve.deployed import open_runs
     from template.deploy.serve.uploads import Limits
 
-    listener = listen(arguments.host, arguments.port)  # before minutes of loading are lost
+    listener = listen(arguments.host, arguments.port, arguments.fd)  # before minutes of loading are lost
     limits = Limits(
-        **{name: getattr(arguments, f"max_{name}") for name in ("megabytes", "files", "megapixels", "seconds")}
+        **{
+            name: getattr(arguments, f"max_{name}")
+            for name in ("megabytes", "files", "megapixels", "seconds", "per_client")
+        }
     )
     batcher = Batcher(arguments.max_batch, arguments.max_wait / 1000, arguments.max_queue)
     load = functools.partial(open_runs, arguments.run, arguments.runtime, limits.megapixels)
-    local = arguments.host in LOOPBACK or arguments.allow_host
+    address, port = listener.getsockname()[:2]
+    local = address in LOOPBACK or arguments.allow_host
     hosts = (*LOOPBACK, "[::1]", *arguments.allow_host) if local else ()
     corrections = Corrections(arguments.collect) if arguments.collect else None
     service = Service(load, limits, batcher, read_token(arguments.token_file), hosts, corrections)
@@ -114,22 +121,28 @@ def serve(arguments: argparse.Namespace) -> None:
 
     async def run() -> None:
         reload_at_sighup(service)
-        address, port = listener.getsockname()[:2]
         names = ", ".join(f"{model.name} ({model.runtime})" for model in service.models.values())
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
         print(f"{names}: http://{address}:{port}  (Ctrl-C to stop)", flush=True)
-        await uvicorn.Server(config).serve([listener])
+        await Server(config).serve([listener])
 
     with listener, contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run())
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address, or the last words."""
+def listen(host: str, port: int, number: int | None) -> socket.socket:
+    """A socket at an address, or the open one of this number; or the last words."""
     try:
+        if number is not None:
+            given = socket.socket(fileno=number)
+            if given.family not in (socket.AF_INET, socket.AF_INET6):
+                raise OSError("expected one of TCP")
+            return given
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        sys.exit(f"{host} port {port} cannot be used ({why}). Choose another with --host or --port.")
+        where = f"{host} port {port}" if number is None else f"socket {number}"
+        sys.exit(f"{where} cannot be used ({why}). Choose another with --host, --port or --fd.")
 
 
 def read_token(file: Path | None) -> str:

@@ -21,6 +21,7 @@ from .reasons import (
     RAW,
     BadImageError,
     ReadError,
+    TooLargeError,
     black_is_zero,
     explain_failure,
     is_raw,
@@ -142,7 +143,7 @@ def _open(contents: bytes, megapixels: float) -> Image.Image:
         image = Image.open(io.BytesIO(contents), formats=FORMATS)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+ pixels", str(error))
-        raise BadImageError(_too_many(pixels[0] if pixels else "it", megapixels)) from None
+        raise TooLargeError(pixels[0] if pixels else "it", megapixels) from None
     except Exception as error:
         other = black_is_zero(contents)
         if other is None:
@@ -154,15 +155,11 @@ def _open(contents: bytes, megapixels: float) -> Image.Image:
     return image
 
 
-def _too_many(size: str, megapixels: float) -> str:
-    return f"{size} is more than {megapixels:g} megapixels; make it smaller, or raise data.max_megapixels"
-
-
 def _refuse_bombs(image: Image.Image, length: int, megapixels: float) -> None:
     """Before anything is decoded: a file of 400 bytes can claim gigabytes of pixels."""
     pixels, claims = image.width * image.height, f"{image.width} x {image.height}"
     if pixels > megapixels * 1e6:
-        raise BadImageError(_too_many(claims, megapixels))
+        raise TooLargeError(claims, megapixels)
     # A page that is nearly empty packs to any degree, and in one byte a pixel it costs little.
     plain = image.format in {"PNG", "TIFF", "BMP"} and image.mode in {"1", "L", "P"}
     if not plain and pixels > max(25_000_000, MAX_PIXELS_PER_BYTE * length):

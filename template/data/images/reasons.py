@@ -36,6 +36,20 @@ class BadImageError(ValueError):
     """An image that cannot be used; the message is the reason, without the file's name."""
 
 
+class TooLargeError(BadImageError):
+    """An image of more pixels than may be.
+
+    Args:
+        size: in words.
+        megapixels: the limit.
+    """
+
+    def __init__(self, size: str, megapixels: float) -> None:
+        much = f"{size} is more than {megapixels:g} megapixels"
+        super().__init__(f"{much}; make it smaller, or raise data.max_megapixels")
+        self.size, self.megapixels = size, megapixels
+
+
 class ReadError(BadImageError):
     """A file that cannot be read now. It says nothing about the contents, so it must not be cached."""
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ... import runs
+from ...data.images.reasons import BadImageError, TooLargeError
 from ...data.sources.names import DataError
 from ..runtime import CARD, FILES, FOLDER, Classifier
 
@@ -24,12 +25,30 @@ class Deployed:
         runtime: "onnx" or "keras".
         classifier: says the same by either.
         card: from `model_card.describe`.
+        megapixels: limit of the server, where it is lower than that of the run.
     """
 
     name: str
     runtime: str
     classifier: Classifier
     card: dict[str, Any]
+    megapixels: float = float("inf")
+
+    def load(self, contents: bytes) -> tuple[np.ndarray, str]:
+        """`inputs.load` of the classifier, within the limit of the server.
+
+        Raises:
+            BadImageError: with the reason, if the image cannot be used.
+        """
+        inputs = self.classifier.inputs
+        lower = min(inputs.max_megapixels, self.megapixels)
+        try:
+            return dataclasses.replace(inputs, max_megapixels=lower).load(contents)
+        except TooLargeError as error:
+            if error.megapixels == inputs.max_megapixels:
+                raise
+            words = f"{error.size} is more than the {lower:g} megapixels that this server takes; make it smaller"
+            raise BadImageError(f"{words} (--max-megapixels)") from None
 
     @property
     def least(self) -> float:
@@ -62,9 +81,8 @@ def _open(folder: Path, name: str, runtime: Runtime, megapixels: float) -> Deplo
     else:
         classifier, card = _by_tensorflow(folder)
     inputs = classifier.inputs
-    classifier.inputs = dataclasses.replace(inputs, max_megapixels=min(inputs.max_megapixels, megapixels))
     classifier.classify(np.zeros((1, len(inputs.views), inputs.image_size, inputs.image_size, 3), np.uint8))
-    return Deployed(name=name, runtime=runtime, classifier=classifier, card=card)
+    return Deployed(name=name, runtime=runtime, classifier=classifier, card=card, megapixels=megapixels)
 
 
 def _by_tensorflow(folder: Path) -> tuple[Classifier, dict[str, Any]]:

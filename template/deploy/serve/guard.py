@@ -2,6 +2,7 @@
 
 import hmac
 import time
+from collections import Counter as Tally
 from collections.abc import Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -53,13 +54,21 @@ class Guard:
         token: that clients must send, or "".
         hosts: by which the server may be called, or none: by any. A page elsewhere whose name leads to this machine
             (DNS rebinding) calls it by another.
+        per_client: requests at once of one address, but for what anybody may see.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], token: str = "", hosts: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        paths: frozenset[str],
+        token: str = "",
+        hosts: Collection[str] = (),
+        per_client: int = 256,
     ) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths
-        self.token, self.hosts = token.encode(), hosts
+        self.token, self.hosts, self.per_client = token.encode(), hosts, per_client
+        self.asking: Tally[str] = Tally()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,16 +85,19 @@ class Guard:
                     headers[name] = value
             await send(message)
 
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        address = (scope.get("client") or ("",))[0]
+        self.asking[address] += 1
+        refusal = self._refusal(scope["path"], Headers(scope=scope), self.asking[address])
         try:
             await (refusal or self.app)(scope, receive, send_guarded)
         finally:
+            self.asking -= Tally([address])  # which forgets those that are at 0
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.metrics.requests.labels(path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
-        """What is said to those who may not ask."""
+    def _refusal(self, path: str, headers: Headers, asking: int) -> JSONResponse | None:
+        """What is said to those who may not ask, or ask too much at once."""
         origin, host = headers.get("origin"), headers.get("host", "")
         strange = self.hosts and host.rpartition(":")[0] not in self.hosts and host not in self.hosts
         if strange or (origin is not None and origin.partition("://")[2] != host):
@@ -96,4 +108,8 @@ class Guard:
             self.metrics.failures.labels("token").inc()
             words = "Expected the header: Authorization: Bearer TOKEN, with the token of this server."
             return JSONResponse({"detail": words}, 401, {"WWW-Authenticate": "Bearer"})
+        if asking > self.per_client and path not in OPEN:
+            self.metrics.failures.labels("client").inc()
+            words = f"Expected at most {self.per_client} requests at once of one address. Received: more."
+            return JSONResponse({"detail": words}, 429, {"Retry-After": "1"})
         return None

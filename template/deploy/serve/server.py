@@ -8,7 +8,6 @@ in guard.py.
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,7 +94,7 @@ class Service:
         app.add_exception_handler(RequestValidationError, self._refuse_values)
         app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # nobody reads it
         paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-        return Guard(app, self.metrics, paths, self.token, self.hosts)
+        return Guard(app, self.metrics, paths, self.token, self.hosts, self.limits.per_client)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -159,8 +158,7 @@ class Service:
         )
 
     async def _load(self, model: Deployed, upload: Upload) -> tuple[np.ndarray, str]:
-        load = functools.partial(model.classifier.inputs.load, upload.contents)
-        return await asyncio.get_running_loop().run_in_executor(self.decoders, load)
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, model.load, upload.contents)
 
     async def _classify(self, model: Deployed, pixels: np.ndarray) -> np.ndarray:
         return await asyncio.wrap_future(self.batcher.submit(model.classifier, pixels))

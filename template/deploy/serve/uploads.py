@@ -29,6 +29,7 @@ class Limits:
         megapixels: of an image; a run's own limit holds too.
         seconds: to send a body, and once more to answer it.
         bodies: that may be in memory at once, each at its full size.
+        per_client: requests at once of one address.
     """
 
     megabytes: float = 32.0
@@ -36,6 +37,7 @@ class Limits:
     megapixels: float = 50.0
     seconds: float = 30.0
     bodies: int = 8
+    per_client: int = 256
 
 
 class RefusedError(Exception):
