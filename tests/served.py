@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,32 @@ def colour_run(folder: Path, order: tuple[int, ...] = (0, 1, 2)) -> Path:
         file.with_name("model_card.json"), CARD | {"artefacts": [{"file": file.name, "sha256": disk.sha256(file)}]}
     )
     return folder
+
+
+ONLY = (
+    "import runpy, sys; allowed = set(sys.argv.pop(1).split()) | set(sys.stdlib_module_names)\n"
+    "class Only:\n"
+    "    def find_spec(self, name, *_):\n"
+    "        first = name.partition('.')[0]\n"
+    "        if not {first, first.lstrip('_')} & allowed and not first.startswith('_sysconfigdata'):\n"
+    "            raise ModuleNotFoundError(f'{name} is not installed', name=name)\n"
+    "sys.meta_path.insert(0, Only()); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+"""For `python -c`: packages that may be imported, in one word of the command line, and a script with its arguments."""
+
+
+def built(name: str, run: Path, image: Path) -> list[str]:
+    """What a Dockerfile copies, into a folder, and what it runs there, with python left out."""
+    for line in (SCRIPTS.parent / "docker" / f"{name}.Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["COPY"]:
+            source, target = words[1].replace("${RUN}", str(run)), image / "app" / words[2]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (SCRIPTS.parent / source).is_dir() else shutil.copy
+            copy(SCRIPTS.parent / source, target)
+        if words[:1] == ["ENTRYPOINT"]:
+            return json.loads(line.partition(" ")[2])[1:]
+    raise ValueError("no ENTRYPOINT")
 
 
 @contextlib.contextmanager

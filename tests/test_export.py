@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, class_folders
+from conftest import call, class_folders
 from PIL import Image
+from served import ONLY, built
 
 from template import disk, runs
 from template.config import TTA, Backbone, Config, Data, to_toml
@@ -200,42 +201,21 @@ def test_threads_may_share_a_classifier(classifier, expected):
     np.testing.assert_allclose(found, list(expected.values()) * 4, atol=1e-5)
 
 
-def built(run: Path, image: Path) -> list[str]:
-    """What docker/runtime.Dockerfile copies, and what it runs, with python left out."""
-    for line in (SCRIPTS.parent / "docker" / "runtime.Dockerfile").read_text().splitlines():
-        words = line.split()
-        if words[:1] == ["COPY"]:
-            source, target = words[1].replace("${RUN}", str(run)), image / "app" / words[2]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if (SCRIPTS.parent / source).is_dir() else shutil.copy
-            copy(SCRIPTS.parent / source, target)
-        if words[:1] == ["ENTRYPOINT"]:
-            return json.loads(line.partition(" ")[2])[1:]
-    raise ValueError("no ENTRYPOINT")
-
-
 ALLOWED = {"PIL", "numpy", "onnxruntime", "template"}
 
 
 @NEEDED
 def test_predict_needs_no_tensorflow_and_says_the_same(run, images, expected, tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
-    code = (
-        "import runpy, sys; allowed = set(sys.argv.pop(1).split()) | set(sys.stdlib_module_names)\n"
-        "class Only:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.partition('.')[0].lstrip('_') not in allowed and name.partition('.')[0] not in allowed:\n"
-        "            raise ImportError(f'{name} is not installed')\n"
-        "sys.meta_path.insert(0, Only()); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
     image = tmp_path / "image"
-    entry = built(run, image)
+    entry, home = built("runtime", run, image), tmp_path / "home"
+    home.mkdir()
     inputs = ["--out", tmp_path / "p.csv", images, tmp_path / "notes.txt"]
-    line = [sys.executable, "-c", code, " ".join(ALLOWED), *entry, *inputs]
-    done = subprocess.run(
-        list(map(str, line)), cwd=image / "app", env={"PYTHONPATH": "."}, capture_output=True, text=True, check=False
-    )
+    line = [sys.executable, "-c", ONLY, " ".join(ALLOWED), *entry, *inputs]
+    env = {"PYTHONPATH": ".", "HOME": str(home)}
+    done = subprocess.run(list(map(str, line)), cwd=image / "app", env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert not list(home.iterdir()), "onnxruntime keeps no number of this machine"
     assert "43 images, 42 classified, 1 could not be read" in done.stdout
     with (tmp_path / "p.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

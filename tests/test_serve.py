@@ -9,6 +9,7 @@ import io
 import json
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import BENCHMARKS, call, class_folders
 from PIL import Image
-from served import ABOUT, BLUE, CARD, MIXED, RED, TOKEN, colour_run, picture, process, shares
+from served import ABOUT, BLUE, CARD, MIXED, ONLY, RED, TOKEN, built, colour_run, picture, process, shares
 
 pytest.importorskip("fastapi", reason='needs the extra serve: pip install -e ".[serve]"')
 pytest.importorskip("prometheus_client", reason='needs the extra serve: pip install -e ".[serve]"')
@@ -527,6 +528,9 @@ def ask(port: int, contents: bytes, token: str = TOKEN) -> str:
         return json.load(answer)["results"][0]["answer"]
 
 
+DOCKER = BENCHMARKS.parent / "docker"
+
+
 def head_of(port: int, contents: bytes) -> bytes:
     """A request without its body."""
     head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: {len(contents)}\r\n"
@@ -620,6 +624,36 @@ def test_no_request_is_lost_while_runs_are_swapped(tmp_path):
             assert running.stdout.readline() == "loaded anew\n"
         said = [answer.result() for answer in answers]
         assert set(said) == {"red", "blue"} and len(said) == 600
+
+
+SERVER = "PIL numpy onnxruntime template fastapi starlette pydantic pydantic_core annotated_types annotated_doc anyio "
+SERVER += "opentelemetry typing_extensions typing_inspection idna h11 click uvicorn python_multipart multipart "
+SERVER += "prometheus_client"
+
+
+@pytest.mark.slow
+def test_a_server_needs_no_tensorflow_and_writes_nothing(tmp_path):
+    (tmp_path / "home").mkdir()
+    entry = built("server", colour_run(tmp_path / "colours"), tmp_path / "image")
+    before = sorted(tmp_path.rglob("*"))
+    lines = (DOCKER / "server.Dockerfile").read_text().splitlines()
+    (check,) = (json.loads(line.partition("CMD ")[2]) for line in lines if line.startswith("    CMD"))
+    env = {"PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path / "home")}
+    line = [sys.executable, "-c", ONLY, SERVER, *entry, "--port", "0"]
+    with subprocess.Popen(line, cwd=tmp_path / "image" / "app", env=env, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            said = running.stdout.readline()
+            port = int(said.rpartition("0.0.0.0:")[2].split()[0])
+            assert said.startswith("run (onnx)") and ask(port, MIXED) == "not sure" and ask(port, BLUE) == "blue"
+            healthy = [sys.executable, "-c", check[2].replace("8000", str(port))]
+            assert subprocess.run(healthy, check=False).returncode == 0
+            running.terminate()
+            assert running.wait(10) == 0
+        finally:
+            running.kill()
+    assert sorted(tmp_path.rglob("*")) == before
+    done = subprocess.run(healthy, check=False, capture_output=True, text=True)
+    assert done.returncode != 0 and "refused" in done.stderr
 
 
 def test_runs_that_cannot_be_served_are_refused_before_anybody_is_answered(tmp_path):

@@ -8,6 +8,7 @@ Files become pixels by the same code as in training. Several threads may share a
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ import numpy as np
 from .. import device, disk, runs
 from ..data.images.load import BadImageError, ImageSource, load_views, zoom_center
 from ..data.sources.names import DataError
+
+# From 1.29 on, onnxruntime keeps a number for this machine and tells its makers of each process and network, unless
+# this stands there before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FOLDER, CARD = "export", "model_card.json"
 FILES = {"float32": "model.onnx", "float16": "model.float16.onnx", "int8": "model.int8.onnx"}
