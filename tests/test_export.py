@@ -317,6 +317,8 @@ def test_one_that_says_something_else_than_keras_is_an_error_and_not_kept(run, t
 def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
     from template.deploy.export import onnx as export_onnx
 
+    conversions, converted = [], export_onnx.converted
+    monkeypatch.setattr(export_onnx, "converted", lambda *what: conversions.append(1) or converted(*what))
     monkeypatch.setattr(export_onnx, "_halved", lambda model: 1 / 0)
     line = ("--precision", "float16", "float32", "--out", tmp_path / "new")
     last_words, said = call("export", "--run", run, *line)
@@ -324,6 +326,7 @@ def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "model.onnx", "model_card.json", "model_card.md"
     ]  # fmt: skip
+    assert len(conversions) == 1, "for all precisions"
 
 
 def test_int8_is_calibrated_on_training_images_and_compared_on_validation(run, images):

@@ -3,6 +3,7 @@
 python -m pytest -m slow tests/test_export_backbones.py
 """
 
+import functools
 import gc
 from pathlib import Path
 
@@ -63,13 +64,14 @@ def answers(model: keras.Model, pixels: np.ndarray) -> np.ndarray:
 def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisions: tuple[str, ...]) -> None:
     from template.deploy.export.graph import Served, freeze
     from template.deploy.export.litert import load_litert, write_litert
-    from template.deploy.export.onnx import write_onnx
+    from template.deploy.export.onnx import converted, write_onnx
     from template.deploy.runtime import Classifier
 
     inputs = {"image_size": pixels.shape[1], "resize": "crop", "bits": "auto", "max_megapixels": 1.0,
               "full_image": False, "center_zoom": False}  # fmt: skip
     about = {"class_names": ["a", "b", "c"], "inputs": inputs, "temperature": 1.3}
     frozen = freeze(Served(model, 1.3, hflip=True))
+    proto = converted(frozen, about)
     expected = answers(model, pixels)
     moved = np.abs(answers(model, pixels + np.float32(1e-4)) - expected).max(axis=1)
     steady = moved < 1e-3  # some random networks say something else if a pixel changes by a millionth of its range
@@ -77,11 +79,11 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
     assert np.ptp(expected, axis=0).max() > 0.05, "there is something to differ in"
     for precision in precisions:
         for write, load, ending in (
-            (write_onnx, lambda file: Classifier.of_file(file).infer, "onnx"),
-            (write_litert, load_litert, "tflite"),
+            (functools.partial(write_onnx, proto), lambda file: Classifier.of_file(file).infer, "onnx"),
+            (functools.partial(write_litert, frozen, about=about), load_litert, "tflite"),
         ):
             file = folder / f"model.{ending}"
-            write(frozen, file, precision, pixels, about)
+            write(file, precision, pixels)
             found = load(file)(pixels)
             difference = np.abs(found - expected)[steady].max()
             print(f"{model.name} {ending} {precision}: {difference:.1e}, {file.stat().st_size / 1e6:.1f} MB")

@@ -1,6 +1,7 @@
 """A finished run as files for other programs, each held against Keras on images of the run before it is kept."""
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import shutil
@@ -37,6 +38,30 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.05}
 """Largest difference of a probability from Keras's own: sums in another order, and weights of 11 bits."""
 AGREEMENT = 0.8
 """Least share of answers that int8 must have in common with Keras. What is built wrong has a third to a half."""
+
+
+class Sources:
+    """What several files are made from, made once and when it is needed.
+
+    Args:
+        served: the network.
+        about: what is known about it, for each file.
+    """
+
+    def __init__(self, served: Served, about: dict[str, Any]) -> None:
+        self.served, self.about = served, about
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The graph with its weights."""
+        return freeze(self.served)
+
+    @functools.cached_property
+    def onnx(self) -> Any:
+        """The same as ONNX."""
+        from .onnx import converted
+
+        return converted(self.frozen, self.about)
 
 
 class ExportError(ValueError):
@@ -93,11 +118,12 @@ def export_run(
     pixels = _pixels(images.calibration, inputs_of(config))
     timed = np.resize(pixels, (32, *pixels.shape[1:])).astype(np.float32)
     rows, problems = [_row_of_keras(run, served, expected, images, timed)], []
+    sources = Sources(served, about)
     with disk.replacing_folder(out) as temporary:
         for kind, precision in wanted:
             file = temporary / name_of(kind, precision)
             try:
-                found = _export(served, file, kind, precision, pixels, about)
+                found = _export(sources, file, kind, precision, pixels)
                 rows.append(_compared(found, expected, images, timed) | _file(file, kind, precision))
                 check(rows[-1])
             except ExportError as error:
@@ -179,29 +205,28 @@ def _answers(answers: Any) -> np.ndarray:
     return np.stack(found)
 
 
-def _export(
-    served: Served, file: Path, kind: str, precision: str, pixels: np.ndarray, about: dict[str, Any]
-) -> Classifier:
+def _export(sources: Sources, file: Path, kind: str, precision: str, pixels: np.ndarray) -> Classifier:
     """Write a file, and load it with its own runtime."""
+    about = sources.about
     try:
         if kind == "savedmodel":
-            write_saved_model(served, file, about)
+            write_saved_model(sources.served, file, about)
             return Classifier(load_saved_model(file), about)
         if kind == "litert":
             from .litert import load_litert, write_litert
 
-            write_litert(freeze(served), file, precision, pixels, about)
+            write_litert(sources.frozen, file, precision, pixels, about)
             return Classifier(load_litert(file), about)
         from .onnx import write_onnx
 
-        write_onnx(freeze(served), file, precision, pixels, about)
+        write_onnx(sources.onnx, file, precision, pixels)
         return Classifier.of_file(file)
     except ImportError as error:
         install = INSTALL.replace("onnx", kind)
         raise ExportError(f"needs packages that are not installed ({error.name}): {install}") from error
     except Exception as error:  # whatever a converter makes of a network that it does not know
         why = " ".join(str(error).split())[:500]
-        raise ExportError(f"{served.model.name} cannot be converted: {type(error).__name__}: {why}") from error
+        raise ExportError(f"{sources.served.model.name} cannot be converted: {type(error).__name__}: {why}") from error
 
 
 def _compared(found: Classifier, expected: np.ndarray, images: Images, timed: np.ndarray) -> dict[str, Any]:

@@ -46,26 +46,32 @@ QUANTISED = (
 """Operations in int8; those between convolutions are among them so that nothing is converted to and fro."""
 
 
-def write_onnx(frozen: Any, file: Path, precision: str, calibration: np.ndarray, about: dict[str, Any]) -> None:
+def write_onnx(model: onnx.ModelProto, file: Path, precision: str, calibration: np.ndarray) -> None:
     """Write an ONNX file of dynamic batch.
 
     Args:
-        frozen: from `freeze`.
+        model: from `converted`.
         file: to write.
         precision: `float32`; `float16`: so are its weights, while it computes in float32; `int8`: weights and
             activations, the former with a scale for each channel, without which depthwise networks are destroyed.
         calibration: representative pixels [n, size, size, 3], whose activations set the scales of int8.
-        about: goes into its metadata, by name, as JSON.
     """
-    onnx.save(_converted(frozen, about), file)
+    onnx.save(model, file)
     if precision == "float16":
         onnx.save(_halved(onnx.load(file)), file)
     elif precision == "int8":
         _quantise(file, calibration)
 
 
-def _converted(frozen: Any, about: dict[str, Any]) -> onnx.ModelProto:
-    """By the parts of tf2onnx, whose own `from_graph_def` copies the whole network thirty times."""
+def converted(frozen: Any, about: dict[str, Any]) -> onnx.ModelProto:
+    """A network as ONNX, in float32.
+
+    By the parts of tf2onnx, whose own `from_graph_def` copies the whole network thirty times.
+
+    Args:
+        frozen: from `freeze`.
+        about: goes into its metadata, by name, as JSON.
+    """
     pixels, probabilities = frozen.inputs[0].name, frozen.outputs[0].name
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with tf.Graph().as_default():
