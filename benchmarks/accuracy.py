@@ -2,16 +2,18 @@
 
     python benchmarks/accuracy.py --data.path=FOLDER --per-class 50 --seeds 3 --backbone.name=mobilenet
 
-Same images, weights and split for all three. FOLDER is one of class folders, of which every seed takes `--per-class`
+Same images, weights and split for all. FOLDER is one of class folders, of which every seed takes `--per-class`
 training images per class and tests on the rest; or has train/ and test/ (or val/), which are taken as they are; or
 `digits`. Seconds are those from decoded images to a trained model, without predicting the test images; looking at
-them in another size, decoding included, counts. Ours sees them as the recipe says (`--data.image_size`), the other two
-at `--size` pixels: 224 unless given, as the networks were trained and as the guides have it.
+them in another size, decoding included, counts. Ours sees them as the recipe says (`--data.image_size`), guide and
+probe at `--size` pixels: 224 unless given, as the networks were trained and as the guides have it. A fourth method,
+`best_probe`, chooses size and resizing of the probe by cross-validation.
 """
 
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=50, help="training images per class (default: 50)")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side for guide and probe (default: 224)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["guide", "probe", "ours"])
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="JSON to write or add to")
     known, rest = parser.parse_known_args()
     runs.check_output(known.out, "file")
@@ -50,13 +52,13 @@ def main() -> None:
             for method in known.methods:
                 cache = Path(scratch) / f"{seed}-{method}"  # no method finds what another has computed
                 data = dataclasses.replace(config.data, path=str(table), cache=str(cache))
-                if method != "ours":
+                if method in ("guide", "probe"):
                     data = dataclasses.replace(data, image_size=known.size)
                 settings = dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, seed=seed))
                 correct, tested, seconds, *spent = METHODS[method](settings, Path(scratch))
                 rows.append({"data": config.data.path, "per_class": known.per_class, "seed": seed, "method": method,
                              "correct": correct, "tested": tested, "seconds": seconds, "spent": spent})  # fmt: skip
-                print(f"seed {seed} {method:<6} accuracy {correct / tested:.4f} in {seconds:.1f} s", flush=True)
+                print(f"seed {seed} {method:<10} accuracy {correct / tested:.4f} in {seconds:.1f} s", flush=True)
     summarise(rows, known.methods)
     runs.write_json(known.out, before + rows)
 
@@ -151,6 +153,31 @@ def probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     return int((predicted == labels[test]).sum()), len(test), seconds
 
 
+def best_probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
+    """`probe`, at the size and resizing that cross-validation prefers: 288 or 224 pixels; crop, pad or stretch."""
+    from template.data.decode import decode
+    from template.data.examples import load_examples
+    from template.data.load import Parts
+    from template.model_selection.auto import init_model, resolve_auto, without_auto
+    from template.train.features import FeatureCache
+
+    head = dataclasses.replace(config.head, feature_levels=1)
+    tta = dataclasses.replace(config.tta, center_zoom=False)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="auto"), head=head, tta=tta)
+    decoded = functools.cache(functools.partial(decode, load_examples(config.data.path)))
+    examples, _ = decoded(without_auto(config).data)
+    parts = Parts(examples, lambda data: decoded(data)[1], np.arange(len(examples)))
+    start = time.perf_counter()
+    cache = FeatureCache.of(config)
+    images = functools.partial(parts.plain, "train")
+    config, base, _ = resolve_auto(config, images, cache)
+    model = init_model(base, config, [images(config.data)], cache)
+    seconds = time.perf_counter() - start
+    test = parts.plain("test", config.data)
+    predicted = model.predict(test.read(0, np.arange(len(test))).astype(np.float32), verbose=0).argmax(axis=1)
+    return int((predicted == test.labels).sum()), len(test), seconds
+
+
 def ours(config: configuration.Config, scratch: Path) -> tuple[int, int, float, dict]:
     """What scripts/train.py does; and where its seconds went."""
     from template import recipe
@@ -163,20 +190,20 @@ def ours(config: configuration.Config, scratch: Path) -> tuple[int, int, float, 
     return round(test["accuracy"]["value"] * test["images"]), test["images"], seconds, spent
 
 
-METHODS = {"guide": guide, "probe": probe, "ours": ours}
+METHODS = {"guide": guide, "probe": probe, "best_probe": best_probe, "ours": ours}
 
 
 def summarise(rows: list[dict], methods: list[str]) -> None:
     """Print mean accuracy with the 95 % interval of one run's test images, and mean seconds."""
     from template.evaluate.intervals import wilson_interval
 
-    print(f"\n{'method':<8}{'accuracy':<28}seconds")
+    print(f"\n{'method':<12}{'accuracy':<28}seconds")
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
         accuracy = np.mean([row["correct"] / row["tested"] for row in mine])
         interval = wilson_interval(round(accuracy * mine[0]["tested"]), mine[0]["tested"])
         seconds = np.mean([row["seconds"] for row in mine])
-        print(f"{method:<8}{accuracy:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]   {seconds:.1f}")
+        print(f"{method:<12}{accuracy:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]   {seconds:.1f}")
 
 
 def _decoded(config: configuration.Config) -> tuple:
