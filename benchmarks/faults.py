@@ -658,7 +658,7 @@ def fuzz(folder: Path, number: int = 1_000_000, seconds: float = 600, workers: i
     may hold a loader up.
     """
     subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("corpus.py")), str(folder / "corpus")],
+        [sys.executable, str(Path(__file__).parents[1] / "tests" / "corpus.py"), str(folder / "corpus")],
         check=True,
         capture_output=True,
     )

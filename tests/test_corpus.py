@@ -1,11 +1,11 @@
 """All kinds of files and folders that are not what one would wish for: none is a traceback, none is lost."""
 
 import dataclasses
-import importlib.util
 import json
 import time
 from pathlib import Path
 
+import corpus
 import numpy as np
 import pytest
 
@@ -17,11 +17,6 @@ from template.data.examples import DataError, Examples, load_examples
 from template.data.images.load import load, load_image
 from template.data.load import load_data
 from template.data.split import split
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "corpus.py"
-SPEC = importlib.util.spec_from_file_location("corpus_script", SCRIPT)
-corpus = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(corpus)
 
 
 @pytest.fixture(scope="module")

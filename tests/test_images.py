@@ -1,6 +1,5 @@
 """What a file becomes: the right pixels, the right way up, or a reason; never a wrong image without a word."""
 
-import importlib.util
 import io
 import os
 import struct
@@ -10,9 +9,11 @@ import time
 import zlib
 from pathlib import Path
 
+import corpus
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageCms, ImageFile
 
 from template.config import Data
@@ -20,11 +21,6 @@ from template.data.decode import with_bits
 from template.data.images import read
 from template.data.images.load import BadImageError, load, load_image
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "corpus.py"
-SPEC = importlib.util.spec_from_file_location("corpus_script", SCRIPT)
-corpus = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(corpus)
 chunk, deep_png, profile, tiff = corpus.chunk, corpus.deep_png, corpus.profile, corpus.tiff
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
 

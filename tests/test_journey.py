@@ -24,7 +24,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, image, without_plots
+from conftest import BENCHMARKS, SCRIPTS, call, image, without_plots
 from PIL import Image
 from scipy.special import softmax
 
@@ -348,6 +348,7 @@ def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
     assert len(json.loads((run / "human.json").read_text())) == 1
 
 
+@pytest.mark.skipif(not BENCHMARKS.exists(), reason="a project that new_project.py made has no benchmarks")
 def test_a_row_of_the_benchmark_is_repeated(journey):
     size = ("--seeds", 1, "--methods", "probe", "--size", 32)
     said = journey.walk("accuracy", *QUICK, "--per-class", 6, *size)

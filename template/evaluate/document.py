@@ -83,9 +83,9 @@ def html(report: Report, figures: Mapping[str, Figure], environment: Mapping[str
         figures: of its charts, by name.
         environment: versions, settings and digests.
     """
-    template = _templates(autoescape=True).get_template("report.html")
+    page = _templates(autoescape=True).get_template("report.html")
     shown = {name for section in report.sections if not section.matrix for name in section.charts}
-    return template.render(
+    return page.render(
         report=report,
         svg={name: plots.svg(figures[name]) for name in shown},
         environment=json.dumps(environment, indent=1, ensure_ascii=False),

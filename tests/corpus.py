@@ -1,6 +1,6 @@
 """Write files and folders that are not what one would wish for, and what should become of each.
 
-    python benchmarks/corpus.py FOLDER
+    python tests/corpus.py FOLDER
 
 makes FOLDER/files (one data folder: class `good` of plain images, class `odd` of every kind of file below) and
 FOLDER/folders (a data folder of every kind), and FOLDER/expected.json: of each file whether it is "used" or a part of
