@@ -403,6 +403,12 @@ def test_a_served_run_answers_as_predict_does(journey, run):
         assert result["predictions"][0]["probability"] == pytest.approx(float(row["probability_1"]), abs=1e-4)
 
 
+@pytest.mark.skipif(not (SCRIPTS / "new_project.py").exists(), reason="this is one's own already")
+def test_the_project_becomes_ones_own(journey):
+    journey.walk("new_project", journey.home / "my-birds", "--name", "birds", "--package", "birds")
+    assert (journey.home / "my-birds" / "birds" / "recipe.py").is_file()
+
+
 def test_help_is_shown(journey):
     assert "--data.path" in journey.walk("train", "--help")
 

@@ -84,10 +84,23 @@ def sources() -> Iterator[str]:
             yield file.read_text(encoding="utf-8")
 
 
+def properties() -> Iterator[tuple[str, str, str]]:
+    """Section, setting and property, for each setting that a property of its section reads."""
+    for node in ast.parse((PACKAGE / "config.py").read_text(encoding="utf-8")).body:
+        for function in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(function, ast.FunctionDef) and [ast.unparse(d) for d in function.decorator_list] == [
+                "property"
+            ]:
+                for inner in ast.walk(function):
+                    if isinstance(inner, ast.Attribute) and ast.unparse(inner.value) == "self":
+                        yield node.name, inner.attr, function.name
+
+
 @pytest.fixture(scope="module")
 def read() -> set[tuple[str, str]]:
     classes = {name: fields for source in sources() for name, fields in fields_of_classes(ast.parse(source)).items()}
-    return {pair for source in sources() for pair in Reads(source, classes).found}
+    found = {pair for source in sources() for pair in Reads(source, classes).found}
+    return found | {(section, name) for section, name, through in properties() if (section, through) in found}
 
 
 def test_all_sections_are_looked_at():
