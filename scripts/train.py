@@ -9,14 +9,14 @@ python scripts/train.py --resume runs/20260101-120000-mobilenet
 
 import argparse
 import dataclasses
-import os
 import shlex
 import sys
 from pathlib import Path
 
 from template import config as configuration
 from template import runs
-from template.data.sources.files import is_junk
+from template.data.sources.files import require_outside
+from template.data.sources.names import DataError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -94,11 +94,10 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
         config = configuration.absolute(configuration.load(recipe, overrides))
     except configuration.ConfigError as error:
         parser.exit(2, f"{error}\n(python scripts/train.py --help lists all settings)\n")
-    for option, folder in (("--runs", known.runs), ("--data.cache", Path(config.data.cache))):
-        place = Path(os.path.abspath(folder))  # noqa: PTH100
-        if place.is_relative_to(config.data.path) and not any(map(is_junk, place.relative_to(config.data.path).parts)):
-            parser.exit(2, f"{str(place)!r} is inside the images and would be taken for a class. Choose another with "
-                           f"{option}, such as one beside {config.data.path!r}.\n")  # fmt: skip
+    try:
+        require_outside(config.data.path, {"--runs": known.runs, "--data.cache": Path(config.data.cache)})
+    except DataError as error:
+        parser.exit(2, f"{error}\n")
     print(f"recipe {recipe}")
     runs.check_output(Path(config.data.cache), "folder", "--data.cache")
     try:

@@ -538,11 +538,12 @@ def pair_up(arguments: Sequence[str]) -> Iterator[str]:
         yield f"{key}={value}"
 
 
-def parse(parser: argparse.ArgumentParser) -> tuple[Config, argparse.Namespace]:
+def parse(parser: argparse.ArgumentParser, defaults: Sequence[str] = ()) -> tuple[Config, argparse.Namespace]:
     """Command line of a script that takes the settings of train.py: `--config RECIPE` and `--section.field=value`.
 
     Args:
         parser: with the script's own arguments.
+        defaults: `section.field=value` texts that come after the recipe and before the command line.
 
     Returns:
         The configuration, and the script's own arguments. Leaves with a message and exit code 2 if a setting is wrong.
@@ -551,7 +552,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--config", type=Path, default=recipe, help="recipe; by default configs/folder.toml")
     known, settings = parser.parse_known_args()
     try:
-        return load(known.config, list(pair_up(settings))), known
+        return load(known.config, [*defaults, *pair_up(settings)]), known
     except ConfigError as error:
         parser.exit(2, f"{error}\n")
 
@@ -621,7 +622,7 @@ def changed(before: Config, after: Config) -> list[str]:
     Raises:
         ConfigError: if a setting has changed that must not, naming all of those.
     """
-    old, new = (_flat(TypeAdapter(Config).dump_python(config, mode="json")) for config in (before, after))
+    old, new = flat(before), flat(after)
     keys = [key for key in old | new if old.get(key) != new.get(key)]
     lines = {key: f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in keys}
     falls = any(stage.schedule == "plateau" for stage in after.stages or ())
@@ -633,6 +634,11 @@ def changed(before: Config, after: Config) -> list[str]:
             + f"\nA run that has begun cannot go on with this. Start a new one, or change only {', '.join(may_change)}."
         )
     return list(lines.values())
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, as a recipe says it."""
+    return _flat(TypeAdapter(Config).dump_python(config, mode="json"))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

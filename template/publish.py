@@ -136,7 +136,7 @@ def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, fl
     """What the scores mean: choices, baselines, diagnosis, findings of the audit."""
     found = {
         name: runs.read_json(folder / f"{name}.json")
-        for name in ("choices", "audit", "preflight")
+        for name in ("choices", "audit", "preflight", "cross_validation")
         if (folder / f"{name}.json").exists()
     }
     before = found.get("preflight", {"numbers": {}})["numbers"]
@@ -147,6 +147,7 @@ def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, fl
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
         "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
         "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
+        "cross_validation": found.get("cross_validation"),
         "audit": [finding for finding in found["audit"] if finding["severity"] != "info"],
     }
 

@@ -1,10 +1,12 @@
 """The whole story of a run, from images on disk to a report, in one function."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -41,6 +43,7 @@ from .model_selection.auto import (
 from .model_selection.backbone import choose_backbone
 from .model_selection.depth import choose_stages
 from .publish import TrainedRun, publish
+from .train.checkpoint import TrainState
 from .train.features import FeatureCache, from_boundary
 from .train.losses import weight_table
 from .train.nonfinite import NonFiniteError
@@ -70,11 +73,22 @@ def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
         DamagedError: if the run was interrupted, and none of its checkpoints is whole.
         NonFiniteError: if a loss, weight or score became NaN or infinite.
     """
+    with writing(config, folder):
+        return _run(config, folder, clock or runs.Timer())
+
+
+@contextlib.contextmanager
+def writing(config: Config, folder: Path) -> Iterator[None]:
+    """Keep a folder to ourselves for the block, and say where a disk is full.
+
+    Raises:
+        DiskError: if another process writes to the folder, it cannot be written to, or a disk is full.
+    """
     cache = Path(config.data.cache).expanduser()
     with disk.locked(folder):
         disk.sweep(cache)
         try:
-            return _run(config, folder, clock or runs.Timer())
+            yield
         except (OSError, tf.errors.OpError) as error:
             if not disk.is_full(error):
                 raise
@@ -86,68 +100,116 @@ def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
 
 def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     """`run`, in a folder that is ours alone."""
-    _print_device(config)
+    print_device(config)
     cache = FeatureCache.of(config, clock)
     with clock("decode"):
         config, parts = load_data(config, without_auto(config).data)
-        examples, counts = parts.examples, {name: len(parts.rows(name)) for name in PARTS}
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
-        facts = facts_from_pixels(examples, parts.pixels(without_auto(config).data), np.arange(len(examples)))
-
-    def predicted(part: str) -> Predictions:
-        return _predict(model, examples.take(parts.rows(part)), views[part], config, cache, again=part == "val")
-
-    _print_found(config, examples, folder)
-    config, base, model, choices = _choose(config, parts, cache)
-    _refuse_changes(config, examples, folder)
-    with clock("decode"):
-        views = {name: build_views(parts, name, config) for name in ("val", "test")}
+        pixels = parts.pixels(without_auto(config).data)
+        facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
+    print_found(config, parts.examples, folder)
+    refuse_changes(config, parts.examples, folder)
     with clock("audit"):
-        _audit(examples, facts, config, folder)
-    initial = [variable.numpy() for variable in model.variables]
-    blocks = find_blocks(model, config.backbone)
-    context = TrainContext(blocks, (), config.train, cache, initial, examples.class_names)
-    config, depths = choose_stages(model, base, config, parts.train, context)
-    train, augmented = parts.train(config)
-    set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
-    _record(config, choices | depths, examples, folder)
+        print_audit(parts.examples, facts, config, folder)
+    begun = prepare(config, parts, cache, folder)
+    config, train = begun.config, parts.plain("train", begun.config.data)
     with clock("diagnosis"):
         val = parts.plain("val", config.data)
-        curve = learning_curve(model, base, config, train, val, cache) if starts_from_probe(config) else None
-    predictions = {"probe": predicted("val")} if starts_from_probe(config) else {}
-    context = dataclasses.replace(context, stages=config.stages)
-    if config.stages:
-        _print_class_weights(config.train, train.labels, examples.class_names)
-    state = fit(model, augmented, val, context, folder)
-    predictions["val"] = predicted("val") if config.stages else predictions["probe"]
-    chosen = strip_training_layers(model).get_weights()
-    if suggest.refits(config, sum(counts.values())):
-        with clock("refit"):
-            print(f"refit on training and validation images together: {counts['train'] + counts['val']}")
-            assign(model.variables, initial)
-            if starts_from_probe(config):
-                init_head_from_probe(model, base, config, [train], cache, val)
-            refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
-    model = save_model(model, folder)  # from here on that is measured which will be used
-    predictions["test"] = predicted("test")
-    if not counts["test"]:  # what the report shows beside the predictions of validation is of the network they are of
-        model.set_weights(chosen)
+        probed = starts_from_probe(config)
+        curve = learning_curve(begun.model, begun.base, config, train, val, cache) if probed else None
+    model, state, predictions = fit_and_predict(begun, folder)
     with clock("diagnosis"):
         learned = train_accuracy(model, train, config.train.batch_size)
-        colors = color_baseline(train, parts.plain("test", config.data) if counts["test"] else val)
-    trained = TrainedRun(config, examples, parts.pixels(config.data), facts, model, state, curve, learned, colors)
+        colors = color_baseline(train, parts.plain("test", config.data) if len(predictions["test"].ids) else val)
+    trained = TrainedRun(config, parts.examples, parts.pixels(config.data), facts, model, state, curve, learned, colors)
     return publish(trained, predictions, clock, folder)
 
 
-def _predict(
-    model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config, cache: FeatureCache, *,
-    again: bool,
-) -> Predictions:  # fmt: skip
-    """Predictions of a model as it is at inference; from the activations of what no stage trains, if `again`."""
+@dataclass(frozen=True)
+class Prepared:
+    """A run in which nothing is left to choose, before it trains.
+
+    Args:
+        config: without `auto`, and with stages.
+        parts: its images.
+        base: the backbone.
+        model: to train.
+        context: of the training; as `pretrained`, it has the weights to begin a refit with.
+        views: of the images of `val` and `test`, as they are predicted.
+    """
+
+    config: Config
+    parts: Parts
+    base: keras.Model
+    model: keras.Model
+    context: TrainContext
+    views: dict[str, list[ArrayDataset]]
+
+
+def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> Prepared:
+    """Choose what the settings leave open, from the training images alone, and record it in the folder of the run.
+
+    Args:
+        config: with or without `auto`.
+        parts: the images.
+        cache: for features.
+        folder: of the run.
+    """
+    config, base, model, choices = _choose(config, parts, cache)
+    with cache.clock("decode"):
+        views = {name: build_views(parts, name, config) for name in ("val", "test")}
+    initial = [variable.numpy() for variable in model.variables]
+    blocks = find_blocks(model, config.backbone)
+    context = TrainContext(blocks, (), config.train, cache, initial, parts.examples.class_names)
+    config, depths = choose_stages(model, base, config, parts.train, context)
+    set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
+    _record(config, choices | depths, parts.examples, folder)
+    return Prepared(config, parts, base, model, dataclasses.replace(context, stages=config.stages), views)
+
+
+def fit_and_predict(begun: Prepared, folder: Path) -> tuple[keras.Model, TrainState, dict[str, Predictions]]:
+    """Train, refit if the settings say so, write model.keras, and predict.
+
+    Args:
+        begun: from `prepare`.
+        folder: of the run; an interrupted one goes on from its checkpoints.
+
+    Returns:
+        The model in the file, or without test images, that before the refit: what a report shows beside predictions of
+        validation is of the network that they are of. The state of the training; and predictions of `val`, which are
+        from before the refit, of `test` (perhaps of no images), and of `probe` on validation if there was one.
+    """
+    config, parts, model, context = begun.config, begun.parts, begun.model, begun.context
+    train, augmented = parts.train(config)
+    val, probed = parts.plain("val", config.data), starts_from_probe(config)
+    predictions = {"probe": _predict(model, begun, "val")} if probed else {}
+    if config.stages:
+        _print_class_weights(config.train, train.labels, parts.examples.class_names)
+    state = fit(model, augmented, val, context, folder)
+    predictions["val"] = _predict(model, begun, "val") if config.stages or not probed else predictions["probe"]
+    chosen = strip_training_layers(model).get_weights()
+    if suggest.refits(config, int((parts.examples.parts != "").sum())):
+        with context.cache.clock("refit"):
+            print(f"refit on training and validation images together: {len(train) + len(val)}")
+            assign(model.variables, context.pretrained)
+            if probed:
+                init_head_from_probe(model, begun.base, config, [train], context.cache, val)
+            refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
+    model = save_model(model, folder)  # from here on that is measured which will be used
+    predictions["test"] = _predict(model, begun, "test")
+    if not len(predictions["test"].ids):
+        model.set_weights(chosen)
+    return model, state, predictions
+
+
+def _predict(model: keras.Model, begun: Prepared, part: str) -> Predictions:
+    """Predictions of a model as it is at inference; from the activations of what no stage trains, if those recur."""
+    parts, config, cache = begun.parts, begun.config, begun.context.cache
+    recur = part == "val" or parts.pool is not None
     with cache.clock("evaluation"):
         model = strip_training_layers(model)
-        model, views = from_boundary(model, never_trained(model, config) if again else None, views, cache)
-        return predict_tta(model, examples, views, config)
+        model, views = from_boundary(model, never_trained(model, config) if recur else None, begun.views[part], cache)
+        return predict_tta(model, parts.examples.take(parts.rows(part)), views, config)
 
 
 def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, keras.Model, keras.Model, dict]:
@@ -161,7 +223,7 @@ def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, 
         return config, base, init_model(base, config, [images(config.data)], cache), networks | settings
 
 
-def _print_device(config: Config) -> None:
+def print_device(config: Config) -> None:
     print(f"device: {device.summary(device.describe(config.train.precision))}")
     if warning := device.unused_gpu():
         print(f"warning: {warning}")
@@ -178,7 +240,7 @@ def _print_class_weights(settings: Train, labels: np.ndarray, class_names: Seque
         print(weight_table(class_names, counts, settings.class_weights))
 
 
-def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> None:
+def print_audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> None:
     """Look for what commonly spoils a number, say what was found, and write audit.json."""
     rows = np.flatnonzero(examples.parts != "")
     used = dataclasses.replace(examples, skipped=()).take(rows)
@@ -191,7 +253,7 @@ def _audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> No
         print(f"  (python scripts/audit.py {shlex.quote(config.data.path)} --out audit shows them)")
 
 
-def _print_found(config: Config, examples: Examples, folder: Path) -> None:
+def print_found(config: Config, examples: Examples, folder: Path) -> None:
     used = examples.parts != ""
     sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
     left_out = len(examples.skipped)
@@ -202,7 +264,7 @@ def _print_found(config: Config, examples: Examples, folder: Path) -> None:
         print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
 
 
-def _refuse_changes(config: Config, examples: Examples, folder: Path) -> None:
+def refuse_changes(config: Config, examples: Examples, folder: Path) -> None:
     """A run that has begun goes on with its images and settings, and says which of those that may change have."""
     table, split, begun = to_csv(examples), folder / "split.csv", folder / "begun.toml"
     before = split.read_text(encoding="utf-8") if split.exists() else table

@@ -21,7 +21,7 @@ from . import device, disk
 
 BEFORE_TRAINING = {
     ".lock", "config.toml", "begun.toml", "choices.json", "split.csv", "classes.json", "skipped.json", "run.json",
-    "audit.json",
+    "audit.json", "folds.json",
 }  # fmt: skip
 """What a run has written by the time it trains; all of it would be written again."""
 

@@ -23,6 +23,7 @@ PLAN = [
     {"diagnose"},
     {"publish"},
     {"recipe"},
+    {"search"},
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
 LIGHT = ["disk", "device", "config", "runs", "suggest", "doctor"]

@@ -108,6 +108,28 @@ def open_stored(file: BinaryIO) -> Stored:
         raise disk.DamagedError(f"{file.name!r} is not a complete array file: {error}") from error
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Some rows, again in each pass, of an array file that holds passes over n rows: [passes * m, ...].
+
+    Args:
+        whole: [passes * n, ...].
+        rows: int64 [m], from 0 to n - 1.
+        n: rows of a pass.
+    """
+
+    whole: "ArrayFile"
+    rows: np.ndarray
+    n: int
+
+    def __len__(self) -> int:
+        return len(self.whole) // self.n * len(self.rows)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows at these positions, copied."""
+        return self.whole[rows // len(self.rows) * self.n + self.rows[rows % len(self.rows)]]
+
+
 class ArrayFile:
     """Array in an array file, [n, ...], read by rows.
 

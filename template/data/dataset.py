@@ -23,6 +23,7 @@ class ArrayDataset:
         key: cache key of the inputs: datasets with the same key have equal inputs. Empty if unknown.
         names: [n] of the images, for messages; or empty.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`). Or None.
+        whole: what this is a `share` of, and its rows there; or None.
     """
 
     read: Callable[[int, np.ndarray], np.ndarray]
@@ -30,9 +31,15 @@ class ArrayDataset:
     key: str = ""
     names: Sequence[str] = ()
     groups: np.ndarray | None = None
+    whole: "tuple[ArrayDataset, np.ndarray] | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def cached_images(self) -> int:
+        """How many images are cached where features of these are."""
+        return len(self.whole[0]) if self.whole else len(self)
 
 
 def train_dataset(
@@ -65,14 +72,21 @@ def eval_dataset(
 
 def hflip(dataset: ArrayDataset) -> ArrayDataset:
     """The images of a dataset, flipped horizontally."""
-    key = dataset.key and f"{dataset.key} hflip"
-    return dataclasses.replace(dataset, read=lambda epoch, rows: dataset.read(epoch, rows)[:, :, ::-1], key=key)
+    return _each(dataset, lambda images: images[:, :, ::-1], "hflip")
 
 
 def center_zoom(dataset: ArrayDataset) -> ArrayDataset:
     """The centre of the images of a dataset, two thirds of width and height, resized to the size of the whole."""
-    key = dataset.key and f"{dataset.key} zoom_center"  # "center_zoom" are those of version 0.1, by OpenCV
-    return dataclasses.replace(dataset, read=lambda epoch, rows: zoom_center(dataset.read(epoch, rows)), key=key)
+    return _each(dataset, zoom_center, "zoom_center")  # "center_zoom" are those of version 0.1, by OpenCV
+
+
+def _each(dataset: ArrayDataset, change: Callable[[np.ndarray], np.ndarray], name: str) -> ArrayDataset:
+    """A dataset with its images changed, and with them the whole that it is a share of."""
+    key, whole = dataset.key and f"{dataset.key} {name}", dataset.whole
+    whole = whole and (_each(whole[0], change, name), whole[1])
+    return dataclasses.replace(
+        dataset, read=lambda epoch, rows: change(dataset.read(epoch, rows)), key=key, whole=whole
+    )
 
 
 def subset(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
@@ -86,7 +100,16 @@ def subset(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
         key,
         [dataset.names[row] for row in rows] if len(dataset.names) else (),
         None if dataset.groups is None else dataset.groups[rows],
+        dataset.whole and (dataset.whole[0], dataset.whole[1][rows]),
     )
+
+
+def share(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
+    """These rows of a dataset, whose features are cached with those of all its rows.
+
+    So the folds of a cross-validation, which overlap, send each image through a frozen network once.
+    """
+    return dataclasses.replace(subset(dataset, rows), whole=(dataset, rows))
 
 
 def subsample(dataset: ArrayDataset, max_images: int) -> ArrayDataset:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import Config, ConfigError, Data
 from .array_file import ArrayFile
-from .dataset import ArrayDataset, eval_dataset, train_dataset
+from .dataset import ArrayDataset, eval_dataset, share, train_dataset
 from .decode import decode, with_bits, with_digests
 from .examples import DataError, Examples, first_lines, load_examples
 from .sources.names import match_names
@@ -25,11 +25,13 @@ class Parts:
         examples: with their `parts`.
         pixels: (settings) -> pixels of all examples at that size and resizing; the last two are kept.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`).
+        pool: rows of the images that are divided in turn into other parts, which share their features; or None.
     """
 
     examples: Examples
     pixels: Callable[[Data], ArrayFile]
     groups: np.ndarray
+    pool: np.ndarray | None = None
 
     @classmethod
     def of(cls, examples: Examples, pixels: ArrayFile, part: str) -> "Parts":
@@ -43,17 +45,23 @@ class Parts:
 
     def plain(self, part: str, data: Data) -> ArrayDataset:
         """The images of a part, not augmented."""
-        return eval_dataset(self.pixels(data), self.rows(part), self.examples.labels, self.groups)
+        pixels = self.pixels(data)
+        return self._take(part, lambda rows: eval_dataset(pixels, rows, self.examples.labels, self.groups))
 
     def augmented(self, part: str, config: Config) -> ArrayDataset:
         """The images of a part, augmented differently in every epoch, with their names."""
-        rows = self.rows(part)
-        dataset = train_dataset(self.pixels(config.data), rows, self.examples.labels, config.augment, config.train.seed)
-        return dataclasses.replace(dataset, names=self.examples.ids[rows])
+        pixels, how = self.pixels(config.data), (self.examples.labels, config.augment, config.train.seed)
+        dataset = self._take(part, lambda rows: train_dataset(pixels, rows, *how))
+        return dataclasses.replace(dataset, names=self.examples.ids[self.rows(part)])
 
     def train(self, config: Config) -> tuple[ArrayDataset, ArrayDataset]:
         """The training images as they are, and augmented."""
         return self.plain("train", config.data), self.augmented("train", config)
+
+    def _take(self, part: str, dataset: Callable[[np.ndarray], ArrayDataset]) -> ArrayDataset:
+        """The dataset of the rows of a part, as a share of the pool if there is one."""
+        rows = self.rows(part)
+        return dataset(rows) if self.pool is None else share(dataset(self.pool), np.searchsorted(self.pool, rows))
 
 
 def load_data(config: Config, first: Data) -> tuple[Config, Parts]:

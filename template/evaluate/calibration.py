@@ -172,6 +172,13 @@ def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str,
     }
 
 
+def clear_temperature(val: Predictions) -> float:
+    """The `temperature` of validation, or 1 unless it lowers the `smoothed_losses` by more than a standard error."""
+    found = temperature(val.logits, val.labels)
+    losses = [smoothed_losses(val.logits, val.labels, temperature=t) for t in (found, 1.0)]
+    return found if paired_z(*losses, groups=val.groups) > 1 else 1.0
+
+
 def calibrate(
     val: Predictions, test: Predictions | None, *, accuracy: float = 0.95, precision: float | None = None
 ) -> dict[str, Any]:
@@ -184,14 +191,12 @@ def calibrate(
         precision: target of each class's threshold; by default its best F1.
 
     Returns:
-        `temperature` (1 unless another lowers the `smoothed_losses` by more than a standard error); of the test
+        `temperature` (`clear_temperature` of validation); of the test
         images (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
         `target` accuracy and the `selective_accuracy` for it, null where no confidence suffices; `thresholds`: by
         class the decision threshold, and `precision` and `recall` there.
     """
-    measured, found = val if test is None else test, temperature(val.logits, val.labels)
-    losses = [smoothed_losses(val.logits, val.labels, temperature=t) for t in (found, 1.0)]
-    found = found if paired_z(*losses, groups=val.groups) > 1 else 1.0
+    measured, found = val if test is None else test, clear_temperature(val)
     scaled_val, scaled = val.scaled(found), measured.scaled(found)
     result: dict[str, Any] = {"temperature": found}
     for name, predictions in (("before", measured), ("after", scaled)):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,38 @@ class Report:
     warning: str
     text: Sequence[str]
     sections: Sequence[Section]
+
+
+def captioned(charts: Sequence[str], **captions: str) -> dict[str, str]:
+    """Those of the figures that there are."""
+    return {name: caption for name, caption in captions.items() if name in charts}
+
+
+def titled(title: str, *cells: Cell) -> list[Cell]:
+    """A row of a table, with its title."""
+    return [Cell(title), *cells]
+
+
+def cell(interval: Mapping[str, float | None] | None, show: Callable, *, bar: bool = False) -> Cell:
+    """A score with its interval; what is undefined is sorted as -1."""
+    if interval is None or interval["value"] is None:
+        return Cell("undefined", value=-1.0)
+    return Cell(*show(interval), interval["value"], interval if bar else None)
+
+
+def share(value: float) -> Cell:
+    """A share without an interval."""
+    return Cell(f"{100 * value:.1f} %", value=value, bar={"value": value, "low": value, "high": value})
+
+
+def count(value: int) -> Cell:
+    """A whole number."""
+    return Cell(str(value), value=value)
+
+
+def user(text: str) -> Cell:
+    """A text that may hold anything."""
+    return Cell(text, code=True)
 
 
 def html(report: Report, figures: Mapping[str, Figure], environment: Mapping[str, Any]) -> str:

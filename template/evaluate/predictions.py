@@ -112,6 +112,20 @@ def predict(
     return Predictions(np.asarray(ids), np.asarray(labels, np.int64), logits, tuple(class_names))
 
 
+def pool(several: Sequence[Predictions]) -> Predictions:
+    """One set of predictions from several of different images and the same classes, in their order.
+
+    Raises:
+        ValueError: if an image occurs twice, or the classes differ.
+    """
+    first, ids = several[0], np.concatenate([p.ids for p in several])
+    if len(np.unique(ids)) < len(ids) or any(p.class_names != first.class_names for p in several):
+        raise ValueError("Expected predictions of different images and the same classes.")
+    groups = None if any(p.groups is None for p in several) else np.concatenate([p.groups for p in several])
+    labels, logits = (np.concatenate([getattr(p, name) for p in several]) for name in ("labels", "logits"))
+    return Predictions(ids, labels, logits, first.class_names, groups)
+
+
 def average(several: Sequence[Predictions]) -> Predictions:
     """One prediction from several of the same images (test-time views, or an ensemble): mean probabilities.
 

@@ -1,13 +1,13 @@
 """The content of a report: what a person wants to know about a run, first things first."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import fonts
 from .calibration import lower_bound
 from .classification import confusion_counts
-from .document import Cell, Report, Section, Table
+from .document import Cell, Report, Section, Table, captioned, cell, count, share, titled, user
 from .intervals import number, number_parts, percent, percent_parts
 from .metrics import TITLES
 from .predictions import Predictions
@@ -28,8 +28,8 @@ def build(
     Args:
         metrics: scores of `test` (or None) and `val`, `calibration` (from `calibrate`), `seconds` by name; and where
             there are any `probe` (scores), `color_baseline`, `preflight` (accuracies by name), `choices` (losses of
-            options by setting), `diagnosis`, `learning_curve` (from `extrapolate`), `slices`, `audit` (findings), and
-            `memory_gb`.
+            options by setting), `diagnosis`, `learning_curve` (from `extrapolate`), `slices`, `audit` (findings),
+            `memory_gb`, and `cross_validation` (scores of the whole recipe).
         predictions: of the test images, or where there are none, of those of validation.
         history: one row per epoch.
         description: one line on the data and the model.
@@ -42,22 +42,22 @@ def build(
     groups = f", drawn as whole groups, of which there are {measured['groups']}" if measured["groups"] else ""
     sections = [
         _baselines(metrics, measured, part),
-        _scores(metrics),
-        _confusions(measured, predictions, charts),
-        _per_class(measured),
+        scores_of(_measured(metrics)),
+        confusions(measured, predictions, charts),
+        per_class(measured),
         _calibration(metrics, part, charts),
         *_galleries(galleries or {}),
         _slices(metrics.get("slices")),
         _diagnosis(metrics.get("diagnosis"), metrics.get("learning_curve"), charts),
-        _audit(metrics.get("audit")),
+        audit(metrics.get("audit")),
         _training(metrics, history, monitor, charts),
-        _skipped(skipped),
+        left_out(skipped),
     ]
+    accuracy, title, warning = _headline(metrics, measured, part)
     return Report(
-        _cell(measured["accuracy"], percent_parts),
-        f"accuracy on {measured['images']:,} {part} images",
-        "" if metrics["test"] else "There was no test part. These images also made the choices: the accuracy is "
-        "optimistic.",
+        cell(accuracy, percent_parts),
+        title,
+        warning,
         [
             description,
             "Brackets are 95 % confidence intervals: how far a score would move with other images of the same "
@@ -65,6 +65,31 @@ def build(
         ],
         [section for section in sections if section],
     )  # fmt: skip
+
+
+def _headline(
+    metrics: Mapping[str, Any], measured: Mapping[str, Any], part: str
+) -> tuple[Mapping[str, float], str, str]:
+    """The accuracy that stands on top, what it is of, and what must be known about it."""
+    if metrics["test"]:
+        return measured["accuracy"], f"accuracy on {measured['images']:,} test images", ""
+    if crossed := metrics.get("cross_validation"):
+        note = "It is of networks of this recipe that had not seen the images they were asked about, and learned from "
+        note += f"{1 - 1 / crossed['folds']:.0%} of them; this network has learned from all, and can be a little better"
+        return crossed["accuracy"], f"cross-validated accuracy on {crossed['images']:,} images", note + "."
+    title = f"accuracy on {measured['images']:,} {part} images"
+    return (
+        measured["accuracy"],
+        title,
+        "There was no test part. These images also made the choices: the accuracy is optimistic.",
+    )
+
+
+def _measured(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Scores by what they are of."""
+    columns = {"test": metrics["test"], "cross-validated": metrics.get("cross_validation")}
+    columns["validation (made the choices)"] = metrics["val"]
+    return {title: scores for title, scores in columns.items() if scores}
 
 
 def _baselines(metrics: Mapping[str, Any], measured: Mapping[str, Any], part: str) -> Section:
@@ -75,45 +100,46 @@ def _baselines(metrics: Mapping[str, Any], measured: Mapping[str, Any], part: st
         rows["linear probe on frozen features, validation"] = metrics["probe"]["accuracy"]
     if metrics.get("color_baseline"):
         rows[f"logistic regression on color histograms, {part}"] = metrics["color_baseline"]
-    found = [_row(name, _cell(accuracy, percent_parts, bar=True)) for name, accuracy in rows.items()]
+    found = [titled(name, cell(accuracy, percent_parts, bar=True)) for name, accuracy in rows.items()]
     scratch = [value for name, value in metrics.get("preflight", {}).items() if "scratch" in name]
-    found += [_row("small network trained from scratch, validation", _share(value)) for value in scratch]
-    found.append(_row(f"most frequent class, {part}", _share(measured["majority_baseline"])))
+    found += [titled("small network trained from scratch, validation", share(value)) for value in scratch]
+    found.append(titled(f"most frequent class, {part}", share(measured["majority_baseline"])))
     return Section("Baselines", tables=[Table(["classifier", "accuracy"], found)])
 
 
-def _scores(metrics: Mapping[str, Any]) -> Section:
-    columns = {"test": metrics["test"], "validation (made the choices)": metrics["val"]}
-    parts = {title: scores for title, scores in columns.items() if scores}
-    k = metrics["val"]["top_k"]["k"]
+def scores_of(parts: Mapping[str, Mapping[str, Any]]) -> Section:
+    """A table of all scores, with a column for each of these parts."""
+    k = next(iter(parts.values()))["top_k"]["k"]
     rows = [
-        _row(title.format(k=k), *(_cell(scores[key], show) for scores in parts.values()))
+        titled(title.format(k=k), *(cell(scores[key], show) for scores in parts.values()))
         for title, (key, show) in TITLES.items()
     ]
     return Section("Metrics", tables=[Table(["metric", *parts], rows)])
 
 
-def _confusions(measured: Mapping[str, Any], predictions: Predictions, charts: Sequence[str]) -> Section:
+def confusions(measured: Mapping[str, Any], predictions: Predictions, charts: Sequence[str]) -> Section:
+    """What is taken for what."""
     names, tables, matrix = predictions.class_names, [], None
     if len(names) <= MATRIX_CLASSES:
         matrix = dict(zip(names, confusion_counts(predictions).tolist(), strict=True))
     elif unwritten := fonts.numbered(names):
-        rows = [_row(shown, _user(name)) for shown, name in unwritten.items()]
+        rows = [titled(shown, user(name)) for shown, name in unwritten.items()]
         tables.append(Table(["in the chart", "class"], rows, "No installed font can write these names."))
     if measured["top_confusions"]:
         rows = [
-            [_user(c["true"]), _user(c["predicted"]), _count(c["images"]), _cell(c["share"], percent_parts)]
+            [user(c["true"]), user(c["predicted"]), count(c["images"]), cell(c["share"], percent_parts)]
             for c in measured["top_confusions"]
         ]
         columns = ["true", "predicted", "images", "share of the true class"]
         tables.append(Table(columns, rows, "Most frequent confusions", folded=True))
-    return Section("Confusion matrix", charts=_captions(charts, confusion_matrix=""), matrix=matrix, tables=tables)
+    return Section("Confusion matrix", charts=captioned(charts, confusion_matrix=""), matrix=matrix, tables=tables)
 
 
-def _per_class(measured: Mapping[str, Any]) -> Section:
+def per_class(measured: Mapping[str, Any]) -> Section:
+    """A table of the scores of each class."""
     keys = ("precision", "recall", "f1", "roc_auc_ovr", "average_precision")
     rows = [
-        [_user(name), _count(scores["images"]), *(_cell(scores[key], number_parts) for key in keys)]
+        [user(name), count(scores["images"]), *(cell(scores[key], number_parts) for key in keys)]
         for name, scores in measured["classes"].items()
     ]
     columns = ["class", "images", "precision", "recall", "F1", "ROC AUC", "average precision"]
@@ -123,8 +149,8 @@ def _per_class(measured: Mapping[str, Any]) -> Section:
 def _calibration(metrics: Mapping[str, Any], part: str, charts: Sequence[str]) -> Section:
     found = metrics["calibration"]
     rows = [
-        [_user(name), Cell(f"{t['threshold']:.3f}", value=t["threshold"])]
-        + [_cell(t[key], percent_parts) for key in ("precision", "recall")]
+        [user(name), Cell(f"{t['threshold']:.3f}", value=t["threshold"])]
+        + [cell(t[key], percent_parts) for key in ("precision", "recall")]
         for name, t in found["thresholds"].items()
     ]
     caption = (
@@ -133,7 +159,7 @@ def _calibration(metrics: Mapping[str, Any], part: str, charts: Sequence[str]) -
     )
     tables = [Table(["class", "threshold", "precision", "recall"], rows, caption, folded=True)] if rows else []
     text = [_temperature(found), _reject(found["reject"], metrics["val"], part)]
-    return Section("Calibration", text, charts=_captions(charts, calibration="", risk_coverage=""), tables=tables)
+    return Section("Calibration", text, charts=captioned(charts, calibration="", risk_coverage=""), tables=tables)
 
 
 def _temperature(calibration: Mapping[str, Any]) -> str:
@@ -171,7 +197,7 @@ def _slices(slices: Sequence[Mapping[str, Any]] | None) -> Section | None:
     if not slices:
         return None
     rows = [
-        [Cell(s["fact"]), _user(s["slice"]), _count(s["images"]), _cell(s["error"], percent_parts)]
+        [Cell(s["fact"]), user(s["slice"]), count(s["images"]), cell(s["error"], percent_parts)]
         + [Cell("yes" if s["differs"] else "")]
         for s in slices
     ]
@@ -193,13 +219,14 @@ def _diagnosis(
     }
     because = f"{found['because'][0].upper()}{found['because'][1:]}. To try:"
     title = f"Diagnosis: {found['verdict']}"
-    return Section(title, [because], found["try_next"], _captions(charts, **captions))
+    return Section(title, [because], found["try_next"], captioned(charts, **captions))
 
 
-def _audit(findings: Sequence[Mapping[str, Any]] | None) -> Section | None:
+def audit(findings: Sequence[Mapping[str, Any]] | None) -> Section | None:
+    """What the audit has found."""
     if not findings:
         return None
-    rows = [[Cell(f["severity"]), _user(f["message"]), _user(f["advice"])] for f in findings]
+    rows = [[Cell(f["severity"]), user(f["message"]), user(f["advice"])] for f in findings]
     table = Table(["severity", "finding", "what to do"], rows)
     return Section("Data audit", ["To see the images: scripts/audit.py."], tables=[table])
 
@@ -212,14 +239,14 @@ def _training(
     tables = []
     if metrics.get("choices"):
         rows = [
-            _row(setting, Cell(", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())))
+            titled(setting, Cell(", ".join(f"{option} {loss:.3f}" for option, loss in losses.items())))
             for setting, losses in metrics["choices"].items()
         ]
         tables.append(Table(["setting", "cross-validated loss"], rows, "Settings left open"))
     rows = _stages(metrics.get("probe"), history, monitor)
     columns = ["stage", "epochs", "validation cross-entropy", "validation accuracy"]
     tables += [Table(columns, rows, f"Best epoch of each stage, by {monitor}")] if rows else []
-    return Section("Training", [f"{memory}Seconds: {seconds}."], charts=_captions(charts, learning_curves=""),
+    return Section("Training", [f"{memory}Seconds: {seconds}."], charts=captioned(charts, learning_curves=""),
                    tables=tables)  # fmt: skip
 
 
@@ -227,12 +254,12 @@ def _stages(probe: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]
     rows = []
     if probe:
         scores = [Cell(f"{probe[key]['value']:.3f}") for key in ("cross_entropy", "accuracy")]
-        rows.append(_row("linear probe", Cell(""), *scores))
+        rows.append(titled("linear probe", Cell(""), *scores))
     for stage in sorted({row["stage"] for row in history}):
         epochs = [row for row in history if row["stage"] == stage]
         best = _best(epochs, monitor)
         scores = [Cell(f"{best[key]:.3f}") for key in ("val_cross_entropy", "val_accuracy")]
-        rows.append(_row(str(stage), _count(len(epochs)), *scores))
+        rows.append(titled(str(stage), count(len(epochs)), *scores))
     return rows
 
 
@@ -243,39 +270,11 @@ def _best(rows: Sequence[Mapping[str, Any]], monitor: str) -> Mapping[str, Any]:
     return min(rows, key=lambda row: (math.isnan(row[monitor]), sign * row[monitor]))
 
 
-def _skipped(skipped: Sequence[tuple[str, str]]) -> Section | None:
+def left_out(skipped: Sequence[tuple[str, str]]) -> Section | None:
+    """Images that were not used, and why."""
     if not skipped:
         return None
-    rows = [[_user(name), _user(reason)] for name, reason in skipped[:LISTED]]
+    rows = [[user(name), user(reason)] for name, reason in skipped[:LISTED]]
     more = len(skipped) - len(rows)
     text = [f"The first {LISTED}; {more} more are in skipped.json."] if more else []
     return Section(f"{len(skipped)} images were left out", text, tables=[Table(["image", "reason"], rows)])
-
-
-def _captions(charts: Sequence[str], **captions: str) -> dict[str, str]:
-    return {name: caption for name, caption in captions.items() if name in charts}
-
-
-def _row(title: str, *cells: Cell) -> list[Cell]:
-    return [Cell(title), *cells]
-
-
-def _cell(interval: Mapping[str, float | None] | None, show: Callable, *, bar: bool = False) -> Cell:
-    """A score with its interval; what is undefined is sorted as -1."""
-    if interval is None or interval["value"] is None:
-        return Cell("undefined", value=-1.0)
-    return Cell(*show(interval), interval["value"], interval if bar else None)
-
-
-def _share(value: float) -> Cell:
-    """A share without an interval."""
-    return Cell(f"{100 * value:.1f} %", value=value, bar={"value": value, "low": value, "high": value})
-
-
-def _count(value: int) -> Cell:
-    return Cell(str(value), value=value)
-
-
-def _user(text: str) -> Cell:
-    """A text that may hold anything."""
-    return Cell(text, code=True)

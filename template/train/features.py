@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from .. import runs
 from ..config import Config
-from ..data.array_file import ArrayFile
+from ..data.array_file import ArrayFile, Selection
 from ..data.batches import ordered_batches
 from ..data.cache import Cache
 from ..data.dataset import ArrayDataset, concatenate
@@ -82,8 +82,10 @@ class FeatureCache:
 
     def outputs(
         self, network: keras.Model, dataset: ArrayDataset, epochs: range, dtype: type = np.float16
-    ) -> ArrayFile:
+    ) -> ArrayFile | Selection:
         """Outputs of a network, not training, over epochs of a dataset: [epochs * n, ...], computed or found.
+
+        Where the dataset is a `share`, those of the whole are computed or found.
 
         Values beyond the range of the type are clipped to it; a message says how many.
 
@@ -91,6 +93,9 @@ class FeatureCache:
             OSError: if the disk is full.
             NonFiniteError: if an output is NaN.
         """
+        if dataset.whole:
+            whole, rows = dataset.whole
+            return Selection(self.outputs(network, whole, epochs, dtype), rows, len(whole))
         shape = (len(epochs) * len(dataset), *network.output_shape[1:])
         name = dataset.key and f"{fingerprint(network)} {dataset.key} {epochs} {np.dtype(dtype)}"  # without, not cached
         name = name and f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
@@ -171,7 +176,7 @@ def cached(
     """
     n, lock, held = len(dataset), threading.Lock(), {}
 
-    def values(generation: int) -> ArrayFile:
+    def values(generation: int) -> ArrayFile | Selection:
         with lock:  # two threads may read ahead
             if generation not in held:
                 held.pop(generation - 2, None)
@@ -184,7 +189,7 @@ def cached(
         return values(generation)[(epoch - generation * refresh) % views * n + rows]
 
     values(0)
-    return dataclasses.replace(dataset, read=read, key="")
+    return dataclasses.replace(dataset, read=read, key="", whole=None)
 
 
 def from_boundary(
@@ -202,7 +207,7 @@ def from_boundary(
         views: images as evaluation sees them.
         cache: for activations.
     """
-    if boundary is None or activation_bytes(boundary, 0, sum(map(len, views))) > cache.limit_bytes:
+    if boundary is None or activation_bytes(boundary, 0, sum(view.cached_images for view in views)) > cache.limit_bytes:
         return model, list(views)
     bottom, tail = split_model(model, boundary)
     below = fingerprint(bottom)
@@ -248,7 +253,8 @@ def cache_frozen(
         print("  on images: nothing is frozen below what trains")
         return model, concatenate(train), val
     bottom, tail = split_model(model, boundary)
-    size = activation_bytes(boundary, sum(map(len, train)) * views, len(val) if val else 0)
+    trained = sum(part.cached_images for part in train)
+    size = activation_bytes(boundary, trained * views, val.cached_images if val else 0)
     if size > cache.limit_bytes:
         print(f"  on images: {views} views of activations would take {size / 2**30:.1f} GiB")
         return model, concatenate(train), val

@@ -162,7 +162,7 @@ def feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, co
         tensor = boundary(model, context.blocks, stage.unfreeze)
         views = min(stage.cached_augmentations or stage.epochs, stage.epochs)
         if tensor is not None:
-            size = activation_bytes(tensor, len(train) * views, len(val))
+            size = activation_bytes(tensor, train.cached_images * views, val.cached_images)
             needed += size if size <= context.cache.limit_bytes else 0
     return max(0, min(needed, context.cache.limit_bytes - context.cache.size_bytes()))
 

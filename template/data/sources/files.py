@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...runs import legible
@@ -42,6 +42,25 @@ UNLISTED = "the folder cannot be listed"
 def is_junk(name: str) -> bool:
     """Whether a file or folder of this name is hidden or made by an operating system, an archive or a tool."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND or bool(_PATTERNS.fullmatch(name))
+
+
+def require_outside(images: str, places: Mapping[str, Path]) -> None:
+    """See that what a run writes is not among its images, where it would be taken for a class.
+
+    Args:
+        images: absolute path of their folder; or anything else.
+        places: folders to write into, by the option with which another can be chosen.
+
+    Raises:
+        DataError: naming the first of them that is.
+    """
+    for option, folder in places.items():
+        place = Path(os.path.abspath(folder))  # noqa: PTH100
+        if place.is_relative_to(images) and not any(map(is_junk, place.relative_to(images).parts)):
+            raise DataError(
+                f"{str(place)!r} is inside the images and would be taken for a class. Choose another with "
+                f"{option}, such as one beside {images!r}."
+            )
 
 
 def subfolders(root: Path) -> list[Path]:
