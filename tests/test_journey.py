@@ -356,6 +356,26 @@ def test_a_row_of_the_benchmark_is_repeated(journey):
     assert {row["tested"] for row in json.loads((journey.home / "benchmark.json").read_text())} == {3 * 7}
 
 
+def test_a_cross_validation_is_interrupted_resumed_and_refitted(journey):
+    line = [part for part in SMALL if "stages" not in part and "test_fraction" not in part] + ["--stages=[]"]
+    with without_plots():
+        code, said = journey.end("cross_validate", *line, "--folds", 2, "--repeats", 1, "--refit", until="fold 2/2")
+        assert code == 130 and "Finished folds are kept" in said
+        resume = re.search(r"cross_validate.py (--resume) (\S+) (--refit)", said).groups()
+        said = journey.walk("cross_validate", *resume)
+    folder, count = journey.home / resume[1], 3 * 13
+    assert f"finished before: {resume[1]}/fold-01" in said
+    scores = json.loads((folder / "cross_validation.json").read_text())
+    final = json.loads((folder / "final" / "metrics.json").read_text())
+    assert scores["images"] == count and final["test"] is None
+    assert final["cross_validation"]["accuracy"] == scores["accuracy"], "and not that of validation"
+    value = f"{100 * scores['accuracy']['value']:.1f} %"
+    text = (folder / "final" / "report.md").read_text()
+    assert text.startswith(f"# {value}") and f"cross-validated accuracy on {count} images" in text.splitlines()[0]
+    assert f"cross-validated accuracy {value}" in said and f"trained on {count} images" in text
+    assert "class_1" in journey.walk("predict", "--run", folder / "final", "photos/disc/00.jpg")
+
+
 def test_networks_are_compared_and_the_one_that_fits_is_named(journey, monkeypatch):
     monkeypatch.setattr(at_hand, "weights_at_hand", lambda: [Backbone(name="tiny", weights="tiny.weights.h5")])
     said = journey.walk("choose_backbone", *(part for part in SMALL if "backbone" not in part), "--backbone.name=auto")

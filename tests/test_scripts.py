@@ -751,6 +751,7 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("preflight", "--out", "folder", []),
         ("accuracy", "--out", "file", []),
         ("train", "--data.cache", "folder", []),
+        ("cross_validate", "--data.cache", "folder", []),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, script, option, kind, rest):

@@ -52,7 +52,7 @@ def describe(
     """
     inputs, size = about["inputs"], about["inputs"]["image_size"]
     saved = {name: runs.read_json(run / f"{name}.json") for name in ("metrics", "calibration", "run")}
-    part = "test" if saved["metrics"]["test"] else "val"
+    part = next(name for name in ("test", "cross_validation", "val") if saved["metrics"].get(name))
     return {
         "run": run.resolve().name,
         "made": time.strftime("%Y-%m-%d"),
@@ -156,7 +156,11 @@ def markdown(card: dict[str, Any]) -> str:
         + _items(card["preparation"])
         + ["", f"Answers are means over {' and '.join(card['views']['inside'])} (inside the files)"]
         + [f"and over these views (outside: a pass each): {'; '.join(card['views']['outside'])}."],
-        f"Scores on the {scores['part']} part": [f"{scores['images']} images, 95 % intervals.", "", *measured],
+        f"Scores on the {scores['part']} part".replace("on the cross_validation part", "of cross-validation"): [
+            f"{scores['images']} images, 95 % intervals.",
+            "",
+            *measured,
+        ],
         "When not to answer": [f"{unsure} {100 * reject['target']:.0f} % of the answers can be promised to be right."]
         + ["", "Thresholds of yes-or-no questions, on calibrated probabilities:", "", *thresholds],
         "Files": [*_grid(card["artefacts"]), "", *files],
