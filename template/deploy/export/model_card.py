@@ -142,6 +142,8 @@ def markdown(card: dict[str, Any]) -> str:
         f"- {title.format(k=scores['top_k']['k'])}: {' '.join(show(scores[key]))}"
         for title, (key, show) in metrics.TITLES.items()
     ]
+    crossed = scores["part"] == "cross_validation"
+    scored = "by cross-validation of the recipe" if crossed else f"on the {scores['part']} part"
     unsure = "No confidence was found from which on"
     if reject["confidence"] is not None:
         unsure = f"Below a confidence of {reject['confidence']:.3f}, say `not sure`: above it"
@@ -156,7 +158,7 @@ def markdown(card: dict[str, Any]) -> str:
         + _items(card["preparation"])
         + ["", f"Answers are means over {' and '.join(card['views']['inside'])} (inside the files)"]
         + [f"and over these views (outside: a pass each): {'; '.join(card['views']['outside'])}."],
-        f"Scores on the {scores['part']} part".replace("on the cross_validation part", "of cross-validation"): [
+        f"Scores {scored}": [
             f"{scores['images']} images, 95 % intervals.",
             "",
             *measured,
