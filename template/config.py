@@ -478,6 +478,7 @@ def load(recipe: Path | None = None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"Recipe {str(recipe)!r} cannot be read: {error.strerror}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"Recipe {str(recipe)!r} is not valid TOML: {error}") from None
+    tree.pop("tune", None)  # what scripts/tune.py may change (search/space.py); no setting of a run
     _rename(tree)
     for override in overrides:
         key, equals, text = override.partition("=")

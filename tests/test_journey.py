@@ -376,6 +376,26 @@ def test_a_cross_validation_is_interrupted_resumed_and_refitted(journey):
     assert "class_1" in journey.walk("predict", "--run", folder / "final", "photos/disc/00.jpg")
 
 
+def test_a_search_is_stopped_goes_on_and_says_what_it_gained(journey):
+    if importlib.util.find_spec("optuna") is None:
+        journey.walked.append(("tune", {"--data.path", "--seconds"}))
+        pytest.skip('needs the extra tune: pip install -e ".[tune]"')
+    (journey.home / "mine.toml").write_text('[tune.space]\n"head.l2" = {low=1e-6, high=1e-2, log=true}')
+    line = [part for part in SMALL if "stages" not in part] + ["--stages=[]", "--config", "mine.toml", "--folds", 2]
+    with without_plots():
+        code, said = journey.end("tune", *line, "--seconds", 60, "--trials", 2, until="trial 0")
+        assert code == 130 and "All trials that ended are kept" in said
+        resume = re.search(r"Go on with: python scripts/tune.py (--resume) (\S+)", said).groups()
+        said = journey.walk("tune", *resume, "--trials", 2)
+        assert "chosen once" not in said, "that was done"
+        code, refused = journey.end("tune", *resume, "--head.dropout=0.1")
+    assert code == 2 and "the study's own recipe" in refused
+    result = json.loads((journey.home / resume[1] / "tune.json").read_text())
+    assert result["trials"]["complete"] == 2 and result["default"]["settings"] == []
+    assert "No real gain" in said, "of a probe, which has no such penalty"
+    assert f"scripts/train.py --config {resume[1]}/best.toml" in said
+
+
 def test_networks_are_compared_and_the_one_that_fits_is_named(journey, monkeypatch):
     monkeypatch.setattr(at_hand, "weights_at_hand", lambda: [Backbone(name="tiny", weights="tiny.weights.h5")])
     said = journey.walk("choose_backbone", *(part for part in SMALL if "backbone" not in part), "--backbone.name=auto")
