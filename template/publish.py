@@ -141,13 +141,13 @@ def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, fl
     }
     before = found.get("preflight", {"numbers": {}})["numbers"]
     staged = bool(trained.config.stages)
-    return {
+    crossed = {"cross_validation": found["cross_validation"]} if "cross_validation" in found else {}
+    return crossed | {
         "choices": found.get("choices", {}),
         "color_baseline": wilson_interval(trained.color_baseline, len(measured.ids)),
         "preflight": {name: value for name, value in before.items() if "accuracy" in name},
         "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
         "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
-        "cross_validation": found.get("cross_validation"),
         "audit": [finding for finding in found["audit"] if finding["severity"] != "info"],
     }
 

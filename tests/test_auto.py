@@ -440,6 +440,7 @@ def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained
         recipe, "facts_from_pixels", lambda *_: None
     )  # the audit, which looks at all and chooses nothing
     monkeypatch.setattr(loading, "split", divided)
+    monkeypatch.setattr(recipe, "print_audit", lambda *_: None)
     monkeypatch.setattr(recipe, "init_model", begun)
     with pytest.raises(Enough):
         recipe.run(settings(pretrained, wide_images, tmp_path / "cache"), tmp_path)
