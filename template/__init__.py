@@ -15,13 +15,14 @@
     model_selection/
                     what cross-validation chooses: the network, every `auto`
     deploy/         a finished run put to use: test-time augmentation, prediction, explanation; export/, serve/
+    experiments/    the runs in a folder side by side: table, page, what can be freed
     diagnose/       checks before a run, baselines, forecast, learning rate range test
     publish.py      what a run reports: scores, figures
     recipe.py       run(config, folder): the whole story
     search/         that story told many times: cross-validation of a recipe, search for a better one
 
-Imports go down only: search -> recipe -> publish -> diagnose -> model_selection -> train, deploy -> data, model,
-evaluate -> config, runs -> disk, device.
+Imports go down only: search -> recipe -> publish -> diagnose -> model_selection -> train, deploy, experiments
+-> data, model, evaluate -> config, runs -> disk, device.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

@@ -642,6 +642,18 @@ def flat(config: Config) -> dict[str, Any]:
     return _flat(TypeAdapter(Config).dump_python(config, mode="json"))
 
 
+def check_key(key: str) -> str:
+    """A setting by the name that it has today.
+
+    Raises:
+        ConfigError: if there is none, with the nearest that there is.
+    """
+    key = _renamed(key)
+    if _type_of(key) is None:
+        raise ConfigError(f"{key}: no such setting. {_nearest(key)}")
+    return key
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts and lists as one dict with dotted keys."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None

@@ -156,6 +156,19 @@ def locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process keeps a folder to itself (`locked`)."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            if file.read(1):  # whoever holds it has written who it is, and whoever ended has not left that
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or there are no locks
+        return False
+    return False
+
+
 def require_writable(path: Path, kind: Literal["file", "folder"], option: str) -> None:
     """See, before there is work to lose, whether a file or folder can be written later. Leaves nothing behind.
 

@@ -9,7 +9,7 @@ from conftest import call
 from scipy.stats import binom
 
 from template.evaluate import intervals
-from template.evaluate.compare import NAMES, align, compare, holm
+from template.evaluate.compare import NAMES, align, compare, compare_accuracy, holm
 from template.evaluate.predictions import Predictions
 
 
@@ -86,6 +86,16 @@ def test_groups_are_drawn_whole():
     both = [dataclasses.replace(right_on(m), groups=groups) for m in (mask, other)]
     grouped = compare(*both)["accuracy"]["difference"]
     assert grouped["high"] - grouped["low"] > 2 * (plain["high"] - plain["low"])
+
+
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(20), 20)])
+def test_the_accuracy_alone_is_compared_as_among_all_scores(groups):
+    rng = np.random.default_rng(6)
+    masks = [rng.random(400) < share for share in (0.7, 0.8)]
+    first, second = (dataclasses.replace(right_on(mask), groups=groups) for mask in masks)
+    found, alone = compare(first, second), compare_accuracy(first, second)
+    assert alone["mcnemar"] == found["mcnemar"]
+    assert alone["difference"] == pytest.approx(found["accuracy"]["difference"])
 
 
 @pytest.mark.parametrize("has", [(True, False), (False, True), (True, "under other names")])

@@ -31,6 +31,7 @@ from scipy.special import softmax
 from template import device
 from template.config import Backbone
 from template.diagnose import baselines
+from template.evaluate.intervals import percent
 from template.evaluate.predictions import Predictions
 from template.model import at_hand
 from template.model.backbones import BACKBONES, build_backbone
@@ -250,6 +251,14 @@ def test_a_resumed_run_has_all_its_epochs(run):
 
 def test_predictions_and_scores_of_the_test_part_are_those_of_the_report(journey, run):
     on_the_test_part(journey, run, journey.home / "photos")
+
+
+def test_runs_stand_side_by_side_with_the_numbers_of_their_reports(journey, run, other):
+    said = journey.walk("runs", run, other, "--html", "runs.html", "--sort", "accuracy")
+    accuracy = json.loads((run / "metrics.json").read_text())["test"]["accuracy"]
+    assert said.count(percent(accuracy)) == 2, "of the one, and of its copy"
+    page = (journey.home / "runs.html").read_text(encoding="utf-8")
+    assert f"#1 {run.name}" in page and "only the earliest right" in page
 
 
 def test_an_export_answers_as_the_run_does(journey, run):

@@ -77,7 +77,7 @@ class Cache:
 
     def size_bytes(self) -> int:
         """Bytes of all files in the cache."""
-        return sum(size for _, size, _ in self._entries())
+        return sum(size for _, size, _ in self.entries())
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name or 'features'}.rows"
@@ -127,7 +127,7 @@ class Cache:
 
     def _make_room(self, coming: float) -> None:
         """Delete the least recently used until so many more bytes fit the limit."""
-        entries, used = sorted(self._entries()), {rows.path for rows in _in_use}
+        entries, used = sorted(self.entries()), {rows.path for rows in _in_use}
         total = coming + sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total > self.limit_bytes and path not in used:
@@ -136,7 +136,7 @@ class Cache:
                 total -= size
         disk.require_space({self.folder: coming})
 
-    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+    def entries(self) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of each array in the cache."""
         for path in self.folder.glob("*-*"):
             with contextlib.suppress(OSError):

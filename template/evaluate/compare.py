@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from . import metrics
-from .intervals import percentile_bootstrap
+from .intervals import bootstrap_weights, percentile_bootstrap
 from .predictions import Predictions
 
 NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "matthews_corrcoef", "cross_entropy", "brier", "ece")
@@ -62,16 +62,10 @@ def compare(first: Predictions, second: Predictions, *, seed: int = 0) -> dict[s
         samples.
     """
     first, second = share_groups([first, second])
-    a, b = (p.predicted == p.labels for p in (first, second))
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    if first.groups is not None:
-        p = permutation_p(np.bincount(np.unique(first.groups, return_inverse=True)[1], b.astype(float) - a), seed=seed)
-    else:
-        p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     scores = [metrics.score(predictions, seed=seed) for predictions in (first, second)]
     # Of one seed: the same samples.
     sampled = [metrics.bootstrap_scores(predictions, seed=seed) for predictions in (first, second)]
-    result: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": float(p)}}
+    result: dict[str, Any] = {"mcnemar": mcnemar(first, second, seed=seed)}
     for name in NAMES:
         values = [score[name]["value"] for score in scores]
         difference = percentile_bootstrap(
@@ -79,6 +73,27 @@ def compare(first: Predictions, second: Predictions, *, seed: int = 0) -> dict[s
         )
         result[name] = {"first": values[0], "second": values[1], "difference": difference}
     return result
+
+
+def mcnemar(first: Predictions, second: Predictions, *, seed: int = 0) -> dict[str, Any]:
+    """`mcnemar` of `compare`, of the same images in the same order with the same groups."""
+    a, b = (p.predicted == p.labels for p in (first, second))
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    if first.groups is not None:
+        p = permutation_p(np.bincount(np.unique(first.groups, return_inverse=True)[1], b.astype(float) - a), seed=seed)
+    else:
+        p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p": float(p)}
+
+
+def compare_accuracy(first: Predictions, second: Predictions, *, seed: int = 0) -> dict[str, Any]:
+    """Of `compare` the accuracy alone, which takes a hundredth of the time: `mcnemar`, and the `difference`."""
+    first, second = share_groups([first, second])
+    gains = (second.predicted == second.labels).astype(float) - (first.predicted == first.labels)
+    weights = bootstrap_weights(len(gains), first.groups, seed)
+    sampled = np.concatenate([some @ gains / some.sum(axis=1) for some in weights])
+    difference = percentile_bootstrap(float(gains.mean()), sampled)
+    return {"mcnemar": mcnemar(first, second, seed=seed), "difference": difference}
 
 
 def permutation_p(gains: np.ndarray, *, seed: int, draws: int = 9999) -> float:

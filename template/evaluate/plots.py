@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,33 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _legend(figure: Figure) -> None:
+def validation_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], column: str) -> Figure:
+    """Draw a validation score of several runs by epoch, with a dot where a stage begins.
+
+    Args:
+        histories: one row an epoch, by the name of a run.
+        column: of the score, `val_cross_entropy` or `val_accuracy`.
+    """
+    shown = fonts.drawable(list(histories))
+    figure = Figure(figsize=(4.6, 3.4 + 0.17 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (label, rows) in enumerate(zip(shown, histories.values(), strict=True)):
+        begins = [place for place, row in enumerate(rows) if not place or row["stage"] != rows[place - 1]["stage"]]
+        style = {"linestyle": "-" if number < 10 else "--", "marker": "o", "markersize": 4, "markevery": begins}
+        axes.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=label, **style)
+    axes.set(xlabel="epoch", ylabel=f"validation {column.removeprefix('val_').replace('_', '-')}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    _legend(figure, columns=1)
+    for text in figure.legends[0].get_texts():
+        text.set(parse_math=False, family=fonts.families(shown))
+    return figure
+
+
+def _legend(figure: Figure, columns: int = 0) -> None:
     """Below the axes, where it covers nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), frameon=False, fontsize=8)
 
 
 def calibration(curves: dict[str, Sequence[dict[str, Any]]]) -> Figure:
