@@ -265,6 +265,25 @@ def test_the_unfinished_are_on_the_page_too(page):
     assert "#1 20260105-000000-tiny interrupted after epoch 4" in text_of(page)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_read_on_a_phone_by_day_and_by_night(page, scheme):
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright and chromium: pip install playwright"
+    )
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+        opened.set_content(page)
+        wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        letters = opened.locator(".chart g[id^=text] use").first.evaluate("one => getComputedStyle(one).fill")
+        assert (wide, letters) == (0, opened.evaluate("getComputedStyle(document.body).color"))
+        browser.close()
+
+
 # what can be freed
 
 
