@@ -124,6 +124,35 @@ def test_without_test_images_the_accuracy_is_of_validation(tmp_path):
     assert (row["part"], row["images"], row["accuracy"]) == ("val", 40, wilson_interval(20, 40))
 
 
+def crossed(folder: Path) -> Path:
+    """The cross-validation of a run, and in final/ the network that learned from all images, which is not finished."""
+    run = finished(folder, right=RIGHT)
+    (run / "metrics.json").unlink()
+    (run / "model.keras").unlink()
+    for fold in ("fold-01", "fold-02"):
+        checkpoints(run / fold)
+        (run / fold / "fold.json").write_text("{}")
+    return run
+
+
+def test_a_cross_validation_is_a_run_and_a_study_is_none(tmp_path):
+    run = crossed(tmp_path / "20260101-000000-cv-tiny")
+    begun(tmp_path / "20260102-000000-tune-tiny")
+    (tmp_path / "20260102-000000-tune-tiny" / "study.json").write_text("{}")
+    (row,) = listed(tmp_path)
+    assert (row["status"], row["why"], row["accuracy"]) == ("interrupted", "after fold 2", None)
+    scores = {"images": 200, "accuracy": wilson_interval(160, 200), "seconds": 12.0}
+    runs.write_json(run / "cross_validation.json", scores)
+    begun(run / "final", epochs=3)
+    kept = checkpoints(run / "final")
+    (row,) = listed(tmp_path)
+    assert (row["status"], row["part"], row["images"]) == ("finished", "cv", 200)
+    assert (row["accuracy"], row["validation"], row["size"]) == (scores["accuracy"], None, None)
+    code, _ = call("runs", tmp_path, "--html", tmp_path / "runs.html", "--prune", "--yes")
+    assert code == 0 and "200 cv" in (tmp_path / "runs.html").read_text()
+    assert not (run / "fold-01" / "checkpoints").exists() and len(list(kept.iterdir())) == 2
+
+
 def test_the_settings_that_differ_are_those_and_no_others(folder):
     runs.write_json(folder / NAME / "choices.json", {"stages": {"half": 0.3}})
     rows = listed(folder)
@@ -201,7 +230,7 @@ def test_a_killed_run_is_interrupted(folder):
         (lambda run: (run / "model.keras").write_bytes(b"x"), "model.keras' is damaged"),
         (lambda run: (run / "predictions.npz").write_bytes(b"x"), "predictions.npz' is damaged"),
         (lambda run: (run / "metrics.json").write_text('{"test": nul'), "metrics.json' is damaged"),
-        (lambda run: (run / "metrics.json").write_text('{"test": null}'), "metrics.json' lacks 'val'"),
+        (lambda run: (run / "metrics.json").write_text('{"test": null}'), "metrics.json' is damaged: it lacks 'val'"),
         (lambda run: (run / "history.csv").write_text("stage,epoch\n1,x\n"), "history.csv' is damaged"),
         (lambda run: (run / "config.toml").write_text("[data"), "is not valid TOML"),
     ],

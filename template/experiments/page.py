@@ -17,6 +17,7 @@ from .read import Run
 SIGNIFICANT = 0.05
 CURVES = 12
 """Runs whose curves are laid over each other; more are a tangle."""
+NONE = Cell("–", value=-1.0)
 SCORES = ("val_cross_entropy", "val_accuracy")
 LUCK = (
     "The best test accuracy of several runs is the best partly by luck: expect less of it on new images. Choose by "
@@ -38,7 +39,7 @@ def html(found: Sequence[Run], places: str) -> str:
     report = Report(
         score=Cell(f"{len(found)} run{'s' * (len(found) != 1)}"),
         title="Runs side by side",
-        warning=LUCK if sum(run.part == "test" for run in finished) > 1 else "",
+        warning=LUCK if sum(run.score.part == "test" for run in finished) > 1 else "",
         text=[f"Found in {places}."],
         sections=[section for section in sections if section],
     )
@@ -59,7 +60,7 @@ def _scores(finished: Sequence[Run], names: Mapping[Run, str]) -> Section | None
         row = run.columns()
         of = Cell(f"{row['images']} {row['part']}", value=row["images"])
         seconds = Cell(f"{row['seconds']:,.0f}", value=row["seconds"])
-        size = Cell(f"{row['size'] / 1e6:.1f} MB", value=row["size"])
+        size = Cell(f"{row['size'] / 1e6:.1f} MB", value=row["size"]) if row["size"] else NONE
         rows.append(
             [_user(names[run]), _share(row["accuracy"], bar=True), of, _share(row["validation"]), seconds, size]
         )
@@ -146,13 +147,13 @@ def _setting(run: Run, key: str, value: Any) -> str:
 def _others(names: Mapping[Run, str]) -> Section | None:
     others = [run for run in names if run.status != "finished"]
     rows = [[_user(names[run]), Cell(run.status), _user(run.why), _date(run)] for run in others]
-    text = ["Interrupted ones go on with scripts/train.py --resume RUN."]
+    text = ["Interrupted ones go on with --resume of the script that began them."]
     columns = ["run", "status", "how far, or why", "began"]
     return Section("Not finished", text, tables=[Table(columns, rows)]) if rows else None
 
 
-def _share(interval: Mapping[str, float], *, bar: bool = False) -> Cell:
-    return Cell(*percent_parts(interval), interval["value"], interval if bar else None)
+def _share(interval: Mapping[str, float] | None, *, bar: bool = False) -> Cell:
+    return Cell(*percent_parts(interval), interval["value"], interval if bar else None) if interval else NONE
 
 
 def _date(run: Run) -> Cell:

@@ -63,9 +63,9 @@ def remove(what: Freeable) -> int:
         if read(what.run.folder).status != "finished":
             return 0
         freed = _removed(what.paths)
-        for name in CHECKPOINTS:
+        for place in _places(what.run):
             with contextlib.suppress(OSError):  # it holds something else
-                (what.run.folder / name).rmdir()
+                place.rmdir()
         return freed
 
 
@@ -80,9 +80,14 @@ def _removed(paths: Sequence[Path]) -> int:
 
 
 def _checkpoints(run: Run) -> Freeable:
-    places = (run.folder / name for name in CHECKPOINTS)
+    places = _places(run)
     paths = tuple(path for place in places if place.is_dir() and not place.is_symlink() for path in _ours(place))
     return Freeable(f"checkpoints of {str(run.folder)!r}, which is finished", run, paths, sum(map(_bytes, paths)))
+
+
+def _places(run: Run) -> list[Path]:
+    """Where a run, or each fold of a cross-validation, has checkpoints."""
+    return [folder / name for folder in (run.folder, *run.folder.glob("fold-*")) for name in CHECKPOINTS]
 
 
 def _ours(place: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import time
 import zipfile
@@ -19,9 +20,28 @@ Status = Literal["finished", "running", "interrupted", "damaged"]
 STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "damaged")
 
 
+@dataclass(frozen=True)
+class Score:
+    """How good a finished run is.
+
+    Args:
+        part: which images its accuracy is of: `test`; `val` where there are none; or `cv`, all, cross-validated.
+        images: how many.
+        accuracy: with `low` and `high`.
+        validation: accuracy of the network that training chose; None if it was cross-validated.
+        seconds: in all.
+    """
+
+    part: Literal["test", "val", "cv"]
+    images: int
+    accuracy: dict[str, float]
+    validation: dict[str, float] | None
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, and as much of it as can be read.
+    """A run, or the cross-validation of one, and as much of it as can be read.
 
     Args:
         folder: its own.
@@ -30,7 +50,7 @@ class Run:
         config: its settings.
         chosen: settings that cross-validation chose.
         history: one row an epoch, numbers by column of history.csv.
-        metrics: of a finished run, as in metrics.json.
+        score: of a finished run.
         predictions: of a finished run, on the images that it was measured on.
         split: digest of its images and their parts; empty if it did not come so far.
     """
@@ -41,29 +61,20 @@ class Run:
     config: Config | None = None
     chosen: frozenset[str] = frozenset()
     history: Sequence[dict[str, float]] = ()
-    metrics: dict[str, Any] | None = field(default=None, repr=False)
+    score: Score | None = None
     predictions: Predictions | None = field(default=None, repr=False)
     split: str = ""
 
-    @property
-    def part(self) -> str | None:
-        """Which images its accuracy is of: `test`, or where there are none, `val`."""
-        return None if self.metrics is None else "test" if self.metrics["test"] else "val"
-
     def columns(self) -> dict[str, Any]:
         """What a table shows, None where it is unknown; JSON-ready. Accuracies have `value`, `low` and `high`."""
-        known, model = self.metrics, self.folder / "model.keras"
+        score, model = self.score, self.folder / "model.keras"
         return {
             "run": runs.legible(self.folder.name),
             "status": self.status,
             "date": self.date(),
             "data": self.config and _data_name(self.config.data.path),
             "network": self.config and self.config.backbone.name,
-            "accuracy": known and known[self.part]["accuracy"],
-            "part": self.part,
-            "images": known and known[self.part]["images"],
-            "validation": known and known["val"]["accuracy"],
-            "seconds": known and known["seconds"]["total"],
+            **({name: None for name in Score.__dataclass_fields__} if score is None else dataclasses.asdict(score)),
             "size": model.stat().st_size if model.is_file() else None,
         }
 
@@ -76,7 +87,7 @@ class Run:
 
 
 def find(places: Iterable[Path]) -> list[Run]:
-    """The runs in folders of runs; a place may be a run itself. What is no run is passed over.
+    """The runs in folders of runs; a place may be a run itself. What is no run, or a study, is passed over.
 
     Returns:
         Each once, in the order in which they began.
@@ -103,27 +114,38 @@ def read(folder: Path) -> Run:
         known["chosen"] = frozenset(_optional(folder / "choices.json"))
         known["split"] = _optional(folder / "run.json").get("split_sha256", "")
         known["history"] = _history(folder / "history.csv")
-        if (folder / "metrics.json").is_file():
-            known |= _result(folder)
-            return Run(folder, "finished", **known)
+        if score := _score(folder):
+            predictions = Predictions.load(folder / "predictions.npz")
+            return Run(folder, "finished", score=score, predictions=predictions, **known)
     except (disk.DamagedError, OSError) as error:
         return Run(folder, "damaged", str(error), **known)
-    came = f"after epoch {len(known['history'])}" if known["history"] else "before its first epoch"
+    folds, epochs = len(list(folder.glob("fold-*/fold.json"))), len(known["history"])
+    came = f"after fold {folds}" if folds else f"after epoch {epochs}" if epochs else "before its first epoch"
     return Run(folder, "running" if disk.in_use(folder) else "interrupted", came, **known)
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """What only a finished run has; from its last file to be written one knows that all the others were."""
-    metrics, model = runs.read_json(folder / "metrics.json"), folder / "model.keras"
+def _score(folder: Path) -> Score | None:
+    """Of a run that is finished: from its last file to be written one knows that all the others were."""
+    file, whole, model = folder / "metrics.json", folder / "cross_validation.json", folder / "model.keras"
     try:
-        for part in filter(None, (metrics["test"], metrics["val"])):
-            part["images"], [part["accuracy"][key] for key in ("value", "low", "high")]
-        metrics["seconds"]["total"], metrics["val"]["accuracy"]
+        if file.is_file():
+            if not zipfile.is_zipfile(model):
+                raise disk.DamagedError(f"{str(model)!r} is {'damaged' if model.exists() else 'missing'}.")
+            found = runs.read_json(file)
+            part, val = "test" if found["test"] else "val", found["val"]["accuracy"]
+            return _checked(part, found[part], val, found["seconds"]["total"])
+        if whole.is_file():
+            found = runs.read_json(file := whole)
+            return _checked("cv", found, None, found["seconds"])
     except (KeyError, TypeError) as error:
-        raise disk.DamagedError(f"{str(folder / 'metrics.json')!r} lacks {error}.") from error
-    if not zipfile.is_zipfile(model):
-        raise disk.DamagedError(f"{str(model)!r} is {'damaged' if model.exists() else 'missing'}.")
-    return {"metrics": metrics, "predictions": Predictions.load(folder / "predictions.npz")}
+        raise disk.DamagedError(f"{str(file)!r} is damaged: it lacks {error}.") from error
+    return None
+
+
+def _checked(part: Literal["test", "val", "cv"], scores: dict, validation: dict | None, seconds: float) -> Score:
+    accuracies = [each and {key: float(each[key]) for key in ("value", "low", "high")} for each in
+                  (scores["accuracy"], validation)]  # fmt: skip
+    return Score(part, int(scores["images"]), *accuracies, float(seconds))
 
 
 def _history(file: Path) -> list[dict[str, float]]:
@@ -144,7 +166,8 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").is_file()
+    """Whether it is one, and not the many of a study of tune.py."""
+    return (folder / "config.toml").is_file() and not (folder / "study.json").exists()
 
 
 def _data_name(path: str) -> str:

@@ -147,11 +147,18 @@ def lines(found: Sequence[Run]) -> list[str]:
 def _cells(run: Run) -> list[str]:
     row = run.columns()
     left = [row["run"], row["date"], row["data"] or "?", row["network"] or "?"]
-    if row["accuracy"] is None or run.status != "finished":
+    if run.score is None:
         return [*left, f"{run.status}: {runs.legible(run.why.partition(chr(10))[0])}", "", "", "", ""]
-    validation = f"val {100 * row['validation']['value']:.1f} %" if run.part == "test" else ""
-    of = f"of {row['images']} {row['part']}"
-    return [*left, percent(row["accuracy"]), of, validation, f"{row['seconds']:,.0f} s", f"{row['size'] / 1e6:.1f} MB"]
+    validation = f"val {100 * row['validation']['value']:.1f} %" if run.score.part == "test" else ""
+    size = f"{row['size'] / 1e6:.1f} MB" if row["size"] else ""
+    return [
+        *left,
+        percent(row["accuracy"]),
+        f"of {row['images']} {row['part']}",
+        validation,
+        f"{row['seconds']:,.0f} s",
+        size,
+    ]
 
 
 def _value(run: Run, key: str) -> Any:
