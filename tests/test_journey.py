@@ -42,9 +42,9 @@ OPTION = re.compile(r"(?<=\s)--[a-z][\w.-]*")
 CLASSES = ("across", "disc", "upright")
 
 
-def photographs(root: Path, each: int, size: int = 48) -> Path:
+def photographs(root: Path, each: int, size: int = 48, seed: int = 8) -> Path:
     """Class folders of JPEG files, a third wider than high, so that their crop is not all of them."""
-    rng = np.random.default_rng(8)
+    rng = np.random.default_rng(seed)
     for kind in CLASSES:
         (root / kind).mkdir(parents=True)
         for number in range(each):
@@ -355,6 +355,43 @@ def test_a_person_names_a_image_and_is_compared(journey, run, monkeypatch):
     said = journey.walk("annotate", "--run", run, "--count", 3, "--port", 0)
     assert "1 images labelled by you" in said and "you          accuracy 100.0 %" in said
     assert len(json.loads((run / "human.json").read_text())) == 1
+
+
+def test_images_without_labels_are_chosen_labelled_and_learned_from(journey, run, monkeypatch):
+    from http.server import ThreadingHTTPServer
+
+    pool = photographs(journey.home / "pool", each=3, seed=9)
+    (pool / "disc" / "broken.jpg").write_bytes(b"no image")
+    shutil.copy(journey.home / "photos" / "disc" / "00.jpg", pool / "known.jpg")
+    said = journey.walk("label_next", "--run", run, "--pool", "pool", "--number", 4, "--out", "next.csv")
+    with (journey.home / "next.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and not any("known" in row["path"] or "broken" in row["path"] for row in rows)
+    assert "'broken.jpg" in said.replace(str(pool / "disc") + os.sep, "") and "4 to label: next.csv" in said
+    ahead = [float(row["probability"]) - float(row["its_probability"]) for row in rows]
+    assert ahead == sorted(ahead), "the least certain first"
+    assert (journey.home / "next.html").read_text(encoding="utf-8").count("<figure>") == 4
+
+    def answer(server) -> None:
+        for row, file in enumerate(server.annotations.examples.images):
+            server.annotations.annotate(row, file.parent.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", answer)
+    line = ("--run", run, "--images", "next.csv", "--out", "labels.csv", "--annotator", "anna", "--port", 0)
+    said = journey.walk("annotate", *line)
+    assert "4 new labels, 0 of no class" in said
+    assert journey.walk("annotate", *(part if part != "anna" else "bert" for part in line)).count("agree on 100%") == 1
+    with (journey.home / "labels.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 3 * 13 + 4 and [row["label"] for row in table[-4:]] == [
+        Path(row["path"]).parent.name for row in rows
+    ]
+    learned = [part if "data.path" not in part else "--data.path=labels.csv" for part in SMALL]
+    with without_plots():
+        folder, _ = journey.train(*learned, "--stages=[]")
+    test = [Predictions.load(each / "predictions.npz").ids for each in (run, folder)]
+    assert {Path(name).name for name in test[0]} == {Path(name).name for name in test[1]}, "the test part is the same"
 
 
 @pytest.mark.skipif(not BENCHMARKS.exists(), reason="a project that new_project.py made has no benchmarks")

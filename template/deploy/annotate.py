@@ -1,4 +1,4 @@
-"""Human baseline: a small local page on which a person labels test images, compared with labels and classifier."""
+"""A small local page on which a person labels images: to be compared with a classifier, or to be learned from."""
 
 import dataclasses
 import json
@@ -13,12 +13,17 @@ from .. import runs
 from ..config import Data
 from ..data.examples import DataError, Examples
 from ..data.images.load import BadImageError, data_url, load
+from ..data.sources.names import tidy
 from ..evaluate import metrics
 from ..evaluate.intervals import share_interval
 from ..evaluate.predictions import Predictions
 
 SIZE = 640
 """Side of the images that are shown, in pixels."""
+NONE = ""
+"""The label of an image that is of no class."""
+LONGEST = 100
+"""Characters of a new class's name."""
 
 
 class Annotations:
@@ -28,29 +33,43 @@ class Annotations:
         examples: the images to show.
         file: JSON, {id: class name}; written whole after every answer, and read if it is there.
         data: how the run decodes images, so that the person sees what the classifier sees.
+        new_classes: whether other classes than those of the examples may be named, and `NONE` of them.
     """
 
-    def __init__(self, examples: Examples, file: Path, data: Data | None = None) -> None:
-        self.examples, self.file = examples, file
+    def __init__(self, examples: Examples, file: Path, data: Data | None = None, *, new_classes: bool = False) -> None:
+        self.examples, self.file, self.new_classes = examples, file, new_classes
         self.settings = dataclasses.replace(data or Data(), image_size=SIZE, resize="pad")
         self.labels: dict[str, str] = runs.read_json(file) if file.exists() else {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Those of the examples, and those that were named since."""
+        return list(dict.fromkeys([*self.examples.class_names, *filter(None, self.labels.values())]))
 
     def answers(self) -> list[str | None]:
         """The label of each image, None of those that have none yet."""
         return [self.labels.get(str(name)) for name in self.examples.ids]
 
-    def annotate(self, row: int, label: str) -> None:
-        """Save a label, in memory and on disk.
+    def annotate(self, row: int, label: str | None) -> None:
+        """Save a label, in memory and on disk; None takes it back.
 
         Raises:
             ValueError: if there is no such image or class.
         """
-        if row not in range(len(self.examples)) or label not in self.examples.class_names:
+        if row not in range(len(self.examples)) or not self._is_class(label):
             raise ValueError(
                 f"Expected an image from 0 to {len(self.examples) - 1} and a class. Received: {row} {label!r}"
             )
-        self.labels[str(self.examples.ids[row])] = label
+        if label is None:
+            self.labels.pop(str(self.examples.ids[row]), None)
+        else:
+            self.labels[str(self.examples.ids[row])] = tidy(label)
         runs.write_json(self.file, self.labels)
+
+    def _is_class(self, label: str | None) -> bool:
+        if label is None or label in self.examples.class_names:
+            return True
+        return self.new_classes and (label == NONE or 0 < len(tidy(label)) <= LONGEST)
 
     def image(self, row: int) -> str:
         """A whole image as a data URL, without its name or label."""
@@ -118,9 +137,13 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, annotations: Annotations, port: int) -> None:
         environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
-        page = environment.get_template("annotate.html").render(class_names=list(annotations.examples.class_names))
-        self.annotations, self.page = annotations, page
+        self.annotations, self._page = annotations, environment.get_template("annotate.html")
         super().__init__(("127.0.0.1", port), _Handler)
+
+    @property
+    def page(self) -> str:
+        """With a button for each class that there is by now."""
+        return self._page.render(class_names=self.annotations.class_names, new_classes=self.annotations.new_classes)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -144,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, "null")
 
     def do_POST(self) -> None:
-        """A label: `{"row": 3, "label": "cat"}`."""
+        """A label: `{"row": 3, "label": "cat"}`, or null to take it back."""
         if not self._is_same_origin():
             return
         try:
