@@ -142,11 +142,19 @@ def network_findings(config: configuration.Config) -> list[Finding]:
     return [dataclasses.replace(f, images=[tuple(rows[i] for i in group) for group in f.images]) for f in found]
 
 
+def seen_from(folder: Path, image: Path) -> str:
+    """Relative path of an image; its whole path where it is on another drive. With / on every system."""
+    try:
+        return Path(os.path.relpath(image, folder)).as_posix()
+    except ValueError:  # only on Windows
+        return image.absolute().as_posix()
+
+
 def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
     """`path,label,split,group` of these rows, relative to the file, without names that are not UTF-8."""
     if not all(isinstance(image, Path) for image in examples.images):
         sys.exit("--write-csv needs images that are files.")
-    paths = {row: os.fsencode(os.path.relpath(examples.images[row], file.resolve().parent)) for row in rows}
+    paths = {row: os.fsencode(seen_from(file.resolve().parent, examples.images[row])) for row in rows}
     paths = {row: path.decode("utf-8", "surrogateescape") for row, path in paths.items()}
     undecodable = [row for row, path in paths.items() if any("\ud800" <= letter <= "\udfff" for letter in path)]
     first = repr(paths[undecodable[0]]) if undecodable else ""

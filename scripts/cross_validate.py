@@ -11,12 +11,11 @@ Exit code: 0, 1 if it could not end, 2 if settings cannot be used, 130 or 143 if
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 from template import config as configuration
-from template import runs
+from template import runs, system
 from template.data.sources.files import require_outside
 from template.data.sources.names import DataError
 from template.evaluate.intervals import percent
@@ -27,7 +26,7 @@ def main() -> None:
     runs.any_terminal()
     clock = runs.Timer()
     config, folder, known = parse()
-    resume = f"python scripts/cross_validate.py --resume {shlex.quote(str(folder))}{' --refit' * known.refit}"
+    resume = f"python scripts/cross_validate.py --resume {system.quote(str(folder))}{' --refit' * known.refit}"
     message = f"Stopped. Finished folds are kept, and what was saved of this one. Go on with: {resume}"
     with runs.graceful_stop(message):
         with clock("import"):
@@ -48,7 +47,7 @@ def main() -> None:
         f"{len(scores['each'])} folds, {clock.total():.0f} s in all\nreport:  {where / 'report.html'}"
     )
     if known.refit:
-        print(f"predict: python scripts/predict.py --run {shlex.quote(str(where))} IMAGE_OR_FOLDER")
+        print(f"predict: python scripts/predict.py --run {system.quote(str(where))} IMAGE_OR_FOLDER")
 
 
 def parse() -> tuple[configuration.Config, Path, argparse.Namespace]:

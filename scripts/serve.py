@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from template import runs
+from template import runs, system
 from template.data.sources.names import DataError
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def reload_at_sighup(service: "Service") -> None:
         except Exception as error:
             print(f"not loaded anew, the former runs go on: {error}", file=sys.stderr, flush=True)
 
+    if system.WINDOWS:  # has no such signal; POST /v1/reload does the same
+        return
     loop, tasks = asyncio.get_running_loop(), set()  # the loop itself forgets tasks that nobody holds
     loop.add_signal_handler(signal.SIGHUP, lambda: tasks.add(loop.create_task(swap())))
 

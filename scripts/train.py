@@ -9,12 +9,11 @@ python scripts/train.py --resume runs/20260101-120000-mobilenet
 
 import argparse
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 
 from template import config as configuration
-from template import runs
+from template import runs, system
 from template.data.sources.files import require_outside
 from template.data.sources.names import DataError
 
@@ -34,7 +33,7 @@ def main() -> None:
             sys.exit(
                 f"{str(folder)!r} cannot be written to: {error.strerror}. Make room, or choose another with --runs."
             )
-    resume = f"python scripts/train.py --resume {shlex.quote(str(folder))}"
+    resume = f"python scripts/train.py --resume {system.quote(str(folder))}"
     seconds = config.train.checkpoint_seconds
     repeated = f"{seconds:g} seconds of training and one epoch are" if seconds else "one epoch is"
     with runs.graceful_stop(f"Stopped. What was saved is whole; at most {repeated} repeated. Go on with: {resume}"):
@@ -54,7 +53,7 @@ def main() -> None:
                 sys.exit(f"\n{error}\n(nothing was trained, and no folder is left of it: the same command starts anew)")
             sys.exit(f"\n{error}\n(nothing of yours was deleted; the run's folder is {folder}; to resume: {resume})")
     test = metrics["test"] or metrics["val"]
-    value, quoted = test["accuracy"], shlex.quote(str(folder))
+    value, quoted = test["accuracy"], system.quote(str(folder))
     print(
         f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
         f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} images, {clock.total():.0f} s in all\n"

@@ -14,12 +14,11 @@ import argparse
 import functools
 import hashlib
 import importlib.util
-import shlex
 import sys
 from pathlib import Path
 
 from template import config as configuration
-from template import runs
+from template import runs, system
 from template.data.sources.files import require_outside
 from template.data.sources.names import DataError
 from template.search.space import read_space
@@ -31,7 +30,7 @@ def main() -> None:
     """Check recipe and space, which takes no TensorFlow; then search, and say what came of it."""
     runs.any_terminal()
     config, space, folder, known = parse()
-    resume = f"python scripts/tune.py --resume {shlex.quote(str(folder))}"
+    resume = f"python scripts/tune.py --resume {system.quote(str(folder))}"
     with runs.graceful_stop(f"Stopped. All trials that ended are kept. Go on with: {resume}"):
         runs.import_tensorflow()
         from template import recipe
@@ -47,7 +46,7 @@ def main() -> None:
             sys.exit(f"\n{error}\n(what the study has found is kept; to go on: {resume})")
     if result:
         print(f"table and plots: {folder}\ntrain it, and look at the test part once: python scripts/train.py --config "
-              f"{shlex.quote(str(folder / 'best.toml'))}")  # fmt: skip
+              f"{system.quote(str(folder / 'best.toml'))}")  # fmt: skip
 
 
 def parse() -> tuple[configuration.Config, dict, Path, argparse.Namespace]:

@@ -3,6 +3,7 @@
     config.py       every setting                       runs.py         a run folder on disk
     device.py       cores, memory, GPUs
     disk.py         whole or absent files, room, locks
+    system.py       what Windows does in another way
     data/           Examples -> uint8 pixels -> datasets -> batches
         sources/    folders and tables -> lists of images with labels
         images/     how a file becomes pixels
@@ -22,7 +23,7 @@
     search/         that story told many times: cross-validation of a recipe, search for a better one
 
 Imports go down only: search -> recipe -> publish -> diagnose -> model_selection -> train, deploy, experiments
--> data, model, evaluate -> config, runs -> disk, device.
+-> data, model, evaluate -> config, runs -> disk, device -> system.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

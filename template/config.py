@@ -600,7 +600,7 @@ def absolute(config: Config) -> Config:
 def hub_folder(name: str) -> str | None:
     """The folder of a preset of KerasHub, of the name of a backbone; None where it is no folder."""
     preset = name.removeprefix("hub:")
-    return preset if preset != name and "/" in preset and "://" not in preset else None
+    return preset if preset != name and ("/" in preset or "\\" in preset) and "://" not in preset else None
 
 
 MAY_CHANGE = (

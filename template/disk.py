@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
+
+from . import system
 
 MANIFEST = "manifest.json"
 IDLE = 3600.0
@@ -39,15 +40,6 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name[-50:]}")
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's contents, or the names in a folder, are safely on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Write a folder of files through a temporary name: it appears by one rename when all its files are on the disk.
@@ -60,11 +52,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
-            sync(file)
+            system.sync(file)
         if path.exists():
             remove_folder(path)
-        temporary.rename(path)
-        sync(path.parent)
+        system.patiently(temporary.rename, path)
+        system.sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -72,13 +64,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def remove_folder(path: Path) -> None:
     """Delete a folder of ours; if that is interrupted, what is left no longer has its name."""
     aside = temporary_name(path)
-    path.rename(aside)
+    system.patiently(path.rename, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def seal(temporary: Path) -> None:
     """Write a manifest into a folder that is being filled: the sha256 of each of its files."""
-    (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8")
+    (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8", newline="\n")
 
 
 def verify(folder: Path) -> None:
@@ -134,7 +126,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(file)
         except BlockingIOError:
             file.seek(0)
             raise DiskError(
@@ -154,6 +146,8 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+            with contextlib.suppress(OSError):  # there are no locks
+                system.unlock(file)
 
 
 def in_use(folder: Path) -> bool:
@@ -161,7 +155,8 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / ".lock").open("rb") as file:
             if file.read(1):  # whoever holds it has written who it is, and whoever ended has not left that
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                system.lock(file)
+                system.unlock(file)
     except BlockingIOError:
         return True
     except OSError:  # there is no such file, or there are no locks
@@ -226,7 +221,10 @@ def require_space(needs: Mapping[Path, float]) -> None:
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk or a quota is full; TensorFlow hands on those of its threads as text."""
     numbers = {errno.ENOSPC, errno.EDQUOT}
-    return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
+    texts = {os.strerror(number) for number in numbers} - {"Unknown error"} | {
+        "not enough space on the disk"
+    }  # Windows
+    return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
 
 
 def format_bytes(size: float) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import config as configuration
-from . import device, disk, runs, suggest
+from . import device, disk, runs, suggest, system
 from .config import Config, Train
 from .data.audit.checks import audit
 from .data.audit.facts import Facts, facts_from_pixels
@@ -250,7 +249,7 @@ def print_audit(examples: Examples, facts: Facts, config: Config, folder: Path) 
     for finding in noteworthy:
         print(f"{finding.severity}: {finding.message}{f' {finding.advice}' * (finding.check == 'warm start')}")
     if noteworthy:
-        print(f"  (python scripts/audit.py {shlex.quote(config.data.path)} --out audit shows them)")
+        print(f"  (python scripts/audit.py {system.quote(config.data.path)} --out audit shows them)")
 
 
 def print_found(config: Config, examples: Examples, folder: Path) -> None:

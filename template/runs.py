@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from . import device, disk
+from . import device, disk, system
 
 BEFORE_TRAINING = {
     ".lock", "config.toml", "begun.toml", "choices.json", "split.csv", "classes.json", "skipped.json", "run.json",
@@ -70,9 +70,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = disk.temporary_name(path)
     try:
         yield temporary
-        disk.sync(temporary)
-        temporary.replace(path)
-        disk.sync(path.parent)
+        system.sync(temporary)
+        system.patiently(temporary.replace, path)
+        system.sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -122,7 +122,7 @@ def exit_if_damaged() -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file or nothing; in UTF-8, with what that lacks spelled out."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from template import disk
+from template import disk, system
 
 
 def names(folder: Path) -> list[str]:
@@ -48,8 +48,8 @@ def test_a_folder_that_is_not_finished_leaves_the_old_one(tmp_path, error):
 
 
 def test_files_and_names_are_on_disk_before_the_folder_gets_its_name(tmp_path, monkeypatch):
-    happened, sync, rename = [], disk.sync, Path.rename
-    monkeypatch.setattr(disk, "sync", lambda path: (happened.append(path.name), sync(path)))
+    happened, sync, rename = [], system.sync, Path.rename
+    monkeypatch.setattr(system, "sync", lambda path: (happened.append(path.name), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda self, to: (happened.append("rename"), rename(self, to))[1])
     write(tmp_path / "folder", "new")
     assert sorted(happened[:3]) == ["a.txt", "b.bin", disk.MANIFEST]

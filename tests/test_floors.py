@@ -15,6 +15,7 @@ import template
 PACKAGE = Path(template.__file__).parent
 ROOT = PACKAGE.parent
 PLAN = [
+    {"system"},
     {"disk", "device"},
     {"config", "runs"},
     {"data", "model", "evaluate", "suggest", "doctor"},
@@ -26,7 +27,7 @@ PLAN = [
     {"search"},
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
-LIGHT = ["disk", "device", "config", "runs", "suggest", "doctor"]
+LIGHT = ["system", "disk", "device", "config", "runs", "suggest", "doctor"]
 LIGHT += ["data.images.load", "data.audit.checks", "deploy.runtime", "deploy.serve.batcher", "deploy.serve.deployed"]
 LIGHT += [
     f"data.{name}" for name in ("examples", "split", "decode", "array_file", "cache", "augment", "dataset", "lineage")
@@ -145,6 +146,18 @@ def writes_in_place(file: Path, tree: ast.AST) -> Iterator[str]:
             yield f"{file}:{node.lineno}: writes {call[:60]}"
 
 
+def leaves_the_encoding_open(file: Path, tree: ast.AST) -> Iterator[str]:
+    """Text that is read or written in the encoding of the system, which on Windows is an old one."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        modes, said = [getattr(a, "value", "?") for a in node.args], {keyword.arg for keyword in node.keywords}
+        opens = node.func.attr == "open" and all(re.fullmatch("[rwax+]t?", str(mode)) for mode in modes)
+        text = node.func.attr in {"read_text", "write_text"} and ast.unparse(node.func.value) != "runs"
+        if (opens or text) and "encoding" not in said:
+            yield f"{file}:{node.lineno}: {ast.unparse(node)[:60]} names no encoding"
+
+
 def check(rule, files, base) -> None:
     assert files, "nothing was checked"
     found = [
@@ -175,6 +188,10 @@ def test_everything_is_written_under_a_temporary_name_first():
     check(writes_in_place, PACKAGE_FILES, ROOT)
 
 
+def test_text_is_utf_8_on_every_system():
+    check(leaves_the_encoding_open, [file for file in FILES if file.parent.name != "benchmarks"], ROOT)
+
+
 def test_every_script_prints_on_any_terminal():
     """A class name in an encoding that the terminal lacks would end a run in the middle."""
     for file in sorted({*FILES} - {*PACKAGE_FILES}):
@@ -202,13 +219,13 @@ def test_importing_the_package_imports_nothing_else():
 @pytest.mark.parametrize(
     ("rule", "file", "source", "expected"),
     [
-        (climbs, "runs.py", "from . import config", ["template/runs.py:1: runs (floor 1) imports config (floor 1)"]),
+        (climbs, "runs.py", "from . import config", ["template/runs.py:1: runs (floor 2) imports config (floor 2)"]),
         (climbs, "data/a.py", "from ..config import Data\nfrom .. import runs\nfrom . import split", []),
-        (climbs, "data/a.py", "\nfrom ..model.build import b", ["template/data/a.py:2: data (floor 2) imports model"]),
-        (climbs, "model/a.py", "from .. import evaluate", ["template/model/a.py:1: model (floor 2) imports evaluate"]),
-        (climbs, "evaluate/a.py", "def f():\n  from ..data import b", ["template/evaluate/a.py:2: evaluate (floor 2)"]),
-        (climbs, "train/a.py", "from ..recipe import run", ["template/train/a.py:1: train (floor 3) imports recipe"]),
-        (climbs, "train/a.py", "from ..deploy import x", ["template/train/a.py:1: train (floor 3) imports deploy"]),
+        (climbs, "data/a.py", "\nfrom ..model.build import b", ["template/data/a.py:2: data (floor 3) imports model"]),
+        (climbs, "model/a.py", "from .. import evaluate", ["template/model/a.py:1: model (floor 3) imports evaluate"]),
+        (climbs, "evaluate/a.py", "def f():\n  from ..data import b", ["template/evaluate/a.py:2: evaluate (floor 3)"]),
+        (climbs, "train/a.py", "from ..recipe import run", ["template/train/a.py:1: train (floor 4) imports recipe"]),
+        (climbs, "train/a.py", "from ..deploy import x", ["template/train/a.py:1: train (floor 4) imports deploy"]),
         (climbs, "recipe.py", "from .train.stages import fit\nfrom . import runs", []),
         (climbs, "recipe.py", "import template.runs", ["template/recipe.py:1: imports template.runs; inside"]),
         (climbs, "data/a.py", "from ... import scripts", ["template/data/a.py:1: leaves the package"]),
@@ -262,6 +279,10 @@ def test_importing_the_package_imports_nothing_else():
         (writes_in_place, "a.py", "with path.open('wb') as f: pass", ["a.py:1: writes path.open"]),
         (writes_in_place, "a.py", "figure.savefig(path)", ["a.py:1: writes figure.savefig"]),
         (writes_in_place, "a.py", "(temporary / 'x').write_text('x'); path.open('rb'); runs.write_text(p, 'x')", []),
+        (leaves_the_encoding_open, "a.py", "path.read_text()", ["a.py:1: path.read_text() names no encoding"]),
+        (leaves_the_encoding_open, "a.py", "with path.open() as f: pass", ["a.py:1: path.open() names no"]),
+        (leaves_the_encoding_open, "a.py", "path.open('w', newline='')", ["a.py:1: path.open('w', newline='')"]),
+        (leaves_the_encoding_open, "a.py", "path.open('rb'); Image.open(f); f.read_text(encoding='utf-8')", []),
         (runs_what_a_file_says, "a.py", "np.load(f, allow_pickle=False); model.eval(); re.compile('')", []),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import disk
+from .. import disk, system
 
 _FOOTER = struct.Struct("<QI8s")
 """Bytes of the JSON, CRC-32 of it and of those of the rows, and:"""
@@ -52,7 +52,7 @@ class Stored:
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
         for row, target in zip(rows, out, strict=True):
             view = target.reshape(-1).view(np.uint8)
-            got = os.preadv(self.file.fileno(), [view], int(row) * size)
+            got = system.read_into(self.file, view, int(row) * size)
             if got != size or zlib.crc32(view) != self.sums[row]:
                 raise disk.DamagedError(f"Row {row} of {self.file.name!r} is damaged: its checksum is wrong.")
 
@@ -91,16 +91,16 @@ def open_stored(file: BinaryIO) -> Stored:
     """
     size = os.fstat(file.fileno()).st_size
     try:
-        footer = os.pread(file.fileno(), _FOOTER.size, max(0, size - _FOOTER.size))
+        footer = _read(file, _FOOTER.size, max(0, size - _FOOTER.size))
         length, crc, magic = _FOOTER.unpack(footer)
         if magic != _MAGIC or length > size:
             raise ValueError("it has no footer")
-        head = json.loads(os.pread(file.fileno(), length, size - _FOOTER.size - length))
+        head = json.loads(_read(file, length, size - _FOOTER.size - length))
         shape, dtype = tuple(head["shape"]), np.dtype(head["dtype"])
         before = math.prod(shape) * dtype.itemsize
         if before + 4 * shape[0] + length + _FOOTER.size != size:
             raise ValueError("it is cut short")
-        tail = os.pread(file.fileno(), 4 * shape[0] + length, before)
+        tail = _read(file, 4 * shape[0] + length, before)
         if zlib.crc32(tail) != crc:
             raise ValueError("its checksums are damaged")
         return Stored(file, shape, dtype, np.frombuffer(tail, np.uint32, shape[0]), head["notes"])
@@ -128,6 +128,11 @@ class Selection:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """The rows at these positions, copied."""
         return self.whole[rows // len(self.rows) * self.n + self.rows[rows % len(self.rows)]]
+
+
+def _read(file: BinaryIO, size: int, offset: int) -> bytes:
+    buffer = bytearray(size)
+    return bytes(buffer[: system.read_into(file, buffer, offset)])
 
 
 class ArrayFile:

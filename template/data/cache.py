@@ -7,6 +7,7 @@ waits for another, and there are no locks that could be left behind.
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -15,11 +16,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import disk
+from .. import disk, system
 from .array_file import ArrayFile, Stored, open_stored, write
 
 _OURS = re.compile(r"(pixels|features)-[0-9a-f]{16}(\.rows)?")
@@ -106,9 +107,7 @@ class Cache:
         try:
             stored = write(file, batches(notes), shape, dtype, notes)
             os.fsync(file.fileno())
-            if name:
-                self._publish(temporary, self._path(name))
-            return stored
+            return dataclasses.replace(stored, file=self._published(file, self._path(name))) if name else stored
         except BaseException:
             file.close()
             raise
@@ -116,14 +115,16 @@ class Cache:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def _publish(self, temporary: Path, path: Path) -> None:
+    def _published(self, file: BinaryIO, path: Path) -> BinaryIO:
+        """The file under its own name, to read from."""
         try:
-            temporary.replace(path)
-            disk.sync(self.folder)
+            file = system.rename_open(file, path)
+            system.sync(self.folder)
         except OSError as error:
             deleted = {errno.ENOENT, errno.ESTALE}  # by another process; we have the file open
             if error.errno not in deleted:
                 raise
+        return file
 
     def _make_room(self, coming: float) -> None:
         """Delete the least recently used until so many more bytes fit the limit."""
@@ -131,9 +132,10 @@ class Cache:
         total = coming + sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total > self.limit_bytes and path not in used:
-                with contextlib.suppress(OSError):  # another process may have been faster
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                total -= size
+                with contextlib.suppress(OSError):  # on Windows another process may have it open
+                    with contextlib.suppress(FileNotFoundError):  # or may have been faster
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    total -= size
         disk.require_space({self.folder: coming})
 
     def entries(self) -> Iterator[tuple[float, int, Path]]:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .. import config as configuration
-from .. import disk, recipe, runs
+from .. import disk, recipe, runs, system
 from ..config import Config, ConfigError
 from ..data.examples import DataError
 from ..data.load import Parts, load_data
@@ -83,7 +83,11 @@ def open_study(storage: str, name: str) -> optuna.Study:
     if "://" in storage:
         kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60)
     else:
-        kept = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        journal = optuna.storages.journal
+        lock = (
+            journal.JournalFileOpenLock(storage) if system.WINDOWS else None
+        )  # by default a link, which takes a right
+        kept = optuna.storages.JournalStorage(journal.JournalFileBackend(storage, lock))
     sampler = optuna.samplers.TPESampler(multivariate=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
