@@ -19,12 +19,13 @@ from template import runs
 
 ROOT, PACKAGE = Path(__file__).resolve().parents[1], runs.__name__.partition(".")[0]
 COPIED = [
-    PACKAGE, "scripts", "configs", "notebooks", "docs", "docker", "tests", ".ci",
-    "pyproject.toml", "constraints.txt", "LICENSE", ".gitignore",
+    PACKAGE, "scripts", "configs", "notebooks", "docs", "docker", "tests", ".ci", ".github",
+    ".devcontainer", "pyproject.toml", "constraints.txt", "LICENSE", ".gitignore", ".dockerignore",
+    ".pre-commit-config.yaml",
 ]  # fmt: skip
 LEFT_OUT = ["__pycache__", "*.pyc", ".*_cache", ".ipynb_checkpoints", "new_project.py", "test_new_project.py"]
 TESTS_OF_BENCHMARKS = ["test_faults.py", "test_soak.py", "test_speed.py"]
-RENAMED = {".py", ".ipynb", ".toml", ".Dockerfile", ".md", ".yml", ".yaml", ""}
+RENAMED = {".py", ".ipynb", ".toml", ".Dockerfile", ".gpu", ".md", ".yml", ".yaml", ""}
 """Endings of files in which the package is named."""
 
 README = """\
