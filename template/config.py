@@ -348,6 +348,9 @@ class Train:
     monitor_gradients: bool = False
     """After each epoch, look at the gradient, the movement and the dead ReLUs of every block that trains: gradients.csv
     and TensorBoard, and a word if gradients vanish or explode or ReLUs die. To diagnose; see train/gradients.py."""
+    track: Literal["none", "mlflow"] = "none"
+    """Where a finished run is logged besides its own folder; mlflow: at MLFLOW_TRACKING_URI, or else in mlflow.db among
+    the runs (extra `mlflow`; mlflow server --backend-store-uri sqlite:///runs/mlflow.db)."""
     deterministic: bool = False
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
 
@@ -605,7 +608,7 @@ def hub_folder(name: str) -> str | None:
 
 MAY_CHANGE = (
     "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
-    "train.checkpoint_seconds",
+    "train.checkpoint_seconds", "train.track",
     "tta.hflip", "tta.full_image", "evaluate.target_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the

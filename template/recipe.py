@@ -27,6 +27,8 @@ from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
 from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
 from .evaluate.predictions import Predictions
+from .experiments import tracking
+from .experiments.read import read
 from .model.blocks import find_blocks
 from .model.layers import strip_training_layers
 from .model.weights import WeightsError
@@ -67,13 +69,19 @@ def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
     Raises:
         DataError: if the images cannot be trained on, or are not those that the interrupted run began with.
         WeightsError: if the pretrained weights are not to be had.
-        ConfigError: if the run has begun with settings that must not change.
+        ConfigError: if the run has begun with settings that must not change, or a package that they need is missing.
         DiskError: if another process writes to the folder, it cannot be written to, or there is too little room.
         DamagedError: if the run was interrupted, and none of its checkpoints is whole.
         NonFiniteError: if a loss, weight or score became NaN or infinite.
     """
+    tracked = config.train.track == "mlflow"
+    if tracked:
+        tracking.require()
     with writing(config, folder):
-        return _run(config, folder, clock or runs.Timer())
+        metrics = _run(config, folder, clock or runs.Timer())
+    if tracked:
+        tracking.log(read(folder))
+    return metrics
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
+from conftest import call, class_folders
 
 from template import config as configuration
 from template import disk, runs
@@ -20,6 +20,7 @@ from template.config import Stage
 from template.evaluate.compare import compare
 from template.evaluate.intervals import percent, wilson_interval
 from template.evaluate.predictions import Predictions
+from template.experiments import tracking
 from template.experiments.read import find, read
 
 NAME = "20260102-030405-<b>mobilenet $x$ & co"
@@ -395,6 +396,54 @@ def test_what_is_no_run_any_more_when_it_is_freed_keeps_its_files(full):
     (what,) = (each for each in pruning.freeable([run]) if each.run)
     (full / NAME / "metrics.json").unlink()
     assert pruning.remove(what) == 0 and (full / NAME / "checkpoints" / "00004").exists()
+
+
+# MLflow
+
+
+def test_without_mlflow_it_is_said_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("template.experiments.tracking.find_spec", lambda name: None)
+    code, said = call("train", "--train.track=mlflow", "--data.image_size=32")
+    assert "train.track=mlflow needs MLflow, which is not installed" in f"{code}{said}"
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_what_cannot_be_logged_spoils_no_run(folder, monkeypatch, capsys):
+    pytest.importorskip("mlflow", reason='needs the extra mlflow: pip install -e ".[mlflow]"')
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at.all")
+    tracking.log(read(folder / NAME))
+    assert "warning: MLflow was not told of this run" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_mlflow_gives_back_what_a_run_was(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason='needs the extra mlflow: pip install -e ".[mlflow]"')
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        f"--data.path={class_folders(tmp_path / 'my images')}",
+        "--backbone.name=tiny",
+        "--backbone.weights=none",
+    ]
+    settings += ["--data.image_size=32", "--train.batch_size=8", "--train.track=mlflow", "--data.test_fraction=0.25"]
+    settings += ["--stages=[{unfreeze=1, epochs=2, learning_rate=3e-3}, {unfreeze=2, epochs=1}]"]
+    code, said = call("train", *settings)
+    assert code == 0 and "logged to MLflow: sqlite:///" in said
+    (folder,) = (tmp_path / "runs").glob("2*")
+    run, client = read(folder), mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    (kept,) = client.search_runs([client.get_experiment_by_name("my images").experiment_id])
+    assert (kept.info.run_name, kept.info.status) == (folder.name, "FINISHED")
+    assert kept.data.tags["folder"] == str(folder)
+    assert kept.data.params == {key: str(value) for key, value in configuration.flat(run.config).items()}
+    for column in ("val_cross_entropy", "val_accuracy", "learning_rate"):
+        logged = client.get_metric_history(kept.info.run_id, column)
+        assert [(each.step, each.value) for each in logged] == [(row["epoch"], row[column]) for row in run.history]
+    assert kept.data.metrics["test/accuracy"] == run.score.accuracy["value"]
+    assert kept.data.metrics["val/macro_f1"] == runs.read_json(folder / "metrics.json")["val"]["macro_f1"]["value"]
+    names = {file.path for file in client.list_artifacts(kept.info.run_id)}
+    assert {"report.html", "config.toml", "confusion_matrix.png"} <= names and "model.keras" not in names
+    assert [each.folder for each in find([tmp_path / "runs"])] == [folder], "the store is no run"
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
