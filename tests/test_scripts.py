@@ -745,6 +745,7 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("audit", "--write-csv", "file", ["images"]),
         ("audit", "--data.cache", "folder", ["images", "--labels"]),
         ("compare", "--out", "file", ["RUN", "RUN"]),
+        ("runs", "--html", "file", ["RUN"]),
         ("find_lr", "--out", "file", []),
         ("choose_backbone", "--out", "file", []),
         ("show", "--out", "file", []),

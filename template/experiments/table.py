@@ -132,10 +132,12 @@ def lines(found: Sequence[Run]) -> list[str]:
     Those that all runs share come once, at the end.
     """
     rows = [_cells(run) for run in found]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*(row[:4] for row in rows), strict=True)]  # of what all have
+    whole = [row[4:] for row in rows if len(row) > 5]
+    widths += [max(map(len, column)) for column in zip(*whole, strict=True)] or [0]
     own, unlike, result = [changed(run) for run in found], differing(found), []
     for run, row, values in zip(found, rows, own, strict=True):
-        result.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        result.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
         shown = {key: value for key, value in values.items() if key in unlike or len(found) == 1}
         result += [f"    {words(run, shown)}"] if shown else []
     shared = {key: value for values in own for key, value in values.items() if key not in unlike}
@@ -148,7 +150,7 @@ def _cells(run: Run) -> list[str]:
     row = run.columns()
     left = [row["run"], row["date"], row["data"] or "?", row["network"] or "?"]
     if run.score is None:
-        return [*left, f"{run.status}: {runs.legible(run.why.partition(chr(10))[0])}", "", "", "", ""]
+        return [*left, f"{run.status}: {runs.legible(run.why.partition(chr(10))[0])}"]
     validation = f"val {100 * row['validation']['value']:.1f} %" if run.score.part == "test" else ""
     size = f"{row['size'] / 1e6:.1f} MB" if row["size"] else ""
     return [
