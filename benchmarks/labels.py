@@ -48,7 +48,7 @@ def main() -> None:
     print("labels  " + "".join(f"{count:>7}" for count in counts))
     for name, rows in curves.items():
         print(f"{name:<8}" + "".join(f"{value:7.3f}" for value in rows.mean(axis=0)))
-    rows = [row for per_class in TARGETS if (row := saved(curves, counts, per_class * (labels.max() + 1)))]
+    rows = [row for per_class in TARGETS if (row := saved(curves, counts, per_class * int(labels.max() + 1)))]
     for row in rows:
         print(f"as accurate as {row['labels']} at random ({row['accuracy']:.3f}): {row['share']:.2f} of them "
               f"[{row['low']:.2f}, {row['high']:.2f}]")  # fmt: skip
