@@ -97,7 +97,8 @@ def test_an_editor_installs_the_tests():
 @pytest.mark.skipif(not (ROOT / "scripts" / "new_project.py").exists(), reason="this is a project of one's own")
 def test_a_project_of_ones_own_has_them_too():
     text = (ROOT / "scripts" / "new_project.py").read_text(encoding="utf-8")
-    hidden = {path.name for path in ROOT.glob(".*") if not re.fullmatch(r"\.git|\..*_cache|\.venv", path.name)}
+    listed = subprocess.run(["git", "ls-files", ".*"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    hidden = {name.partition("/")[0] for name in listed.split()}
     assert {name for name in hidden if f'"{name}"' not in text} == set()
     assert {file.suffix for file in DOCKERFILES} - {"", ".Dockerfile", ".gpu"} == set()
 
