@@ -1,5 +1,6 @@
 """Settings from the data: what a person who has trained many small data sets would begin with."""
 
+import dataclasses
 import math
 
 from .config import Config, Stage
@@ -69,6 +70,16 @@ OF_STAGES = {
     ),
 }  # fmt: skip
 """Settings, by section, of gradient steps; the linear probe, which takes none, is as it is whatever they are."""
+
+
+def of_probe(config: Config) -> Config:
+    """The linear probe alone, and as defaults what it does not know: the same for all recipes of the same probe."""
+    changes, kept = {}, {"monitor"} if config.augment.flips else {"monitor", "policy"}  # a probe sees mirror images
+    for section, names in OF_STAGES.items():
+        now, default = getattr(config, section), getattr(Config(), section)
+        fields = {name: getattr(default, name) for name in names if name not in kept}
+        changes[section] = dataclasses.replace(now, **fields)
+    return dataclasses.replace(config, **changes, stages=())
 
 
 def settings_without_effect(config: Config, images: int) -> dict[str, str]:

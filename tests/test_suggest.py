@@ -10,7 +10,7 @@ from template.config import TTA, Augment, Backbone, Config, Data, Evaluate, Head
 from template.data.dataset import ArrayDataset
 from template.model.backbones import BACKBONES
 from template.model_selection.depth import choose_stages
-from template.suggest import OF_STAGES, depths, refits, settings_without_effect, stages
+from template.suggest import OF_STAGES, depths, of_probe, refits, settings_without_effect, stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
@@ -202,3 +202,15 @@ def test_depths_are_a_sixth_and_half_of_the_blocks(blocks, numbers):
     found = depths(200, 32, blocks)
     assert [stage.unfreeze for stage in found] == numbers
     assert {(stage.epochs, stage.learning_rate) for stage in found} == {(12, 2e-4)}
+
+
+def test_recipes_of_the_same_probe_are_known_as_such():
+    """What stages alone look at makes no other probe; what it sees, and the score that judges it, does."""
+
+    def probe(*settings: str) -> Config:
+        return of_probe(configuration.load(None, settings))
+
+    stage = ("stages.0.epochs=3", "augment.policy=heavy", "head.dropout=0.5", "train.label_smoothing=0.1")
+    assert probe(*stage) == probe() and probe().stages == ()
+    for other in ("augment.policy=none", "augment.hflip=false", "head.feature_levels=2", "train.monitor=accuracy"):
+        assert probe(other) != probe(), other

@@ -11,7 +11,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .. import config as configuration
 from .. import disk, recipe, runs, system
+from .. import suggest as suggestions
 from ..config import Config, ConfigError
 from ..data.examples import DataError
 from ..data.load import Parts, load_data
@@ -57,6 +58,7 @@ class Search:
         folds: from `divide`.
         cache: for features.
         folder: for what is written.
+        probes: losses of the linear probes that were tried here, by their recipe.
     """
 
     study: optuna.Study
@@ -66,6 +68,7 @@ class Search:
     folds: Sequence[Parts]
     cache: FeatureCache
     folder: Path
+    probes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def load(self, overrides: Sequence[str]) -> Config:
         """The recipe with these settings; without a refit, for which a search has no time."""
@@ -190,7 +193,7 @@ def _objective(trial: Trial, found: Search, place: Path) -> float:
     trial.set_user_attr("settings", overrides)
     config = found.load(overrides)
     if starts_from_probe(config) and config.stages:
-        _race_probes(trial, dataclasses.replace(config, stages=()), found, place)
+        _race_probes(trial, suggestions.of_probe(config), found, place)
     folds = []
     for number, fold in enumerate(_folds(config, found, place)):
         folds.append(fold)
@@ -209,7 +212,10 @@ def _objective(trial: Trial, found: Search, place: Path) -> float:
 
 def _race_probes(trial: Trial, config: Config, found: Search, place: Path) -> None:
     """The linear probe, in seconds, before anything trains: whose is clearly worse than that of the best trial ends."""
-    losses = per_image(together(list(_folds(config, found, place))), config)
+    key = configuration.to_toml(config)
+    if key not in found.probes:
+        found.probes[key] = per_image(together(list(_folds(config, found, place))), config)
+    losses = found.probes[key]
     trial.set_user_attr("probe", np.round(losses, 6).tolist())
     done = found.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = min((t for t in done if "probe" in t.user_attrs), key=lambda t: t.value, default=None)
