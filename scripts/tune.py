@@ -82,6 +82,9 @@ def _new(
     space = read_space(known.config, lambda more: configuration.load(known.config, [*overrides, *more]))
     require_outside(config.data.path, {"--runs": known.runs, "--data.cache": Path(config.data.cache)})
     runs.check_output(Path(config.data.cache), "folder", "--data.cache")
+    if known.storage and "://" not in known.storage:
+        known.storage = str(Path(known.storage).expanduser().absolute())
+        runs.check_output(Path(known.storage), "file", "--storage")
     told = [configuration.flat(config) | {"data.path": "", "data.cache": ""}, sorted(map(repr, space.items()))]
     told += [known.folds, known.repeats]
     known.name = f"tune-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -753,6 +754,15 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("accuracy", "--out", "file", []),
         ("train", "--data.cache", "folder", []),
         ("cross_validate", "--data.cache", "folder", []),
+        pytest.param(
+            "tune",
+            "--data.cache",
+            "folder",
+            [],
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("optuna") is None, reason='needs the extra tune: pip install -e ".[tune]"'
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, script, option, kind, rest):

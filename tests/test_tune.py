@@ -147,6 +147,17 @@ def test_another_process_goes_on_with_the_same_recipe(begin, monkeypatch):
     assert (found.folder / "default.toml").is_file()
 
 
+def test_a_study_may_be_in_a_database(tmp_path):
+    """Two processes, or machines, that are given the same address and name have the same study."""
+    address = f"sqlite:///{tmp_path}/studies.db"
+    study = tune.open_study(address, "one")
+    study.enqueue_trial({"head.dropout": 0.3})
+    study.set_user_attr("recipe", "[head]")
+    again = tune.open_study(address, "one")
+    assert len(again.trials) == 1 and again.user_attrs["recipe"] == "[head]"
+    assert not tune.open_study(address, "other").trials
+
+
 def test_a_study_is_of_its_images(begin, tmp_path):
     tune.search(begin(), None, 1)
     (tmp_path / "images" / "disc" / "00.png").unlink()

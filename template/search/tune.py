@@ -83,18 +83,16 @@ def open_study(storage: str, name: str) -> optuna.Study:
         name: of the study.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if "://" in storage:
-        kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60)
-    else:
-        journal = optuna.storages.journal
-        lock = (
-            journal.JournalFileOpenLock(storage) if system.WINDOWS else None
-        )  # by default a link, which takes a right
-        kept = optuna.storages.JournalStorage(journal.JournalFileBackend(storage, lock))
-    sampler = optuna.samplers.TPESampler(multivariate=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # heartbeat and pruner are experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if "://" in storage:
+            kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60)
+        else:
+            journal = optuna.storages.journal
+            lock = journal.JournalFileOpenLock(storage) if system.WINDOWS else None  # else a link, which takes a right
+            kept = optuna.storages.JournalStorage(journal.JournalFileBackend(storage, lock))
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    sampler = optuna.samplers.TPESampler(multivariate=True)
     return optuna.create_study(
         storage=kept, study_name=name, sampler=sampler, pruner=pruner, direction="minimize", load_if_exists=True
     )
