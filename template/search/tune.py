@@ -40,6 +40,8 @@ from .space import Space, suggest, within
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 FAILURES = (ConfigError, WeightsError, NonFiniteError, MemoryError, tf.errors.ResourceExhaustedError)
 """Errors of a trial; any other is one of the whole search, and ends it."""
+QUICK = ("train.refit_on_train_val=no", "tta.full_image=false", "tta.hflip=false")
+"""What a search has no time for; it makes all recipes better alike."""
 BLOCKS = 10
 """Mean losses of so many parts of a fold are what the pruner compares, in pairs."""
 CLEARLY = 2.0
@@ -71,8 +73,8 @@ class Search:
     probes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def load(self, overrides: Sequence[str]) -> Config:
-        """The recipe with these settings; without a refit, for which a search has no time."""
-        return configuration.load(self.base, [*overrides, "train.refit_on_train_val=no"])
+        """The recipe with these settings; quick, unless they say otherwise."""
+        return configuration.load(self.base, [*QUICK, *overrides])
 
 
 def open_study(storage: str, name: str) -> optuna.Study:
@@ -158,9 +160,9 @@ def fail_abandoned(found: Search) -> None:
         place = found.folder / "trials" / str(trial.number)
         with contextlib.suppress(disk.DiskError):
             if place.exists():
-                with disk.locked(place):
+                with contextlib.redirect_stdout(io.StringIO()), disk.locked(place):
                     found.study.tell(trial.number, state=TrialState.FAIL)
-                    print(f"trial {trial.number}: lost with its process, which was killed")
+                print(f"trial {trial.number}: lost with its process, which was killed")
                 shutil.rmtree(place)
 
 
