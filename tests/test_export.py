@@ -359,6 +359,16 @@ def test_convolutions_of_one_channel_a_group_become_depthwise_ones_and_say_the_s
     assert np.ptp(model(noise)) > 0.1
 
 
+def test_where_memory_is_too_small_it_is_said_before_the_process_is_killed(monkeypatch):
+    from types import SimpleNamespace
+
+    from template.deploy.export import graph
+
+    monkeypatch.setattr(graph.device, "available_memory", lambda: 5e9)
+    with pytest.raises(MemoryError, match=r"about 7\.0 GB of memory are needed, and 5\.0 GB can be had now\. Close"):
+        graph.freeze(SimpleNamespace(model=SimpleNamespace(count_params=lambda: 87_500_000)))  # ConvNeXtBase's
+
+
 @NEEDED
 @pytest.mark.slow
 def test_every_format_and_precision_keeps_the_names_of_the_classes(run, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import test_hub
 from scipy.special import softmax
 
 from template.config import Backbone, Head
@@ -107,6 +108,15 @@ def test_every_network(name, tmp_path):
     pixels = noise(SMALLEST.get(name, 64))
     model = network(Backbone(name=name, weights="none"), Head(), pixels.shape[1], pixels)
     says_the_same(model, pixels, tmp_path, ("float32", "float16", "int8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", test_hub.PRESETS)
+def test_every_family_of_keras_hub(kind, tmp_path):
+    pixels = noise(test_hub.SIZE)
+    model = network(Backbone(name=f"hub:{test_hub.save_preset(kind, tmp_path)}"), Head(), test_hub.SIZE, pixels)
+    int8 = () if kind == "DINOV3" else ("int8",)  # which LiteRT's converter refuses
+    says_the_same(model, pixels, tmp_path, ("float32", "float16", *int8))
 
 
 @pytest.mark.slow

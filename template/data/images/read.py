@@ -142,8 +142,8 @@ def _open(contents: bytes, megapixels: float) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(contents), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+ pixels", str(error))
-        raise TooLargeError(pixels[0] if pixels else "it", megapixels) from None
+        pixels = re.search(r"(\d+) pixels", str(error))
+        raise TooLargeError(f"{int(pixels[1]):,} pixels" if pixels else "it", megapixels) from None
     except Exception as error:
         other = black_is_zero(contents)
         if other is None:

@@ -225,7 +225,7 @@ def _export(sources: Sources, file: Path, kind: str, precision: str, pixels: np.
         install = INSTALL.replace("onnx", kind)
         raise ExportError(f"needs packages that are not installed ({error.name}): {install}") from error
     except Exception as error:  # whatever a converter makes of a network that it does not know
-        why = " ".join(str(error).split())[:500]
+        why = " ".join(str(error).split())[:500] or "the converter gives no reason"
         raise ExportError(f"{sources.served.model.name} cannot be converted: {type(error).__name__}: {why}") from error
 
 

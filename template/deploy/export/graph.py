@@ -10,9 +10,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from ... import device
 from ...model.layers import renormalise
 
 INPUT, OUTPUT = "pixels", "probabilities"
+COPIES = 20
+"""Of the weights, that are in memory while a network is converted: 22 to 26 were measured."""
 ANSWER = "calibrated"
 """Name scope of what comes after the logits, which is never quantised."""
 
@@ -49,7 +52,14 @@ def freeze(served: Served) -> Any:
 
     Converters take constants of layers (EfficientNet's Normalization) for inputs, or lose weights, otherwise. It is no
     part of `Served`, with which TensorFlow would save it.
+
+    Raises:
+        MemoryError: if there is less memory than converters take; the system would end the process without a word.
     """
+    needed, free = COPIES * 4 * served.model.count_params(), device.available_memory()
+    if needed > free:
+        have = f"about {needed / 1e9:.1f} GB of memory are needed, and {free / 1e9:.1f} GB can be had now"
+        raise MemoryError(f"{have}. Close other programs, or export on a machine with more")
     return convert_variables_to_constants_v2(served.signature.get_concrete_function())
 
 
