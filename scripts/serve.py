@@ -107,7 +107,7 @@ def serve(arguments: argparse.Namespace) -> None:
         }
     )
     batcher = Batcher(arguments.max_batch, arguments.max_wait / 1000, arguments.max_queue)
-    load = functools.partial(open_runs, arguments.run, arguments.runtime, limits.megapixels)
+    load = functools.partial(open_runs, arguments.run, arguments.runtime, limits.megapixels, batcher.most)
     address, port = listener.getsockname()[:2]
     local = address in LOOPBACK or arguments.allow_host
     hosts = (*LOOPBACK, "[::1]", *arguments.allow_host) if local else ()

@@ -7,6 +7,7 @@
 Files become pixels by the same code as in training. Several threads may share a classifier.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -195,12 +196,30 @@ def _power(probabilities: np.ndarray, exponent: float) -> np.ndarray:
     return raised / raised.sum(axis=-1, keepdims=True)
 
 
+@functools.cache
+def _share_memory() -> None:
+    """Let all networks of this process compute in the same memory, which grows by what is asked for.
+
+    Each would have its own otherwise, which grows by doubling: while a run is swapped, twice.
+    """
+    import onnxruntime
+
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    as_requested = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})
+    onnxruntime.create_and_register_allocator(memory, as_requested)
+
+
 def _session(file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise DataError(f"onnxruntime is not installed ({error}): {INSTALL}") from error
+    _share_memory()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # one block of memory for each size of batch, of which others use little
     options.intra_op_num_threads = device.cores()
     # Idle threads sleep: those that spin take the cores from decoding, and from whatever else the machine does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -56,13 +56,16 @@ class Deployed:
         return self.card["reject"]["confidence"] or 0.0
 
 
-def open_runs(folders: Sequence[Path], runtime: Runtime = "auto", megapixels: float = float("inf")) -> list[Deployed]:
-    """Load runs, and let each classify something: the first time takes longest.
+def open_runs(
+    folders: Sequence[Path], runtime: Runtime = "auto", megapixels: float = float("inf"), batch: int = 1
+) -> list[Deployed]:
+    """Load runs, and let each classify a batch: the first time takes longest, and the memory that it will ever take.
 
     Args:
         folders: of runs; each is known by its own name.
         runtime: "auto" for the ONNX export where there is one, and TensorFlow otherwise.
         megapixels: limit of an image, where that of the run is not lower.
+        batch: most images that will be classified at once.
 
     Raises:
         DataError: if one of them cannot be loaded, or two have one name.
@@ -70,10 +73,10 @@ def open_runs(folders: Sequence[Path], runtime: Runtime = "auto", megapixels: fl
     names = [folder.absolute().name for folder in folders]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"Expected runs of different names. Received: {twice[0]!r} twice. Rename one of the folders.")
-    return [_open(folder, name, runtime, megapixels) for folder, name in zip(folders, names, strict=True)]
+    return [_open(folder, name, runtime, megapixels, batch) for folder, name in zip(folders, names, strict=True)]
 
 
-def _open(folder: Path, name: str, runtime: Runtime, megapixels: float) -> Deployed:
+def _open(folder: Path, name: str, runtime: Runtime, megapixels: float, batch: int) -> Deployed:
     if runtime == "auto":
         runtime = "onnx" if (folder / FOLDER / FILES["float32"]).is_file() else "keras"
     if runtime == "onnx":
@@ -81,7 +84,7 @@ def _open(folder: Path, name: str, runtime: Runtime, megapixels: float) -> Deplo
     else:
         classifier, card = _by_tensorflow(folder)
     inputs = classifier.inputs
-    classifier.classify(np.zeros((1, len(inputs.views), inputs.image_size, inputs.image_size, 3), np.uint8))
+    classifier.classify(np.zeros((batch, len(inputs.views), inputs.image_size, inputs.image_size, 3), np.uint8))
     return Deployed(name=name, runtime=runtime, classifier=classifier, card=card, megapixels=megapixels)
 
 
