@@ -3,6 +3,9 @@
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
 python scripts/predict.py --run runs/RUN photo.jpg --runtime onnx   # what export.py has written; needs no TensorFlow
 
+`novelty` is the distance to the most similar image of training, as a part of what is usual: above 1, the image is like
+nothing in training (5 % of images like those of training are), whatever class is named. Not with --runtime onnx.
+
 What is left out of a folder (hidden files, system files, links to folders) is named, and so is what had to be
 assumed to read an image (the first of several pages, 12 of 16 bits). Exit code: 0, or 1 if nothing
 could be classified, or if something named is not there or cannot be listed; the other rows are written all the same.
@@ -51,16 +54,18 @@ def main() -> None:
     except DataError as error:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
-    header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "problem"]
-    rows, bad = [header], 0
+    header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "novelty", "problem"]
+    rows, bad, strange = [header], 0, []
     for file, result in answers:
-        if isinstance(result, np.ndarray):
-            best = np.argsort(-result, kind="stable")[:k]
-            cells = [cell for i in best for cell in (_cell(classes[i]), f"{result[i]:.6f}")]
-            rows.append([_cell(str(file)), *cells, ""])
-        else:
+        if isinstance(result, Exception):
             bad += 1
-            rows.append([_cell(str(file)), *[""] * (2 * k), _cell(str(result))])
+            rows.append([_cell(str(file)), *[""] * (2 * k + 1), _cell(str(result))])
+            continue
+        probabilities, novelty = result
+        best = np.argsort(-probabilities, kind="stable")[:k]
+        cells = [cell for i in best for cell in (_cell(classes[i]), f"{probabilities[i]:.6f}")]
+        rows.append([_cell(str(file)), *cells, "" if np.isnan(novelty) else f"{novelty:.3f}", ""])
+        strange += [file] * (novelty > 1)
     if arguments.out:
         with runs.replacing(arguments.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
             csv.writer(out).writerows(rows)
@@ -68,21 +73,30 @@ def main() -> None:
     else:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()  # before what is said below
-    for line in [*describe_notes(notes), *describe_skipped(left)]:
+    for line in [*_unlike(strange), *describe_notes(notes), *describe_skipped(left)]:
         print(line, file=sys.stdout if arguments.out else sys.stderr)
     if problem := failure_reason(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)
 
 
+def _unlike(files: Sequence[Path], most: int = 10) -> Iterator[str]:
+    """Images that are of no class, perhaps: their answers are those to a question that was never learned."""
+    if files:
+        named = ", ".join(runs.legible(str(file)) for file in files[:most])
+        more = f" and {len(files) - most} more" if len(files) > most else ""
+        yield f"like nothing in training (novelty above 1): {len(files)}: {named}{more}"
+
+
 Answers = tuple[Sequence[str], Iterator[tuple[Path, Any]]]
-"""Names of the classes; each file with its probabilities, or the reason why there are none."""
+"""Names of the classes; each file with its probabilities and its novelty, or the reason why there are none."""
 
 
 def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:
     from template.config import ConfigError
 
     runs.import_tensorflow()
-    from template.deploy.predictor import classify, load_run
+    from template.deploy.novelty import Novelty
+    from template.deploy.predictor import judge, load_run
 
     try:
         config, classes, model = load_run(arguments.run)
@@ -90,12 +104,15 @@ def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[
         sys.exit(str(error))
     decided = arguments.run / "calibration.json"  # of a run from before there was any: as the network says
     temperature = runs.read_json(decided)["temperature"] if decided.exists() else 1.0
-    return classes, classify(model, config, files, temperature, assumed)
+    return classes, judge(model, config, files, temperature, Novelty.load(arguments.run), assumed)
 
 
 def _onnx(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:
     classifier = Classifier.of_run(arguments.run, arguments.precision)
-    return classifier.class_names, classifier.classify_files(files, assumed)
+    answers = classifier.classify_files(files, assumed)
+    return classifier.class_names, (
+        (file, result if isinstance(result, Exception) else (result, float("nan"))) for file, result in answers
+    )
 
 
 def _cell(text: str) -> str:

@@ -23,6 +23,7 @@ from .data.examples import PARTS, DataError, Examples, first_lines
 from .data.lineage import warm_start_leaks
 from .data.load import Parts, load_data
 from .data.split import differences, to_csv
+from .deploy.novelty import Novelty
 from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
 from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
@@ -33,6 +34,7 @@ from .model.blocks import find_blocks
 from .model.layers import strip_training_layers
 from .model.weights import WeightsError
 from .model_selection.auto import (
+    head_inputs,
     init_head_from_probe,
     init_model,
     never_trained,
@@ -203,6 +205,10 @@ def fit_and_predict(begun: Prepared, folder: Path) -> tuple[keras.Model, TrainSt
                 init_head_from_probe(model, begun.base, config, [train], context.cache, val)
             refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
+    with context.cache.clock("diagnosis"):
+        learned = [part for part in (train, val) if len(part)]
+        seen = [head_inputs(model, config, [part], context.cache)[0] for part in learned]
+        Novelty.fit(np.concatenate(seen), np.concatenate([part.groups for part in learned])).save(folder)
     predictions["test"] = _predict(model, begun, "test")
     if not len(predictions["test"].ids):
         model.set_weights(chosen)

@@ -305,6 +305,19 @@ def test_odd_files_are_classified_or_named_with_a_reason(journey, run):
     assert {**row, "path": ""} == {**answers["00.jpg"], "path": ""}, "by name, it is classified"
 
 
+def test_what_is_like_nothing_in_training_is_said(journey, run):
+    with (run / "split.csv").open(newline="", encoding="utf-8") as file:
+        known = next(journey.home / "photos" / row["id"] for row in csv.DictReader(file) if row["part"] == "train")
+    strange = journey.home / "strange.png"
+    stripes = np.random.default_rng(0).integers(0, 2, (6, 48, 3), np.uint8) * 255
+    Image.fromarray(np.repeat(stripes, 8, axis=0)).save(strange)
+    said = journey.walk("predict", "--run", run, known, strange, "--out", "known.csv")
+    with (journey.home / "known.csv").open(newline="", encoding="utf-8") as file:
+        trained, other = (float(row["novelty"]) for row in csv.DictReader(file))
+    assert trained < 0.01 < 1 < other
+    assert f"like nothing in training (novelty above 1): 1: {strange}" in said and str(known) not in said
+
+
 def test_one_image_of_the_evidence_for_each_photograph(journey, run):
     assert len(explained(journey, run, journey.home / "photos" / "disc" / "00.jpg")) == 1
     few = journey.home / "few"

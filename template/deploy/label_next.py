@@ -20,6 +20,7 @@ from ..data.dataset import ArrayDataset
 from ..data.decode import decode
 from ..data.examples import Examples
 from ..data.load import Parts
+from .predictor import with_features
 from .tta import build_views
 
 CANDIDATES = 3
@@ -61,8 +62,7 @@ def predict_with_features(
     Returns:
         Calibrated probabilities, float64 [n, classes], and features of the plain view, float32 [n, f].
     """
-    both = keras.Model(model.inputs[0], [model.outputs[0], model.get_layer("logits").input])
-    logits, features = both.predict(inference_batches(views[0], batch_size), verbose=0)
+    logits, features = with_features(model).predict(inference_batches(views[0], batch_size), verbose=0)
     others = [model.predict(inference_batches(view, batch_size), verbose=0) for view in views[1:]]
     each = [softmax(np.asarray(logits, np.float64), axis=1) for logits in (logits, *others)]
     mean = np.log(np.clip(np.mean(each, axis=0), 1e-30, None))[: len(views[0])]

@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from ..model.hub_layer import HubLayer, import_keras_hub
 from ..model.layers import strip_training_layers
 from ..model.weights import WeightsError
 from ..suggest import uses_hflip
+from .novelty import Novelty
 from .runtime import Inputs, classify_all
 
 KNOWN = frozenset({
@@ -144,6 +145,18 @@ def _digest(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
+class Answer(NamedTuple):
+    """What is said of an image.
+
+    Args:
+        probabilities: calibrated, float64 [classes].
+        novelty: from `Novelty.score`: above 1, the image is like nothing in training; NaN where nobody can say.
+    """
+
+    probabilities: np.ndarray
+    novelty: float
+
+
 def classify(
     model: keras.Model,
     config: Config,
@@ -151,32 +164,56 @@ def classify(
     temperature: float = 1.0,
     assumed: Callable[[ImageSource, str], None] = lambda source, note: None,
 ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
-    """Class probabilities of images, a batch at a time, so that memory does not grow with their number.
+    """`judge`, for those who want probabilities alone.
+
+    Yields:
+        Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
+    """
+    for source, result in judge(model, config, sources, temperature, None, assumed):
+        yield source, result.probabilities if isinstance(result, Answer) else result
+
+
+def judge(
+    model: keras.Model,
+    config: Config,
+    sources: Sequence[ImageSource],
+    temperature: float,
+    novelty: Novelty | None,
+    assumed: Callable[[ImageSource, str], None] = lambda source, note: None,
+) -> Iterator[tuple[ImageSource, Answer | BadImageError]]:
+    """Answers of a run for images, a batch at a time, so that memory does not grow with their number.
 
     Args:
         model: from `load_run`.
         config: its configuration, for image size, resizing, batch size and views.
         sources: files, bytes or arrays.
         temperature: from the run's calibration.json.
+        novelty: of the run, or None.
         assumed: called with a source and what had to be assumed to see something in it.
 
     Yields:
-        Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
+        Each source in order with its answer, or with the reason why it could not be read.
     """
     size = config.train.batch_size
+    both = with_features(model)
 
-    def probabilities(images: np.ndarray) -> np.ndarray:
+    def answers(images: np.ndarray) -> list[Answer]:
         # Filled up to one shape, because TensorFlow traces the network anew for each.
         views = np.zeros((images.shape[1], size, *images.shape[2:]), np.uint8)
         views[:, : len(images)] = images.swapaxes(0, 1)
         seen = [*views, *(view[:, :, ::-1] for view in views)] if uses_hflip(config) else list(views)
-        each = [
-            softmax(np.asarray(model.predict_on_batch(view.astype(np.float32)), np.float64), axis=1) for view in seen
-        ]
-        mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)
-        return mean[: len(images)]
+        asked = [both.predict_on_batch(view.astype(np.float32)) for view in seen]
+        each = [softmax(np.asarray(logits, np.float64), axis=1) for logits, _ in asked]
+        mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)[: len(images)]
+        scores = novelty.score(asked[0][1][: len(images)]) if novelty else np.full(len(images), np.nan)
+        return [Answer(row, float(score)) for row, score in zip(mean, scores, strict=True)]
 
-    return classify_all(sources, inputs_of(config), probabilities, size, assumed)
+    return classify_all(sources, inputs_of(config), answers, size, assumed)
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """A model that gives its logits, and what its last layer makes them of."""
+    return keras.Model(model.inputs[0], [model.outputs[0], model.get_layer("logits").input])
 
 
 def inputs_of(config: Config) -> Inputs:

@@ -71,21 +71,21 @@ class Inputs:
 def classify_all(
     sources: Sequence[ImageSource],
     inputs: Inputs,
-    classify: Callable[[np.ndarray], np.ndarray],
+    classify: Callable[[np.ndarray], Sequence[Any]],
     batch: int,
     assumed: Callable[[ImageSource, str], None],
-) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
+) -> Iterator[tuple[ImageSource, Any]]:
     """Classify images a batch at a time, so that memory does not grow with their number.
 
     Args:
         sources: files, bytes or arrays.
         inputs: how they become pixels.
-        classify: pixels uint8 [n, views, size, size, 3] to probabilities [n, classes].
+        classify: pixels uint8 [n, views, size, size, 3] to n answers, such as probabilities [n, classes].
         batch: most images at once.
         assumed: called with a source and what had to be assumed to see something in it.
 
     Yields:
-        Each source in order with its probabilities, or with the reason why it could not be read.
+        Each source in order with its answer, or with the reason (a `BadImageError`) why it could not be read.
     """
 
     def load(source: ImageSource) -> tuple[np.ndarray, str] | BadImageError:
