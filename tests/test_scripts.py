@@ -315,7 +315,12 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert f"{total} images, {total - 2} classified, 2 could not be read" in said
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["path", *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability")), "problem"]
+    assert rows[0] == [
+        "path",
+        *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability")),
+        "novelty",
+        "problem",
+    ]
     assert len(rows) == 1 + total
     assert {len(row) for row in rows} == {len(rows[0])}
 
@@ -568,7 +573,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(class_folder):
     answers = (  # without TensorFlow, which has no part in it
         "import runpy, sys, types; import numpy as np; from template import runs; sys.argv = sys.argv[1:]; "
         "model = types.SimpleNamespace(load_run=lambda run: (None, ['a', 'b'], None), "
-        "classify=lambda m, c, files, *_: [(file, np.array([0.5, 0.5])) for file in files]); "
+        "judge=lambda m, c, files, *_: [(file, (np.array([0.5, 0.5]), 0.1)) for file in files]); "
         "sys.modules['template.deploy.predictor'] = model; runs.import_tensorflow = lambda: None; "
         "runpy.run_path(sys.argv[0], run_name='__main__'); print('done', file=sys.stderr)"
     )

@@ -87,6 +87,7 @@ def test_the_objective_is_the_loss_of_every_image_that_is_not_of_the_test_part(b
     assert "trial 0: loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_best_recipe_reproduces_its_score(begin):
     found = begin()
     tune.search(found, None, 12)
@@ -99,6 +100,7 @@ def test_the_best_recipe_reproduces_its_score(begin):
     assert result["trials"]["complete"] + result["trials"]["pruned"] + result["trials"]["fail"] == 12
 
 
+@pytest.mark.slow
 def test_a_failed_trial_has_a_reason_and_the_search_goes_on(begin, capsys):
     found = begin(space={"train.label_smoothing": Range(0.0, 0.9)})
     tune.search(found, None, 8)
@@ -182,6 +184,7 @@ def test_without_the_recipe_itself_there_is_nothing_to_compare_with(begin, capsy
     assert conclude(begin()) is None and "nothing to compare with" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_gain_is_called_so(begin, capsys):
     found = begin(space={"head.l1": Range(0.0, 0.1)})  # which changes nothing here
     tune.search(found, None, 12)

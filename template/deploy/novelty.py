@@ -64,7 +64,7 @@ class Novelty:
             features: float [m, f], of the same network.
         """
         similarity = _unit(features) @ self.features.astype(np.float32).T
-        return (1 - similarity.max(axis=1)).astype(np.float64) / self.threshold
+        return np.maximum(1 - similarity.max(axis=1), 0).astype(np.float64) / self.threshold
 
     def save(self, folder: Path) -> None:
         """Into the folder of a run."""
