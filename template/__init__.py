@@ -18,6 +18,7 @@
     deploy/         a finished run put to use: test-time augmentation, prediction, explanation; export/, serve/
     experiments/    the runs in a folder side by side: table, page, what can be freed
     diagnose/       checks before a run, baselines, forecast, learning rate range test
+    messages.py     what a run says before it trains
     publish.py      what a run reports: scores, figures
     recipe.py       run(config, folder): the whole story
     search/         that story told many times: cross-validation of a recipe, search for a better one

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from . import config as configuration
-from . import device, disk, runs, suggest, system
-from .config import Config, Train
-from .data.audit.checks import audit
-from .data.audit.facts import Facts, facts_from_pixels
-from .data.audit.findings import to_json
+from . import device, disk, messages, runs, suggest
+from .config import Config
+from .data.audit.facts import facts_from_pixels
 from .data.dataset import ArrayDataset
-from .data.examples import PARTS, DataError, Examples, first_lines
-from .data.lineage import warm_start_leaks
+from .data.examples import DataError, Examples, first_lines
 from .data.load import Parts, load_data
 from .data.split import differences, to_csv
 from .deploy.novelty import Novelty
@@ -48,7 +45,6 @@ from .model_selection.depth import choose_stages
 from .publish import TrainedRun, publish
 from .train.checkpoint import TrainState
 from .train.features import FeatureCache, from_boundary
-from .train.losses import weight_table
 from .train.nonfinite import NonFiniteError
 from .train.one_stage import TrainContext, assign
 from .train.stages import fit, refit
@@ -109,17 +105,17 @@ def writing(config: Config, folder: Path) -> Iterator[None]:
 
 def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     """`run`, in a folder that is ours alone."""
-    print_device(config)
+    messages.print_device(config)
     cache = FeatureCache.of(config, clock)
     with clock("decode"):
         config, parts = load_data(config, without_auto(config).data)
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
         pixels = parts.pixels(without_auto(config).data)
         facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
-    print_found(config, parts.examples, folder)
+    messages.print_found(config, parts.examples, folder)
     refuse_changes(config, parts.examples, folder)
     with clock("audit"):
-        print_audit(parts.examples, facts, config, folder)
+        messages.print_audit(parts.examples, facts, config, folder)
     begun = prepare(config, parts, cache, folder)
     config, train = begun.config, parts.plain("train", begun.config.data)
     with clock("diagnosis"):
@@ -193,7 +189,7 @@ def fit_and_predict(begun: Prepared, folder: Path) -> tuple[keras.Model, TrainSt
     val, probed = parts.plain("val", config.data), starts_from_probe(config)
     predictions = {"probe": _predict(model, begun, "val")} if probed else {}
     if config.stages:
-        _print_class_weights(config.train, train.labels, parts.examples.class_names)
+        messages.print_class_weights(config.train, train.labels, parts.examples.class_names)
     state = fit(model, augmented, val, context, folder)
     predictions["val"] = _predict(model, begun, "val") if config.stages or not probed else predictions["probe"]
     chosen = strip_training_layers(model).get_weights()
@@ -234,47 +230,6 @@ def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, 
         config, base, settings = resolve_auto(config, images, cache)
         set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
         return config, base, init_model(base, config, [images(config.data)], cache), networks | settings
-
-
-def print_device(config: Config) -> None:
-    print(f"device: {device.summary(device.describe(config.train.precision))}")
-    if warning := device.unused_gpu():
-        print(f"warning: {warning}")
-    if suggest.uses_hflip(config) and not config.augment.flips:
-        print(
-            "warning: tta.hflip=true answers by mirror images too, and training sees none (augment.hflip=false or "
-            "augment.policy=none). Where left and right differ that costs accuracy; tta.hflip=auto follows it"
-        )
-
-
-def _print_class_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    if settings.class_weights != "none":
-        counts = np.bincount(labels, minlength=len(class_names))
-        print(weight_table(class_names, counts, settings.class_weights))
-
-
-def print_audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> None:
-    """Look for what commonly spoils a number, say what was found, and write audit.json."""
-    rows = np.flatnonzero(examples.parts != "")
-    used = dataclasses.replace(examples, skipped=()).take(rows)
-    found = audit(used, facts.take(rows)) + warm_start_leaks(used, config.backbone.weights)
-    runs.write_json(folder / "audit.json", to_json(used, found))
-    noteworthy = [finding for finding in found if finding.severity != "info"]
-    for finding in noteworthy:
-        print(f"{finding.severity}: {finding.message}{f' {finding.advice}' * (finding.check == 'warm start')}")
-    if noteworthy:
-        print(f"  (python scripts/audit.py {system.quote(config.data.path)} --out audit shows them)")
-
-
-def print_found(config: Config, examples: Examples, folder: Path) -> None:
-    used = examples.parts != ""
-    sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
-    left_out = len(examples.skipped)
-    print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
-    for name, reason in examples.skipped[:10]:
-        print(f"  skipped {name!r}: {reason}")
-    if left_out > 10:
-        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
 
 
 def refuse_changes(config: Config, examples: Examples, folder: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from template import config as configuration
-from template import recipe
+from template import messages, recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data import load as loading
 from template.data.array_file import ArrayFile
@@ -440,7 +440,7 @@ def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained
         recipe, "facts_from_pixels", lambda *_: None
     )  # the audit, which looks at all and chooses nothing
     monkeypatch.setattr(loading, "split", divided)
-    monkeypatch.setattr(recipe, "print_audit", lambda *_: None)
+    monkeypatch.setattr(messages, "print_audit", lambda *_: None)
     monkeypatch.setattr(recipe, "init_model", begun)
     with pytest.raises(Enough):
         recipe.run(settings(pretrained, wide_images, tmp_path / "cache"), tmp_path)

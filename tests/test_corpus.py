@@ -9,7 +9,7 @@ import corpus
 import numpy as np
 import pytest
 
-from template import recipe
+from template import messages
 from template.config import Config, Data
 from template.data.audit.facts import facts_from_pixels, read_facts
 from template.data.decode import decode
@@ -62,7 +62,7 @@ def test_every_kind_of_file_is_used_or_named_with_a_reason_and_an_action(written
             assert name in reasons and outcome in reasons[name], (name, reasons.get(name, "used"))
             assert ";" in reasons[name] or "? " in reasons[name], f"no action: {reasons[name]}"
     # What a run prints of it: one line a file, whatever its name holds.
-    recipe.print_found(Config(data=Data(path="files")), examples, tmp_path)
+    messages.print_found(Config(data=Data(path="files")), examples, tmp_path)
     said = capsys.readouterr().out
     assert "\x1b" not in said and len(said.splitlines()) == 1 + 10 + 1
 

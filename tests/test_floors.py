@@ -22,7 +22,7 @@ PLAN = [
     {"train", "deploy", "experiments"},
     {"model_selection"},
     {"diagnose"},
-    {"publish"},
+    {"publish", "messages"},
     {"recipe"},
     {"search"},
 ]

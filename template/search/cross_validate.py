@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from .. import config as configuration
-from .. import disk, recipe, runs
+from .. import disk, messages, recipe, runs
 from ..config import Config, Data
 from ..data.audit.facts import facts_from_pixels
 from ..data.examples import DataError
@@ -46,17 +46,17 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
         Those of `recipe.run`.
     """
     with recipe.writing(config, folder):
-        recipe.print_device(config)
+        messages.print_device(config)
         cache = FeatureCache.of(config, clock)
         with clock("decode"):
             config, parts = load_data(config, without_auto(config).data)
-        recipe.print_found(config, parts.examples, folder)
+        messages.print_found(config, parts.examples, folder)
         divisions = divide(parts, config.data, folds, repeats)
         _refuse_changes(divisions, folder)
         with clock("audit"):
             pixels = parts.pixels(without_auto(config).data)
             facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
-            recipe.print_audit(parts.examples, facts, config, folder)
+            messages.print_audit(parts.examples, facts, config, folder)
         found = []
         for number, part in enumerate(divisions, start=1):
             print(f"\nfold {number}/{len(divisions)}: {_sizes(part)}")

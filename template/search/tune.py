@@ -20,7 +20,7 @@ import tensorflow as tf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .. import config as configuration
-from .. import disk, recipe, runs, system
+from .. import disk, messages, recipe, runs, system
 from .. import suggest as suggestions
 from ..config import Config, ConfigError
 from ..data.examples import DataError
@@ -113,10 +113,10 @@ def begin(config: Config, space: Space, study: optuna.Study, folds: tuple[int, i
     Raises:
         DataError: if the images are not those of the study.
     """
-    recipe.print_device(config)
+    messages.print_device(config)
     cache = FeatureCache.of(config)
     config, parts = load_data(config, without_auto(config).data)
-    recipe.print_found(config, parts.examples, folder)
+    messages.print_found(config, parts.examples, folder)
     divisions = divide(parts, config.data, *folds)
     digest = hashlib.sha256(to_csv(parts.examples).encode()).hexdigest()
     if study.user_attrs.get("images", digest) != digest:

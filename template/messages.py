@@ -1,0 +1,60 @@
+"""What a run says before it trains: machine, images, what the audit found."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import device, runs, suggest, system
+from .config import Config, Train
+from .data.audit.checks import audit
+from .data.audit.facts import Facts
+from .data.audit.findings import to_json
+from .data.examples import PARTS, Examples
+from .data.lineage import warm_start_leaks
+from .train.losses import weight_table
+
+
+def print_device(config: Config) -> None:
+    """What computes, and what is odd about that or about how images will be seen."""
+    print(f"device: {device.summary(device.describe(config.train.precision))}")
+    if warning := device.unused_gpu():
+        print(f"warning: {warning}")
+    if suggest.uses_hflip(config) and not config.augment.flips:
+        print(
+            "warning: tta.hflip=true answers by mirror images too, and training sees none (augment.hflip=false or "
+            "augment.policy=none). Where left and right differ that costs accuracy; tta.hflip=auto follows it"
+        )
+
+
+def print_class_weights(settings: Train, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """What each class counts in the loss, unless that is nothing special."""
+    if settings.class_weights != "none":
+        counts = np.bincount(labels, minlength=len(class_names))
+        print(weight_table(class_names, counts, settings.class_weights))
+
+
+def print_audit(examples: Examples, facts: Facts, config: Config, folder: Path) -> None:
+    """Look for what commonly spoils a number, say what was found, and write audit.json."""
+    rows = np.flatnonzero(examples.parts != "")
+    used = dataclasses.replace(examples, skipped=()).take(rows)
+    found = audit(used, facts.take(rows)) + warm_start_leaks(used, config.backbone.weights)
+    runs.write_json(folder / "audit.json", to_json(used, found))
+    noteworthy = [finding for finding in found if finding.severity != "info"]
+    for finding in noteworthy:
+        print(f"{finding.severity}: {finding.message}{f' {finding.advice}' * (finding.check == 'warm start')}")
+    if noteworthy:
+        print(f"  (python scripts/audit.py {system.quote(config.data.path)} --out audit shows them)")
+
+
+def print_found(config: Config, examples: Examples, folder: Path) -> None:
+    """How many images there are, in which parts, and which were left out for what reason."""
+    used = examples.parts != ""
+    sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
+    left_out = len(examples.skipped)
+    print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
+    for name, reason in examples.skipped[:10]:
+        print(f"  skipped {name!r}: {reason}")
+    if left_out > 10:
+        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
