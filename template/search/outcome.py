@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import optuna
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as drawn
@@ -48,8 +50,10 @@ def conclude(found: Search) -> dict[str, Any] | None:
     config = configuration.load(found.base, best.user_attrs["settings"])
     runs.write_text(found.folder / "best.toml", configuration.to_toml(config))
     runs.write_json(found.folder / "tune.json", result)
-    for name, figure in _figures(found.study, len(done)).items():
-        plots.save(figure, found.folder / f"{name}.png")
+    with matplotlib.rc_context():  # Optuna sets a style of its own
+        for name, figure in _figures(found.study, len(done)).items():
+            plots.save(figure, found.folder / f"{name}.png")
+            plt.close(figure)
     _say(result)
     return result
 

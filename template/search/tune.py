@@ -252,8 +252,9 @@ def describe(trial: FrozenTrial) -> str:
     words = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(trial.state, "")
     loss = f"loss {trial.value:.4f}" if trial.state == TrialState.COMPLETE else words
     seconds = f"{trial.duration.total_seconds():.0f} s" if trial.duration else ""
-    settings = (
-        "the recipe as it is" if "default" in trial.user_attrs else " ".join(trial.user_attrs.get("settings", []))
+    listed = (
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
     )
+    settings = "the recipe as it is" if "default" in trial.user_attrs else " ".join(listed)
     reason = trial.user_attrs.get("reason", "")
     return f"trial {trial.number}: {loss}, {seconds}  {settings}{f'  ({reason})' * bool(reason)}"
