@@ -184,6 +184,7 @@ def finished(home) -> tuple[Path, dict]:
     return folder, scores
 
 
+@pytest.mark.slow
 def test_the_report_is_of_all_images_out_of_fold(finished, home):
     folder, scores = finished
     pooled = Predictions.load(folder / "predictions.npz")
@@ -205,6 +206,7 @@ def test_the_report_is_of_all_images_out_of_fold(finished, home):
     assert "cross-validated accuracy, 30 predictions of 30 images" in text and "| fold |" in text
 
 
+@pytest.mark.slow
 def test_other_images_do_not_go_on(finished, home, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     shutil.copytree(home / "images", tmp_path / "images")

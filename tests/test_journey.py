@@ -268,9 +268,9 @@ def test_an_export_answers_as_the_run_does(journey, run):
     exported(journey, run, journey.home / "photos")
 
 
-def exported(journey: Journey, run: Path, *inputs) -> None:
+def exported(journey: Journey, run: Path, *inputs, how: tuple[str, ...] = ("--format", "onnx")) -> None:
     """predict.py says the same of every image by the export as by the run's own network."""
-    assert "onnx float32" in journey.walk("export", "--run", run, "--format", "onnx")
+    assert "onnx float32" in journey.walk("export", "--run", run, *how)
     tables = []
     for runtime in ("keras", "onnx"):
         journey.walk("predict", "--run", run, "--runtime", runtime, "--out", f"{runtime}.csv", *inputs)
@@ -585,7 +585,7 @@ def test_real_weights_see_photographs_of_flowers_as_the_report_says(network, sha
     test = json.loads((run / "metrics.json").read_text())["test"]
     assert test["accuracy"]["value"] > 2 * test["majority_baseline"], "it learned"
     if importlib.util.find_spec("tf2onnx"):
-        exported(journey, run, *sorted((tmp_path / "photos" / "roses").iterdir()))
-        journey.walk("export", "--run", run, "--precision", "float32", "int8")
+        roses = sorted((tmp_path / "photos" / "roses").iterdir())
+        exported(journey, run, *roses, how=("--precision", "float32", "int8"))
         card = json.loads((run / "export" / "model_card.json").read_text())
         assert [row["agreement"] > 0.9 for row in card["artefacts"]] == [True] * 3, "int8 too, of real photographs"

@@ -45,6 +45,7 @@ def test_its_scripts_use_its_package(made):
     assert run(made, "-c", "import garden_birds.runs as r; print(r.__file__)").startswith(str(made))
 
 
+@pytest.mark.slow
 def test_its_linter_has_nothing_to_say(made):
     run(made, "-m", "ruff", "check", "--no-cache", ".")
     run(made, "-m", "ruff", "format", "--no-cache", "--check", ".")

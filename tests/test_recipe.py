@@ -473,6 +473,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_that_goes_on_ends_as_a_whole_one(cut, run):
     assert not (cut.folder / "metrics.json").exists()
     resumed = train_without_plots(cut.config, cut.folder)
@@ -545,6 +546,7 @@ def test_without_a_test_part_what_is_shown_is_of_the_network_that_was_measured(h
         assert "before the refit; model.keras has" in (done.folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_in_mixed_precision_measures_the_float32_network_that_it_saves_and_serves(home, images):
     done = train_without_plots(settings(images, STAGES[:1], {"precision": "mixed_bfloat16"}), home / "mixed")
     keras.config.set_dtype_policy("float32")  # predict.py knows nothing of the run's precision

@@ -304,6 +304,7 @@ def test_a_refit_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, mon
 SCRATCH = Backbone(name="tiny", weights="none")
 
 
+@pytest.mark.slow
 def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallow, tmp_path, monkeypatch, eagerly):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
