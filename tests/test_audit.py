@@ -265,6 +265,7 @@ FOUND_WHEN_DECODED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FOUND_WHEN_DECODED)
 def test_facts_of_decoded_images_lead_to_the_same_findings(tidy, tmp_path, fault):
     """All but what decoding and the split find already; a crop hides nothing of these images that counts."""

@@ -253,7 +253,7 @@ def test_the_order_of_an_epoch_is_worked_out_once(monkeypatch, sampling):
         assert labels.argmax(axis=1).tolist() == data.labels[rows].tolist()
 
 
-@pytest.mark.parametrize("n", [33, 31, 17, 32, 5])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.slow) for n in (33, 31, 32, 5)), 17])
 def test_filled_up_batches_have_one_size_and_the_gradient_of_the_smaller_ones(n):
     """XLA compiles a network for every size of a batch."""
     data = ArrayDataset(

@@ -400,6 +400,7 @@ def moved(images: Path) -> None:
     (images / "disc" / "03.png").rename(images / "across" / "disc03.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("named", "change"),
     [
@@ -588,6 +589,7 @@ def probed(home, images, weights) -> Run:
     return train_without_plots(left_open(images, weights), home / "probed")
 
 
+@pytest.mark.slow
 def test_what_was_left_open_is_chosen_by_its_loss_and_written_down(probed):
     chosen, choices = configuration.load(probed.folder / "config.toml"), probed.result["choices"]
     assert set(choices) == {"head.feature_levels", "head.power_norm", "data.resize"}
