@@ -99,6 +99,7 @@ def test_a_class_that_cannot_be_held_out_is_refused(home):
         divide(one, settings(home).data, folds=3)
 
 
+@pytest.mark.slow
 def test_the_labels_of_a_fold_change_none_of_its_predictions(home, tmp_path):
     config = settings(home)
     fold = divide(loaded(config), config.data, folds=3)[0]

@@ -638,6 +638,7 @@ def test_each_view_of_an_image_passes_through_the_network_once(weights, tmp_path
     assert set(passes.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, images, run):
     begun = settings(images, stages=(), split_seed=3)
     old = Backbone(name="tiny", weights=str(run.folder / "model.keras"))

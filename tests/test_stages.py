@@ -273,6 +273,7 @@ def planned(monkeypatch, choice: int) -> None:
     monkeypatch.setattr(callbacks.KeepBest, "on_epoch_end", second_is_best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "unfreeze", "plan"),
     [
