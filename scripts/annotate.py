@@ -92,13 +92,14 @@ def label(arguments: argparse.Namespace) -> None:
     runs.check_output(arguments.out, "file")
     runs.check_output(file, "file")
     try:
-        labelled = load_examples(arguments.path or configuration.load(arguments.run / "config.toml").data.path)
+        data = configuration.load(arguments.run / "config.toml").data
+        labelled = load_examples(arguments.path or data.path)
         labelled = with_parts(labelled, arguments.run / "split.csv")
         names, paths = labelled.class_names, images_of(arguments.images)
         new = Examples(
             np.array(list(map(str, paths))), paths, np.zeros(len(paths), int), names, np.array([""] * len(paths))
         )
-        annotations = Annotations(new, file, configuration.load(arguments.run / "config.toml").data, new_classes=True)
+        annotations = Annotations(new, file, data, new_classes=True)
         serve(annotations, arguments.port)
         answers = read_answers(arguments.out)
         settled, disputed = settle(answers)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,8 +122,11 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         val = parts.plain("val", config.data)
         probed = starts_from_probe(config)
         curve = learning_curve(begun.model, begun.base, config, train, val, cache) if probed else None
-    model, state, predictions = fit_and_predict(begun, folder)
+    model, chosen, state, predictions = fit_and_predict(begun, folder)
     with clock("diagnosis"):
+        _fit_novelty(model, config, [part for part in (train, val) if len(part)], cache).save(folder)
+        if not len(predictions["test"].ids):  # what a report shows beside predictions of validation is of their network
+            model.set_weights(chosen)
         learned = train_accuracy(model, train, config.train.batch_size)
         colors = color_baseline(train, parts.plain("test", config.data) if len(predictions["test"].ids) else val)
     trained = TrainedRun(config, parts.examples, parts.pixels(config.data), facts, model, state, curve, learned, colors)
@@ -172,7 +175,9 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
     return Prepared(config, parts, base, model, dataclasses.replace(context, stages=config.stages), views)
 
 
-def fit_and_predict(begun: Prepared, folder: Path) -> tuple[keras.Model, TrainState, dict[str, Predictions]]:
+def fit_and_predict(
+    begun: Prepared, folder: Path
+) -> tuple[keras.Model, list[np.ndarray], TrainState, dict[str, Predictions]]:
     """Train, refit if the settings say so, write model.keras, and predict.
 
     Args:
@@ -180,9 +185,9 @@ def fit_and_predict(begun: Prepared, folder: Path) -> tuple[keras.Model, TrainSt
         folder: of the run; an interrupted one goes on from its checkpoints.
 
     Returns:
-        The model in the file, or without test images, that before the refit: what a report shows beside predictions of
-        validation is of the network that they are of. The state of the training; and predictions of `val`, which are
-        from before the refit, of `test` (perhaps of no images), and of `probe` on validation if there was one.
+        The model in the file; the weights that it had before the refit; the state of the training; and predictions of
+        `val`, which are from before the refit, of `test` (perhaps of no images), and of `probe` on validation if there
+        was one.
     """
     config, parts, model, context = begun.config, begun.parts, begun.model, begun.context
     train, augmented = parts.train(config)
@@ -201,14 +206,8 @@ def fit_and_predict(begun: Prepared, folder: Path) -> tuple[keras.Model, TrainSt
                 init_head_from_probe(model, begun.base, config, [train], context.cache, val)
             refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
-    with context.cache.clock("diagnosis"):
-        learned = [part for part in (train, val) if len(part)]
-        seen = [head_inputs(model, config, [part], context.cache)[0] for part in learned]
-        Novelty.fit(np.concatenate(seen), np.concatenate([part.groups for part in learned])).save(folder)
     predictions["test"] = _predict(model, begun, "test")
-    if not len(predictions["test"].ids):
-        model.set_weights(chosen)
-    return model, state, predictions
+    return model, chosen, state, predictions
 
 
 def _predict(model: keras.Model, begun: Prepared, part: str) -> Predictions:
@@ -219,6 +218,12 @@ def _predict(model: keras.Model, begun: Prepared, part: str) -> Predictions:
         model = strip_training_layers(model)
         model, views = from_boundary(model, never_trained(model, config) if recur else None, begun.views[part], cache)
         return predict_tta(model, parts.examples.take(parts.rows(part)), views, config)
+
+
+def _fit_novelty(model: keras.Model, config: Config, learned: Sequence[ArrayDataset], cache: FeatureCache) -> Novelty:
+    """What knows the images that a model has learned from."""
+    seen = [head_inputs(model, config, [part], cache)[0] for part in learned]
+    return Novelty.fit(np.concatenate(seen), np.concatenate([part.groups for part in learned]))
 
 
 def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, keras.Model, keras.Model, dict]:

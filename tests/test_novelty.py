@@ -1,11 +1,18 @@
 """An image that is like nothing in training is noticed, and one that is like it seldom is."""
 
+import keras
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from template.config import Backbone, Config, Data, Head
+from template.data.dataset import ArrayDataset
 from template.deploy.novelty import FALSE_ALARMS, MOST, Novelty
+from template.deploy.predictor import with_features
 from template.disk import DamagedError
+from template.model.build import build
+from template.model_selection.auto import head_inputs
+from template.train.features import FeatureCache
 
 
 def around(center: int, n: int, seed: int, f: int = 32) -> np.ndarray:
@@ -50,3 +57,17 @@ def test_it_is_small_saved_whole_and_damage_is_noticed(tmp_path):
     (tmp_path / "novelty.npz").write_bytes((tmp_path / "novelty.npz").read_bytes()[:400])
     with pytest.raises(DamagedError, match="novelty.npz"):
         Novelty.load(tmp_path)
+
+
+@pytest.mark.parametrize("head", [Head(), Head(hidden=4, activation="maxout", gaussian_dropout=0.1, dropout=0.5)])
+def test_an_image_is_compared_by_what_its_like_were_kept_by(head, tmp_path):
+    """A run keeps features from below a hidden layer; those of a new image must be the same ones."""
+    keras.utils.set_random_seed(0)
+    backbone = Backbone(name="tiny", weights="none")
+    model, images = build(backbone, head, 32, [1, 1]), np.random.default_rng(0).uniform(0, 255, (6, 32, 32, 3))
+    config = Config(data=Data(image_size=32), backbone=backbone, head=head, stages=())
+    view = ArrayDataset(lambda _, rows: images[rows].astype(np.float32), np.zeros(6, np.int64))
+    cache = FeatureCache.of(Config(data=Data(cache=str(tmp_path))))
+    kept = Novelty.fit(head_inputs(model, config, [view], cache)[0], np.arange(6))
+    _, features = with_features(model).predict(images.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(kept.score(features) * kept.threshold, 0, atol=2e-3)

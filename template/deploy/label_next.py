@@ -12,9 +12,11 @@ import keras
 import numpy as np
 from scipy.special import softmax
 from sklearn.cluster import KMeans
+from sklearn.preprocessing import normalize
 
 from ..config import Config
 from ..data.array_file import ArrayFile
+from ..data.audit.duplicates import COSINE_DISTANCE
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset
 from ..data.decode import decode
@@ -26,10 +28,6 @@ from .tta import build_views
 CANDIDATES = 3
 """So many times the number asked for are looked at, those with the smallest margins first. Two and five are as good on
 flowers, hand signs and clothing; ten is nearer to chance."""
-
-NEAR = 0.4
-"""Of two images, as a part of the median cosine distance of an image to its nearest neighbour: nearer ones show the
-same thing, and to label both is to label one (`data/audit/duplicates.py` has it by the same measure)."""
 
 
 def unlabelled(files: Sequence[Path], config: Config) -> tuple[Examples, ArrayFile]:
@@ -138,9 +136,7 @@ def copies(features: np.ndarray, known: np.ndarray, digests: np.ndarray, known_d
     same = np.isin(digests, known_digests)
     if len(known) == 0 or len(features) < 2:
         return same
-    pool, labelled = (
-        each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (features, known)
-    )
+    pool, labelled = normalize(features), normalize(known)
     within = 1 - pool @ pool.T
     np.fill_diagonal(within, np.inf)
-    return same | ((1 - pool @ labelled.T).min(axis=1) < NEAR * np.median(within.min(axis=1)))
+    return same | ((1 - pool @ labelled.T).min(axis=1) < COSINE_DISTANCE * np.median(within.min(axis=1)))

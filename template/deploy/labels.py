@@ -5,6 +5,7 @@ part with them in it would no longer be a sample of what the classifier will see
 """
 
 import csv
+import glob
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -33,17 +34,12 @@ def read_answers(table: Path) -> dict[str, Answers]:
         DataError: if a file is damaged.
     """
     start, found = f"{table.stem}.", {}
-    for file in sorted(table.parent.glob(f"{glob_text(start)}*.json")):
+    for file in sorted(table.parent.glob(f"{glob.escape(start)}*.json")):
         try:
             found[file.name[len(start) : -len(".json")]] = dict(runs.read_json(file))
         except (ValueError, TypeError) as error:
             raise DataError(f"{str(file)!r} holds no answers, or is damaged: {error}") from error
     return found
-
-
-def glob_text(text: str) -> str:
-    """A text that stands for itself in a pattern."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 def settle(answers: Mapping[str, Answers]) -> tuple[Answers, list[str]]:

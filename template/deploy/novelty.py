@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sklearn.preprocessing import normalize
 
 from .. import disk, runs
 from ..data.dataset import evenly_spaced
@@ -50,7 +51,7 @@ class Novelty:
         if len(np.unique(clusters)) < 2:
             raise ValueError(f"Expected images of at least two clusters. Received: {len(np.unique(clusters))}")
         rows = evenly_spaced(len(features), MOST)
-        unit, clusters = _unit(features[rows]).astype(np.float16), clusters[rows]
+        unit, clusters = normalize(features[rows]).astype(np.float16), clusters[rows]
         similarity = unit.astype(np.float32) @ unit.astype(np.float32).T
         similarity[clusters[:, None] == clusters[None]] = -1.0
         distances = np.sort(1 - similarity.max(axis=1))
@@ -63,7 +64,7 @@ class Novelty:
         Args:
             features: float [m, f], of the same network.
         """
-        similarity = _unit(features) @ self.features.astype(np.float32).T
+        similarity = normalize(np.asarray(features, np.float32)) @ self.features.astype(np.float32).T
         return np.maximum(1 - similarity.max(axis=1), 0).astype(np.float64) / self.threshold
 
     def save(self, folder: Path) -> None:
@@ -85,10 +86,5 @@ class Novelty:
                 return cls(saved["features"], float(saved["threshold"]))
         except Exception as error:  # of zip or NumPy
             raise disk.DamagedError(
-                f"{str(folder / FILE)!r} is damaged: {error}. Without it, all else works."
+                f"{str(folder / FILE)!r} is damaged: {error}. Remove it: all but the novelty of images works without."
             ) from error
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

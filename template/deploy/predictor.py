@@ -195,25 +195,27 @@ def judge(
         Each source in order with its answer, or with the reason why it could not be read.
     """
     size = config.train.batch_size
-    both = with_features(model)
+    both = with_features(model) if novelty else model
 
     def answers(images: np.ndarray) -> list[Answer]:
         # Filled up to one shape, because TensorFlow traces the network anew for each.
         views = np.zeros((images.shape[1], size, *images.shape[2:]), np.uint8)
         views[:, : len(images)] = images.swapaxes(0, 1)
         seen = [*views, *(view[:, :, ::-1] for view in views)] if uses_hflip(config) else list(views)
-        asked = [both.predict_on_batch(view.astype(np.float32)) for view in seen]
-        each = [softmax(np.asarray(logits, np.float64), axis=1) for logits, _ in asked]
+        plain = both.predict_on_batch(seen[0].astype(np.float32))
+        first, features = plain if novelty else (plain, None)
+        logits = [first, *(model.predict_on_batch(view.astype(np.float32)) for view in seen[1:])]
+        each = [softmax(np.asarray(one, np.float64), axis=1) for one in logits]
         mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)[: len(images)]
-        scores = novelty.score(asked[0][1][: len(images)]) if novelty else np.full(len(images), np.nan)
+        scores = novelty.score(features[: len(images)]) if novelty else np.full(len(images), np.nan)
         return [Answer(row, float(score)) for row, score in zip(mean, scores, strict=True)]
 
     return classify_all(sources, inputs_of(config), answers, size, assumed)
 
 
 def with_features(model: keras.Model) -> keras.Model:
-    """A model that gives its logits, and what its last layer makes them of."""
-    return keras.Model(model.inputs[0], [model.outputs[0], model.get_layer("logits").input])
+    """A model that gives its logits, and what its head sees: the pooled features, below a hidden layer."""
+    return keras.Model(model.inputs[0], [model.outputs[0], model.get_layer("head_dropout").output])
 
 
 def inputs_of(config: Config) -> Inputs:

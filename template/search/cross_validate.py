@@ -114,7 +114,7 @@ def predict_fold(config: Config, parts: Parts, cache: FeatureCache, folder: Path
     """
     keras.backend.clear_session()
     begun = recipe.prepare(config, parts, cache, folder)
-    _, _, predictions = recipe.fit_and_predict(begun, folder)
+    *_, predictions = recipe.fit_and_predict(begun, folder)
     return predictions["test"], clear_temperature(predictions["val"]), begun.config
 
 
