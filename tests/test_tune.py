@@ -213,7 +213,7 @@ def words(home: Path) -> list[str]:
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, shallow, make_folder) -> Path:
+def home(tmp_path, monkeypatch, make_folder) -> Path:  # of processes that know no fixture
     make_folder(each=12)
     keras.utils.set_random_seed(0)
     build_backbone(Backbone(name="tiny", weights="none"), 32).save_weights(tmp_path / "tiny.weights.h5")

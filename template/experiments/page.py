@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import runs
 from ..evaluate import document, plots
 from ..evaluate.compare import align, compare_accuracy, holm
-from ..evaluate.document import Cell, Report, Section, Table
+from ..evaluate.document import Cell, Report, Section, Table, cell, count, user
 from ..evaluate.intervals import percent_parts
 from . import table
 from .read import Run
@@ -100,7 +100,7 @@ def _compared(group: Sequence[Run], names: Mapping[Run, str]) -> Table:
             verdict = "more accurate" if test["only_second"] > test["only_first"] else "less accurate"
         rows.append(
             [_user(names[run]), Cell(f"{value:+.1f}", f"[{low:+.1f}, {high:+.1f}]", value), Cell(verdict)]
-            + [_count(test["only_first"]), _count(test["only_second"]), Cell(f"{p:.2g}", value=p)]
+            + [count(test["only_first"]), count(test["only_second"]), Cell(f"{p:.2g}", value=p)]
         )
     columns = ["run", "points of accuracy", "that is", "only the earliest right", "only this right", "p"]
     return Table(columns, rows, f"On the same {len(first.ids)} images, against {names[group[0]]}")
@@ -153,16 +153,12 @@ def _others(names: Mapping[Run, str]) -> Section | None:
 
 
 def _share(interval: Mapping[str, float] | None, *, bar: bool = False) -> Cell:
-    return Cell(*percent_parts(interval), interval["value"], interval if bar else None) if interval else NONE
+    return cell(interval, percent_parts, bar=bar) if interval else NONE
 
 
 def _date(run: Run) -> Cell:
     return Cell(run.date(), value=float(re.sub(r"\D", "", run.date())))
 
 
-def _count(value: int) -> Cell:
-    return Cell(str(value), value=value)
-
-
 def _user(text: str) -> Cell:
-    return Cell(runs.legible(text), code=True)
+    return user(runs.legible(text))
