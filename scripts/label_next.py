@@ -43,7 +43,7 @@ def main() -> None:
 
     try:
         files, left = collect_files(arguments.pool)
-        chosen, lines = choose(arguments, files)
+        chosen, lines = select_images(arguments, files)
     except (ConfigError, DataError) as error:
         sys.exit(str(error))
     rows = [("path", "label", "predicted", "probability", "runner_up", "its_probability"), *(row for row, _ in chosen)]
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"next: python scripts/annotate.py --run {arguments.run} --images {arguments.out} --out labels.csv")
 
 
-def choose(arguments: argparse.Namespace, files: list[Path]) -> tuple[list[tuple[tuple, np.ndarray]], list[str]]:
+def select_images(arguments: argparse.Namespace, files: list[Path]) -> tuple[list[tuple[tuple, np.ndarray]], list[str]]:
     """Rows of the table with a small image each, the least certain first; and what there is to say."""
     runs.import_tensorflow()
     from template.data.dataset import eval_dataset

@@ -96,7 +96,7 @@ def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[
 
     runs.import_tensorflow()
     from template.deploy.novelty import Novelty
-    from template.deploy.predictor import judge, load_run
+    from template.deploy.predictor import classify_with_novelty, load_run
 
     try:
         config, classes, model = load_run(arguments.run)
@@ -104,7 +104,7 @@ def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[
         sys.exit(str(error))
     decided = arguments.run / "calibration.json"  # of a run from before there was any: as the network says
     temperature = runs.read_json(decided)["temperature"] if decided.exists() else 1.0
-    return classes, judge(model, config, files, temperature, Novelty.load(arguments.run), assumed)
+    return classes, classify_with_novelty(model, config, files, temperature, Novelty.load(arguments.run), assumed)
 
 
 def _onnx(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:

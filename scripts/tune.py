@@ -38,7 +38,7 @@ def main() -> None:
 
         try:
             study = tune.open_study(known.storage or str(folder / "journal.log"), known.name)
-            found = tune.begin(config, space, study, (known.folds, known.repeats), folder)
+            found = tune.open_search(config, space, study, (known.folds, known.repeats), folder)
             print(f"to search with another process at the same time: {resume}", flush=True)
             tune.search(found, known.seconds, known.trials)
             result = outcome.conclude(found)

@@ -19,7 +19,7 @@ from template.data.load import Parts, load_data
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model_selection.auto import probe_features
-from template.search.cross_validate import cross_validate, divide, predict_fold, together
+from template.search.cross_validate import cross_validate, pool_folds, predict_fold, split_into_folds
 from template.train import features
 from template.train.features import FeatureCache
 
@@ -55,7 +55,7 @@ def loaded(config: Config) -> Parts:
 
 def test_every_image_is_held_out_once_and_learned_from_otherwise(home):
     parts = loaded(settings(home))
-    folds = divide(parts, settings(home).data, folds=5)
+    folds = split_into_folds(parts, settings(home).data, folds=5)
     assert len(folds) == 5
     held = np.concatenate([fold.rows("test") for fold in folds])
     assert sorted(held) == list(range(30)), "every image once"
@@ -67,7 +67,7 @@ def test_every_image_is_held_out_once_and_learned_from_otherwise(home):
 
 def test_repeats_divide_anew(home):
     parts = loaded(settings(home))
-    folds = divide(parts, settings(home).data, folds=2, repeats=3)
+    folds = split_into_folds(parts, settings(home).data, folds=2, repeats=3)
     held = [frozenset(fold.rows("test")) for fold in folds]
     assert len(held) == len(set(held)) == 6
 
@@ -76,7 +76,7 @@ def test_a_test_part_and_what_was_left_out_are_in_no_fold(home):
     config = settings(home, test_fraction=0.2)
     parts = loaded(config)
     apart = set(parts.rows("test"))
-    folds = divide(parts, config.data, folds=4)
+    folds = split_into_folds(parts, config.data, folds=4)
     assert apart and all((fold.examples.parts[list(apart)] == "").all() for fold in folds)
     assert len(np.concatenate([fold.rows("test") for fold in folds])) == 30 - len(apart)
 
@@ -86,7 +86,7 @@ def test_groups_stay_together(home):
     groups = np.arange(30) // 2
     names = np.array([f"camera {group}" for group in groups])
     grouped = dataclasses.replace(parts, groups=groups, examples=dataclasses.replace(parts.examples, groups=names))
-    for fold in divide(grouped, settings(home, val_fraction=0.4).data, folds=3):
+    for fold in split_into_folds(grouped, settings(home, val_fraction=0.4).data, folds=3):
         for part in ("train", "val", "test"):
             rows = fold.rows(part)
             assert np.isin(np.flatnonzero(np.isin(groups, groups[rows])), rows).all(), part
@@ -96,13 +96,13 @@ def test_a_class_that_cannot_be_held_out_is_refused(home):
     parts = loaded(settings(home))
     one = dataclasses.replace(parts, groups=np.where(parts.examples.labels == 0, 0, 1 + np.arange(30)))
     with pytest.raises(DataError, match="single image or group"):
-        divide(one, settings(home).data, folds=3)
+        split_into_folds(one, settings(home).data, folds=3)
 
 
 @pytest.mark.slow
 def test_the_labels_of_a_fold_change_none_of_its_predictions(home, tmp_path):
     config = settings(home)
-    fold = divide(loaded(config), config.data, folds=3)[0]
+    fold = split_into_folds(loaded(config), config.data, folds=3)[0]
     labels, held = fold.examples.labels.copy(), fold.rows("test")
     labels[held] = (labels[held] + 1) % 3
     lying = dataclasses.replace(fold, examples=dataclasses.replace(fold.examples, labels=labels))
@@ -123,7 +123,7 @@ def test_folds_share_the_features_of_the_frozen_part(home, tmp_path, monkeypatch
     base = build_backbone(config.backbone, 32)
     alone = probe_features(base, config, [parts.plain("train", config.data)], FeatureCache.of(config))[0]
     passed.clear()
-    for fold in divide(parts, config.data, folds=3):
+    for fold in split_into_folds(parts, config.data, folds=3):
         train = fold.plain("train", config.data)
         again, _ = probe_features(base, config, [train], FeatureCache.of(config))
         assert again.shape[1] == len(train)
@@ -135,7 +135,7 @@ def test_folds_share_the_features_of_the_frozen_part(home, tmp_path, monkeypatch
 def test_augmented_images_are_those_of_a_run_without_folds(home):
     config = settings(home)
     parts = loaded(config)
-    fold = divide(parts, config.data, folds=3)[1]
+    fold = split_into_folds(parts, config.data, folds=3)[1]
     alone = dataclasses.replace(fold, pool=None)
     rows = np.arange(4)
     for epoch in (0, 3):
@@ -149,14 +149,14 @@ def predictions(ids: list[str], logits: list[list[float]]) -> Predictions:
 
 def test_each_fold_is_calibrated_by_its_own_temperature():
     folds = [(predictions(["x"], [[2, 0]]), 2.0), (predictions(["y"], [[3, 0]]), 1.0)]
-    np.testing.assert_allclose(together(folds).logits, [[1, 0], [3, 0]])
-    np.testing.assert_allclose(together(folds, calibrated=False).logits, [[2, 0], [3, 0]])
-    assert together(folds).groups is None
+    np.testing.assert_allclose(pool_folds(folds).logits, [[1, 0], [3, 0]])
+    np.testing.assert_allclose(pool_folds(folds, calibrated=False).logits, [[2, 0], [3, 0]])
+    assert pool_folds(folds).groups is None
 
 
 def test_predictions_of_one_image_are_one_witness():
     folds = [(predictions(["x", "y"], [[2, 0], [0, 1]]), 1.0), (predictions(["y", "x"], [[0, 1], [2, 0]]), 1.0)]
-    pooled = together(folds)
+    pooled = pool_folds(folds)
     assert len(set(pooled.ids)) == 4 and pooled.groups.tolist() == ["x", "y", "y", "x"]
     assert np.mean(pooled.predicted == pooled.labels) == 0.5, "the mean of the two, and not of their probabilities"
 

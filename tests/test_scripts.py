@@ -573,7 +573,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(class_folder):
     answers = (  # without TensorFlow, which has no part in it
         "import runpy, sys, types; import numpy as np; from template import runs; sys.argv = sys.argv[1:]; "
         "model = types.SimpleNamespace(load_run=lambda run: (None, ['a', 'b'], None), "
-        "judge=lambda m, c, files, *_: [(file, (np.array([0.5, 0.5]), 0.1)) for file in files]); "
+        "classify_with_novelty=lambda m, c, files, *_: [(file, (np.array([0.5, 0.5]), 0.1)) for file in files]); "
         "sys.modules['template.deploy.predictor'] = model; runs.import_tensorflow = lambda: None; "
         "runpy.run_path(sys.argv[0], run_name='__main__'); print('done', file=sys.stderr)"
     )

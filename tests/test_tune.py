@@ -45,7 +45,7 @@ def played(config: Config, fold, cache, folder: Path):
 
 
 @pytest.fixture
-def begin(tmp_path, monkeypatch, make_folder):
+def open_search(tmp_path, monkeypatch, make_folder):
     """Begins a study, or joins it, as a process does."""
     monkeypatch.setattr(tune, "predict_fold", played)
     make_folder(each=12)
@@ -59,25 +59,25 @@ def begin(tmp_path, monkeypatch, make_folder):
     chosen = dataclasses.make_dataclass("Chosen", ["config"])
     monkeypatch.setattr(tune.recipe, "prepare", lambda config, *_: chosen(config))
 
-    def begin(name: str = "study", config: Config = config, space=SPACE):
+    def open_search(name: str = "study", config: Config = config, space=SPACE):
         folder = tmp_path / name
         study = tune.open_study(str(tmp_path / "journal.log"), "one")
-        return tune.begin(config, space, study, (3, 1), folder)
+        return tune.open_search(config, space, study, (3, 1), folder)
 
-    begin.config = config
-    return begin
+    open_search.config = config
+    return open_search
 
 
-def test_the_first_trial_is_the_recipe_as_it_is(begin):
-    found = begin()
+def test_the_first_trial_is_the_recipe_as_it_is(open_search):
+    found = open_search()
     tune.search(found, None, 3)
     first, *others = found.study.trials
     assert first.user_attrs["settings"] == [] and first.params == {"head.dropout": 0.5, "train.label_smoothing": 0.0}
     assert all("default" not in trial.user_attrs and len(trial.params) == 2 for trial in others)
 
 
-def test_the_objective_is_the_loss_of_every_image_that_is_not_of_the_test_part(begin, capsys):
-    found = begin()
+def test_the_objective_is_the_loss_of_every_image_that_is_not_of_the_test_part(open_search, capsys):
+    found = open_search()
     tune.search(found, None, 2)
     trial = found.study.trials[0]
     apart = set(found.parts.rows("test"))
@@ -88,21 +88,21 @@ def test_the_objective_is_the_loss_of_every_image_that_is_not_of_the_test_part(b
 
 
 @pytest.mark.slow
-def test_the_best_recipe_reproduces_its_score(begin):
-    found = begin()
+def test_the_best_recipe_reproduces_its_score(open_search):
+    found = open_search()
     tune.search(found, None, 12)
     with without_plots():
         result = conclude(found)
     config = configuration.load(found.folder / "best.toml")
     folds = [played(config, fold, None, found.folder / f"again {n}")[:2] for n, fold in enumerate(found.folds)]
-    assert tune.per_image(tune.together(folds), config).mean() == pytest.approx(result["best"]["loss"], abs=1e-5)
+    assert tune.per_image(tune.pool_folds(folds), config).mean() == pytest.approx(result["best"]["loss"], abs=1e-5)
     assert result["best"]["loss"] < result["default"]["loss"] and config.train.refit_on_train_val == "auto"
     assert result["trials"]["complete"] + result["trials"]["pruned"] + result["trials"]["fail"] == 12
 
 
 @pytest.mark.slow
-def test_a_failed_trial_has_a_reason_and_the_search_goes_on(begin, capsys):
-    found = begin(space={"train.label_smoothing": Range(0.0, 0.9)})
+def test_a_failed_trial_has_a_reason_and_the_search_goes_on(open_search, capsys):
+    found = open_search(space={"train.label_smoothing": Range(0.0, 0.9)})
     tune.search(found, None, 8)
     failed = [trial for trial in found.study.trials if trial.state == optuna.trial.TrialState.FAIL]
     assert failed and found.study.trials[-1].number == 7
@@ -116,8 +116,8 @@ def test_a_failed_trial_has_a_reason_and_the_search_goes_on(begin, capsys):
     assert {row["reason"] for row in rows if row["state"] == "fail"} == {failed[0].user_attrs["reason"]}
 
 
-def test_what_is_clearly_worse_is_given_up(begin):
-    found = begin(space={"head.dropout": Range(0.0, 0.9)})
+def test_what_is_clearly_worse_is_given_up(open_search):
+    found = open_search(space={"head.dropout": Range(0.0, 0.9)})
     found.study.enqueue_trial({"head.dropout": 0.1}, user_attrs={"default": []})
     found.study.enqueue_trial({"head.dropout": 0.9})
     tune.search(found, None, 2)
@@ -129,20 +129,20 @@ def test_what_is_clearly_worse_is_given_up(begin):
     assert best.state == optuna.trial.TrialState.COMPLETE
 
 
-def test_an_error_that_is_not_of_a_trial_ends_the_search(begin, monkeypatch):
+def test_an_error_that_is_not_of_a_trial_ends_the_search(open_search, monkeypatch):
     def full(*_):
         raise disk.DiskError("The disk is full.")
 
-    found = begin()
+    found = open_search()
     monkeypatch.setattr(tune, "predict_fold", full)
     with pytest.raises(disk.DiskError):
         tune.search(found, None, 3)
 
 
-def test_another_process_goes_on_with_the_same_recipe(begin, monkeypatch):
-    tune.search(begin(), None, 2)
+def test_another_process_goes_on_with_the_same_recipe(open_search, monkeypatch):
+    tune.search(open_search(), None, 2)
     monkeypatch.setattr(tune.recipe, "prepare", lambda *_: pytest.fail("it was chosen already"))
-    found = begin("another folder")
+    found = open_search("another folder")
     tune.search(found, None, 4)
     assert len(found.study.trials) == 4
     assert sum("default" in trial.user_attrs for trial in found.study.trials) == 1
@@ -160,33 +160,33 @@ def test_a_study_may_be_in_a_database(tmp_path):
     assert not tune.open_study(address, "other").trials
 
 
-def test_a_study_is_of_its_images(begin, tmp_path):
-    tune.search(begin(), None, 1)
+def test_a_study_is_of_its_images(open_search, tmp_path):
+    tune.search(open_search(), None, 1)
     (tmp_path / "images" / "disc" / "00.png").unlink()
     with pytest.raises(DataError, match="not those that this study began with"):
-        begin()
+        open_search()
 
 
-def test_a_killed_process_loses_its_trial_and_a_living_one_does_not(begin):
-    found = begin()
+def test_a_killed_process_loses_its_trial_and_a_living_one_does_not(open_search):
+    found = open_search()
     tune.search(found, None, 1)
     dead, alive = found.study.ask(), found.study.ask()
     for trial in (dead, alive):
         (found.folder / "trials" / str(trial.number)).mkdir(parents=True)
     with disk.locked(found.folder / "trials" / str(alive.number)):
-        again = begin()
+        again = open_search()
         tune.fail_abandoned(again)
         states = [trial.state.name for trial in again.study.trials]
     assert states == ["COMPLETE", "FAIL", "RUNNING"]
 
 
-def test_without_the_recipe_itself_there_is_nothing_to_compare_with(begin, capsys):
-    assert conclude(begin()) is None and "nothing to compare with" in capsys.readouterr().out
+def test_without_the_recipe_itself_there_is_nothing_to_compare_with(open_search, capsys):
+    assert conclude(open_search()) is None and "nothing to compare with" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_no_gain_is_called_so(begin, capsys):
-    found = begin(space={"head.l1": Range(0.0, 0.1)})  # which changes nothing here
+def test_no_gain_is_called_so(open_search, capsys):
+    found = open_search(space={"head.l1": Range(0.0, 0.1)})  # which changes nothing here
     tune.search(found, None, 12)
     result = conclude(found)
     assert "No real gain" in capsys.readouterr().out and result["loss"]["gain"]["value"] == 0

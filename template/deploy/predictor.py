@@ -164,16 +164,16 @@ def classify(
     temperature: float = 1.0,
     assumed: Callable[[ImageSource, str], None] = lambda source, note: None,
 ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
-    """`judge`, for those who want probabilities alone.
+    """`classify_with_novelty`, for those who want probabilities alone.
 
     Yields:
         Each source in order with float64 [classes] probabilities, or with the reason why it could not be read.
     """
-    for source, result in judge(model, config, sources, temperature, None, assumed):
+    for source, result in classify_with_novelty(model, config, sources, temperature, None, assumed):
         yield source, result.probabilities if isinstance(result, Answer) else result
 
 
-def judge(
+def classify_with_novelty(
     model: keras.Model,
     config: Config,
     sources: Sequence[ImageSource],

@@ -51,7 +51,7 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
         with clock("decode"):
             config, parts = load_data(config, without_auto(config).data)
         messages.print_found(config, parts.examples, folder)
-        divisions = divide(parts, config.data, folds, repeats)
+        divisions = split_into_folds(parts, config.data, folds, repeats)
         _refuse_changes(divisions, folder)
         with clock("audit"):
             pixels = parts.pixels(without_auto(config).data)
@@ -60,13 +60,14 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
         found = []
         for number, part in enumerate(divisions, start=1):
             print(f"\nfold {number}/{len(divisions)}: {_sizes(part)}")
-            found.append(_finish(config, part, cache, folder / f"fold-{number:02d}"))
-        predictions, raw = together([one for one, _ in found]), together([one for one, _ in found], calibrated=False)
+            found.append(_run_fold(config, part, cache, folder / f"fold-{number:02d}"))
+        results = [result for result, _ in found]
+        predictions, raw = pool_folds(results), pool_folds(results, calibrated=False)
         tables, times = [table for _, table in found], len(predictions.ids) // len(divisions[0].pool)
         return publish(predictions, raw, tables, times, parts.examples.skipped, clock, folder)
 
 
-def divide(parts: Parts, settings: Data, folds: int, repeats: int = 1) -> list[Parts]:
+def split_into_folds(parts: Parts, settings: Data, folds: int, repeats: int = 1) -> list[Parts]:
     """The training and validation images, divided anew for each fold: into `test`, and `train` and `val` of the rest.
 
     Args:
@@ -104,7 +105,7 @@ def predict_fold(config: Config, parts: Parts, cache: FeatureCache, folder: Path
 
     Args:
         config: with or without `auto`.
-        parts: one of `divide`.
+        parts: one of `split_into_folds`.
         cache: for features.
         folder: of the fold; an interrupted training in it goes on.
 
@@ -118,7 +119,7 @@ def predict_fold(config: Config, parts: Parts, cache: FeatureCache, folder: Path
     return predictions["test"], clear_temperature(predictions["val"]), begun.config
 
 
-def together(folds: Sequence[tuple[Predictions, float]], *, calibrated: bool = True) -> Predictions:
+def pool_folds(folds: Sequence[tuple[Predictions, float]], *, calibrated: bool = True) -> Predictions:
     """Predictions of all folds, each at its own temperature.
 
     Where images are divided repeatedly, each prediction of one counts, and those of one image are a group: intervals
@@ -143,7 +144,7 @@ def together(folds: Sequence[tuple[Predictions, float]], *, calibrated: bool = T
     return dataclasses.replace(pooled, groups=None) if alone else pooled
 
 
-def _finish(
+def _run_fold(
     config: Config, parts: Parts, cache: FeatureCache, folder: Path
 ) -> tuple[tuple[Predictions, float], dict[str, Any]]:
     """Predictions and temperature of a fold, computed or from its folder, and its row of the report."""

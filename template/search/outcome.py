@@ -54,7 +54,7 @@ def conclude(found: Search) -> dict[str, Any] | None:
         for name, figure in _figures(found.study, len(done)).items():
             plots.save(figure, found.folder / f"{name}.png")
             plt.close(figure)
-    _say(result)
+    _print_summary(result)
     return result
 
 
@@ -64,7 +64,7 @@ def _of(trial: FrozenTrial) -> dict[str, Any]:
     return {"trial": trial.number, "settings": settings, "loss": trial.value, "accuracy": float(np.mean(correct))}
 
 
-def _say(result: dict[str, Any]) -> None:
+def _print_summary(result: dict[str, Any]) -> None:
     """In words, what the search came to."""
     best, default, loss = result["best"], result["default"], result["loss"]
     counts = ", ".join(f"{count} {state}" for state, count in result["trials"].items() if count)

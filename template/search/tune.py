@@ -6,6 +6,7 @@ processes, on one machine or several, work on it, and a new one goes on where al
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import shutil
@@ -34,7 +35,7 @@ from ..model_selection.auto import starts_from_probe, without_auto
 from ..train.features import FeatureCache
 from ..train.nonfinite import NonFiniteError
 from ..train.select import per_image_losses
-from .cross_validate import divide, predict_fold, together
+from .cross_validate import pool_folds, predict_fold, split_into_folds
 from .space import Space, suggest, within
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -57,7 +58,7 @@ class Search:
         base: the recipe to change, in a file.
         space: what to change.
         parts: the images.
-        folds: from `divide`.
+        folds: from `split_into_folds`.
         cache: for features.
         folder: for what is written.
         probes: losses of the linear probes that were tried here, by their recipe.
@@ -100,7 +101,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
     )
 
 
-def begin(config: Config, space: Space, study: optuna.Study, folds: tuple[int, int], folder: Path) -> Search:
+def open_search(config: Config, space: Space, study: optuna.Study, folds: tuple[int, int], folder: Path) -> Search:
     """Load the images, let the recipe choose what it leaves open, once for the study, and divide the images.
 
     Args:
@@ -117,7 +118,7 @@ def begin(config: Config, space: Space, study: optuna.Study, folds: tuple[int, i
     cache = FeatureCache.of(config)
     config, parts = load_data(config, without_auto(config).data)
     messages.print_found(config, parts.examples, folder)
-    divisions = divide(parts, config.data, *folds)
+    divisions = split_into_folds(parts, config.data, *folds)
     digest = hashlib.sha256(to_csv(parts.examples).encode()).hexdigest()
     if study.user_attrs.get("images", digest) != digest:
         raise DataError("The images are not those that this study began with. Put them back, or start a new study.")
@@ -142,16 +143,15 @@ def search(found: Search, seconds: float | None, trials: int | None) -> None:
         known = within(found.space, configuration.flat(found.load([])))
         found.study.enqueue_trial(known, user_attrs={"default": sorted(known)})
 
-    def say(study: optuna.Study, trial: FrozenTrial) -> None:
+    def print_trial(study: optuna.Study, trial: FrozenTrial) -> None:
         print(describe(trial), flush=True)
         if trials and len(study.get_trials(deepcopy=False, states=ENDED)) >= trials:
             study.stop()
 
     if trials and len(found.study.get_trials(deepcopy=False, states=ENDED)) >= trials:
         return
-    found.study.optimize(
-        lambda trial: objective(trial, found), timeout=seconds, catch=FAILURES, callbacks=[say], gc_after_trial=True
-    )
+    run = functools.partial(objective, found=found)
+    found.study.optimize(run, timeout=seconds, catch=FAILURES, callbacks=[print_trial], gc_after_trial=True)
 
 
 def fail_abandoned(found: Search) -> None:
@@ -197,13 +197,13 @@ def _objective(trial: Trial, found: Search, place: Path) -> float:
     folds = []
     for number, fold in enumerate(_folds(config, found, place)):
         folds.append(fold)
-        losses = per_image(together([fold]), config)
+        losses = per_image(pool_folds([fold]), config)
         for block, part in enumerate(np.array_split(losses, min(BLOCKS, len(losses)))):
             trial.report(float(part.mean()), number * BLOCKS + block)
         if trial.should_prune() and number + 1 < len(found.folds):
             trial.set_user_attr("reason", f"clearly worse after {number + 1} of {len(found.folds)} folds")
             raise optuna.TrialPruned
-    pooled = together(folds)
+    pooled = pool_folds(folds)
     losses = per_image(pooled, config)
     trial.set_user_attr("losses", np.round(losses, 6).tolist())
     trial.set_user_attr("correct", (pooled.predicted == pooled.labels).astype(int).tolist())
@@ -214,7 +214,7 @@ def _race_probes(trial: Trial, config: Config, found: Search, place: Path) -> No
     """The linear probe, in seconds, before anything trains: whose is clearly worse than that of the best trial ends."""
     key = configuration.to_toml(config)
     if key not in found.probes:
-        found.probes[key] = per_image(together(list(_folds(config, found, place))), config)
+        found.probes[key] = per_image(pool_folds(list(_folds(config, found, place))), config)
     losses = found.probes[key]
     trial.set_user_attr("probe", np.round(losses, 6).tolist())
     done = found.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
