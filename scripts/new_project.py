@@ -20,7 +20,7 @@ from template import runs
 ROOT, PACKAGE = Path(__file__).resolve().parents[1], runs.__name__.partition(".")[0]
 COPIED = [
     PACKAGE, "scripts", "configs", "notebooks", "docs", "docker", "tests", ".ci", ".github",
-    ".devcontainer", "pyproject.toml", "constraints.txt", "LICENSE", ".gitignore", ".dockerignore",
+    ".devcontainer", "mkdocs.yml", "pyproject.toml", "constraints.txt", "LICENSE", ".gitignore", ".dockerignore",
     ".pre-commit-config.yaml",
 ]  # fmt: skip
 LEFT_OUT = ["__pycache__", "*.pyc", ".*_cache", ".ipynb_checkpoints", "new_project.py", "test_new_project.py"]
@@ -112,12 +112,15 @@ def rename(folder: Path, package: str) -> None:
 
 
 def write_own(folder: Path, name: str, package: str) -> None:
-    """A README, and the name of the project where pip reads it."""
+    """A README, and the name of the project where pip reads it and where the documentation shows it."""
     (folder / "README.md").write_text(README.format(name=name, package=package), encoding="utf-8")
     file = folder / "pyproject.toml"
     text = re.sub(r'^name = ".*"$', f'name = "{name}"', file.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
     text = re.sub(r"^description = .*$", f'description = "Image classification: {name}"', text, count=1, flags=re.M)
     file.write_text(text, encoding="utf-8")
+    site = folder / "mkdocs.yml"
+    text = re.sub(r"^site_name: .*$", f"site_name: {name}", site.read_text(encoding="utf-8"), count=1, flags=re.M)
+    site.write_text(text, encoding="utf-8")
 
 
 def tidy(folder: Path) -> None:

@@ -42,6 +42,7 @@ def test_all_of_it_is_there_under_its_own_name_and_what_belongs_to_this_project_
 
 def test_its_scripts_use_its_package(made):
     assert "usage: train.py" in run(made, "scripts/train.py", "--help")
+    assert "site_name: birds\n" in (made / "mkdocs.yml").read_text(encoding="utf-8")
     assert run(made, "-c", "import garden_birds.runs as r; print(r.__file__)").startswith(str(made))
 
 
@@ -54,7 +55,12 @@ def test_its_linter_has_nothing_to_say(made):
 @pytest.mark.slow
 def test_its_own_tests_are_green(made):
     said = run(
-        made, "-m", "pytest", "-n", "0", *(f"tests/test_{name}.py" for name in ("floors", "config", "build", "journey"))
+        made,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        *(f"tests/test_{name}.py" for name in ("floors", "config", "build", "docs", "journey")),
     )
     assert " passed" in said and "failed" not in said
 

@@ -148,7 +148,7 @@ def _digest(model: keras.Model) -> str:
 class Answer(NamedTuple):
     """What is said of an image.
 
-    Args:
+    Attributes:
         probabilities: calibrated, float64 [classes].
         novelty: from `Novelty.score`: above 1, the image is like nothing in training; NaN where nobody can say.
     """

@@ -37,8 +37,12 @@ class Inputs:
     """How an image file becomes what a network is asked about: one view of it, or several.
 
     Args:
-        image_size, resize, bits, max_megapixels: as in the run's `[data]`.
-        full_image, center_zoom: as in its `[tta]`: whether views of the whole image, and of its middle, are added.
+        image_size: as in the run's `[data]`, and so the next three.
+        resize: how an image becomes square.
+        bits: of 16-bit files.
+        max_megapixels: of a file, at most.
+        full_image: as in its `[tta]`: whether a view of the whole image is added.
+        center_zoom: likewise, of its middle.
     """
 
     image_size: int

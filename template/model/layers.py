@@ -111,7 +111,7 @@ class StochasticDepth(layers.Dropout):
     So a frozen block gives the same activations wherever they are computed. With `noise_shape=(None, 1, 1, 1)` on the
     branch of a residual block, whole branches are dropped, for each image anew.
 
-    Args:
+    Attributes:
         rate: fraction to drop, in [0, 1), and all else as of `keras.layers.Dropout`.
 
     Input shape:

@@ -43,7 +43,7 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
         What is in cross_validation.json.
 
     Raises:
-        Those of `recipe.run`.
+        Exception: as `recipe.run`.
     """
     with recipe.writing(config, folder):
         messages.print_device(config)

@@ -37,7 +37,7 @@ class DataError(ValueError):
 class Entry(NamedTuple):
     """An image as a folder or a table lists it.
 
-    Args:
+    Attributes:
         id: its path as it is listed.
         image: the file.
         label: its class, as it is spelled there.

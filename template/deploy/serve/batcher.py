@@ -18,7 +18,7 @@ class FullError(RuntimeError):
 class Job(NamedTuple):
     """An image that waits.
 
-    Args:
+    Attributes:
         classifier: who is asked.
         pixels: uint8 [views, size, size, 3], of its `inputs.load`.
         answer: float64 [classes] will be there.
