@@ -164,7 +164,7 @@ def best_probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     head = dataclasses.replace(config.head, feature_levels=1)
     tta = dataclasses.replace(config.tta, center_zoom=False)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="auto"), head=head, tta=tta)
-    decoded = functools.cache(functools.partial(decode, load_examples(config.data.path)))
+    decoded = functools.cache(functools.partial(decode, load_examples(config.data.path, config.data.class_folders)))
     examples, _ = decoded(without_auto(config).data)
     parts = Parts(examples, lambda data: decoded(data)[1], np.arange(len(examples)))
     start = time.perf_counter()
@@ -213,7 +213,7 @@ def _decoded(config: configuration.Config) -> tuple:
     from template.model_selection.auto import without_auto
 
     config = without_auto(config)
-    examples, pixels = decode(load_examples(config.data.path), config.data)
+    examples, pixels = decode(load_examples(config.data.path, config.data.class_folders), config.data)
     everything = pixels[np.arange(len(pixels))]
     return config, everything, examples.labels, *(np.flatnonzero(examples.parts == part) for part in ("train", "test"))
 

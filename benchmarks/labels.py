@@ -67,7 +67,7 @@ def load_features(config: configuration.Config) -> tuple[np.ndarray, np.ndarray]
 
     config = without_auto(config)
     config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, hflip=False))
-    examples, pixels = decode(load_examples(config.data.path), config.data)
+    examples, pixels = decode(load_examples(config.data.path, config.data.class_folders), config.data)
     images = eval_dataset(pixels, np.arange(len(examples)), examples.labels)
     base = build_backbone(config.backbone, config.data.image_size)
     found = probe_features(base, config, [images], FeatureCache.of(config))

@@ -59,7 +59,7 @@ def main() -> None:
     predictions = Predictions.load(run / "predictions.npz")
     try:
         data = configuration.load(run / "config.toml").data
-        examples = load_examples(arguments.path or data.path)
+        examples = load_examples(arguments.path or data.path, data.class_folders)
         examples = examples.with_classes(predictions.class_names)
         annotations = Annotations(sample(examples, predictions, arguments.count), file, data)
     except (configuration.ConfigError, DataError, ValueError) as error:
@@ -93,7 +93,7 @@ def label(arguments: argparse.Namespace) -> None:
     runs.check_output(file, "file")
     try:
         data = configuration.load(arguments.run / "config.toml").data
-        labelled = load_examples(arguments.path or data.path)
+        labelled = load_examples(arguments.path or data.path, data.class_folders)
         labelled = with_parts(labelled, arguments.run / "split.csv")
         names, paths = labelled.class_names, images_of(arguments.images)
         new = Examples(

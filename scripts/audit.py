@@ -49,7 +49,7 @@ def main() -> None:
     try:
         config = configuration.load(RECIPE, [*configuration.pair_up(rest), f"data.path={arguments.path}"])
         check_outputs(arguments, config)
-        examples = load_examples(arguments.path)
+        examples = load_examples(arguments.path, config.data.class_folders)
     except (configuration.ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -111,7 +111,7 @@ def network_findings(config: configuration.Config) -> list[Finding]:
     from template.train.linear_probe import fit_probe
 
     config = without_auto(config)
-    loaded = load_examples(config.data.path)
+    loaded = load_examples(config.data.path, config.data.class_folders)
     examples, pixels = decode(loaded, config.data)
     cache = FeatureCache.of(config)
     try:

@@ -125,12 +125,13 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     Returns:
         Predictions, and by id the part of the run that each image is in: train, val, test, or `new`.
     """
-    from template.config import ConfigError
+    from template.config import ConfigError, load
     from template.data.examples import DataError, load_examples
     from template.data.sources.files import describe_notes
 
     try:
-        examples = load_examples(path)
+        settings = run / "config.toml"
+        examples = load_examples(path, load(settings).data.class_folders if settings.exists() else "outer")
         runs.import_tensorflow()
         from template.data.decode import decode
         from template.data.lineage import parts_in_run
@@ -176,6 +177,9 @@ def _print(scores: dict, title: str) -> None:
     print(f"{title}: {scores['images']} images, most frequent class {100 * scores['majority_baseline']:.1f} %")
     for name, (key, show) in metrics.TITLES.items():
         print(f"  {name.format(k=scores['top_k']['k']):<34}{' '.join(show(scores[key]))}")
+    for depth, level in enumerate(scores.get("levels", ()), 1):
+        few = f"accuracy at level {depth} of {len(level['names'])} names"
+        print(f"  {few:<34}{percent(level['accuracy'])}")
 
 
 if __name__ == "__main__":

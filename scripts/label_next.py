@@ -96,7 +96,8 @@ def labelled(arguments: argparse.Namespace, config) -> tuple:
     with (arguments.run / "split.csv").open(newline="", encoding="utf-8") as file:
         digests = np.array([row["sha256"] for row in csv.DictReader(file)])
     try:
-        examples, pixels = decode(load_examples(arguments.path or config.data.path), config.data)
+        found = load_examples(arguments.path or config.data.path, config.data.class_folders)
+        examples, pixels = decode(found, config.data)
     except DataError:
         if arguments.path:
             raise

@@ -6,6 +6,9 @@ python scripts/predict.py --run runs/RUN photo.jpg --runtime onnx   # what expor
 `novelty` is the distance to the most similar image of training, as a part of what is usual: above 1, the image is like
 nothing in training (5 % of images like those of training are), whatever class is named. Not with --runtime onnx.
 
+Where class names are a tree (dog/husky, dog/poodle), `answer` is the class if the network is sure enough of it (the
+run's reject threshold), or else what is above it (dog) if it is sure enough of that, and empty if it is not.
+
 What is left out of a folder (hidden files, system files, links to folders) is named, and so is what had to be
 assumed to read an image (the first of several pages, 12 of 16 bits). Exit code: 0, or 1 if nothing
 could be classified, or if something named is not there or cannot be listed; the other rows are written all the same.
@@ -23,6 +26,7 @@ import numpy as np
 
 from template import runs
 from template.deploy.runtime import FILES, Classifier
+from template.evaluate.tree import sure_answer
 
 
 @runs.exit_if_damaged()
@@ -54,16 +58,20 @@ def main() -> None:
     except DataError as error:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
-    header = ["path", *(f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")), "novelty", "problem"]
+    decided = _decided(arguments.run)
+    named = ["answer", "answer_probability"] * ("levels" in decided)
+    ranked = [f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")]
+    header = ["path", *ranked, *named, "novelty", "problem"]
     rows, bad, strange = [header], 0, []
     for file, result in answers:
         if isinstance(result, Exception):
             bad += 1
-            rows.append([_cell(str(file)), *[""] * (2 * k + 1), _cell(str(result))])
+            rows.append([_cell(str(file)), *[""] * (len(header) - 2), _cell(str(result))])
             continue
         probabilities, novelty = result
         best = np.argsort(-probabilities, kind="stable")[:k]
         cells = [cell for i in best for cell in (_cell(classes[i]), f"{probabilities[i]:.6f}")]
+        cells += _answer(probabilities, classes, decided) if named else []
         rows.append([_cell(str(file)), *cells, "" if np.isnan(novelty) else f"{novelty:.3f}", ""])
         strange += [file] * (novelty > 1)
     if arguments.out:
@@ -77,6 +85,19 @@ def main() -> None:
         print(line, file=sys.stdout if arguments.out else sys.stderr)
     if problem := failure_reason(arguments.inputs, left, len(files) - bad):
         sys.exit(problem)
+
+
+def _decided(run: Path) -> dict[str, Any]:
+    """The run's calibration; of a run from before there was any, none: as the network says."""
+    file = run / "calibration.json"
+    return runs.read_json(file) if file.exists() else {}
+
+
+def _answer(probabilities: np.ndarray, classes: Sequence[str], decided: dict[str, Any]) -> list[str]:
+    """The finest name of which the network is sure, and its probability; or two empty cells."""
+    thresholds = [level["confidence"] for level in decided["levels"]]
+    found = sure_answer(probabilities, classes, decided["reject"]["confidence"], thresholds)
+    return ["", ""] if found is None else [_cell(found[0]), f"{found[1]:.6f}"]
 
 
 def _unlike(files: Sequence[Path], most: int = 10) -> Iterator[str]:
@@ -102,8 +123,7 @@ def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[
         config, classes, model = load_run(arguments.run)
     except ConfigError as error:
         sys.exit(str(error))
-    decided = arguments.run / "calibration.json"  # of a run from before there was any: as the network says
-    temperature = runs.read_json(decided)["temperature"] if decided.exists() else 1.0
+    temperature = _decided(arguments.run).get("temperature", 1.0)
     return classes, classify_with_novelty(model, config, files, temperature, Novelty.load(arguments.run), assumed)
 
 

@@ -51,6 +51,10 @@ class Data:
     path: str = "digits"
     """Where the images are: a folder of class folders (or of train/ val/ test/), a CSV file with `path,label`,
     `tfds:NAME` for a TensorFlow dataset, or `digits` (1,797 handwritten digits that come with scikit-learn)."""
+    class_folders: Literal["outer", "inner"] = "outer"
+    """Which folders are classes: the `outer` ones, each with all that is below it, or those that hold the images
+    (`inner`). `dog/husky/` and `dog/poodle/` are then two classes, `dog/husky` and `dog/poodle`. In a table, the labels
+    say it."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
     """Side in pixels of the square that enters the network. `auto`: 288, or 224 if cross-validation clearly prefers it.
     (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.

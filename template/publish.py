@@ -104,7 +104,8 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
 def _calibrated(settings: Evaluate, val: Predictions, measured: Predictions, folder: Path) -> dict[str, Any]:
     """Calibrate on predictions of the network before the refit, which has not learned from these images."""
     found = calibrate(val, measured, accuracy=settings.target_accuracy, precision=settings.target_precision or None)
-    runs.write_json(folder / "calibration.json", {key: found[key] for key in ("temperature", "reject", "thresholds")})
+    kept = ("temperature", "reject", "levels", "thresholds")
+    runs.write_json(folder / "calibration.json", {key: found[key] for key in kept if key in found})
     return found
 
 

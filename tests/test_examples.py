@@ -51,6 +51,58 @@ def test_a_folder_of_class_folders(tmp_path):
     assert examples.skipped == ()
 
 
+NESTED = ("dog/husky/1", "dog/husky/2", "dog/poodle/3", "dog/4", "cat/5")
+
+
+def test_inner_folders_are_classes_where_that_is_asked_for(tmp_path, capsys):
+    folder = str(touch(tmp_path, *NESTED))
+    outer = label_of(load_examples(folder))
+    assert outer == {name: name.partition("/")[0] for name in NESTED}
+    said = capsys.readouterr().out
+    assert f"such as {str(Path('dog/husky'))!r}, are not taken as classes" in said and "class_folders=inner" in said
+    inner = load_examples(folder, "inner")
+    assert inner.class_names == ("cat", "dog", "dog/husky", "dog/poodle")
+    assert label_of(inner) == {name: name.rpartition("/")[0] for name in NESTED}
+    assert capsys.readouterr().out == ""
+
+
+def test_inner_folders_of_parts(tmp_path):
+    for part in ("train", "test"):
+        touch(tmp_path, *(f"{part}/{name}" for name in ("dog/husky/1", "dog/husky/2", "dog/poodle/3", "cat/siam/5")))
+    examples = load_examples(str(tmp_path), "inner")
+    assert examples.class_names == ("cat/siam", "dog/husky", "dog/poodle")
+    assert sorted(examples.parts) == ["test"] * 4 + ["train"] * 4
+
+
+def test_inner_folders_that_cannot_be_meant_are_refused(tmp_path):
+    touch(tmp_path, "cat/1", "dog/husky/train/1")
+    with pytest.raises(DataError, match=r"named like a part, within a class.*train/dog/husky/"):
+        load_examples(str(tmp_path), "inner")
+    (tmp_path / "dog" / "husky" / "train").rename(tmp_path / "dog" / "husky" / "young")
+    (tmp_path / "dog" / "poodle").mkdir()
+    with pytest.raises(DataError, match=r"without any file: \['dog/poodle'\]"):
+        load_examples(str(tmp_path), "inner")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_links_within_a_class_are_followed_by_neither(tmp_path):
+    touch(tmp_path / "in", "cat/1", "dog/husky/2")
+    touch(tmp_path / "else", "3")
+    (tmp_path / "in" / "dog" / "poodle").symlink_to(tmp_path / "else")
+    for kind in ("outer", "inner"):
+        examples = load_examples(str(tmp_path / "in"), kind)
+        assert len(examples) == 2 and "a symbolic link" in dict(examples.skipped)["dog/poodle"]
+
+
+def test_a_level_of_labels_is_spelled_in_one_way(tmp_path, capsys):
+    touch(tmp_path, *"123456")
+    rows = "1,dog/husky\n2,dog/poodle\n3,Dog/terrier\n4,cat\n5,cat\n6,CAT/siam\n"
+    (tmp_path / "t.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
+    examples = load_examples(str(tmp_path / "t.csv"))
+    assert examples.class_names == ("cat", "cat/siam", "dog/husky", "dog/poodle", "dog/terrier")
+    assert "'dog' is spelled in 2 ways" in capsys.readouterr().out
+
+
 def test_parts_are_kept_and_a_class_that_one_lacks_shifts_no_label(tmp_path):
     touch(tmp_path, "train/ants/1", "train/bees/1", "train/wasps/1", "valid/bees/1", "valid/wasps/2", "test/wasps/1")
     examples = load_examples(str(tmp_path))

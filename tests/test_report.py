@@ -218,6 +218,21 @@ def test_the_page_says_the_number_first_with_its_interval_and_the_baselines():
     assert "undefined" not in text
 
 
+def test_a_tree_of_classes_has_its_levels_and_what_is_answered_there():
+    """Fifty of sixty right, and all that is wrong is within the dogs."""
+    labels = np.arange(60) % 3
+    predicted = np.where((labels > 0) & (np.arange(60) < 15), 3 - labels, labels)
+    dogs = 4 * (labels > 0)[:, None] * np.array([0, 1, 1])
+    logits = (dogs + np.eye(3)[predicted] * (1 + 8 * (labels == 0)[:, None])).astype(np.float32)
+    given = Predictions(np.arange(60).astype(str), labels, logits, ("cat", "dog/husky", "dog/poodle"))
+    text = write(test=metrics.score(given), val=metrics.score(given), measured=given)
+    assert "| 1 | `cat, dog` | 100.0 % [94.0, 100.0] | 100.0 % [94.0, 100.0] |" in text
+    assert "| 2 | the 3 classes | 83.3 % [72.0, 90.7] | 83.3 % [72.0, 90.7] |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("Not sure of the class, but of level 1")]
+    assert ": 100.0 % [94.0, 100.0] of the test images, 100.0 % [94.0, 100.0] right." in line
+    assert "Levels of the tree" not in write(test=scores(30, 10))
+
+
 def test_page_and_markdown_have_the_same_headings_and_cells():
     given, curve = predict_some(54, 6), {"sizes": [10, 100], "errors": [0.4, 0.2], "twice": 0.03}
     numbers = {"test": metrics.score(given), "val": metrics.score(given), "seconds": {"decode": 1.25}}

@@ -325,6 +325,32 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
+@pytest.mark.parametrize("thresholds", [(0.9999, 0.6), (None, None), (0.0, 0.0)])
+def test_of_a_tree_of_classes_the_finest_sure_name_is_the_answer(finished, tmp_path, thresholds):
+    run, names = tmp_path / "run", ["flat/across", "round", "flat/upright"]
+    shutil.copytree(finished.folder, run)
+    (run / "classes.json").write_text(json.dumps(names), encoding="utf-8")
+    decided = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
+    decided["reject"]["confidence"], decided["levels"] = thresholds[0], [{"confidence": thresholds[1]}]
+    (run / "calibration.json").write_text(json.dumps(decided), encoding="utf-8")
+    (tmp_path / "no.png").touch()
+    _, said = call("predict", "--run", run, finished.images, tmp_path / "no.png", errors=io.StringIO())
+    *rows, unread = csv.DictReader(io.StringIO(said))
+    assert (unread["answer"], unread["answer_probability"]) == ("", "") and "empty" in unread["problem"]
+    for row in rows:
+        each = {row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)}
+        sums = {"flat": each["flat/across"] + each["flat/upright"], "round": each["round"]}
+        best, above = max(each, key=each.get), max(sums, key=sums.get)
+        expected = ("", "")
+        if None not in thresholds and each[best] >= thresholds[0]:
+            expected = (best, f"{each[best]:.6f}")
+        elif None not in thresholds and sums[above] >= thresholds[1]:
+            expected = (above, pytest.approx(sums[above], abs=2e-6))
+        found = row["answer"], row["answer_probability"]
+        assert found == expected or (found[0] == expected[0] and float(found[1]) == expected[1])
+    assert any(row["answer"] == "flat" for row in rows) == (thresholds[1] == 0.6)
+
+
 def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
     source = sorted(finished.images.rglob("*.png"))
     (tmp_path / "in" / "@eaDir").mkdir(parents=True)

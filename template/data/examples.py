@@ -10,7 +10,7 @@ import numpy as np
 
 from .images.read import ImageSource
 from .sources.folders import read_folder
-from .sources.names import DataError, Entry, match_names, merge_spellings, part_of
+from .sources.names import DataError, Entry, match_names, merge_levels, part_of
 from .sources.tables import ENDINGS, read_table
 
 PARTS = ("train", "val", "test")
@@ -82,8 +82,12 @@ def first_lines(lines: Sequence[str], most: int = 10) -> str:
     return "\n  ".join([*lines[:most], *[f"and {len(lines) - most} more"] * (len(lines) > most)])
 
 
-def load_examples(path: str) -> Examples:
+def load_examples(path: str, class_folders: str = "outer") -> Examples:
     """Find the images and labels of a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
+
+    Args:
+        path: as `data.path`.
+        class_folders: as the setting of this name.
 
     Raises:
         DataError: if there are no images with labels, saying what was found instead.
@@ -96,7 +100,7 @@ def load_examples(path: str) -> Examples:
     if not place.exists():
         raise DataError(f"data.path {path!r} does not exist. Expected a folder, a CSV file, tfds:NAME or digits.")
     if place.is_dir():
-        return _to_examples(*read_folder(place))
+        return _to_examples(*read_folder(place, inner=class_folders == "inner"))
     if place.suffix.lower() in ENDINGS:
         return _to_examples(*read_table(place))
     raise DataError(
@@ -106,7 +110,7 @@ def load_examples(path: str) -> Examples:
 
 def _to_examples(entries: Sequence[Entry], skipped: Sequence[tuple[str, str]], grouped: bool = False) -> Examples:
     """Examples of what a folder or a table lists, with one class for names that look the same."""
-    spelling = merge_spellings(entry.label for entry in entries)
+    spelling = merge_levels(entry.label for entry in entries)
     names = sorted(set(spelling.values()))
     for one, other in itertools.combinations(names, 2):
         if one.casefold() == other.casefold():

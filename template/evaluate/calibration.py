@@ -10,11 +10,15 @@ from sklearn.metrics import precision_recall_curve
 
 from . import metrics
 from .intervals import paired_z, share_interval, wilson_interval
+from .levels import at_level
 from .metrics import BINS
 from .predictions import Predictions
+from .tree import coarser_levels
 
 PRIOR_STD = 0.5
 """Standard deviation of the prior on the logarithm of the temperature: two of three in 0.6 to 1.6."""
+_ANSWERED = 2.0
+"""In place of the confidence of an image that has its answer: above all that have none."""
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray, *, prior_std: float = PRIOR_STD) -> float:
@@ -134,7 +138,10 @@ def risk_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.
         Confidence thresholds, falling; coverage, which is the share of images with at least that confidence; and the
         accuracy among them (1 - risk). Images of equal confidence are one point.
     """
-    confidence, correct = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
+    return _risk_coverage(predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels)
+
+
+def _risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     order = np.argsort(-confidence, kind="stable")
     last = np.append(np.diff(confidence[order]) != 0, True)  # of those of equal confidence
     covered = np.arange(1, len(order) + 1)[last]
@@ -155,8 +162,13 @@ def risk_coverage_table(predictions: Predictions, *, points: int = 100) -> list[
 
 def confidence_for(predictions: Predictions, accuracy: float) -> float | None:
     """Lowest confidence threshold with this accuracy, in (0, 1), above it; None if `lower_bound` never reaches it."""
-    confidences, _, accuracies = risk_coverage(predictions)
-    n = independent_counts(predictions.probabilities.max(axis=1), confidences, groups=predictions.groups)
+    confidence, correct = predictions.probabilities.max(axis=1), predictions.predicted == predictions.labels
+    return _lowest(confidence, correct, accuracy, predictions.groups)
+
+
+def _lowest(confidence: np.ndarray, correct: np.ndarray, accuracy: float, groups: np.ndarray | None) -> float | None:
+    confidences, _, accuracies = _risk_coverage(confidence, correct)
+    n = independent_counts(confidence, confidences, groups=groups)
     enough = np.flatnonzero(lower_bound(accuracies * n, n) >= accuracy)
     return float(confidences[enough[-1]]) if len(enough) else None
 
@@ -170,6 +182,49 @@ def selective_accuracy(predictions: Predictions, confidence: float) -> dict[str,
         "coverage": share_interval(covered, groups=groups),
         "accuracy": share_interval(correct, groups=groups, among=covered) if covered.any() else None,
     }
+
+
+def coarser_answers(
+    val: Predictions, measured: Predictions, *, accuracy: float, confidence: float | None
+) -> list[dict[str, Any]]:
+    """The reject option above the classes: of what an image is, where the network is not sure of its class.
+
+    From the level below the classes upwards, an image that has no answer yet gets the most probable node, if its
+    probability reaches a threshold: the lowest at which all answers so far, each at its own level, have the accuracy.
+
+    Args:
+        val: calibrated, with labels; decides.
+        measured: calibrated, with labels; is measured.
+        accuracy: as in `confidence_for`, whose rule it is.
+        confidence: threshold of the classes, from there, or None.
+
+    Returns:
+        By level as in `tree.coarser_levels`: `confidence`, or None where no threshold gives anybody an answer;
+        `coverage` (share of all images that are answered here) and `accuracy` among them, or None.
+    """
+    least, rows = confidence, []
+    sure, sure_val = (p.probabilities.max(axis=1) >= _threshold(least) for p in (measured, val))
+    correct = val.predicted == val.labels
+    for level in reversed(coarser_levels(val.class_names)):
+        on_val, own = at_level(val, level), at_level(measured, level)
+        scores = np.where(sure_val, _ANSWERED, on_val.probabilities.max(axis=1))
+        correct = np.where(sure_val, correct, on_val.predicted == on_val.labels)
+        least = _lowest(scores, correct, accuracy, val.groups)
+        least = None if least == _ANSWERED else least
+        here = ~sure & (own.probabilities.max(axis=1) >= _threshold(least))
+        right, groups = own.predicted == own.labels, own.groups
+        rows.append({
+            "confidence": least,
+            "coverage": share_interval(here, groups=groups),
+            "accuracy": share_interval(right, groups=groups, among=here) if here.any() else None,
+        })  # fmt: skip
+        sure, sure_val = sure | here, scores >= _threshold(least)
+    return rows[::-1]
+
+
+def _threshold(confidence: float | None) -> float:
+    """What a probability must reach; without a threshold none does."""
+    return _ANSWERED if confidence is None else confidence
 
 
 def clear_temperature(val: Predictions) -> float:
@@ -194,7 +249,8 @@ def calibrate(
         `temperature` (`clear_temperature` of validation); of the test
         images (or those of validation) the `reliability` tables and scores `before` and `after` it; `reject`: the
         `target` accuracy and the `selective_accuracy` for it, null where no confidence suffices; `thresholds`: by
-        class the decision threshold, and `precision` and `recall` there.
+        class the decision threshold, and `precision` and `recall` there; where class names are a tree, `levels`: the
+        `coarser_answers`.
     """
     measured, found = val if test is None else test, clear_temperature(val)
     scaled_val, scaled = val.scaled(found), measured.scaled(found)
@@ -207,6 +263,8 @@ def calibrate(
         "target": accuracy,
         **(impossible if confidence is None else selective_accuracy(scaled, confidence)),
     }
+    if levels := coarser_answers(scaled_val, scaled, accuracy=accuracy, confidence=confidence):
+        result["levels"] = levels
     result["thresholds"] = {}
     on_val, on_measured = scaled_val.probabilities, scaled.probabilities
     for label, name in enumerate(val.class_names):

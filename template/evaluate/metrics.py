@@ -16,6 +16,7 @@ from .intervals import (
     share_interval,
     undefined,
 )
+from .levels import level_scores
 from .predictions import Predictions
 from .ranking import ranking_scores
 
@@ -60,7 +61,7 @@ def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> d
         (0 to 2), `ece`, `classwise_ece` (null for many images of many classes), `roc_auc_ovr` (each class against the
         rest, mean), `roc_auc_ovo` (each pair of classes, mean), `average_precision` (mean over classes). `classes`:
         one-vs-rest scores of each class (`precision`, `recall`, `f1`, `roc_auc_ovr`, `average_precision`, `images`).
-        `top_confusions`: the most frequent confusions.
+        `top_confusions`: the most frequent confusions. `levels`, where class names are a tree: `levels.level_scores`.
         Micro-averaged precision, recall and F1, and weighted recall, are the accuracy.
 
     Raises:
@@ -92,6 +93,7 @@ def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> d
     return result | {
         "classes": _per_class(predictions, counts, sampled, by_class),
         "top_confusions": top_confusions(predictions),
+        **({"levels": levels} if (levels := level_scores(predictions)) else {}),
     }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import fonts
+from . import fonts, report_levels
 from .calibration import lower_bound
 from .classification import confusion_counts
 from .document import Cell, Report, Section, Table, captioned, cell, count, share, titled, user
@@ -43,6 +43,7 @@ def build(
     sections = [
         _baselines(metrics, measured, part),
         scores_of(_measured(metrics)),
+        report_levels.section(_measured(metrics)),
         confusions(measured, predictions, charts),
         per_class(measured),
         _calibration(metrics, part, charts),
@@ -159,6 +160,7 @@ def _calibration(metrics: Mapping[str, Any], part: str, charts: Sequence[str]) -
     )
     tables = [Table(["class", "threshold", "precision", "recall"], rows, caption, folded=True)] if rows else []
     text = [_temperature(found), _reject(found["reject"], metrics["val"], part)]
+    text += report_levels.coarser_answers(found, part)
     return Section("Calibration", text, charts=captioned(charts, calibration="", risk_coverage=""), tables=tables)
 
 

@@ -1,6 +1,6 @@
 """Images in folders: one folder per class, or train, val and test with such."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...runs import legible
@@ -12,8 +12,12 @@ _OF_DETECTION = {"images", "imgs", "jpegimages", "labels", "annotations", "masks
 _OF_DETECTION |= {"imagesets", "segmentationclass", "segmentationobject", "image", "img", "mask", "label", "annotation"}
 
 
-def read_folder(root: Path) -> tuple[list[Entry], list[tuple[str, str]]]:
+def read_folder(root: Path, *, inner: bool = False) -> tuple[list[Entry], list[tuple[str, str]]]:
     """One sub-folder per class, or train, val and test folders with such; either may be the outer one.
+
+    Args:
+        root: the folder.
+        inner: whether folders within a class folder are classes of their own (`dog/husky`), or belong to it.
 
     Returns:
         The images, in sorted order of the folders; and (name, reason) of what was skipped.
@@ -39,16 +43,24 @@ def read_folder(root: Path) -> tuple[list[Entry], list[tuple[str, str]]]:
             f"{str(root)!r}: {names} are the folders of a detection or segmentation dataset, not classes. Expected: "
             "a folder of images per class, or a CSV file with the columns path,label."
         )
-    if len(places) == 1 and len(subfolders(inner := _innermost(folders[0]))) > 1:
+    if len(places) == 1 and len(subfolders(below := _innermost(folders[0]))) > 1:
         raise DataError(
             f"{str(root)!r} has one folder, {names[0]!r}, with folders in it. If those are the classes or parts, use "
-            f"--data.path={str(inner)!r}"
+            f"--data.path={str(below)!r}"
         )
+    if inner:
+        places = [(part, *one) for part, name, folder in places for one in _inner_folders(folder, name)]
+        names = [name for _, name, folder in places if not subfolders(folder)]
     found = [
         Entry(legible(file.relative_to(root).as_posix()), file, name, part)
         for part, name, folder in places
-        for file in list_files(folder)
+        for file in ([f for f in listing(folder) if not f.is_dir()] if inner else list_files(folder))
     ]
+    if nested := sorted({one.image.parent for one in found} - {folder for _, _, folder in places}):
+        print(
+            f"{str(root)!r}: folders within class folders, such as {str(nested[0].relative_to(root))!r}, are not taken "
+            "as classes. --data.class_folders=inner makes them classes."
+        )
     filled = {normalize(one.label) for one in found}
     if empty := sorted(name for name in names if normalize(name) not in filled):
         raise DataError(f"Class folders without any file: {empty}. Fill or remove them.")
@@ -63,6 +75,23 @@ def _innermost(folder: Path) -> Path:
     while len(below := subfolders(folder)) == 1:
         folder = below[0]
     return folder
+
+
+def _inner_folders(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """(class, folder) of a class folder and of all below it: `dog`, `dog/husky`. Links are not followed.
+
+    Raises:
+        DataError: if one is named like a part: nobody would look for `dog/husky/train`, as a class or as a part.
+    """
+    yield name, folder
+    for below in subfolders(folder):
+        if part_of(below.name):
+            raise DataError(
+                f"{str(below)!r} is named like a part, within a class. Put the parts above the classes, as in "
+                f"{below.name}/{name}/; if it is a class, rename it."
+            )
+        if not below.is_symlink():
+            yield from _inner_folders(below, f"{name}/{legible(below.name)}")
 
 
 def _places(root: Path, tops: dict[str, Path]) -> list[tuple[str, str, Path]]:

@@ -111,6 +111,22 @@ def merge_spellings(names: Iterable[str]) -> dict[str, str]:
     return spelling
 
 
+def merge_levels(names: Iterable[str]) -> dict[str, str]:
+    """`merge_spellings`, and before it of what stands before each `/`: `Dog/husky` and `dog/poodle` have one parent.
+
+    Args:
+        names: as they are spelled, one per image.
+    """
+    names = list(names)
+    spelling = dict(zip(names, names, strict=True))
+    for depth in range(1, 1 + max((name.count("/") for name in names), default=0)):
+        heads = {name: "/".join(new.split("/")[:depth]) for name, new in spelling.items()}
+        merged = merge_spellings(heads[name] for name in names)
+        spelling = {name: merged[heads[name]] + new[len(heads[name]) :] for name, new in spelling.items()}
+    merged = merge_spellings(spelling[name] for name in names)
+    return {name: merged[new] for name, new in spelling.items()}
+
+
 def match_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     """{name: known name} for each name that is known, or of which exactly one known name looks the same."""
     counts = Counter(map(normalize, known))

@@ -173,7 +173,7 @@ def images_of(run: Path, config: Config, class_names: Sequence[str], path: str |
     val = val.take(evenly_spaced(len(val.ids), most))
     train = np.array([name for name, part in parts.items() if part == "train"])
     train = train[evenly_spaced(len(train), max(CALIBRATION, LEAST - len(val.ids)))]
-    examples = load_examples(path or config.data.path).with_classes(class_names)
+    examples = load_examples(path or config.data.path, config.data.class_folders).with_classes(class_names)
     calibration = _sources(examples, train)
     more = calibration[: max(0, LEAST - len(val.ids))]
     return Images([*_sources(examples, val.ids), *more], val.labels, val.groups, calibration[:CALIBRATION])
