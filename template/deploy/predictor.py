@@ -194,23 +194,46 @@ def classify_with_novelty(
     Yields:
         Each source in order with its answer, or with the reason why it could not be read.
     """
-    size = config.train.batch_size
-    both = with_features(model) if novelty else model
+    answer = answers_of(model, config, temperature, features=novelty is not None)
 
     def answers(images: np.ndarray) -> list[Answer]:
+        mean, features = answer(images)
+        scores = novelty.score(features) if novelty else np.full(len(images), np.nan)
+        return [Answer(row, float(score)) for row, score in zip(mean, scores, strict=True)]
+
+    return classify_all(sources, inputs_of(config), answers, config.train.batch_size, assumed)
+
+
+def answers_of(
+    model: keras.Model, config: Config, temperature: float, *, features: bool
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
+    """What a run says of pixels, for those who decode files themselves.
+
+    Args:
+        model: from `load_run`.
+        config: its configuration, for batch size and views.
+        temperature: from the run's calibration.json.
+        features: whether what the head sees is wanted too.
+
+    Returns:
+        A function of uint8 [n, views, size, size, 3], with n up to `train.batch_size`: calibrated probabilities float64
+        [n, classes], and features of the first view, float32 [n, f], or None.
+    """
+    size, both = config.train.batch_size, with_features(model) if features else model
+
+    def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         # Filled up to one shape, because TensorFlow traces the network anew for each.
         views = np.zeros((images.shape[1], size, *images.shape[2:]), np.uint8)
         views[:, : len(images)] = images.swapaxes(0, 1)
         seen = [*views, *(view[:, :, ::-1] for view in views)] if uses_hflip(config) else list(views)
         plain = both.predict_on_batch(seen[0].astype(np.float32))
-        first, features = plain if novelty else (plain, None)
+        first, seen_by_head = plain if features else (plain, None)
         logits = [first, *(model.predict_on_batch(view.astype(np.float32)) for view in seen[1:])]
         each = [softmax(np.asarray(one, np.float64), axis=1) for one in logits]
         mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)[: len(images)]
-        scores = novelty.score(features[: len(images)]) if novelty else np.full(len(images), np.nan)
-        return [Answer(row, float(score)) for row, score in zip(mean, scores, strict=True)]
+        return mean, None if seen_by_head is None else np.asarray(seen_by_head)[: len(images)]
 
-    return classify_all(sources, inputs_of(config), answers, size, assumed)
+    return answer
 
 
 def with_features(model: keras.Model) -> keras.Model:

@@ -133,12 +133,20 @@ class Classifier:
         Raises:
             DataError: if it is none, or onnxruntime is not installed.
         """
-        session = _session(file)
+        session = open_session(file)
+        name = session.get_inputs()[0].name
+        return cls.of_session(session, file, lambda pixels: session.run(None, {name: pixels})[0])
+
+    @classmethod
+    def of_session(cls, session: Any, file: Path, infer: Callable[[np.ndarray], np.ndarray]) -> "Classifier":
+        """What an opened file says of itself, with a function of one's own that runs it.
+
+        Raises:
+            DataError: if it is no file of export.py.
+        """
         saved = session.get_modelmeta().custom_metadata_map
         try:
-            about = {name: json.loads(saved[name]) for name in ("class_names", "inputs", "temperature")}
-            name = session.get_inputs()[0].name
-            return cls(lambda pixels: session.run(None, {name: pixels})[0], about)
+            return cls(infer, {name: json.loads(saved[name]) for name in ("class_names", "inputs", "temperature")})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{str(file)!r} does not say how images are prepared for it: {error!r}. Expected a file of export.py"
@@ -215,7 +223,16 @@ def _share_memory() -> None:
     onnxruntime.create_and_register_allocator(memory, as_requested)
 
 
-def _session(file: Path) -> Any:
+def open_session(file: Path, threads: int | None = None) -> Any:
+    """A session of onnxruntime on CPUs.
+
+    Args:
+        file: an .onnx file.
+        threads: that compute; as many as there are cores by default.
+
+    Raises:
+        DataError: if it cannot be loaded, or onnxruntime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -224,7 +241,7 @@ def _session(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.enable_mem_pattern = False  # one block of memory for each size of batch, of which others use little
-    options.intra_op_num_threads = device.cores()
+    options.intra_op_num_threads = threads or device.cores()
     # Idle threads sleep: those that spin take the cores from decoding, and from whatever else the machine does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; the rest would be among the rows that are printed

@@ -1,0 +1,188 @@
+"""A run in one object that travels to any machine, and what becomes of it there: a network that classifies pixels.
+
+By the run's ONNX export where it has one, so that no worker loads TensorFlow; by TensorFlow otherwise.
+"""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ... import runs
+from ...data.sources.names import DataError
+from ..novelty import FILE as NOVELTY
+from ..novelty import Novelty
+from ..runtime import BATCH, CARD, FILES, FOLDER, Classifier, Inputs, open_session
+
+FEATURES = "features"
+_HEAD = re.compile(r"/(head_hidden|logits)(_\d+)?/")
+"""In the names of nodes of the layers that look at the features."""
+KERAS = ("config.toml", "classes.json", "model.keras", "model.json", "calibration.json")
+"""What classifying by TensorFlow needs of a run."""
+
+Answers = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of n images: calibrated probabilities float64 [n, classes]; novelty float64 [n], NaN where nobody can say; features
+float32 [n, f], with f = 0 where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRun:
+    """All of a run that answers need.
+
+    Args:
+        runtime: by which it answers.
+        files: contents, by their names in the folder of the run.
+        digest: sha256 of them all, and of what an export is.
+        class_names: in the order of the probabilities.
+        inputs: how an image becomes pixels.
+        least: confidence below which the answer is "not sure"; 0 where none was found.
+        features: how many features it gives, or 0.
+    """
+
+    runtime: Literal["onnx", "keras"]
+    files: dict[str, bytes]
+    digest: str
+    class_names: tuple[str, ...]
+    inputs: Inputs
+    least: float
+    features: int
+
+
+def pack_run(run: Path, runtime: Literal["auto", "onnx", "keras"] = "auto", precision: str = "float32") -> PackedRun:
+    """Read a run, and see that it answers.
+
+    Args:
+        run: folder of a finished run.
+        runtime: "auto" for the ONNX export where there is one, and TensorFlow otherwise.
+        precision: of the export.
+
+    Raises:
+        DataError: if it cannot be loaded.
+    """
+    exported = run / FOLDER / FILES[precision]
+    runtime = ("onnx" if exported.is_file() else "keras") if runtime == "auto" else runtime
+    if runtime == "onnx":
+        Classifier.of_run(run, precision)  # that the file is the one that was exported
+        reject = runs.read_json(run / FOLDER / CARD)["reject"]
+        original = exported.read_bytes()
+        files, own = {"model.onnx": _with_features(original)}, [original]
+    else:
+        if missing := [name for name in KERAS if not (run / name).is_file()]:
+            raise DataError(f"{str(run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
+        reject = runs.read_json(run / "calibration.json")["reject"]
+        files = {name: (run / name).read_bytes() for name in KERAS}
+        own = list(files.values())
+    if (run / NOVELTY).is_file():
+        files[NOVELTY] = (run / NOVELTY).read_bytes()
+        own.append(files[NOVELTY])
+    digest = hashlib.sha256(b"".join(hashlib.sha256(contents).digest() for contents in own)).hexdigest()
+    network = Network(files, runtime)
+    return PackedRun(
+        runtime=runtime,
+        files=files,
+        digest=digest,
+        class_names=network.class_names,
+        inputs=network.inputs,
+        least=reject["confidence"] or 0.0,
+        features=network.features,
+    )
+
+
+class Network:
+    """A packed run, opened.
+
+    Args:
+        files, runtime: as of `PackedRun`.
+        threads: that compute; all cores by default.
+    """
+
+    def __init__(self, files: dict[str, bytes], runtime: str, threads: int | None = None) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            for name, contents in files.items():
+                (Path(temporary) / name).write_bytes(contents)
+            opened = _open_onnx if runtime == "onnx" else _open_keras
+            self.class_names, self.inputs, self.batch, self._answer = opened(Path(temporary), threads)
+            self.novelty = Novelty.load(Path(temporary))
+        size, views = self.inputs.image_size, len(self.inputs.views)
+        self.features = self.classify(np.zeros((1, views, size, size, 3), np.uint8))[2].shape[1]
+
+    def classify(self, images: np.ndarray) -> Answers:
+        """What it says of images, uint8 [n, views, size, size, 3], however many."""
+        parts = [self._answer(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
+        probabilities, features = (np.concatenate(each) for each in zip(*parts, strict=True))
+        known = self.novelty is not None and features.shape[1]
+        return probabilities, self.novelty.score(features) if known else np.full(len(images), np.nan), features
+
+
+_Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
+"""Class names; inputs; most images at once; pixels of so many to probabilities and features."""
+
+
+def _open_onnx(folder: Path, threads: int | None) -> _Opened:
+    session = open_session(folder / "model.onnx", threads)
+    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    seen: list[np.ndarray] = []
+
+    def infer(pixels: np.ndarray) -> np.ndarray:
+        probabilities, *features = session.run(outputs, {name: pixels})
+        seen.extend(each[: len(pixels)] for each in features)  # those of mirror images come after them
+        return probabilities
+
+    classifier = Classifier.of_session(session, folder / "model.onnx", infer)
+
+    def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.clear()
+        probabilities = classifier.classify(images)
+        features = np.concatenate(seen)[:: images.shape[1]] if seen else np.zeros((len(images), 0), np.float32)
+        return probabilities, features  # of the first view
+
+    return classifier.class_names, classifier.inputs, BATCH, answer
+
+
+def _open_keras(folder: Path, threads: int | None) -> _Opened:
+    runs.import_tensorflow()
+    import tensorflow as tf
+
+    from ..predictor import answers_of, inputs_of, load_run
+
+    if threads and not tf.config.get_visible_devices("GPU"):
+        _limit_threads(threads)
+    config, class_names, model = load_run(folder)
+    temperature = runs.read_json(folder / "calibration.json")["temperature"]
+    answer = answers_of(model, config, temperature, features=True)
+    return class_names, inputs_of(config), config.train.batch_size, answer
+
+
+def _limit_threads(threads: int) -> None:
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:  # this process has computed already
+        pass
+
+
+def _with_features(contents: bytes) -> bytes:
+    """An exported network that gives the features as a second output; itself where they are not found.
+
+    They are what its first layer after the pooling multiplies, found by the names of layers. Without the package onnx
+    nothing is changed: the answers are the same.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return contents
+    model = onnx.load_from_string(contents)
+    products = (node for node in model.graph.node if node.op_type in {"MatMul", "Gemm"})
+    head = next((node for node in products if _HEAD.search(node.name)), None)
+    if head is None:
+        return contents
+    model.graph.node.append(onnx.helper.make_node("Identity", [head.input[0]], [FEATURES]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, [None, None]))
+    return model.SerializeToString()
