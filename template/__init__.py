@@ -15,7 +15,7 @@
     train/          the linear probe, stages of fine-tuning, cached activations
     model_selection/
                     what cross-validation chooses: the network, every `auto`
-    deploy/         a finished run put to use: test-time augmentation, prediction, explanation; export/, serve/
+    deploy/         a finished run put to use: test-time augmentation, prediction, explanation; export/, serve/, many/
     experiments/    the runs in a folder side by side: table, page, what can be freed
     diagnose/       checks before a run, baselines, forecast, learning rate range test
     messages.py     what a run says before it trains

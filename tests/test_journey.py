@@ -502,6 +502,17 @@ def test_a_served_run_answers_as_predict_does(journey, run):
         assert result["predictions"][0]["probability"] == pytest.approx(float(row["probability_1"]), abs=1e-4)
 
 
+def test_any_number_of_images_begins_with_one(journey, run):
+    """Up to where workers are started; test_many_ray.py starts some."""
+    if importlib.util.find_spec("ray") is None:
+        journey.walked.append(("predict_many", {"--run", "--out"}))
+        pytest.skip('needs the extra ray: pip install -e ".[ray]"')
+    (journey.home / "nothing").mkdir()
+    code, _ = journey.end("predict_many", "--run", run, "nothing/", "--out", "rows")
+    assert str(code).startswith("There are no images")
+    assert sorted(path.name for path in (journey.home / "rows").iterdir()) == [".lock"]
+
+
 @pytest.mark.skipif(not (SCRIPTS / "new_project.py").exists(), reason="this is one's own already")
 def test_the_project_becomes_ones_own(journey):
     journey.walk("new_project", journey.home / "my-birds", "--name", "birds", "--package", "birds")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_an_interrupted_job_goes_on(tmp_path):
     line = script("--run", run, tmp_path / "photos", "--out", out, "--part-size", 25, "--chunk-size", 5)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(out.glob("part-*.parquet")):
-            pass
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 143 and "Go on with: python scripts/predict_many.py" in errors

@@ -786,6 +786,15 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("train", "--data.cache", "folder", []),
         ("cross_validate", "--data.cache", "folder", []),
         pytest.param(
+            "predict_many",
+            "--out",
+            "folder",
+            ["--run", "RUN", "photos"],
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("ray") is None, reason='needs the extra ray: pip install -e ".[ray]"'
+            ),
+        ),
+        pytest.param(
             "tune",
             "--data.cache",
             "folder",

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ IN_A_ROW = 25
 LOST = f"the process that read it died {DEATHS} times (a crash, or too little memory); convert it, or make it smaller"
 ALONE = 1000
 """Load of an actor that nothing else is sent to."""
-QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Ray would tell its makers of every cluster; and warn of what a later version will do."""
 
@@ -121,7 +121,6 @@ class Pools:
         networks: int | None = None,
         address: str | None = None,
     ) -> None:
-        os.environ.update(ENVIRONMENT)
         cpus, gpus = _join(address) if address else (device.cores(), _gpus(packed.runtime))
         usual = Sizes.of(cpus, gpus, packed.runtime)
         self.sizes = dataclasses.replace(
@@ -244,19 +243,28 @@ def _gpus(runtime: str) -> int:
 
 def _start(sizes: Sizes, store: int) -> None:
     """Ray on this machine alone, with room for so many bytes on their way."""
-    ray.init(
+    _init(
         num_cpus=sizes.networks * sizes.threads + 1,  # with none left, it waits for ever and only warns
         num_gpus=sizes.networks * sizes.gpus,
         object_store_memory=max(2**27, store),
         include_dashboard=False,
-        **QUIET,
     )
+
+
+def _init(**how: Any) -> None:
+    """`ray.init`, without its pages of words, and without its handler of SIGTERM in the place of the one before."""
+    handled = signal.getsignal(signal.SIGTERM)
+    os.environ.update(ENVIRONMENT)
+    try:
+        ray.init(**how, logging_level=logging.ERROR, log_to_driver=False)
+    finally:
+        signal.signal(signal.SIGTERM, handled)
 
 
 def _join(address: str) -> tuple[int, int]:
     """Join a cluster, with this package, so that its machines run the same code; its CPUs but for one, and its GPUs."""
     try:
-        ray.init(address=address, runtime_env={"py_modules": [str(PACKAGE)]}, **QUIET)
+        _init(address=address, runtime_env={"py_modules": [str(PACKAGE)]})
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DataError(f"The Ray cluster {address!r} cannot be reached: {error}") from error
     found = ray.cluster_resources()
