@@ -140,7 +140,7 @@ def test_rows_have_an_answer_or_a_reason(tmp_path):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     paths = [str(tmp_path / name) for name in [*files, "missing.png"]]
-    row = Row(class_names=("red", "green", "blue"), top_k=2, least=0.7, model="abc", features=3)
+    row = Row(class_names=("red", "green", "blue"), top_k=2, least=0.7, above=(), model="abc", features=3)
 
     def classify(images):
         shares = images[:, 0].mean(axis=(1, 2)) / 255 * 0.6 + 0.2  # 0.8 of the colour, 0.2 of the others
@@ -164,11 +164,23 @@ def test_rows_have_an_answer_or_a_reason(tmp_path):
     assert "5 images, 2 classified (2 of them not sure), 3 could not be read" in list(counted.describe())
 
 
+def test_the_answer_is_above_the_class_where_the_class_is_not_sure():
+    pytest.importorskip("pyarrow", reason='needs the extra ray: pip install -e ".[ray]"')
+    from template.deploy.many.rows import Decoded, Row
+
+    names = ("cat", "dog/husky", "dog/poodle")
+    row = Row(class_names=names, top_k=1, least=0.8, above=(0.7,), model="", features=0)
+    probabilities = np.array([[0.1, 0.85, 0.05], [0.2, 0.5, 0.3], [0.4, 0.3, 0.3]])
+    found = Decoded(["a", "b", "c"], ["1", "2", "3"], [""] * 3, [None] * 3, np.zeros((3, 1, 8, 8, 3), np.uint8))
+    table = row.table(found, lambda pixels: (probabilities, np.full(3, np.nan), np.zeros((3, 0))))
+    assert table["answer"].to_pylist() == ["dog/husky", "dog", "not sure"]
+
+
 def test_a_disk_that_is_gone_is_no_answer(tmp_path):
     pytest.importorskip("pyarrow", reason='needs the extra ray: pip install -e ".[ray]"')
     from template.deploy.many.rows import Row, decode, write_parquet
 
-    row = Row(class_names=("a", "b"), top_k=1, least=0.0, model="", features=0)
+    row = Row(class_names=("a", "b"), top_k=1, least=0.0, above=(), model="", features=0)
     table = row.table(decode(["/gone/a.png", "/gone/b.png"], Inputs(**ABOUT["inputs"])), lambda pixels: None)
     with pytest.raises(DataError, match="None of 2 files can be read"):
         write_parquet([table], tmp_path / "part.parquet")

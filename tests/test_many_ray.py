@@ -58,7 +58,7 @@ def opened(tmp_path: Path, paths: list[str], chunk_size: int, inputs: type[Input
     """A job for the run of colours, and its pools with two of each kind."""
     packed = pack_run(colour_run(tmp_path / "run"))
     packed = dataclasses.replace(packed, inputs=inputs(**dataclasses.asdict(packed.inputs)))
-    row = Row(class_names=packed.class_names, top_k=1, least=0.0, model=packed.digest, features=0)
+    row = Row(class_names=packed.class_names, top_k=1, least=0.0, above=(), model=packed.digest, features=0)
     (tmp_path / "out").mkdir()
     job = open_job(tmp_path / "out", paths, {}, part_size=40)
     return job, Pools(packed, row, chunk_size=chunk_size, decoders=2, networks=2)

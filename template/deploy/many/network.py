@@ -4,6 +4,7 @@ By the run's ONNX export where it has one, so that no worker loads TensorFlow; b
 """
 
 import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -37,10 +38,11 @@ class PackedRun:
     Args:
         runtime: by which it answers.
         files: contents, by their names in the folder of the run.
-        digest: sha256 of them all, and of what an export is.
+        digest: sha256 of all that its rows depend on.
         class_names: in the order of the probabilities.
         inputs: how an image becomes pixels.
         least: confidence below which the answer is "not sure"; 0 where none was found.
+        above: the same of the levels above the classes, where their names are a tree; None where nobody is sure.
         features: how many features it gives, or 0.
     """
 
@@ -49,7 +51,8 @@ class PackedRun:
     digest: str
     class_names: tuple[str, ...]
     inputs: Inputs
-    least: float
+    least: float | None
+    above: tuple[float | None, ...]
     features: int
 
 
@@ -64,22 +67,24 @@ def pack_run(run: Path, runtime: Literal["auto", "onnx", "keras"] = "auto", prec
     Raises:
         DataError: if it cannot be loaded.
     """
-    exported = run / FOLDER / FILES[precision]
+    exported, calibration = run / FOLDER / FILES[precision], run / "calibration.json"
     runtime = ("onnx" if exported.is_file() else "keras") if runtime == "auto" else runtime
     if runtime == "onnx":
         Classifier.of_run(run, precision)  # that the file is the one that was exported
-        reject = runs.read_json(run / FOLDER / CARD)["reject"]
+        decided = runs.read_json(calibration if calibration.is_file() else run / FOLDER / CARD)
         original = exported.read_bytes()
         files, own = {"model.onnx": _with_features(original)}, [original]
     else:
         if missing := [name for name in KERAS if not (run / name).is_file()]:
             raise DataError(f"{str(run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
-        reject = runs.read_json(run / "calibration.json")["reject"]
+        decided = runs.read_json(calibration)
         files = {name: (run / name).read_bytes() for name in KERAS}
         own = list(files.values())
     if (run / NOVELTY).is_file():
         files[NOVELTY] = (run / NOVELTY).read_bytes()
         own.append(files[NOVELTY])
+    least, above = decided["reject"]["confidence"], tuple(level["confidence"] for level in decided.get("levels", ()))
+    own.append(json.dumps([least, above]).encode())
     digest = hashlib.sha256(b"".join(hashlib.sha256(contents).digest() for contents in own)).hexdigest()
     network = Network(files, runtime)
     return PackedRun(
@@ -88,7 +93,8 @@ def pack_run(run: Path, runtime: Literal["auto", "onnx", "keras"] = "auto", prec
         digest=digest,
         class_names=network.class_names,
         inputs=network.inputs,
-        least=reject["confidence"] or 0.0,
+        least=least if above else least or 0.0,
+        above=above,
         features=network.features,
     )
 

@@ -89,6 +89,7 @@ def _classify(options: Options) -> Job:
         class_names=packed.class_names,
         top_k=min(options.top_k, len(packed.class_names)),
         least=packed.least,
+        above=packed.above,
         model=packed.digest,
         features=packed.features if options.features else 0,
     )

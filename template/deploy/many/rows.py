@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ...data.images.reasons import BadImageError
 from ...data.sources.names import DataError
+from ...evaluate.tree import sure_answer
 from ...runs import legible
 from ..runtime import Inputs
 from .sources import read_image
@@ -63,14 +64,15 @@ class Row:
     Args:
         class_names: of the run.
         top_k: how many classes a row names.
-        least: confidence below which the answer is "not sure".
+        least, above: thresholds of `PackedRun`.
         model: digest of the run's network and of all that goes with it.
         features: how many, or 0 where they are not written.
     """
 
     class_names: tuple[str, ...]
     top_k: int
-    least: float
+    least: float | None
+    above: tuple[float | None, ...]
     model: str
     features: int
 
@@ -107,8 +109,12 @@ class Row:
     def _answer(self, probabilities: np.ndarray, novelty: float, features: np.ndarray) -> dict:
         best = np.argsort(-probabilities, kind="stable")[: self.top_k]
         confidence = float(probabilities[best[0]])
+        if self.above:
+            sure = sure_answer(probabilities, self.class_names, self.least, self.above)
+        else:
+            sure = (self.class_names[best[0]],) if confidence >= self.least else None
         answer = {
-            "answer": self.class_names[best[0]] if confidence >= self.least else UNSURE,
+            "answer": sure[0] if sure else UNSURE,
             "confidence": confidence,
             "classes": [self.class_names[i] for i in best],
             "probabilities": probabilities[best].tolist(),
