@@ -1,5 +1,7 @@
 """The notebooks run from top to bottom, show what they promise, and are stored without outputs."""
 
+import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -31,9 +33,18 @@ class Executed:
         for cell in self.notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-        NotebookClient(self.notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-        (self.run,) = (folder / "runs").iterdir()
-        self.metrics = json.loads((self.run / "metrics.json").read_text())
+        NotebookClient(self.notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        self.folder = folder
+
+    @property
+    def run(self) -> Path:
+        """The folder of its only run, or search."""
+        (run,) = (self.folder / "runs").iterdir()
+        return run
+
+    @property
+    def metrics(self) -> dict:
+        return json.loads((self.run / "metrics.json").read_text())
 
     def outputs(self, cell: str) -> list:
         (found,) = [c for c in self.notebook.cells if c.id == cell]
@@ -81,4 +92,50 @@ def test_your_own_images(tmp_path):
         assert f"({done.run.relative_to(tmp_path)}/{name})" in report.data["text/markdown"]
     assert "disc/broken.jpg: text, not an image" in done.printed("use")
     assert done.printed("use").count("%)") == 5
+    assert done.noise() == []
+
+
+def test_bad_labels_are_found_and_mended(tmp_path):
+    done = Executed("03_find_and_mend_bad_labels.ipynb", tmp_path, images=None)
+    assert "cross/cross-000.png, ring/copy.png" in done.printed("audit")
+    assert done.images("look") == 1
+    wrong = {name.split(": ")[0] for name in done.printed("decide").splitlines()}
+    planted = {
+        "disc/cross-021.png",
+        "disc/ring-050.png",
+        "disc/cross-081.png",
+        "ring/disc-010.png",
+        "ring/cross-042.png",
+    }
+    assert wrong == planted | {"ring/copy.png"}
+    with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
+        table = {Path(row["path"]).name: row["label"] for row in csv.DictReader(file)}
+    assert len(table) == 120 and all(name.startswith(label) for name, label in table.items())
+    assert done.noise() == []
+
+
+def test_a_network_is_chosen_and_tuned(tmp_path):
+    if importlib.util.find_spec("optuna") is None:
+        pytest.skip('needs the extra tune: pip install -e ".[tune]"')
+    done = Executed("04_choose_a_network_and_tune.ipynb", tmp_path, images=None, seconds=1200)
+    assert "efficientnet_lite0" in done.printed("networks") and "take " in done.printed("choice")
+    assert done.images("choice") == 1
+    result = json.loads((done.run / "tune.json").read_text())
+    assert result["default"]["trial"] == 0 and result["trials"]["complete"] >= 1
+    assert f"gain of loss {result['loss']['gain']['value']:+.4f}" in done.printed("outcome")
+    assert "best.toml" in done.printed("train") and (done.run / "best.toml").is_file()
+    assert done.noise() == []
+
+
+def test_an_export_is_made_checked_and_used(tmp_path):
+    if importlib.util.find_spec("tf2onnx") is None:
+        pytest.skip('needs the extra onnx: pip install -e ".[onnx]"')
+    done = Executed("05_export_and_use.ipynb", tmp_path, run=None)
+    assert (done.run / "export" / "model.onnx").is_file()
+    assert "onnx float32" in done.printed("export") and "100.0 %" in done.printed("export")
+    (card,) = done.outputs("card")
+    assert "cross, disc, ring" in card.data["text/markdown"]
+    answers = [line.split(": ") for line in done.printed("use").splitlines()]
+    assert len(answers) == 6 and sum(name.split("/")[0] == answer.split()[0] for name, answer in answers) >= 5
+    assert len(done.printed("sure").splitlines()) == 7
     assert done.noise() == []
