@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from template import config as configuration
-from template import runs, system
+from template import progress, runs, system
 from template.data.sources.files import require_outside
 from template.data.sources.names import DataError
 from template.evaluate.intervals import percent
@@ -28,7 +28,7 @@ def main() -> None:
     config, folder, known = parse()
     resume = f"python scripts/cross_validate.py --resume {system.quote(str(folder))}{' --refit' * known.refit}"
     message = f"Stopped. Finished folds are kept, and what was saved of this one. Go on with: {resume}"
-    with runs.graceful_stop(message):
+    with runs.graceful_stop(message), progress.without_messages(known.quiet):
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
@@ -58,6 +58,7 @@ def parse() -> tuple[configuration.Config, Path, argparse.Namespace]:
     parser.add_argument("--repeats", type=int, default=1, help=words)
     words = "train on all images at last, into final/; its report carries the cross-validated scores"
     parser.add_argument("--refit", action="store_true", help=words)
+    parser.add_argument("--quiet", action="store_true", help="print warnings and the result only")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where its folder goes (default: runs)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted one, as it was begun")
     config, known = configuration.parse(parser, ["data.test_fraction=0"])

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from template import runs
+from template import progress, runs
 from template.deploy.runtime import FILES, Classifier
 from template.evaluate.tree import sure_answer
 
@@ -40,6 +40,7 @@ def main() -> None:
     words = "onnx: with the run's export alone (default: keras)"
     parser.add_argument("--runtime", choices=("keras", "onnx"), default="keras", help=words)
     parser.add_argument("--precision", choices=tuple(FILES), default="float32", help="of the export (default: float32)")
+    parser.add_argument("--quiet", action="store_true", help="no word of how far it is")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
     if arguments.runtime == "keras" and arguments.precision != "float32":
@@ -53,8 +54,7 @@ def main() -> None:
     notes = []
     try:
         files, left = collect_files(arguments.inputs)
-        answer = _onnx if arguments.runtime == "onnx" else _keras
-        classes, answers = answer(arguments, files, lambda file, note: notes.append((str(file), note)))
+        classes, answers = _classify(arguments, files, lambda file, note: notes.append((str(file), note)))
     except DataError as error:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
@@ -110,6 +110,16 @@ def _unlike(files: Sequence[Path], most: int = 10) -> Iterator[str]:
 
 Answers = tuple[Sequence[str], Iterator[tuple[Path, Any]]]
 """Names of the classes; each file with its probabilities and its novelty, or the reason why there are none."""
+
+
+def _classify(
+    arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]
+) -> tuple[Sequence[str], list[tuple[Path, Any]]]:
+    """All answers; says how far it is."""
+    answer = _onnx if arguments.runtime == "onnx" else _keras
+    classes, answers = answer(arguments, files, assumed)
+    with progress.without_messages(arguments.quiet):
+        return classes, list(progress.track(answers, "classifying", len(files)))
 
 
 def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:

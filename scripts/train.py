@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from template import config as configuration
-from template import runs, system
+from template import progress, runs, system
 from template.data.sources.files import require_outside
 from template.data.sources.names import DataError
 
@@ -24,7 +24,7 @@ def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     runs.any_terminal()
     clock = runs.Timer()
-    config, folder, check_first = parse(sys.argv[1:])
+    config, folder, known = parse(sys.argv[1:])
     new = not (folder / "config.toml").exists()
     if new:
         try:
@@ -36,13 +36,14 @@ def main() -> None:
     resume = f"python scripts/train.py --resume {system.quote(str(folder))}"
     seconds = config.train.checkpoint_seconds
     repeated = f"{seconds:g} seconds of training and one epoch are" if seconds else "one epoch is"
-    with runs.graceful_stop(f"Stopped. What was saved is whole; at most {repeated} repeated. Go on with: {resume}"):
+    stopped = f"Stopped. What was saved is whole; at most {repeated} repeated. Go on with: {resume}"
+    with runs.graceful_stop(stopped), progress.without_messages(known.quiet):
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
             from template.diagnose.preflight import preflight
         try:
-            if check_first:
+            if known.preflight:
                 with clock("preflight"):
                     passed = preflight(config, folder)
                 if not passed:
@@ -61,8 +62,8 @@ def main() -> None:
     )
 
 
-def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
-    """Command line to configuration, run folder and --preflight; leaves with a message if a setting is wrong."""
+def parse(arguments: list[str]) -> tuple[configuration.Config, Path, argparse.Namespace]:
+    """Command line to configuration, run folder and options; leaves with a message if a setting is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="settings (recipe first, then these; later wins):\n" + configuration.describe(),
@@ -75,6 +76,7 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
         "--resume", type=Path, metavar="RUN", help="go on with an interrupted run (few settings may change)"
     )
     parser.add_argument("--preflight", action="store_true", help="check data, network and machine first (preflight.py)")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and the result only")
     parser.add_argument("--deterministic", action="store_true", help="short for --train.deterministic=true")
     known, rest = parser.parse_known_args(arguments)
     try:
@@ -87,7 +89,7 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
             config, begun = configuration.load(known.resume / "config.toml", overrides), known.resume / "begun.toml"
             if begun.exists():
                 configuration.changed(configuration.load(begun), config)  # now, and not after minutes
-            return dataclasses.replace(config, data=configuration.absolute(config).data), known.resume, False
+            return dataclasses.replace(config, data=configuration.absolute(config).data), known.resume, known
         own = any(text.startswith("data.path=") and text != "data.path=digits" for text in overrides)
         recipe = known.config or CONFIGS / ("folder.toml" if own else "digits.toml")
         config = configuration.absolute(configuration.load(recipe, overrides))
@@ -97,10 +99,11 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, bool]:
         require_outside(config.data.path, {"--runs": known.runs, "--data.cache": Path(config.data.cache)})
     except DataError as error:
         parser.exit(2, f"{error}\n")
-    print(f"recipe {recipe}")
+    with progress.without_messages(known.quiet):
+        print(f"recipe {recipe}")
     runs.check_output(Path(config.data.cache), "folder", "--data.cache")
     try:
-        return config, runs.new_folder(known.runs, config.backbone.short_name), known.preflight
+        return config, runs.new_folder(known.runs, config.backbone.short_name), known
     except OSError as error:
         parser.exit(1, f"No folder can be made in {str(known.runs)!r}: {error.strerror}. Choose another with --runs.\n")
 

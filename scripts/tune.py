@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from template import config as configuration
-from template import runs, system
+from template import progress, runs, system
 from template.data.sources.files import require_outside
 from template.data.sources.names import DataError
 from template.search.space import read_space
@@ -38,9 +38,10 @@ def main() -> None:
 
         try:
             study = tune.open_study(known.storage or str(folder / "journal.log"), known.name)
-            found = tune.open_search(config, space, study, (known.folds, known.repeats), folder)
-            print(f"to search with another process at the same time: {resume}", flush=True)
-            tune.search(found, known.seconds, known.trials)
+            with progress.without_messages(known.quiet):
+                found = tune.open_search(config, space, study, (known.folds, known.repeats), folder)
+                print(f"to search with another process at the same time: {resume}", flush=True)
+                tune.search(found, known.seconds, known.trials)
             result = outcome.conclude(found)
         except recipe.ERRORS as error:
             sys.exit(f"\n{error}\n(what the study has found is kept; to go on: {resume})")
@@ -58,6 +59,7 @@ def parse() -> tuple[configuration.Config, dict, Path, argparse.Namespace]:
     parser.add_argument("--folds", type=int, default=3, help="in how many the images are divided (default: 3)")
     parser.add_argument("--repeats", type=int, default=1, help="how often (default: 1)")
     parser.add_argument("--storage", help="address of a database, or a journal file (default: in its folder)")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and the result only")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where its folder goes (default: runs)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a study, or help another process")
     known, settings = parser.parse_known_args()

@@ -4,6 +4,7 @@
     device.py       cores, memory, GPUs
     disk.py         whole or absent files, room, locks
     system.py       what Windows does in another way
+    progress.py     what a long step says while it works
     data/           Examples -> uint8 pixels -> datasets -> batches
         sources/    folders and tables -> lists of images with labels
         images/     how a file becomes pixels
@@ -24,7 +25,7 @@
     search/         that story told many times: cross-validation of a recipe, search for a better one
 
 Imports go down only: search -> recipe -> publish -> diagnose -> model_selection -> train, deploy, experiments
--> data, model, evaluate -> config, runs -> disk, device -> system.
+-> data, model, evaluate -> config, runs -> disk, device -> system, progress.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -134,7 +135,10 @@ def locked(folder: Path) -> Iterator[None]:
                 "Wait for it, or stop it; then resume."
             ) from None
         except OSError as error:  # some network file systems have no locks
-            print(f"{str(folder)!r} cannot be locked ({error.strerror}): do not start a second run in it.")
+            print(
+                f"{str(folder)!r} cannot be locked ({error.strerror}): do not start a second run in it.",
+                file=sys.stderr,
+            )
         file.seek(0)
         if before := file.read().strip():
             print(f"The run's last {before} was killed; going on from what it saved.")

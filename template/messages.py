@@ -1,6 +1,7 @@
-"""What a run says before it trains: machine, images, what the audit found."""
+"""What a run says before it trains: machine, images, what the audit found. Warnings go to stderr."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +22,12 @@ def print_device(config: Config) -> None:
     """What computes, and what is odd about that or about how images will be seen."""
     print(f"device: {device.summary(device.describe(config.train.precision))}")
     if warning := device.unused_gpu():
-        print(f"warning: {warning}")
+        print(f"warning: {warning}", file=sys.stderr)
     if suggest.uses_hflip(config) and not config.augment.flips:
         print(
             "warning: tta.hflip=true answers by mirror images too, and training sees none (augment.hflip=false or "
-            "augment.policy=none). Where left and right differ that costs accuracy; tta.hflip=auto follows it"
+            "augment.policy=none). Where left and right differ that costs accuracy; tta.hflip=auto follows it",
+            file=sys.stderr,
         )
 
 
@@ -44,9 +46,10 @@ def print_audit(examples: Examples, facts: Facts, config: Config, folder: Path) 
     runs.write_json(folder / "audit.json", to_json(used, found))
     noteworthy = [finding for finding in found if finding.severity != "info"]
     for finding in noteworthy:
-        print(f"{finding.severity}: {finding.message}{f' {finding.advice}' * (finding.check == 'warm start')}")
+        advice = f" {finding.advice}" if finding.check == "warm start" else ""
+        print(f"{finding.severity}: {finding.message}{advice}", file=sys.stderr)
     if noteworthy:
-        print(f"  (python scripts/audit.py {system.quote(config.data.path)} --out audit shows them)")
+        print(f"  (python scripts/audit.py {system.quote(config.data.path)} --out audit shows them)", file=sys.stderr)
 
 
 def print_found(config: Config, examples: Examples, folder: Path) -> None:
@@ -58,6 +61,6 @@ def print_found(config: Config, examples: Examples, folder: Path) -> None:
     for line in describe(examples.class_names):
         print(line)
     for name, reason in examples.skipped[:10]:
-        print(f"  skipped {name!r}: {reason}")
+        print(f"  skipped {name!r}: {reason}", file=sys.stderr)
     if left_out > 10:
-        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}")
+        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}", file=sys.stderr)

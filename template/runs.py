@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from . import device, disk, system
+from . import device, disk, progress, system
 
 BEFORE_TRAINING = {
     ".lock", "config.toml", "begun.toml", "choices.json", "split.csv", "classes.json", "skipped.json", "run.json",
@@ -96,9 +96,12 @@ def short(name: str, most: int = 100) -> str:
 
 
 def any_terminal() -> None:
-    r"""Print what the terminal's encoding lacks spelled out (`\u732b`); an error in mid-run would end it."""
+    r"""Print what the terminal's encoding lacks spelled out (`\u732b`); an error in mid-run would end it.
+
+    And print line by line, into a log as well: what is said now is of use now.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def check_output(path: Path, kind: Literal["file", "folder"], option: str = "--out") -> None:
@@ -197,7 +200,7 @@ def quiet() -> Iterator[None]:
 def import_tensorflow() -> None:
     """Import TensorFlow without the dozen lines that it writes about itself; what it writes if it fails is shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet():
+    with progress.step("importing TensorFlow"), quiet():
         settle_keras()
         import tensorflow
 
@@ -277,16 +280,22 @@ class Timer:
         self._thread = threading.get_ident()
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Add the duration of the block to `seconds[name]`."""
+    def __call__(self, name: str, total: int | None = None) -> Iterator[progress.Step]:
+        """Add the duration of the block to `seconds[name]`, and show how far it is.
+
+        Args:
+            name: of what is done.
+            total: of how many images, if they are counted by the step that the block is given.
+        """
         if threading.get_ident() != self._thread:
-            yield
+            yield progress.Step(name, total)
             return
         self.seconds.setdefault(name, 0.0)
         self._around.append(name)
         start = time.perf_counter()
         try:
-            yield
+            with progress.step(name, total) as step:
+                yield step
         finally:
             taken = time.perf_counter() - start
             self._around.pop()

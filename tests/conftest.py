@@ -73,6 +73,11 @@ def call(
     return code, said.getvalue()
 
 
+def without_progress(text: str) -> str:
+    """What was written to stderr but for lines on how far something is, which come where it takes long."""
+    return re.sub(r"^  .*, \d+ (s|min)( left)?\n", "", text, flags=re.MULTILINE)
+
+
 @contextlib.contextmanager
 def without_plots():
     """Runs draw nothing: for where nobody looks at it."""

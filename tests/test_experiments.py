@@ -413,7 +413,7 @@ def test_what_cannot_be_logged_spoils_no_run(folder, monkeypatch, capsys):
     pytest.importorskip("mlflow", reason='needs the extra mlflow: pip install -e ".[mlflow]"')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at.all")
     tracking.log(read(folder / NAME))
-    assert "warning: MLflow was not told of this run" in capsys.readouterr().out
+    assert "warning: MLflow was not told of this run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import template
 PACKAGE = Path(template.__file__).parent
 ROOT = PACKAGE.parent
 PLAN = [
-    {"system"},
+    {"system", "progress"},
     {"disk", "device"},
     {"config", "runs"},
     {"data", "model", "evaluate", "suggest", "doctor"},
@@ -27,7 +27,7 @@ PLAN = [
     {"search"},
 ]
 FLOORS = {part: floor for floor, parts in enumerate(PLAN) for part in parts}
-LIGHT = ["system", "disk", "device", "config", "runs", "suggest", "doctor"]
+LIGHT = ["system", "progress", "disk", "device", "config", "runs", "suggest", "doctor"]
 LIGHT += ["data.images.load", "data.audit.checks", "deploy.runtime", "deploy.serve.batcher", "deploy.serve.deployed"]
 LIGHT += [
     f"data.{name}" for name in ("examples", "split", "decode", "array_file", "cache", "augment", "dataset", "lineage")

@@ -117,7 +117,7 @@ def train(config: Config, folder: Path) -> Run:
     folder.mkdir(exist_ok=True)
     tf.config.run_functions_eagerly(True)
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
             result = recipe.run(config, folder)
     finally:
         tf.config.run_functions_eagerly(False)

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path,
     (newest / "arrays.npz").write_bytes(whole[: len(whole) // 2])
     state, arrays = checkpoints.read_checkpoint(tmp_path / "checkpoints")
     assert state.epoch == 2 and arrays["model"]
-    assert "damaged" in capsys.readouterr().out
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_if_no_checkpoint_is_whole_the_run_stops_and_deletes_nothing(whole, pretrained, tmp_path):
@@ -190,7 +190,7 @@ def test_without_what_the_stage_began_with_a_checkpoint_is_damaged(whole, tmp_pa
     data[len(data) // 2] ^= 1
     (place / base / "arrays.npz").write_bytes(data)
     assert checkpoints.read_checkpoint(place)[0].epoch == 3
-    assert "damaged" in capsys.readouterr().out
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_an_older_version_that_has_everything_is_read(whole, tmp_path):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable
@@ -179,7 +180,7 @@ class ArrayFile:
             if self._stored is failed:
                 if self._recreate is None:
                     raise error
-                print(f"{error} It is computed again.")
+                print(f"{error} It is computed again.", file=sys.stderr)
                 stored = self._recreate()
                 if stored.shape != self.shape:
                     raise error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import device, disk
+from .. import device, disk, progress
 from ..config import Data
 from .array_file import ArrayFile
 from .cache import Cache
@@ -47,14 +47,15 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
     if data.bits != "auto":
         return data
     with device.threads() as pool:
-        needed = list(pool.map(lambda source: needed_bits(source, data.max_megapixels), images))
+        needed = pool.map(lambda source: needed_bits(source, data.max_megapixels), images)
+        needed = list(progress.track(needed, "reading headers", len(images)))
     return dataclasses.replace(data, bits=bits_of_set(needed) or "auto")
 
 
 def with_digests(examples: Examples) -> Examples:
     """The examples whose files can be read, with their digests; the others are named in `skipped`."""
     with device.threads() as pool:
-        results = list(pool.map(_digest, examples.images))
+        results = list(progress.track(pool.map(_digest, examples.images), "reading", len(examples)))
     unread = {row: result for row, result in enumerate(results) if isinstance(result, ReadError)}
     return _without(dataclasses.replace(examples, digests=np.array(results, object)), unread)
 
@@ -87,10 +88,10 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
 
     def batches(written: dict) -> Iterator[np.ndarray]:
         bad, notes, unread = written.setdefault("bad", {}), written.setdefault("notes", {}), {}
-        with device.threads() as pool:
+        with device.threads() as pool, progress.step("decoding", len(examples)) as step:
             for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
                 rows = range(start, min(start + 256, len(examples)))
-                results = dict(zip(rows, pool.map(loaded, rows), strict=True))
+                results = dict(zip(rows, step.over(pool.map(loaded, rows)), strict=True))
                 unread |= {row: result for row, result in results.items() if isinstance(result, ReadError)}
                 bad |= {row: str(result) for row, result in results.items() if isinstance(result, BadImageError)}
                 fine = {row: result for row, result in results.items() if not isinstance(result, BadImageError)}

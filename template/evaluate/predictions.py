@@ -96,8 +96,9 @@ class Predictions:
 
 
 def predict(
-    model: Any, batches: Iterable, ids: Sequence[str], labels: np.ndarray, class_names: Sequence[str]
-) -> Predictions:
+    model: Any, batches: Iterable, ids: Sequence[str], labels: np.ndarray, class_names: Sequence[str],
+    callbacks: Sequence[Any] = (),
+) -> Predictions:  # fmt: skip
     """Run a Keras model over ordered, complete batches.
 
     Args:
@@ -106,8 +107,11 @@ def predict(
         ids: names of the images.
         labels: true classes, -1 where unknown.
         class_names: one per column of the logits.
+        callbacks: of Keras, for `predict`.
     """
-    logits = model.predict(batches, verbose=0) if len(ids) else np.zeros((0, len(class_names)))
+    logits = (
+        model.predict(batches, verbose=0, callbacks=list(callbacks)) if len(ids) else np.zeros((0, len(class_names)))
+    )
     logits = np.asarray(logits, np.float32)[: len(ids)]
     return Predictions(np.asarray(ids), np.asarray(labels, np.int64), logits, tuple(class_names))
 

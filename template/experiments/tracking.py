@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,9 @@ def log(run: Run) -> None:
     try:
         _log(run, where)
     except Exception as error:  # of a database, a server, a disk: whatever it is, the training was not in vain
-        print(f"warning: MLflow was not told of this run, which is whole without it ({where}: {error})")
+        print(
+            f"warning: MLflow was not told of this run, which is whole without it ({where}: {error})", file=sys.stderr
+        )
     else:
         print(f"logged to MLflow: {where}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import softmax
 
-from .. import runs
+from .. import progress, runs
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, evenly_spaced
 from ..model.layers import DropBlock
@@ -20,6 +20,20 @@ from .select import MONITORED, scores
 
 DYNAMICS_IMAGES = 32
 """Validation images whose predictions are kept epoch by epoch."""
+
+
+class Advance(keras.callbacks.Callback):
+    """Count the batches of a step of the progress."""
+
+    async_safe = True  # nothing is read of what the batch gave: a GPU need not wait
+
+    def __init__(self, step: progress.Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """One more."""
+        self.step.advance()
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -179,11 +193,10 @@ class Log(keras.callbacks.Callback):
             for name, value in row.items():
                 tf.summary.scalar(name, value)
         left = (self.last_epoch - epoch - 1) * (now - self.start)
-        print(
+        progress.print_line(
             f"{self.stage}  epoch {epoch + 1:>2}/{self.last_epoch}  loss {row['loss']:.3f}  "
             f"{format_scores(row, self.validate.column)}{'   ' if self.state.wait else ' * '} {rate:,.0f} images/s  "
-            f"{left:.0f} s left in this stage at most",
-            flush=True,
+            f"{left:.0f} s left in this stage at most"
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainState, Arrays]:
                 arrays[kind] = [changed.get(kind, {}).get(i, old) for i, old in enumerate(begun[since])]
             return state, arrays
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.")
+            print(f"Checkpoint {str(checkpoint)!r} is damaged ({error}); trying the one before.", file=sys.stderr)
     if found:
         raise disk.DamagedError(
             f"No checkpoint in {str(folder)!r} is whole. Start a new run; or move this folder away, and a resumed run "

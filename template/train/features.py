@@ -103,7 +103,7 @@ class FeatureCache:
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
             function, notes["clipped"] = inference(network), [0, 0]
-            with self.clock("features"):
+            with self.clock("features", shape[0]) as step:
                 for epoch in epochs:
                     for number, batch in enumerate(activations(function, dataset, epoch, self.batch_size)):
                         if np.isnan(batch).any():
@@ -116,6 +116,7 @@ class FeatureCache:
                         notes["clipped"][0] += int(beyond.sum())
                         notes["clipped"][1] += int(np.count_nonzero(beyond))
                         yield np.clip(batch, -most, most).astype(dtype)
+                        step.advance(len(batch))
 
         rows = self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
         _say_clipped(rows)

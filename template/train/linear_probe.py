@@ -20,7 +20,7 @@ from scipy.special import softmax
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from .. import device
+from .. import device, progress
 from .logistic import minimize
 
 STRENGTHS = np.logspace(-4, 0.5, 10)
@@ -73,11 +73,11 @@ def fit_probe(
     mean = features[0].mean(axis=0)
     scale = _scale(features[0] - mean, widths or [features.shape[-1]])
     # Threads that wait for each other in small matrices cost 30 times: one a fold instead.
-    with threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"), progress.step("linear probe", unit="fits") as step:
         # Centred features only change the free intercept, and the solver needs a fraction of the steps.
         regression = _Regression((features - mean) / scale, labels, classes)
         divisions = folds(labels, classes, seed, most_repeats, groups)
-        strength, losses, accuracy, start = _cross_validate(regression, divisions)
+        strength, losses, accuracy, start = _cross_validate(regression, divisions, step)
         point = regression.fit(np.arange(len(labels)), strength, start, tolerance=1e-6)
         kernel, bias = regression.kernel(point), point[-1]
     kernel = kernel / scale[:, None]
@@ -182,7 +182,7 @@ class _Regression:
 
 
 def _cross_validate(
-    regression: _Regression, divisions: Sequence[tuple[np.ndarray, np.ndarray]]
+    regression: _Regression, divisions: Sequence[tuple[np.ndarray, np.ndarray]], step: progress.Step
 ) -> tuple[float, np.ndarray, float, np.ndarray]:
     """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN without divisions. And a start for all."""
     labels = regression.labels
@@ -204,7 +204,7 @@ def _cross_validate(
         sums = np.zeros((2, len(labels)))
         with ThreadPoolExecutor(min(4, device.cores())) as pool:
             results = pool.map(out_of_fold, range(len(divisions)), itertools.repeat(STRENGTHS[number]))
-            for (_, outside), p in zip(divisions, results, strict=True):
+            for (_, outside), p in zip(divisions, step.over(results), strict=True):
                 right = p[np.arange(len(outside)), labels[outside]]
                 sums[:, outside] += -np.log(right), p.argmax(axis=1) == labels[outside]
         return tuple(sums * len(labels) / sum(len(outside) for _, outside in divisions))

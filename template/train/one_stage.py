@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .. import progress
 from ..config import Stage, Train
 from ..data.batches import Mixing, pad_batches, shuffled_batches, shuffled_rows, steps
 from ..data.dataset import ArrayDataset
 from ..model.blocks import Blocks, boundary, freeze
 from ..model.layers import DropBlock
 from .batch_norm import trainable_norms, update_bn
-from .callbacks import DropBlockSchedule, ReduceLROnPlateau
+from .callbacks import Advance, DropBlockSchedule, ReduceLROnPlateau
 from .checkpoint import Arrays, Checkpoint, TrainState
 from .features import FeatureCache, cache_frozen
 from .losses import training_loss
@@ -206,15 +207,17 @@ def train_once(compiled: CompiledStage) -> None:
 def _fit(
     compiled: CompiledStage, batches: tf.data.Dataset, epochs: range, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
-    compiled.network.fit(
-        batches,
-        initial_epoch=epochs.start,
-        epochs=epochs.stop,
-        steps_per_epoch=steps(compiled.train, compiled.context.settings.batch_size),
-        callbacks=callbacks,
-        shuffle=False,  # it already is
-        verbose=0,
-    )
+    number = steps(compiled.train, compiled.context.settings.batch_size)
+    with progress.step("training", number * len(epochs), "steps") as step:
+        compiled.network.fit(
+            batches,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=number,
+            callbacks=[*callbacks, Advance(step)],
+            shuffle=False,  # it already is
+            verbose=0,
+        )
 
 
 def mixing_of(settings: Train, stage: Stage, start: int, *, maps: bool) -> Mixing:

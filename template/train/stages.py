@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keras
 
-from .. import disk
+from .. import disk, progress
 from ..config import ConfigError, Train
 from ..data.batches import steps
 from ..data.dataset import ArrayDataset, subsample
@@ -186,7 +186,7 @@ def _choose(
         state.epoch - state.start,
     )
     logits, weights = [], []
-    for candidate in tried:
+    for candidate in progress.track(tried, "choosing weights", len(tried), "candidates"):
         network.set_weights(candidate.weights)
         if candidate.averaged:
             update()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 import cv2
 import numpy as np
 
-from ... import device
+from ... import device, progress
 from ...config import Data
 from ..array_file import ArrayFile
 from ..decode import contents_digest, with_bits
@@ -68,7 +68,8 @@ def read_facts(examples: Examples, data: Data | None = None) -> Facts:
     """
     data = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=THUMBNAIL, resize="stretch")
     with device.threads() as pool:
-        rows = list(pool.map(lambda source: _read_one(source, data), examples.images))
+        rows = pool.map(lambda source: _read_one(source, data), examples.images)
+        rows = list(progress.track(rows, "reading", len(examples)))
     return Facts(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
@@ -83,7 +84,8 @@ def facts_from_pixels(examples: Examples, pixels: ArrayFile, rows: np.ndarray) -
         rows: of the examples in the pixels, int64 [n].
     """
     with device.threads() as pool:
-        reasons, *headers = zip(*pool.map(_read_header_again, examples.images), strict=True)
+        rows_read = progress.track(pool.map(_read_header_again, examples.images), "reading headers", len(examples))
+        reasons, *headers = zip(*rows_read, strict=True)
     thumbnails = np.zeros((len(examples), THUMBNAIL, THUMBNAIL, 3), np.uint8)
     for start in range(0, len(rows), 256):
         for row, image in enumerate(pixels[rows[start : start + 256]], start):

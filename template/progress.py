@@ -1,0 +1,178 @@
+"""What a run says while something takes long: one live line on a terminal, in a log a line every few seconds.
+
+It goes to stderr, for results go to stdout.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TextIO, TypeVar
+
+EVERY = 3.0
+"""Seconds between the lines in a log."""
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Step:
+    """Something that takes long, and how far it is.
+
+    Args:
+        what: is done.
+        total: how many things are to be done; None where nobody can say.
+        unit: what they are.
+        done: of them.
+        begun: by the monotonic clock.
+    """
+
+    what: str
+    total: int | None = None
+    unit: str = "images"
+    done: int = 0
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = time.monotonic()
+
+    def advance(self, more: int = 1) -> None:
+        """So many more are done; cheap enough for the inside of a loop."""
+        self.done += more
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each counted when the next is asked for."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def __str__(self) -> str:
+        """`decoding: 320 of 1,000 images, 64 images/s, 11 s left`; without a total, for how long it has gone on."""
+        seconds = time.monotonic() - self.begun
+        if not self.total:
+            counted = f": {self.done:,} {self.unit}" if self.done else ""
+            return f"{self.what}{counted}, {duration(seconds)}"
+        counted = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}"
+        if not self.done or not seconds:
+            return f"{counted}, {duration(seconds)}"
+        rate = self.done / seconds
+        left = max(0, self.total - self.done) / rate
+        return f"{counted}, {rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {duration(left)} left"
+
+
+_steps: list[Step] = []
+"""What is going on, the outermost first."""
+_written = [time.monotonic()]
+"""When the last line was written: many short steps one after the other are heard of in time, too."""
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+@contextlib.contextmanager
+def step(what: str, total: int | None = None, unit: str = "images") -> Iterator[Step]:
+    """For the block, show how far it is, as it tells by `advance` or `over`; within another step, behind that.
+
+    Shown are steps of the main thread, for others work beside them; and none within `without_messages`.
+
+    Args:
+        what: is done.
+        total: how many things are to be done; None where nobody can say.
+        unit: what they are.
+    """
+    shown = Step(what, total, unit)
+    if isinstance(sys.stdout, _Nowhere) or threading.current_thread() is not threading.main_thread():
+        yield shown
+        return
+    display = contextlib.nullcontext() if _steps else _display()
+    _steps.append(shown)
+    try:
+        with display:
+            yield shown
+    finally:
+        _steps.remove(shown)
+
+
+def track(items: Iterable[Item], what: str, total: int | None = None, unit: str = "images") -> Iterator[Item]:
+    """The items, while a step shows how many of them are done."""
+    with step(what, total, unit) as shown:
+        yield from shown.over(items)
+
+
+def describe() -> str:
+    """What is going on, in a line."""
+    return " | ".join(map(str, _steps))
+
+
+def print_line(text: str) -> None:
+    """Print to stdout, now; in a log, what is going on has been heard of by that."""
+    print(text, flush=True)
+    _written[0] = time.monotonic()
+
+
+class _Nowhere(io.TextIOBase):
+    """Where nothing that is written arrives."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@contextlib.contextmanager
+def without_messages(wanted: bool = True) -> Iterator[None]:
+    """Within the block nothing is printed to stdout and no step is shown; warnings, which go to stderr, are."""
+    with contextlib.redirect_stdout(_Nowhere()) if wanted else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _display() -> Iterator[None]:
+    """Show on stderr as it is now, whatever is kept from it later (`runs.quiet`)."""
+    with contextlib.ExitStack() as stack:
+        out = sys.stderr
+        if out is sys.__stderr__:
+            out = stack.enter_context(os.fdopen(os.dup(out.fileno()), "w", encoding="utf-8", errors="backslashreplace"))
+        stack.enter_context(_live(out) if out.isatty() else _log(out))
+        yield
+
+
+def _live(out: TextIO) -> contextlib.AbstractContextManager[object]:
+    """One line that changes, below what is printed meanwhile."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    return Live(
+        console=Console(file=out),
+        get_renderable=lambda: Text(describe(), overflow="ellipsis", no_wrap=True),
+        refresh_per_second=4,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # a file gets what is printed as it is
+    )
+
+
+@contextlib.contextmanager
+def _log(out: TextIO) -> Iterator[None]:
+    """A thread writes lines, also while a single thing takes long."""
+    over = threading.Event()
+    _written[0] = max(_written[0], time.monotonic() - 2 / 3 * EVERY)  # what is over at once needs no line
+    writer = threading.Thread(target=write_lines, args=(out, over), daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        writer.join()
+
+
+def write_lines(out: TextIO, over: threading.Event) -> None:
+    """Write what is going on, `EVERY` so many seconds, until it is over."""
+    while not over.wait(max(0.0, _written[0] + EVERY - time.monotonic())):
+        if time.monotonic() >= _written[0] + EVERY:  # nobody else has written meanwhile
+            _written[0] = time.monotonic()
+            print(f"  {describe()}", file=out, flush=True)
