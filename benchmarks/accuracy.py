@@ -7,7 +7,8 @@ training images per class and tests on the rest; or has train/ and test/ (or val
 `digits`. Seconds are those from decoded images to a trained model, without predicting the test images; looking at
 them in another size, decoding included, counts. Ours sees them as the recipe says (`--data.image_size`), guide and
 probe at `--size` pixels: 224 unless given, as the networks were trained and as the guides have it. A fourth method,
-`best_probe`, chooses size and resizing of the probe by cross-validation.
+`best_probe`, chooses size and resizing of the probe by cross-validation; a fifth, `networks`, chooses the network of
+those at hand, and says how good that choice was.
 """
 
 import argparse
@@ -190,7 +191,39 @@ def ours(config: configuration.Config, scratch: Path) -> tuple[int, int, float, 
     return round(test["accuracy"]["value"] * test["images"]), test["images"], seconds, spent
 
 
-METHODS = {"guide": guide, "probe": probe, "best_probe": best_probe, "ours": ours}
+def networks(config: configuration.Config, _: Path) -> tuple[int, int, float, dict]:
+    """`probe` of the network that `backbone.name=auto` picks; and by how much it is behind the best on test images."""
+    from template.data.decode import decode
+    from template.data.examples import load_examples
+    from template.data.load import Parts
+    from template.model.at_hand import candidates, label
+    from template.model.backbones import build_backbone
+    from template.model_selection.auto import init_model, without_auto
+    from template.model_selection.backbone import best, evaluate_candidates
+    from template.train.features import FeatureCache
+
+    decoded = functools.cache(functools.partial(decode, load_examples(config.data.path)))
+    examples, _ = decoded(without_auto(config).data)
+    parts = Parts(examples, lambda data: decoded(data)[1], np.arange(len(examples)))
+    images, cache, start = functools.partial(parts.plain, "train"), FeatureCache.of(config), time.perf_counter()
+    found, groups = evaluate_candidates(config, candidates(config.backbone), images, cache)
+    picked, seconds, hits = found.index(best(found, groups)), time.perf_counter() - start, []
+    for one in found:
+        trial = without_auto(dataclasses.replace(config, backbone=one.backbone))
+        base, test = build_backbone(one.backbone, trial.data.image_size), parts.plain("test", trial.data)
+        model = init_model(base, trial, [images(trial.data)], cache)
+        pixels = test.read(0, np.arange(len(test))).astype(np.float32)
+        hits.append(model.predict(pixels, verbose=0).argmax(axis=1) == test.labels)
+        mark = " <- auto" if one is found[picked] else ""
+        print(f"  {label(one.backbone):<22} cross-entropy {one.cross_entropy:.3f}, test {hits[-1].mean():.4f}{mark}")
+    behind = np.max([hit.mean() for hit in hits]) - hits[picked].mean()
+    ahead = hits[int(np.argmax([hit.mean() for hit in hits]))].astype(float) - hits[picked]
+    error = ahead.std(ddof=1) / np.sqrt(len(ahead))
+    print(f"  auto is {behind:.4f} behind the best on test images, of which the paired standard error is {error:.4f}")
+    return int(hits[picked].sum()), len(ahead), seconds, {"behind": float(behind), "standard_error": float(error)}
+
+
+METHODS = {"guide": guide, "probe": probe, "best_probe": best_probe, "ours": ours, "networks": networks}
 
 
 def summarise(rows: list[dict], methods: list[str]) -> None:

@@ -58,7 +58,9 @@ def main() -> None:
     runs.check_output(file, "file", "--run (a copy of it)")
     predictions = Predictions.load(run / "predictions.npz")
     try:
-        data = configuration.load(run / "config.toml").data
+        config = configuration.load(run / "config.toml")
+        configuration.require_single_label(config, "annotate.py")
+        data = config.data
         examples = load_examples(arguments.path or data.path, data.class_folders)
         examples = examples.with_classes(predictions.class_names)
         annotations = Annotations(sample(examples, predictions, arguments.count), file, data)
@@ -92,7 +94,9 @@ def label(arguments: argparse.Namespace) -> None:
     runs.check_output(arguments.out, "file")
     runs.check_output(file, "file")
     try:
-        data = configuration.load(arguments.run / "config.toml").data
+        config = configuration.load(arguments.run / "config.toml")
+        configuration.require_single_label(config, "annotate.py")
+        data = config.data
         labelled = load_examples(arguments.path or data.path, data.class_folders)
         labelled = with_parts(labelled, arguments.run / "split.csv")
         names, paths = labelled.class_names, images_of(arguments.images)

@@ -26,6 +26,7 @@ from template.data.audit.duplicates import feature_duplicates
 from template.data.audit.facts import read_facts
 from template.data.audit.findings import Finding, clean_rows, to_html, to_json
 from template.data.examples import DataError, Examples, load_examples
+from template.labels import texts
 
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 
@@ -49,7 +50,9 @@ def main() -> None:
     try:
         config = configuration.load(RECIPE, [*configuration.pair_up(rest), f"data.path={arguments.path}"])
         check_outputs(arguments, config)
-        examples = load_examples(arguments.path, config.data.class_folders)
+        examples = load_examples(arguments.path, config.data.class_folders, config.data.labels)
+        if arguments.labels:
+            configuration.require_single_label(config, "--labels")
     except (configuration.ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -160,11 +163,12 @@ def write_csv(file: Path, examples: Examples, rows: np.ndarray) -> None:
     first = repr(paths[undecodable[0]]) if undecodable else ""
     paths = {row: path for row, path in paths.items() if row not in undecodable}
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
+    labels = texts(examples.labels, examples.class_names)
     with runs.replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["path", "label", "split", "group"])
         for row, path in paths.items():
-            writer.writerow([path, examples.class_names[examples.labels[row]], examples.parts[row], groups[row]])
+            writer.writerow([path, labels[row], examples.parts[row], groups[row]])
     if undecodable:
         print(f"not in the CSV: {len(undecodable)} images whose names are not UTF-8, such as {first}; rename them")
     print(f"{len(paths)} of {len(examples)} images are in {file}: python scripts/train.py --data.path={file}")

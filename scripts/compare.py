@@ -35,6 +35,8 @@ def main() -> None:
         first, *others = align([_load(path) for path in arguments.runs])
     except ValueError as error:
         sys.exit(str(error))
+    if first.multi:
+        sys.exit("compare.py counts right answers of one class each, and these images may have several labels.")
     results = [compare(first, other) for other in others]
     corrected = holm([result["mcnemar"]["p"] for result in results])
     print(f"{len(first.ids)} images; first: {arguments.runs[0]}")

@@ -71,6 +71,7 @@ def parse() -> tuple[configuration.Config, Path, argparse.Namespace]:
             how = runs.read_json(known.resume / "folds.json")
             known.folds, known.repeats = how["folds"], how["repeats"]
             return configuration.load(known.resume / "config.toml"), known.resume, known
+        configuration.require_single_label(config, "cross_validate.py")
         config = configuration.absolute(config)
         require_outside(config.data.path, {"--runs": known.runs, "--data.cache": Path(config.data.cache)})
         runs.check_output(Path(config.data.cache), "folder", "--data.cache")

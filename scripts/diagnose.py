@@ -29,6 +29,10 @@ def main() -> None:
         if not (folder / "metrics.json").is_file():
             sys.exit(f"{str(folder)!r} does not hold a finished run: it has no metrics.json.")
     metrics = runs.read_json(folders[0] / "metrics.json")
+    if "diagnosis" not in metrics:
+        sys.exit(
+            f"{str(folders[0])!r} has no diagnosis: its images may have several labels, which have no one accuracy."
+        )
     found, curve = metrics["diagnosis"], metrics["learning_curve"]
     print(f"{found['verdict']}: {found['because']}\ntry:" + "".join(f"\n  - {line}" for line in found["try_next"]))
     if curve:

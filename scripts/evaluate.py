@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from template import config as configuration
 from template import disk, runs
-from template.evaluate import metrics, plots
+from template.evaluate import metrics, multilabel, plots
 from template.evaluate.classification import confusion_counts
 from template.evaluate.compare import align
 from template.evaluate.intervals import percent, share_interval
 from template.evaluate.predictions import Predictions, average
+from template.labels import thresholds_of
 
 
 @runs.exit_if_damaged()
@@ -40,15 +42,18 @@ def main() -> None:
     if not arguments.path:
         predictions = _together([_saved(run) for run in arguments.run])
         part = "test" if runs.read_json(first / "metrics.json")["test"] else "validation"
-        _print(_score(predictions, arguments.top_k), f"{part} predictions of {', '.join(map(str, arguments.run))}")
+        scores = _score(predictions, arguments.top_k, first)
+        _print(scores, f"{part} predictions of {', '.join(map(str, arguments.run))}")
         return
     folder = _folder(arguments.out, first, arguments.path)
     predictions, parts = zip(*(_predict(run, arguments.path, arguments.cache) for run in arguments.run), strict=True)
     predictions = _together(predictions)
-    scores, counts = _score(predictions, arguments.top_k), confusion_counts(predictions)
-    scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts)}
+    scores = _score(predictions, arguments.top_k, first)
+    scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts, scores)}
     predictions.save(folder / "predictions.npz")
-    plots.save(plots.confusion_matrix(counts, predictions.class_names), folder / "confusion_matrix.png")
+    if not predictions.multi:
+        counts = confusion_counts(predictions)
+        plots.save(plots.confusion_matrix(counts, predictions.class_names), folder / "confusion_matrix.png")
     runs.write_json(folder / "metrics.json", scores)
     _print(scores, arguments.path)
     if scores["seen"]["train"] + scores["seen"]["val"]:
@@ -84,7 +89,7 @@ def _folder(out: Path | None, run: Path, path: str) -> Path:
     return folder
 
 
-def _seen(predictions: Predictions, parts: Sequence[dict[str, str]]) -> dict:
+def _seen(predictions: Predictions, parts: Sequence[dict[str, str]], scores: dict) -> dict:
     """How many images are in each part of the runs (in any of several), or `new`; and the accuracy on the others.
 
     `accuracy_on_others`: those that no run has learned from or chosen by, or null if there are none.
@@ -92,9 +97,17 @@ def _seen(predictions: Predictions, parts: Sequence[dict[str, str]]) -> dict:
     names = ("train", "val", "test", "new")
     part = np.array([min((known[name] for known in parts), key=names.index) for name in predictions.ids])
     others = predictions.take(np.isin(part, ["test", "new"]))
-    correct = others.predicted == others.labels
+    correct = _correct(others, scores)
     held_out = share_interval(correct, groups=others.groups) if len(others.ids) else None
     return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": held_out}
+
+
+def _correct(predictions: Predictions, scores: dict) -> np.ndarray:
+    """Whether the class of each image is right, or all its labels; bool [n]."""
+    if not predictions.multi:
+        return predictions.predicted == predictions.labels
+    levels = [scores["classes"][name]["threshold"] for name in predictions.class_names]
+    return ((predictions.scaled(scores["temperature"]).probabilities >= levels) == (predictions.labels > 0)).all(axis=1)
 
 
 def _saved(run: Path) -> Predictions:
@@ -125,13 +138,14 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     Returns:
         Predictions, and by id the part of the run that each image is in: train, val, test, or `new`.
     """
-    from template.config import ConfigError, load
+    from template.config import ConfigError
     from template.data.examples import DataError, load_examples
     from template.data.sources.files import describe_notes
 
     try:
         settings = run / "config.toml"
-        examples = load_examples(path, load(settings).data.class_folders if settings.exists() else "outer")
+        data = configuration.load(settings).data if settings.exists() else configuration.Data()
+        examples = load_examples(path, data.class_folders, data.labels)
         runs.import_tensorflow()
         from template.data.decode import decode
         from template.data.lineage import parts_in_run
@@ -165,7 +179,12 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
     return predict_tta(model, examples, views, config), dict(zip(examples.ids, parts, strict=True))
 
 
-def _score(predictions: Predictions, k: int | None) -> dict:
+def _score(predictions: Predictions, k: int | None, run: Path) -> dict:
+    """All scores; where an image may have several labels, at the thresholds of this run."""
+    if predictions.multi:
+        found = runs.read_json(run / "calibration.json")
+        temperature, levels = found["temperature"], thresholds_of(found, predictions.class_names)
+        return multilabel.score(predictions.scaled(temperature), levels) | {"temperature": temperature}
     try:
         return metrics.score(predictions, k=k)
     except ValueError as error:
@@ -174,12 +193,14 @@ def _score(predictions: Predictions, k: int | None) -> dict:
 
 def _print(scores: dict, title: str) -> None:
     """Every score with its interval."""
-    print(f"{title}: {scores['images']} images, most frequent class {100 * scores['majority_baseline']:.1f} %")
-    for name, (key, show) in metrics.TITLES.items():
-        print(f"  {name.format(k=scores['top_k']['k']):<34}{' '.join(show(scores[key]))}")
+    titles, most = (metrics.TITLES, "class") if "top_k" in scores else (multilabel.TITLES, "set of labels")
+    print(f"{title}: {scores['images']} images, most frequent {most} {100 * scores['majority_baseline']:.1f} %")
+    k = scores.get("top_k", {}).get("k")
+    for name, (key, show) in titles.items():
+        print(f"  {name.format(k=k):<36}{' '.join(show(scores[key]))}")
     for depth, level in enumerate(scores.get("levels", ()), 1):
         few = f"accuracy at level {depth} of {len(level['names'])} names"
-        print(f"  {few:<34}{percent(level['accuracy'])}")
+        print(f"  {few:<36}{percent(level['accuracy'])}")
 
 
 if __name__ == "__main__":

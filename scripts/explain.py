@@ -52,17 +52,26 @@ def main() -> None:
             continue
         notes.append((str(file), note))
         pixels = pixels[None]
-        predicted = np.asarray(model.predict_on_batch(pixels.astype(np.float32))).argmax(axis=1)
-        heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, predicted)
-        target = arguments.out / f"{number:04d}-{runs.short(file.stem)}.png"
-        with runs.replacing(target) as temporary:
-            side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
-        print(f"{str(file)!r}: {' '.join(classes[predicted[0]].split())}, {target}")
+        logits = np.asarray(model.predict_on_batch(pixels.astype(np.float32)))[0]
+        for label in _explained(logits, config.data.labels):
+            heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, np.array([label]))
+            name = f"{number:04d}-{runs.short(file.stem)}"
+            several = f"-{runs.short(classes[label])}" if config.data.labels == "multi" else ""
+            target = arguments.out / f"{name}{several}.png"
+            with runs.replacing(target) as temporary:
+                side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
+            print(f"{str(file)!r}: {' '.join(classes[label].split())}, {target}")
         done += 1
     for line in [*describe_notes(notes), *describe_skipped(left)]:
         print(line)
     if problem := failure_reason(arguments.inputs, left, done):
         sys.exit(problem)
+
+
+def _explained(logits: np.ndarray, labels: str) -> list[int]:
+    """The most probable class; where an image may have several labels, all of at least one half too."""
+    best = int(logits.argmax())
+    return sorted({best, *np.flatnonzero(logits >= 0).tolist()}) if labels == "multi" else [best]
 
 
 if __name__ == "__main__":

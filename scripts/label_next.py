@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from template import config as configuration
 from template import runs
 
 
@@ -64,6 +65,7 @@ def select_images(arguments: argparse.Namespace, files: list[Path]) -> tuple[lis
     from template.deploy.predictor import load_run
 
     config, classes, model = load_run(arguments.run)
+    configuration.require_single_label(config, "label_next.py")
     pool, pixels = unlabelled([file.resolve() for file in files], config)
     known, known_pixels, known_digests = labelled(arguments, config)
     if not len(pool):

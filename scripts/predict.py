@@ -3,6 +3,9 @@
 python scripts/predict.py --run runs/RUN photo.jpg folder/ --out predictions.csv
 python scripts/predict.py --run runs/RUN photo.jpg --runtime onnx   # what export.py has written; needs no TensorFlow
 
+Where an image may have several labels (data.labels=multi), `labels` names those whose probability reaches the threshold
+that validation chose for them, and the classes with their probabilities follow, each a question of its own.
+
 `novelty` is the distance to the most similar image of training, as a part of what is usual: above 1, the image is like
 nothing in training (5 % of images like those of training are), whatever class is named. Not with --runtime onnx.
 
@@ -27,6 +30,7 @@ import numpy as np
 from template import progress, runs
 from template.deploy.runtime import FILES, Classifier
 from template.evaluate.tree import sure_answer
+from template.labels import thresholds_of
 
 
 @runs.exit_if_damaged()
@@ -59,9 +63,10 @@ def main() -> None:
         sys.exit(str(error))
     k = max(1, min(arguments.top_k, len(classes)))
     decided = _decided(arguments.run)
-    named = ["answer", "answer_probability"] * ("levels" in decided)
+    levels = thresholds_of(decided, classes) if decided.get("labels") == "multi" else None
+    several, named = [] if levels is None else ["labels"], ["answer", "answer_probability"] * ("levels" in decided)
     ranked = [f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")]
-    header = ["path", *ranked, *named, "novelty", "problem"]
+    header = ["path", *several, *ranked, *named, "novelty", "problem"]
     rows, bad, strange = [header], 0, []
     for file, result in answers:
         if isinstance(result, Exception):
@@ -72,6 +77,8 @@ def main() -> None:
         best = np.argsort(-probabilities, kind="stable")[:k]
         cells = [cell for i in best for cell in (_cell(classes[i]), f"{probabilities[i]:.6f}")]
         cells += _answer(probabilities, classes, decided) if named else []
+        if levels is not None:
+            cells = [_cell(";".join(classes[i] for i in np.flatnonzero(probabilities >= levels))), *cells]
         rows.append([_cell(str(file)), *cells, "" if np.isnan(novelty) else f"{novelty:.3f}", ""])
         strange += [file] * (novelty > 1)
     if arguments.out:

@@ -54,9 +54,10 @@ def main() -> None:
                 sys.exit(f"\n{error}\n(nothing was trained, and no folder is left of it: the same command starts anew)")
             sys.exit(f"\n{error}\n(nothing of yours was deleted; the run's folder is {folder}; to resume: {resume})")
     test = metrics["test"] or metrics["val"]
-    value, quoted = test["accuracy"], system.quote(str(folder))
+    kind = "mean_average_precision" if "mean_average_precision" in test else "accuracy"  # several labels an image
+    value, quoted = test[kind], system.quote(str(folder))
     print(
-        f"\n{'test' if metrics['test'] else 'validation'} accuracy {value['value']:.3f} "
+        f"\n{'test' if metrics['test'] else 'validation'} {kind.replace('_', ' ')} {value['value']:.3f} "
         f"[{value['low']:.3f}, {value['high']:.3f}] on {test['images']} images, {clock.total():.0f} s in all\n"
         f"report:  {folder / 'report.html'}\npredict: python scripts/predict.py --run {quoted} IMAGE_OR_FOLDER"
     )

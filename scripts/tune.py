@@ -81,6 +81,7 @@ def _new(
     """A new folder, with all that `_resumed` needs."""
     overrides = list(configuration.pair_up(settings))
     config = configuration.absolute(configuration.load(known.config, overrides))
+    configuration.require_single_label(config, "tune.py")
     space = read_space(known.config, lambda more: configuration.load(known.config, [*overrides, *more]))
     require_outside(config.data.path, {"--runs": known.runs, "--data.cache": Path(config.data.cache)})
     runs.check_output(Path(config.data.cache), "folder", "--data.cache")

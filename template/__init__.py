@@ -4,6 +4,7 @@
     device.py       cores, memory, GPUs
     disk.py         whole or absent files, room, locks
     system.py       what Windows does in another way
+    labels.py       one class an image, or several
     progress.py     what a long step says while it works
     data/           Examples -> uint8 pixels -> datasets -> batches
         sources/    folders and tables -> lists of images with labels

@@ -55,6 +55,9 @@ class Data:
     """Which folders are classes: the `outer` ones, each with all that is below it, or those that hold the images
     (`inner`). `dog/husky/` and `dog/poodle/` are then two classes, `dog/husky` and `dog/poodle`. In a table, the labels
     say it."""
+    labels: Literal["single", "multi"] = "single"
+    """One class an image, or any number of labels: a CSV file with `path,label` where labels are `cat;dog`, or with a
+    column for each class that has 0 and 1. Each label is then a question of its own (docs/multilabel.md)."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
     """Side in pixels of the square that enters the network. `auto`: 288, or 224 if cross-validation clearly prefers it.
     (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.
@@ -436,6 +439,18 @@ class Config:
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_counts_on_one_class_an_image(self):
+        plain = Train()
+        names = ("loss", "class_weights", "logit_adjustment", "sampling")
+        given = [f"train.{name}" for name in names if getattr(self.train, name) != getattr(plain, name)]
+        if self.data.labels == "multi" and given:
+            raise ValueError(
+                f"{', '.join(given)}: for images of one class each, and with data.labels=multi each may have several. "
+                "Leave it out; thresholds of rare labels are chosen by their F1"
+            )
+        return self
+
 
 RENAMED = {
     "augment.flip": "augment.hflip",
@@ -563,6 +578,19 @@ def parse(parser: argparse.ArgumentParser, defaults: Sequence[str] = ()) -> tupl
         return load(known.config, [*defaults, *pair_up(settings)]), known
     except ConfigError as error:
         parser.exit(2, f"{error}\n")
+
+
+def require_single_label(config: Config, what: str) -> None:
+    """See whether each image has one class.
+
+    Raises:
+        ConfigError: if it may have several labels, for what cannot be done then.
+    """
+    if config.data.labels == "multi":
+        raise ConfigError(
+            f"{what} is for images of one class each, and with data.labels=multi an image may have several labels. "
+            "What there is for those is listed in docs/multilabel.md."
+        )
 
 
 def to_toml(config: Config) -> str:

@@ -16,13 +16,14 @@ from .data.array_file import ArrayFile
 from .data.audit.facts import Facts
 from .data.dataset import evenly_spaced
 from .data.examples import Examples
-from .deploy.explain import figures
-from .evaluate import document, failures, fonts, metrics, plots, report
+from .deploy.explain import figures, multilabel_figures
+from .evaluate import document, failures, fonts, metrics, multilabel, plots, report
 from .evaluate.calibration import calibrate, risk_coverage_table
 from .evaluate.classification import confusion_counts
 from .evaluate.diagnosis import diagnose, extrapolate
 from .evaluate.intervals import wilson_interval
 from .evaluate.predictions import Predictions
+from .labels import texts, thresholds_of
 from .suggest import refits
 from .train.callbacks import DYNAMICS_IMAGES
 from .train.checkpoint import TrainState
@@ -45,8 +46,10 @@ class TrainedRun:
             the refit.
         state: of the training.
         learning_curve: from `train.baselines`, or None.
-        train_accuracy: correct predictions, and how many were made, on training images.
-        color_baseline: correct predictions from color histograms alone, on the test images, or else on validation.
+        train_accuracy: correct predictions, and how many were made, on training images; None where an image may have
+            several labels.
+        color_baseline: correct predictions from color histograms alone, on the test images, or else on validation;
+            likewise.
     """
 
     config: Config
@@ -56,8 +59,8 @@ class TrainedRun:
     model: keras.Model
     state: TrainState
     learning_curve: tuple[list[int], list[float]] | None
-    train_accuracy: tuple[int, int]
-    color_baseline: int
+    train_accuracy: tuple[int, int] | None
+    color_baseline: int | None
 
 
 def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: runs.Timer, folder: Path) -> dict:
@@ -72,23 +75,20 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
     Returns:
         The metrics, as in metrics.json.
     """
+    multi = predictions["val"].multi
     with clock("report"):
-        scores = {name: metrics.score(p) if len(p.ids) else None for name, p in predictions.items()}
-        part = "test" if scores["test"] else "val"
+        part = "test" if len(predictions["test"].ids) else "val"
         measured, rows = predictions[part], np.flatnonzero(trained.examples.parts == part)
         measured.save(folder / "predictions.npz")  # first: what follows reads the users' files again
         predictions["val"].save(folder / "predictions_val.npz")
-        calibration = _calibrated(trained.config.evaluate, predictions["val"], measured, folder)
-        result = scores | {"calibration": calibration} | _compared(trained, measured, scores[part]["accuracy"], folder)
-        result["slices"] = failures.slices(measured, _facts(trained, rows))
-        galleries = _galleries(trained, measured, rows, calibration["temperature"])
-        drawn = _measured_figures(measured, calibration) | _training_figures(
-            trained.state, result["learning_curve"], predictions["val"], folder
-        )
+        score = _score_multilabel if multi else _score
+        result, galleries = score(trained, predictions, measured, rows, folder)
+        drawn = {} if multi else _measured_figures(measured, result["calibration"])
+        drawn |= _training_figures(trained.state, result["learning_curve"], predictions["val"], folder)
         for name, figure in drawn.items():
             plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
-    told = report.build(
+    told = (multilabel if multi else report).build(
         result, measured, trained.state.history, description=_description(trained.config, trained.examples),
         charts=tuple(drawn), galleries=galleries, skipped=trained.examples.skipped,
         monitor=MONITORED[trained.config.train.monitor],
@@ -99,6 +99,43 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
     runs.write_text(folder / "report.html", document.html(told, drawn, environment))
     runs.write_json(folder / "metrics.json", result)  # last: a run that has it is finished, and is not resumed
     return result
+
+
+def _score(
+    trained: TrainedRun, predictions: dict[str, Predictions], measured: Predictions, rows: np.ndarray, folder: Path
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """What metrics.json says, but for time and memory, and the galleries of the report.
+
+    Args:
+        trained: as in `publish`.
+        predictions: likewise.
+        measured: that of them which is reported.
+        rows: of the examples, in its order.
+        folder: of the run.
+    """
+    scores = {name: metrics.score(p) if len(p.ids) else None for name, p in predictions.items()}
+    calibration = _calibrated(trained.config.evaluate, predictions["val"], measured, folder)
+    accuracy = (scores["test"] or scores["val"])["accuracy"]
+    result = scores | {"calibration": calibration} | _compared(trained, measured, accuracy, folder)
+    result["slices"] = failures.slices(measured, _facts(trained, rows))
+    return result, _galleries(trained, measured, rows, calibration["temperature"])
+
+
+def _score_multilabel(
+    trained: TrainedRun, predictions: dict[str, Predictions], measured: Predictions, rows: np.ndarray, folder: Path
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """`_score` where an image may have several labels: at the temperature and the thresholds of validation."""
+    precision = trained.config.evaluate.target_precision or None
+    calibration = multilabel.calibrate(predictions["val"], measured, precision)
+    runs.write_json(folder / "calibration.json", calibration)
+    levels = thresholds_of(calibration, measured.class_names)
+    scaled = {name: each.scaled(calibration["temperature"]) for name, each in predictions.items()}
+    scores = {name: multilabel.score(each, levels) if len(each.ids) else None for name, each in scaled.items()}
+    result = scores | _found(folder) | {"calibration": calibration, "learning_curve": None}
+    shown = measured.scaled(calibration["temperature"])
+    places, labels = multilabel.most_confident_errors(shown, levels, SHOWN)
+    gallery = multilabel_figures(trained.model, trained.pixels, rows[places], shown.take(places), labels)
+    return result, {"Most confident errors": gallery}
 
 
 def _calibrated(settings: Evaluate, val: Predictions, measured: Predictions, folder: Path) -> dict[str, Any]:
@@ -137,20 +174,29 @@ def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, fl
     """What the scores mean: choices, baselines, diagnosis, findings of the audit."""
     found = {
         name: runs.read_json(folder / f"{name}.json")
-        for name in ("choices", "audit", "preflight", "cross_validation")
+        for name in ("preflight", "cross_validation")
         if (folder / f"{name}.json").exists()
     }
     before = found.get("preflight", {"numbers": {}})["numbers"]
     staged = bool(trained.config.stages)
     crossed = {"cross_validation": found["cross_validation"]} if "cross_validation" in found else {}
-    return crossed | {
-        "choices": found.get("choices", {}),
-        "color_baseline": wilson_interval(trained.color_baseline, len(measured.ids)),
-        "preflight": {name: value for name, value in before.items() if "accuracy" in name},
-        "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
-        "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
-        "audit": [finding for finding in found["audit"] if finding["severity"] != "info"],
-    }
+    return (
+        crossed
+        | _found(folder)
+        | {
+            "color_baseline": wilson_interval(trained.color_baseline, len(measured.ids)),
+            "preflight": {name: value for name, value in before.items() if "accuracy" in name},
+            "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
+            "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
+        }
+    )
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    """What was chosen, and the findings of the audit."""
+    choices = folder / "choices.json"
+    noteworthy = [finding for finding in runs.read_json(folder / "audit.json") if finding["severity"] != "info"]
+    return {"choices": runs.read_json(choices) if choices.exists() else {}, "audit": noteworthy}
 
 
 def _training_figures(
@@ -161,8 +207,8 @@ def _training_figures(
     if state.history:
         drawn["learning_curves"] = plots.learning_curves(state.history)
         watched = val.take(evenly_spaced(len(val.ids), DYNAMICS_IMAGES))
-        labels = [watched.class_names[label] for label in watched.labels]
-        shown = [fonts.drawable(watched.class_names)[label] for label in watched.labels]
+        labels = texts(watched.labels, watched.class_names)
+        shown = texts(watched.labels, fonts.drawable(watched.class_names))
         drawn["prediction_dynamics"] = plots.prediction_dynamics(np.array(state.prediction_dynamics), shown)
         rows = [[None if math.isnan(share) else share for share in row] for row in state.prediction_dynamics]
         table = {"ids": watched.ids.tolist(), "labels": labels, "probability_of_label": rows}

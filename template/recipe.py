@@ -27,6 +27,7 @@ from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
 from .evaluate.predictions import Predictions
 from .experiments import tracking
 from .experiments.read import read
+from .labels import is_multi
 from .model.blocks import find_blocks
 from .model.layers import strip_training_layers
 from .model.weights import WeightsError
@@ -121,14 +122,16 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     with clock("diagnosis"):
         val = parts.plain("val", config.data)
         probed = starts_from_probe(config)
-        curve = learning_curve(begun.model, begun.base, config, train, val, cache) if probed else None
+        single = not is_multi(train.labels)  # several labels an image have no accuracy to extrapolate
+        curve = learning_curve(begun.model, begun.base, config, train, val, cache) if probed and single else None
     model, chosen, state, predictions = fit_and_predict(begun, folder)
     with clock("diagnosis"):
         _fit_novelty(model, config, [part for part in (train, val) if len(part)], cache).save(folder)
         if not len(predictions["test"].ids):  # what a report shows beside predictions of validation is of their network
             model.set_weights(chosen)
-        learned = train_accuracy(model, train, config.train.batch_size)
-        colors = color_baseline(train, parts.plain("test", config.data) if len(predictions["test"].ids) else val)
+        held_out = parts.plain("test", config.data) if len(predictions["test"].ids) else val
+        learned = train_accuracy(model, train, config.train.batch_size) if single else None
+        colors = color_baseline(train, held_out) if single else None
     trained = TrainedRun(config, parts.examples, parts.pixels(config.data), facts, model, state, curve, learned, colors)
     return publish(trained, predictions, clock, folder)
 

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 PLAN = [
     {"system", "progress"},
     {"disk", "device"},
-    {"config", "runs"},
+    {"config", "labels", "runs"},
     {"data", "model", "evaluate", "suggest", "doctor"},
     {"train", "deploy", "experiments"},
     {"model_selection"},

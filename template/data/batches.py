@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from .. import device
+from ..labels import to_matrix
 from .dataset import ArrayDataset
 
 
@@ -41,7 +42,7 @@ def shuffled_batches(
     mixing: Mixing | None = None,
     sampling: str = "all",
 ) -> tf.data.Dataset:
-    """Batches of (inputs, one-hot labels) for `fit`, `steps(dataset, batch_size)` per epoch: each `shuffled_batch`."""
+    """Batches of (inputs, labels) for `fit`, `steps(dataset, batch_size)` per epoch: each `shuffled_batch`."""
     count, labels = steps(dataset, batch_size), dataset.labels
 
     @functools.lru_cache(maxsize=2)  # this epoch, and what is prefetched of the next
@@ -93,7 +94,7 @@ def shuffled_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels, float32 [n, classes], of the batch with this number in an epoch; a pure function.
 
-    Labels are one-hot, or mixed by mixup and cutmix.
+    Labels are one-hot or multi-hot, or mixed by mixup and cutmix.
     """
     order = shuffled_rows(dataset.labels, batch_size, seed, epoch, sampling)
     return _shuffled_batch(dataset, classes, order[number], mixing, (seed, epoch, number))
@@ -108,7 +109,7 @@ def _shuffled_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`shuffled_batch` of these passes and rows; `numbers` are seed, epoch and number."""
     passes, rows = drawn
-    inputs, labels = _in_passes(dataset, passes, rows), _one_hot(dataset.labels[rows], classes)
+    inputs, labels = _in_passes(dataset, passes, rows), to_matrix(dataset.labels[rows], classes)
     if mixing is None or not (mixing.mixup or mixing.cutmix) or numbers[1] >= mixing.until:
         return inputs, labels
     return mix_batch(inputs, labels, mixing, *numbers)
@@ -123,7 +124,7 @@ def shuffled_rows(
     normalisation on a batch of one, batches differ in size by at most one.
 
     Args:
-        labels: int64 [n].
+        labels: int64 [n]; or [n, classes], which only `all` takes.
         batch_size: largest.
         seed: of the run; order is a function of seed and epoch.
         epoch: from 0.
@@ -164,7 +165,7 @@ def ordered_batches(dataset: ArrayDataset, classes: int, batch_size: int) -> tf.
 
     def batch(dataset: ArrayDataset, step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(len(dataset))[step * batch_size :][:batch_size]
-        return dataset.read(0, rows), _one_hot(dataset.labels[rows], classes)
+        return dataset.read(0, rows), to_matrix(dataset.labels[rows], classes)
 
     return _batches(dataset, batch, range(steps(dataset, batch_size)), (None, classes))
 
@@ -233,10 +234,6 @@ def _cutmix(inputs: np.ndarray, others: np.ndarray, share: float, place: np.ndar
     out = inputs.copy()
     out[:, top:bottom, left:right] = others[:, top:bottom, left:right]
     return out, np.float32(1 - (bottom - top) * (right - left) / area.prod())
-
-
-def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    return (labels[:, None] == np.arange(classes)).astype(np.float32)
 
 
 def _batches(

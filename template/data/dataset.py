@@ -19,7 +19,7 @@ class ArrayDataset:
 
     Args:
         read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, classes] where an image may have several (`labels`).
         key: cache key of the inputs: datasets with the same key have equal inputs. Empty if unknown.
         names: [n] of the images, for messages; or empty.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`). Or None.

@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..labels import SEPARATORS, is_multi
 from .images.read import ImageSource
 from .sources.folders import read_folder
-from .sources.names import DataError, Entry, match_names, merge_levels, part_of
+from .sources.names import DataError, Entry, match_names, merge_levels, merge_spellings, part_of, tidy
 from .sources.tables import ENDINGS, read_table
 
 PARTS = ("train", "val", "test")
@@ -23,7 +25,7 @@ class Examples:
     Args:
         ids: name of each image: its path below the data folder, or `digits/0001`.
         images: a file, bytes or array each.
-        labels: int64 [n], index into `class_names`.
+        labels: int64 [n], index into `class_names`; or uint8 [n, classes], where an image may have several (`labels`).
         class_names: in the order of their indices.
         parts: [n] of "train", "val", "test", or "" where that is not given.
         groups: [n] of names; a group is never divided between parts (patient, camera, video). Or None.
@@ -74,7 +76,12 @@ class Examples:
                 f"It knows {list(class_names)}. Rename or remove these folders or labels."
             )
         index = np.array([list(class_names).index(matches[name]) for name in self.class_names])
-        return dataclasses.replace(self, labels=index[self.labels], class_names=tuple(class_names))
+        if not is_multi(self.labels):
+            labels = index[self.labels]
+        else:
+            labels = np.zeros((len(self), len(class_names)), np.uint8)
+            labels[:, index] = self.labels
+        return dataclasses.replace(self, labels=labels, class_names=tuple(class_names))
 
 
 def first_lines(lines: Sequence[str], most: int = 10) -> str:
@@ -82,16 +89,22 @@ def first_lines(lines: Sequence[str], most: int = 10) -> str:
     return "\n  ".join([*lines[:most], *[f"and {len(lines) - most} more"] * (len(lines) > most)])
 
 
-def load_examples(path: str, class_folders: str = "outer") -> Examples:
+def load_examples(path: str, class_folders: str = "outer", labels: str = "single") -> Examples:
     """Find the images and labels of a folder, a CSV file, `tfds:NAME` or `digits`. Decodes nothing.
 
     Args:
         path: as `data.path`.
         class_folders: as the setting of this name.
+        labels: likewise; `multi` for several labels an image, or none, which only a CSV file can say.
 
     Raises:
         DataError: if there are no images with labels, saying what was found instead.
     """
+    if labels == "multi" and Path(path).suffix.lower() not in ENDINGS:
+        raise DataError(
+            "data.labels=multi: expected a CSV file with the columns path,label (cat;dog), or path and a column for "
+            f"each class with 0 and 1. Received: {path!r}"
+        )
     if path == "digits":
         return _digits()
     if path.startswith("tfds:"):
@@ -102,7 +115,8 @@ def load_examples(path: str, class_folders: str = "outer") -> Examples:
     if place.is_dir():
         return _to_examples(*read_folder(place, inner=class_folders == "inner"))
     if place.suffix.lower() in ENDINGS:
-        return _to_examples(*read_table(place))
+        multi = labels == "multi"
+        return (_to_multilabel if multi else _to_examples)(*read_table(place, multi=multi))
     raise DataError(
         f"data.path {path!r} is neither a folder nor a CSV file. Unpack an archive; save another table as CSV."
     )
@@ -112,9 +126,7 @@ def _to_examples(entries: Sequence[Entry], skipped: Sequence[tuple[str, str]], g
     """Examples of what a folder or a table lists, with one class for names that look the same."""
     spelling = merge_levels(entry.label for entry in entries)
     names = sorted(set(spelling.values()))
-    for one, other in itertools.combinations(names, 2):
-        if one.casefold() == other.casefold():
-            print(f"classes {one!r} and {other!r} differ only in case: on Windows and macOS they would be one folder")
+    _print_doubtful(names)
     return Examples(
         ids=np.array([entry.id for entry in entries]),
         images=[entry.image for entry in entries],
@@ -124,6 +136,39 @@ def _to_examples(entries: Sequence[Entry], skipped: Sequence[tuple[str, str]], g
         groups=np.array([entry.group for entry in entries]) if grouped else None,
         skipped=tuple(skipped),
     )
+
+
+def _to_multilabel(entries: Sequence[Entry], skipped: Sequence[tuple[str, str]], grouped: bool = False) -> Examples:
+    """Examples of a table with several labels an image: in one cell, or one of them a row."""
+    labels_of: dict[Entry, list[str]] = {}
+    for entry in entries:
+        found = [label.strip() for label in re.split(f"[{re.escape(SEPARATORS)}]", entry.label) if tidy(label)]
+        labels_of.setdefault(entry._replace(label=""), []).extend(found)
+    spelling = merge_spellings(label for found in labels_of.values() for label in found)
+    names = sorted(set(spelling.values()))
+    _print_doubtful(names)
+    labels = np.zeros((len(labels_of), len(names)), np.uint8)
+    for row, found in enumerate(labels_of.values()):
+        labels[row, [names.index(spelling[label]) for label in found]] = 1
+    return Examples(
+        ids=np.array([entry.id for entry in labels_of]),
+        images=[entry.image for entry in labels_of],
+        labels=labels,
+        class_names=tuple(names),
+        parts=np.array([entry.part for entry in labels_of]),
+        groups=np.array([entry.group for entry in labels_of]) if grouped else None,
+        skipped=tuple(skipped),
+    )
+
+
+def _print_doubtful(names: Sequence[str]) -> None:
+    """Names of classes that are hardly two, or that may be several in one."""
+    several = [name for name in names if any(sign in name for sign in SEPARATORS)]
+    if several:
+        print(f"{several[0]!r} is taken as one class; where it is several labels of one image: --data.labels=multi")
+    for one, other in itertools.combinations(names, 2):
+        if one.casefold() == other.casefold():
+            print(f"classes {one!r} and {other!r} differ only in case: on Windows and macOS they would be one folder")
 
 
 def _tfds(name: str) -> Examples:

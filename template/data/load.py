@@ -79,7 +79,7 @@ def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
         ConfigError: if a class weight is given for a class that does not exist.
         DiskError: if there is no room for their pixels.
     """
-    found = load_examples(config.data.path, config.data.class_folders)
+    found = load_examples(config.data.path, config.data.class_folders, config.data.labels)
     check_class_names(config.train.class_weights, found.class_names)
     data = with_bits(config.data, found.images)
     found = with_digests(found)

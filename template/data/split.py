@@ -4,12 +4,15 @@ import csv
 import dataclasses
 import hashlib
 import io
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..labels import is_multi, texts, to_matrix
 from .examples import DataError, Examples
+from .stratify import iterative_stratification
 
 
 def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed: int) -> Examples:
@@ -40,30 +43,54 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
     parts[list(reasons)] = "out"
     free = np.flatnonzero((parts == "") | (parts == "train"))
     cluster = clusters(examples.take(free))
-    sizes = np.bincount(cluster)
-    counts = np.zeros((len(sizes), len(examples.class_names)), np.int64)
-    np.add.at(counts, (cluster, examples.labels[free]), 1)
+    counts = np.zeros((cluster.max(initial=-1) + 1, len(examples.class_names)), np.int64)
+    np.add.at(counts, cluster, to_matrix(examples.labels[free], counts.shape[1]).astype(np.int64))
     first = sorted(zip(cluster, examples.digests[free], strict=True), reverse=True)
     name_of = dict(first)  # of equal keys the last one stays: the smallest digest names its cluster
-    order = np.argsort([hashlib.sha256(f"{seed}:{name_of[c]}".encode()).hexdigest() for c in range(len(sizes))])
+    order = np.argsort([hashlib.sha256(f"{seed}:{name_of[c]}".encode()).hexdigest() for c in range(len(counts))])
+    place = _place_by_labels if is_multi(examples.labels) else _place_by_class
+    part_of = place(counts, np.bincount(cluster), order, fractions)
+    parts[free] = part_of[cluster]
+    parts[parts == "out"] = ""
+    skipped = [(str(examples.ids[row]), reason) for row, reason in reasons.items()]
+    _check_every_class_is_everywhere(examples, parts, fractions, skipped)
+    return dataclasses.replace(examples, parts=parts, skipped=(*examples.skipped, *skipped))
+
+
+def _place_by_class(
+    counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, fractions: Mapping[str, float]
+) -> np.ndarray:
+    """The part of each cluster: among those of its most frequent class, by its position in the order of their hashes.
+
+    Args:
+        counts: int64 [clusters, classes], images.
+        sizes: int64 [clusters], images.
+        order: the clusters, by their hashes.
+        fractions: of all images, for test and val; the others are trained on.
+    """
     part_of = np.full(len(sizes), "train")
-    # A cluster is placed among those of its most frequent class, by its position in the order of their hashes.
-    for label in range(len(examples.class_names)):
+    for label in range(counts.shape[1]):
         members = order[counts[order].argmax(axis=1) == label]
         wanted = {part: round(sizes[members].sum() * fraction) for part, fraction in fractions.items()}
         # A group that would fill the smallest part twice goes last, to train: placed first, it would leave that empty.
-        limit = 2 * min(filter(None, wanted.values()), default=len(parts))
+        limit = 2 * min(filter(None, wanted.values()), default=len(sizes) + sizes.sum())
         members = members[np.argsort(sizes[members] >= limit, kind="stable")]
         middles = np.cumsum(sizes[members]) - sizes[members] / 2
         start = 0
         for part, number in wanted.items():
             part_of[members[(middles >= start) & (middles < start + number)]] = part
             start += number
-    parts[free] = part_of[cluster]
-    parts[parts == "out"] = ""
-    skipped = [(str(examples.ids[row]), reason) for row, reason in reasons.items()]
-    _check_every_class_is_everywhere(examples, parts, fractions, skipped)
-    return dataclasses.replace(examples, parts=parts, skipped=(*examples.skipped, *skipped))
+    return part_of
+
+
+def _place_by_labels(
+    counts: np.ndarray, sizes: np.ndarray, order: np.ndarray, fractions: Mapping[str, float]
+) -> np.ndarray:
+    """The part of each cluster, where images have several labels: `iterative_stratification`. As `_place_by_class`."""
+    shares = {part: share for part, share in fractions.items() if share}
+    shares["train"] = 1 - sum(shares.values())
+    placed = iterative_stratification(np.column_stack([counts, sizes]), list(shares.values()), order)
+    return np.array(list(shares))[placed]
 
 
 def clusters(examples: Examples) -> np.ndarray:
@@ -86,7 +113,7 @@ def to_csv(examples: Examples) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["id", "sha256", "label", "part"])
-    labels = np.array(examples.class_names)[examples.labels]
+    labels = texts(examples.labels, examples.class_names)
     writer.writerows(row for row in zip(examples.ids, examples.digests, labels, examples.parts, strict=True) if row[3])
     return out.getvalue()
 
@@ -120,18 +147,18 @@ def _conflicts(examples: Examples) -> dict[int, str]:
         (("image", digest), ("group", group))
         for digest, group in zip(examples.digests, group_names(examples), strict=True)
     ]
-    labels_of: dict[tuple[str, str], set[int]] = {}
+    labels_of: dict[tuple[str, str], set[str]] = {}
     part_of: dict[tuple[str, str], str] = {}
-    for (image, group), label, part in zip(ties, examples.labels, examples.parts, strict=True):
-        labels_of.setdefault(image, set()).add(int(label))
+    labels = texts(examples.labels, examples.class_names)
+    for (image, group), label, part in zip(ties, labels, examples.parts, strict=True):
+        labels_of.setdefault(image, set()).add(label)
         for tie in (image, group):
             part_of[tie] = min(part_of.get(tie, part), part, key=rank.__getitem__)
     reasons: dict[int, str] = {}
     for row, ((image, group), part) in enumerate(zip(ties, examples.parts, strict=True)):
         elsewhere = [tie for tie in (image, group) if rank[part_of[tie]] < rank[part]]
         if len(labels_of[image]) > 1:
-            names = [examples.class_names[label] for label in sorted(labels_of[image])]
-            reasons[row] = f"the same image has several labels: {names}"
+            reasons[row] = f"the same image has several labels: {sorted(labels_of[image])}"
         elif elsewhere:
             reasons[row] = f"the same {elsewhere[0][0]} is in {part_of[elsewhere[0]]}/"
     return reasons
@@ -144,7 +171,7 @@ def _check_every_class_is_everywhere(
     if len(examples.class_names) < 2:
         raise DataError(f"Expected at least two classes. Received: {list(examples.class_names)}")
     wanted = {"train", *parts[parts != ""].tolist(), *(part for part, fraction in fractions.items() if fraction > 0)}
-    usable_of = [(examples.labels == label) & (parts != "") for label in range(len(examples.class_names))]
+    usable_of = (to_matrix(examples.labels, len(examples.class_names)).T > 0) & (parts != "")
     for name, usable in zip(examples.class_names, usable_of, strict=True):
         held = {*examples.parts[usable].tolist()}
         if held and held <= {"val", "test"}:

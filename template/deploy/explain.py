@@ -1,6 +1,7 @@
 """Which part of an image a prediction comes from: Grad-CAM and occlusion."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -13,6 +14,7 @@ from scipy.special import softmax
 from ..data.array_file import ArrayFile
 from ..data.images.load import data_url
 from ..evaluate.predictions import Predictions
+from ..labels import texts
 from ..model.hub_layer import HubLayer
 from .occlusion import PATCHES, covered, evidence
 
@@ -32,16 +34,43 @@ def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, predictions
     Returns:
         `id`, `true`, `predicted`, `confidence`; `image` and `heat` (the image under its Grad-CAM) as data addresses.
     """
+    names, confidence = predictions.class_names, predictions.probabilities.max(axis=1)
+    said = [names[label] for label in predictions.predicted]
+    return _figures(model, pixels, rows, predictions, predictions.predicted, list(zip(said, confidence, strict=True)))
+
+
+def multilabel_figures(
+    model: keras.Model, pixels: ArrayFile, rows: np.ndarray, predictions: Predictions, classes: np.ndarray
+) -> list[dict[str, Any]]:
+    """`figures` where an image may have several labels: of wrong answers about one class each, int [n]."""
+    has = predictions.labels[np.arange(len(rows)), classes] > 0
+    probability = predictions.probabilities[np.arange(len(rows)), classes]
+    names = [predictions.class_names[label] for label in classes]
+    said = [
+        (f"no {name}", 1 - p) if there else (name, p) for name, there, p in zip(names, has, probability, strict=True)
+    ]
+    return _figures(model, pixels, rows, predictions, classes, said)
+
+
+def _figures(
+    model: keras.Model,
+    pixels: ArrayFile,
+    rows: np.ndarray,
+    predictions: Predictions,
+    classes: np.ndarray,
+    said: Sequence[tuple[str, float]],
+) -> list[dict[str, Any]]:
+    """`figures`, with the Grad-CAM of these classes; what was said of each image, and with what confidence."""
     if not len(rows):
         return []
-    images, names = pixels[rows], predictions.class_names
-    heats = grad_cam(model, images, predictions.predicted)
+    images, true = pixels[rows], texts(predictions.labels, predictions.class_names)
+    heats = grad_cam(model, images, classes)
     return [
         {
             "id": str(predictions.ids[i]),
-            "true": names[predictions.labels[i]],
-            "predicted": names[predictions.predicted[i]],
-            "confidence": float(predictions.probabilities[i].max()),
+            "true": true[i],
+            "predicted": said[i][0],
+            "confidence": float(said[i][1]),
             "image": _address(images[i]),
             "heat": _address(_under(images[i], heats[i])),
         }

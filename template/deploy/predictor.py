@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, logit, softmax
 
 from .. import config as configuration
 from .. import disk, runs
@@ -149,7 +149,7 @@ class Answer(NamedTuple):
     """What is said of an image.
 
     Attributes:
-        probabilities: calibrated, float64 [classes].
+        probabilities: calibrated, float64 [classes]; where an image may have several labels, of each alone.
         novelty: from `Novelty.score`: above 1, the image is like nothing in training; NaN where nobody can say.
     """
 
@@ -229,11 +229,19 @@ def answers_of(
         plain = both.predict_on_batch(seen[0].astype(np.float32))
         first, seen_by_head = plain if features else (plain, None)
         logits = [first, *(model.predict_on_batch(view.astype(np.float32)) for view in seen[1:])]
-        each = [softmax(np.asarray(one, np.float64), axis=1) for one in logits]
-        mean = softmax(np.log(np.clip(np.mean(each, axis=0), 1e-30, None)) / temperature, axis=1)[: len(images)]
+        mean = _mean_answer(logits, temperature, multi=config.data.labels == "multi")[: len(images)]
         return mean, None if seen_by_head is None else np.asarray(seen_by_head)[: len(images)]
 
     return answer
+
+
+def _mean_answer(logits: Sequence[np.ndarray], temperature: float, *, multi: bool) -> np.ndarray:
+    """Calibrated mean over the views of the probabilities, float64 [n, classes]."""
+    views = np.asarray(logits, np.float64)
+    if multi:
+        mean = np.clip(expit(views).mean(axis=0), 1e-15, 1 - 1e-15)
+        return expit(logit(mean) / temperature)
+    return softmax(np.log(np.clip(softmax(views, axis=-1).mean(axis=0), 1e-30, None)) / temperature, axis=1)
 
 
 def with_features(model: keras.Model) -> keras.Model:

@@ -8,6 +8,7 @@ from scipy.special import log_softmax
 from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve
 
+from ..labels import is_multi
 from . import metrics
 from .intervals import paired_z, share_interval, wilson_interval
 from .levels import at_level
@@ -31,7 +32,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray, *, prior_std: float = PR
 
     Args:
         logits: finite float [n, classes].
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, classes] where an image may have several.
         prior_std: infinite for no prior, as where networks are compared and their own confidence must not matter.
     """
 
@@ -45,13 +46,23 @@ def temperature(logits: np.ndarray, labels: np.ndarray, *, prior_std: float = PR
 def smoothed_losses(logits: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0) -> np.ndarray:
     """Cross-entropy of each image, as if one label in all were that of the most probable other class: float64 [n].
 
-    Targets are (n + 1) / (n + 2) and not 1 (Platt 1999, "Probabilistic outputs for support vector machines").
+    Targets are (n + 1) / (n + 2) and not 1 (Platt 1999, "Probabilistic outputs for support vector machines"). Where an
+    image may have several labels, each class has such targets, and the loss is the mean over the classes.
     """
+    if is_multi(labels):
+        return _binary_losses(np.asarray(logits, np.float64) / temperature, labels)
     logits, rows, smoothing = np.asarray(logits, np.float64), np.arange(len(labels)), 1 / (len(labels) + 2)
     others = logits.copy()
     others[rows, labels] = -np.inf
     logs = log_softmax(logits / temperature, axis=1)
     return -(1 - smoothing) * logs[rows, labels] - smoothing * logs[rows, others.argmax(axis=1)]
+
+
+def _binary_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`smoothed_losses` of several labels an image: Platt's targets by class, (n+ + 1) / (n+ + 2) and 1 / (n- + 2)."""
+    positives, n = labels.sum(axis=0, dtype=np.int64), len(labels)
+    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
+    return (np.logaddexp(0, logits) - targets * logits).mean(axis=1)
 
 
 def lower_bound(successes: np.ndarray, trials: np.ndarray) -> np.ndarray:

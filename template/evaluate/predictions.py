@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, logit, softmax
 
 from .. import disk, runs
+from ..labels import is_multi
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Predictions:
 
     Args:
         ids: [n] names of the images.
-        labels: int64 [n] true classes, -1 where unknown.
+        labels: int64 [n] true classes, -1 where unknown; or int64 [n, classes] of 0 and 1, where an image may have
+            several.
         logits: float32 [n, classes], finite.
         class_names: one per class, in index order.
         groups: [n] names of what belongs together (patient, camera), or None; the bootstrap then draws whole groups.
@@ -37,23 +39,30 @@ class Predictions:
 
     def __post_init__(self) -> None:
         expected = (len(self.ids), len(self.class_names))
-        if self.logits.shape != expected or self.labels.shape != expected[:1]:
+        if self.logits.shape != expected or self.labels.shape not in {expected[:1], expected}:
             raise ValueError(
                 f"Expected logits {expected} and labels {expected[:1]}, one row per id and one column per class. "
                 f"Received: logits {self.logits.shape}, labels {self.labels.shape}"
             )
         if self.groups is not None and self.groups.shape != expected[:1]:
             raise ValueError(f"Expected a group for each of {expected[0]} images. Received: {self.groups.shape}")
-        if len(self.labels) and not -1 <= self.labels.min() <= self.labels.max() < expected[1]:
-            raise ValueError(f"Expected labels from -1 to {expected[1] - 1}. Received: {np.unique(self.labels)}")
+        low, high = (0, 1) if self.multi else (-1, expected[1] - 1)
+        if len(self.labels) and not low <= self.labels.min() <= self.labels.max() <= high:
+            raise ValueError(f"Expected labels from {low} to {high}. Received: {np.unique(self.labels)}")
         bad = self.ids[~np.isfinite(self.logits).all(axis=1)]
         if len(bad):
             raise ValueError(f"The logits of {len(bad)} images are not finite, the first: {str(bad[0])!r}")
 
     @property
+    def multi(self) -> bool:
+        """Whether an image may have several labels."""
+        return is_multi(self.labels)
+
+    @property
     def probabilities(self) -> np.ndarray:
-        """float64 [n, classes], rows sum to 1."""
-        return softmax(self.logits.astype(np.float64), axis=1)
+        """float64 [n, classes]; rows sum to 1, unless an image may have several labels."""
+        logits = self.logits.astype(np.float64)
+        return expit(logits) if self.multi else softmax(logits, axis=1)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -105,7 +114,7 @@ def predict(
         model: keras.Model to logits.
         batches: what its `predict` takes, in the order of `ids`; what lies beyond them, to fill up a batch, is cut off.
         ids: names of the images.
-        labels: true classes, -1 where unknown.
+        labels: true classes, -1 where unknown; or [n, classes].
         class_names: one per column of the logits.
         callbacks: of Keras, for `predict`.
     """
@@ -143,5 +152,5 @@ def average(several: Sequence[Predictions]) -> Predictions:
         if not np.array_equal(first.ids, other.ids) or first.class_names != other.class_names:
             raise ValueError("Expected predictions of the same images and classes, in the same order.")
     mean = np.mean([p.probabilities for p in several], axis=0)
-    logits = np.log(np.clip(mean, 1e-30, None)).astype(np.float32)
-    return dataclasses.replace(first, logits=logits)
+    logits = logit(np.clip(mean, 1e-15, 1 - 1e-15)) if first.multi else np.log(np.clip(mean, 1e-30, None))
+    return dataclasses.replace(first, logits=logits.astype(np.float32))

@@ -41,6 +41,30 @@ def ranking_scores(predictions: Predictions) -> tuple[dict[str, Any], list[dict[
     return dict(zip(names, _intervals(means, total, least, groups), strict=True)), by_class
 
 
+def multilabel_ranking_scores(predictions: Predictions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`roc_auc` and `average_precision` of each label against the images without it: their means, and those of each.
+
+    Labels that all images or none have, have none, and are left out of the means.
+
+    Args:
+        predictions: of images that may have several labels.
+    """
+    n, groups, names = len(predictions.labels), predictions.groups, ("roc_auc", "average_precision")
+    by_class, found, fewest = [], [], n
+    for scores, positive in zip(predictions.logits.T, predictions.labels.T.astype(np.int64), strict=True):
+        sizes = np.bincount(positive, minlength=2)
+        values, influence, least = np.full(2, np.nan), np.zeros((2, n)), 1
+        if sizes.all():
+            both, moved = _ranks(scores, positive, 1, sizes, 2)
+            values, influence, least = both[[0, 2]], moved[[0, 2]], int(sizes.min())
+            found.append((values, influence))
+            fewest = min(fewest, least)
+        by_class.append(dict(zip(names, _intervals(values, influence, least, groups), strict=True)))
+    values = np.mean([each for each, _ in found], axis=0) if found else np.full(2, np.nan)
+    influence = np.mean([each for _, each in found], axis=0) if found else np.zeros((2, n))
+    return dict(zip(names, _intervals(values, influence, fewest, groups), strict=True)), by_class
+
+
 def _intervals(values: np.ndarray, influences: np.ndarray, least: int, groups: np.ndarray | None) -> list[dict]:
     pairs = zip(values, influences, strict=True)
     return [influence_interval(value, influence, least, groups=groups) for value, influence in pairs]

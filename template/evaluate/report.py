@@ -47,11 +47,11 @@ def build(
         confusions(measured, predictions, charts),
         per_class(measured),
         _calibration(metrics, part, charts),
-        *_galleries(galleries or {}),
+        *galleries_of(galleries or {}),
         _slices(metrics.get("slices")),
         _diagnosis(metrics.get("diagnosis"), metrics.get("learning_curve"), charts),
         audit(metrics.get("audit")),
-        _training(metrics, history, monitor, charts),
+        training(metrics, history, monitor, charts),
         left_out(skipped),
     ]
     accuracy, title, warning = _headline(metrics, measured, part)
@@ -190,7 +190,8 @@ def _reject(reject: Mapping[str, Any], val: Mapping[str, Any], part: str) -> str
     )
 
 
-def _galleries(galleries: Mapping[str, Sequence]) -> list[Section]:
+def galleries_of(galleries: Mapping[str, Sequence]) -> list[Section]:
+    """Images to look at, by title."""
     text = ["Is the label right?"]
     return [Section(title, text, gallery=images) for title, images in galleries.items() if images]
 
@@ -233,9 +234,10 @@ def audit(findings: Sequence[Mapping[str, Any]] | None) -> Section | None:
     return Section("Data audit", ["To see the images: scripts/audit.py."], tables=[table])
 
 
-def _training(
+def training(
     metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]], monitor: str, charts: Sequence[str]
 ) -> Section:
+    """How long it took, what was chosen, and the best epoch of each stage."""
     memory = f"Peak memory {metrics['memory_gb']:.1f} GiB. " if metrics.get("memory_gb") else ""
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in metrics["seconds"].items())
     tables = []

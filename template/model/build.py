@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 from keras import layers, ops
+from scipy.special import logit
 
 from .. import device
 from ..config import Backbone, ConfigError, Head
@@ -24,7 +25,9 @@ def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Se
     return attach(build_backbone(backbone, image_size), backbone, head, class_frequencies)
 
 
-def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies: Sequence[float]) -> keras.Model:
+def attach(
+    base: keras.Model, backbone: Backbone, head: Head, class_frequencies: Sequence[float], *, multi: bool = False
+) -> keras.Model:
     """Put a head on a backbone.
 
     Flat, so that the model can be split at any layer, and any layer frozen; without `training=`, which Keras 3.15 would
@@ -35,7 +38,10 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
         backbone: the settings it was built with.
         head: feature levels, pooling, dropout and noise, hidden layer and its activation, regularisation.
         class_frequencies: share of each class in the training part, > 0. The output bias starts at their logarithms
-            and its kernel is small, so that the loss starts near the entropy of the classes and not far above it.
+            (or log-odds) and its kernel is small, so that the loss starts near the entropy of the classes and not far
+            above it.
+        multi: whether an image may have several labels: the shares are then of the images, below 1, and each logit is
+            of a class alone.
 
     Returns:
         Model from float32 [n, size, size, 3], RGB 0-255, to float32 logits [n, classes].
@@ -49,14 +55,15 @@ def attach(base: keras.Model, backbone: Backbone, head: Head, class_frequencies:
     if head.hidden:
         x = _hidden(x, head, penalty)
         x = layers.Dropout(head.dropout, name="head_hidden_dropout")(x)
-    priors = np.asarray(class_frequencies, np.float64) / np.sum(class_frequencies)
+    shares = np.asarray(class_frequencies, np.float64)
+    priors = logit(shares) if multi else np.log(shares / shares.sum())
     output = _dense(
         len(priors),
         head,
         dtype="float32",  # also under mixed precision: a float16 softmax underflows to exact zeros
         # Glorot's, at a small initial scale
         kernel_initializer=keras.initializers.VarianceScaling(0.03, "fan_avg", "uniform"),
-        bias_initializer=keras.initializers.Constant(np.log(priors).tolist()),
+        bias_initializer=keras.initializers.Constant(priors.tolist()),
         name="logits",
         **penalty,
     )

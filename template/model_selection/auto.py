@@ -13,6 +13,7 @@ import tensorflow as tf
 from ..config import Backbone, Config, Data, Head, Train
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
+from ..labels import count_classes, images_per_class, is_multi
 from ..model.at_hand import candidates
 from ..model.backbones import build_backbone, count_blocks, standardise
 from ..model.blocks import block_outputs, find_blocks, lowest_boundary
@@ -108,7 +109,9 @@ def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset],
     """
     labels = np.concatenate([part.labels for part in train])
     standardise_input(base, config, concatenate(train))
-    model = attach(base, config.backbone, config.head, np.bincount(labels))
+    counts, multi = images_per_class(labels, count_classes(labels)), is_multi(labels)
+    shares = (counts + 0.5) / (len(labels) + 1) if multi else counts  # of a label that every image has, not quite 1
+    model = attach(base, config.backbone, config.head, shares, multi=multi)
     if starts_from_probe(config):
         init_head_from_probe(model, base, config, train, cache)
     return model
@@ -214,7 +217,7 @@ def cross_validate(
     """A linear probe on at most `MAX_CV_IMAGES` training images, with its out-of-fold losses; and their groups."""
     sample = _subsample_classes(dataset, config.train.seed)
     features, widths = select_levels(probe_features(base, config, [sample], cache), config.head)
-    classes = int(sample.labels.max()) + 1
+    classes = count_classes(sample.labels)
     return _fit_once(features, sample.labels, classes, config.train.seed, widths, sample.groups, cache), sample.groups
 
 
@@ -276,7 +279,10 @@ def _replace(config: Config, section: str, name: str, value: object) -> Config:
 
 def _subsample_classes(dataset: ArrayDataset, seed: int) -> ArrayDataset:
     """Images of a dataset that decide, as many of each class where there are too many."""
-    classes = int(dataset.labels.max()) + 1
-    generator, most = np.random.default_rng(seed), max(5, MAX_CV_IMAGES // classes)
+    generator = np.random.default_rng(seed)
+    if is_multi(dataset.labels):
+        return subset(dataset, np.sort(generator.permutation(len(dataset))[:MAX_CV_IMAGES]))
+    classes = count_classes(dataset.labels)
+    most = max(5, MAX_CV_IMAGES // classes)
     chosen = [generator.permutation(np.flatnonzero(dataset.labels == label))[:most] for label in range(classes)]
     return subset(dataset, np.sort(np.concatenate(chosen)))

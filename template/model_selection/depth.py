@@ -17,6 +17,7 @@ from ..config import Config, Stage
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
+from ..labels import count_classes
 from ..model.backbones import count_blocks, resized
 from ..model.blocks import find_blocks
 from ..model.build import attach
@@ -194,7 +195,7 @@ def _probes(
 ) -> tuple[list[list[np.ndarray]], np.ndarray]:
     """Kernel and bias of a linear probe for each fold, and their out-of-fold logits [n, classes]."""
     features, widths = select_levels(probe_features(base, config, [train], cache), config.head)
-    classes, heads = int(train.labels.max()) + 1, []
+    classes, heads = count_classes(train.labels), []
     logits = np.empty((len(train), classes), np.float32)
     for inside, outside in divisions:
         groups = None if train.groups is None else train.groups[inside]

@@ -7,7 +7,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.special import softmax
 
 from .. import progress, runs
 from ..data.batches import inference_batches
@@ -16,7 +15,7 @@ from ..model.layers import DropBlock
 from .checkpoint import TrainState
 from .nonfinite import ADVICE, NonFiniteError
 from .optimizers import PlateauSchedule
-from .select import MONITORED, scores
+from .select import MONITORED, probability_of_labels, scores
 
 DYNAMICS_IMAGES = 32
 """Validation images whose predictions are kept epoch by epoch."""
@@ -158,7 +157,7 @@ class Validate(keras.callbacks.Callback):
         logits = self.logits(self.model)
         logs |= scores(logits, self.labels)
         few = evenly_spaced(len(logits), DYNAMICS_IMAGES)
-        probabilities = softmax(logits[few].astype(np.float64), axis=1)[np.arange(len(few)), self.labels[few]]
+        probabilities = probability_of_labels(logits[few], self.labels[few])
         self.state.prediction_dynamics.append(probabilities.round(4).tolist())
 
 

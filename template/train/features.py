@@ -49,7 +49,7 @@ def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def activations(network: Callable, dataset: ArrayDataset, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
     """Outputs of `inference` over one epoch of a dataset, batch by batch in order, float32 [batch, ...]."""
-    view = ArrayDataset(lambda _, rows: dataset.read(epoch, rows), dataset.labels)
+    view = ArrayDataset(lambda _, rows: dataset.read(epoch, rows), np.zeros(len(dataset), np.int64))  # no labels
     for inputs, _ in ordered_batches(view, 1, batch_size):
         yield network(inputs).numpy()
 

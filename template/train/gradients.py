@@ -11,6 +11,7 @@ from keras import layers, ops
 
 from .. import runs
 from ..data.dataset import ArrayDataset
+from ..labels import to_matrix
 
 VANISHING, EXPLODING, DEAD = 1e-4, 1000.0, 0.5
 """Thresholds of a warning: gradient norm of a block relative to the largest; gradient norm; fraction of dead ReLUs."""
@@ -56,7 +57,7 @@ class Gradients(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Measure, write, and warn."""
         images = tf.cast(self.inputs.read(epoch, np.arange(len(self.inputs))), tf.float32)
-        labels = tf.one_hot(self.inputs.labels, self.model.output_shape[-1])
+        labels = tf.constant(to_matrix(self.inputs.labels, self.model.output_shape[-1]))
         after = [variable.numpy() for variable in self.model.trainable_variables]
         moved = [new - old for new, old in zip(after, self.before, strict=True)]
         gradient, update, size = map(self._by_block, (gradients(self.model, images, labels), moved, self.before))

@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from .. import device, progress
-from .logistic import minimize
+from ..data.stratify import multilabel_folds
+from ..labels import is_multi, to_matrix
+from .logistic import minimize, sigmoid, softmax
 
 STRENGTHS = np.logspace(-4, 0.5, 10)
 """Inverse penalties C to choose from, for features centred and scaled to unit variance over all."""
@@ -35,9 +36,10 @@ class Probe:
         kernel: float32 [features, classes].
         bias: float32 [classes].
         strength: the inverse penalty that cross-validation chose.
-        losses: out-of-fold cross-entropy of each image, in nats, of the probabilities averaged over the views;
-            float64 [n], NaN if a class has a single image or group and none could be held out.
-        accuracy: out-of-fold, likewise.
+        losses: out-of-fold cross-entropy of each image, in nats, of the probabilities averaged over the views (of
+            several labels an image, the mean over the classes); float64 [n], NaN if a class has a single image or group
+            and none could be held out.
+        accuracy: out-of-fold, likewise; of several labels an image, the share whose labels are all right.
     """
 
     kernel: np.ndarray
@@ -56,12 +58,12 @@ def fit_probe(
     features: np.ndarray, labels: np.ndarray, classes: int, seed: int, widths: Sequence[int] | None = None,
     most_repeats: int = 5, groups: np.ndarray | None = None,
 ) -> Probe:  # fmt: skip
-    """Fit a multinomial logistic regression, with its L2 penalty chosen by stratified cross-validation.
+    """Fit a logistic regression, multinomial or of each label against the rest, its L2 penalty by cross-validation.
 
     Args:
         features: float32 [views, n, features], the first view being the images as they are. Folds are of images,
             so that no view of a held-out image is trained on.
-        labels: int64 [n]; every class occurs.
+        labels: int64 [n]; or uint8 [n, classes], where an image may have several. Every class occurs.
         classes: how many there are.
         seed: of the folds.
         widths: numbers of features that belong together, such as those of one block, with the sum of all. The penalty
@@ -98,7 +100,7 @@ def folds(
     Few images are divided several times: how they fall into folds then matters as much as what is compared.
 
     Args:
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, classes].
         classes: how many there are.
         seed: another number, other folds.
         most_repeats: how often, at most, all are divided; once for 1,000 images and more.
@@ -112,7 +114,10 @@ def folds(
     repeats = min(most_repeats, math.ceil(1000 / len(labels)))
     alone = groups is None or len(np.unique(groups)) == len(labels)
     held = np.arange(len(labels)) if alone else groups
-    most = min(most_folds, *(len(np.unique(held[labels == label])) for label in range(classes)))
+    has = to_matrix(labels, classes) > 0
+    most = min(most_folds, *(len(np.unique(held[has[:, label]])) for label in range(classes)))
+    if is_multi(labels):
+        return _multilabel_folds(labels, most, seed, repeats, None if alone else groups)
     if alone:
         divide = RepeatedStratifiedKFold(n_splits=most, n_repeats=repeats, random_state=seed) if most > 1 else None
         return list(divide.split(labels, labels)) if divide else []
@@ -124,18 +129,30 @@ def folds(
     return []
 
 
+def _multilabel_folds(
+    labels: np.ndarray, most: int, seed: int, repeats: int, groups: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    for number in range(most, 1, -1):
+        numbers = range(seed, seed + repeats)
+        divisions = [division for s in numbers for division in multilabel_folds(labels, number, s, groups)]
+        if all(labels[inside].any(axis=0).all() and len(outside) for inside, outside in divisions):
+            return divisions
+    return []
+
+
 class _Regression:
     """Logistic regressions on some of the images, which share the dot products of all.
 
     Args:
         features: float32 [views, n, features]. Each image counts once, however many views of it there are.
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, classes].
         classes: how many there are.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
         self.views, self.n, width = features.shape
         self.rows, self.labels, self.classes = features.reshape(-1, width), labels, classes
+        self.targets, self.link = to_matrix(labels, classes), sigmoid if is_multi(labels) else softmax
         self.products = self.rows @ self.rows.T if len(self.rows) < width else None
 
     def zeros(self, images: np.ndarray) -> np.ndarray:
@@ -155,15 +172,23 @@ class _Regression:
     def fit(self, images: np.ndarray, strength: float, start: np.ndarray, tolerance: float) -> np.ndarray:
         """The point, as of `minimize`, that is best for these images."""
         # Two columns of logits that are each other's negative have half the norm of their difference, squared.
-        penalty = float(self.views / strength * (2 if self.classes == 2 else 1))
-        return minimize(self._gram(images, images), np.tile(self.labels[images], self.views), penalty, start, tolerance)
+        penalty = float(self.views / strength * (2 if self.classes == 2 and self.link is softmax else 1))
+        targets = np.tile(self.targets[images], (self.views, 1))
+        return minimize(self._gram(images, images), targets, penalty, start, tolerance, self.link)
 
     def predict(self, point: np.ndarray, learned: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Probabilities [images, classes], float64 and above zero: the mean over the views, after `fit` on others."""
         logits = self._gram(images, learned)(point[:-1]) + point[-1].astype(np.float64)
-        each = np.clip(softmax(logits, axis=1), 1e-12, 1).reshape(self.views, len(images), -1)
-        mean = each.mean(axis=0)
-        return mean / mean.sum(axis=1, keepdims=True)
+        mean = np.clip(self.link(logits), 1e-12, 1).reshape(self.views, len(images), -1).mean(axis=0)
+        return mean if self.link is sigmoid else mean / mean.sum(axis=1, keepdims=True)
+
+    def judge(self, probabilities: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Loss of each of some images, and whether it is predicted correctly; float64 and bool [images]."""
+        has = self.targets[images] > 0
+        if self.link is softmax:
+            return -np.log(probabilities[has]), probabilities.argmax(axis=1) == self.labels[images]
+        losses = -np.log(np.where(has, probabilities, np.clip(1 - probabilities, 1e-12, 1)))
+        return losses.mean(axis=1), ((probabilities > 0.5) == has).all(axis=1)
 
     def kernel(self, point: np.ndarray) -> np.ndarray:
         """Of a point for all images, [features, classes]."""
@@ -205,8 +230,7 @@ def _cross_validate(
         with ThreadPoolExecutor(min(4, device.cores())) as pool:
             results = pool.map(out_of_fold, range(len(divisions)), itertools.repeat(STRENGTHS[number]))
             for (_, outside), p in zip(divisions, step.over(results), strict=True):
-                right = p[np.arange(len(outside)), labels[outside]]
-                sums[:, outside] += -np.log(right), p.argmax(axis=1) == labels[outside]
+                sums[:, outside] += regression.judge(p, outside)
         return tuple(sums * len(labels) / sum(len(outside) for _, outside in divisions))
 
     best = _lowest(lambda number: judge(number)[0].mean(), len(STRENGTHS))

@@ -47,14 +47,20 @@ def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | 
     return "\n".join([f"class weights ({name}, mean of 1; validation is not weighted):", *lines])
 
 
-def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[str] = ()) -> keras.losses.Loss:
-    """Loss of logits and one-hot (or mixed) labels that the settings ask for.
+def training_loss(
+    settings: Train, counts: Sequence[int], class_names: Sequence[str] = (), *, multi: bool = False
+) -> keras.losses.Loss:
+    """Loss of logits and one-hot, multi-hot or mixed labels that the settings ask for.
 
     Args:
         settings: `loss`, `label_smoothing`, `class_weights`, `logit_adjustment`.
         counts: training images of each class, >= 1.
         class_names: in their order; only needed where `class_weights` names classes.
+        multi: whether an image may have several labels; the loss is then the mean of the binary cross-entropies, and
+            nothing is weighted.
     """
+    if multi:
+        return keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
     if settings.loss == "cross_entropy" and settings.class_weights == "none" and not settings.logit_adjustment:
         return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
     return WeightedLoss(
@@ -63,6 +69,15 @@ def training_loss(settings: Train, counts: Sequence[int], class_names: Sequence[
         focus=FOCUS if settings.loss == "focal" else 0.0,
         label_smoothing=settings.label_smoothing,
     )
+
+
+def training_metrics(*, multi: bool) -> list[keras.metrics.Metric]:
+    """Accuracy and plain cross-entropy of logits in training; of several labels an image, over images and classes."""
+    if multi:
+        accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # of logits
+        return [accuracy, keras.metrics.BinaryCrossentropy(name="cross_entropy", from_logits=True)]
+    accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+    return [accuracy, keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True)]
 
 
 @keras.saving.register_keras_serializable("template")

@@ -13,13 +13,14 @@ from .. import progress
 from ..config import Stage, Train
 from ..data.batches import Mixing, pad_batches, shuffled_batches, shuffled_rows, steps
 from ..data.dataset import ArrayDataset
+from ..labels import images_per_class, is_multi
 from ..model.blocks import Blocks, boundary, freeze
 from ..model.layers import DropBlock
 from .batch_norm import trainable_norms, update_bn
 from .callbacks import Advance, DropBlockSchedule, ReduceLROnPlateau
 from .checkpoint import Arrays, Checkpoint, TrainState
 from .features import FeatureCache, cache_frozen
-from .losses import training_loss
+from .losses import training_loss, training_metrics
 from .nonfinite import TerminateOnNonFinite, first_bad_batch
 from .optimizers import apply_layer_decay, create_optimizer, create_schedule, plateau_schedule
 from .penalties import penalise
@@ -129,12 +130,16 @@ def compile_network(
     optimizer = create_optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
     if stage.layer_decay < 1:
         apply_layer_decay(optimizer, network, stage.layer_decay, context.blocks)
-    counts = np.bincount(train.labels, minlength=network.output_shape[-1])
-    compile_for(network, optimizer, training_loss(settings, counts, context.class_names))
+    counts, multi = images_per_class(train.labels, network.output_shape[-1]), is_multi(train.labels)
+    compile_for(network, optimizer, training_loss(settings, counts, context.class_names, multi=multi), multi=multi)
 
 
 def compile_for(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: keras.losses.Loss | None = None
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    loss: keras.losses.Loss | None = None,
+    *,
+    multi: bool = False,
 ) -> None:
     """Give the model a new optimizer, a loss, and the scores of training that are logged.
 
@@ -142,14 +147,12 @@ def compile_for(
         model: to train.
         optimizer: from `create_optimizer`.
         loss: of training only, from `training_loss`; cross-entropy if None. The scores stay plain.
+        multi: whether an image may have several labels.
     """
     model.compile(
         optimizer,
         loss=loss or keras.losses.CategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[  # padding of the last batch has weight 0
-            keras.metrics.CategoricalAccuracy(name="accuracy"),
-            keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy"),  # plain
-        ],
+        weighted_metrics=training_metrics(multi=multi),  # padding of the last batch has weight 0
     )
     model.optimizer.build(model.trainable_variables)  # in float16, compile has wrapped it to scale the loss
 

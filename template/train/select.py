@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 
 from ..evaluate.calibration import smoothed_losses, temperature
 from ..evaluate.classification import f1
 from ..evaluate.intervals import paired_z
+from ..labels import is_multi
 
 MONITORED = {"cross_entropy": "val_calibrated_cross_entropy", "accuracy": "val_accuracy", "macro_f1": "val_macro_f1"}
 """Column of the history that each value of `train.monitor` means."""
@@ -31,7 +32,8 @@ def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np
 
     Args:
         logits: float [n, classes].
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, classes] where an image may have several; then `cross_entropy` is the mean over
+            classes of the binary ones, and `accuracy` the share of images whose labels are all right.
         monitor: as in the settings. Macro F1 is no mean over images, so it is linearised: every image gets the mean
             plus its influence, whose sum is zero (the delta method).
 
@@ -43,6 +45,8 @@ def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np
         return np.full(len(labels), np.nan)
     if monitor == "cross_entropy":
         return smoothed_losses(logits, labels, temperature=temperature(logits, labels, prior_std=np.inf))
+    if is_multi(labels):
+        return _multilabel_losses(logits > 0, labels > 0, monitor)
     predicted = logits.argmax(axis=1)
     if monitor == "accuracy":
         return (predicted != labels).astype(float)
@@ -56,12 +60,22 @@ def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np
     return 1 - (score.sum() + len(labels) * influence) / defined.sum()
 
 
+def _multilabel_losses(predicted: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
+    """`per_image_losses` of yes or no for each class, bool [n, classes]: accuracy or macro F1."""
+    if monitor == "accuracy":
+        return (predicted != labels).any(axis=1).astype(float)
+    both = np.maximum(predicted.sum(axis=0) + labels.sum(axis=0), 1)
+    score = 2 * (predicted & labels).sum(axis=0) / both
+    influence = (2 * (predicted & labels) - score * (predicted.astype(float) + labels)) / both
+    return 1 - score.mean() - len(labels) * influence.mean(axis=1)
+
+
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores of validation logits by column of the history: all NaN if a logit is not finite.
 
     Args:
         logits: float [n, classes].
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, classes].
 
     Returns:
         `val_accuracy` and `val_macro_f1` in [0, 1]; `val_cross_entropy`, of the logits as they are, and
@@ -76,6 +90,14 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "val_calibrated_cross_entropy": mean["cross_entropy"],
         "val_macro_f1": 1 - mean["macro_f1"],
     }
+
+
+def probability_of_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of the label of each image; where it may have several, the mean over the classes of the right answer's: [n]."""
+    logits = np.asarray(logits, np.float64)
+    if is_multi(labels):
+        return expit(np.where(labels, logits, -logits)).mean(axis=1)
+    return np.exp(-_cross_entropies(logits, labels))
 
 
 @dataclass(frozen=True)
@@ -148,4 +170,6 @@ def interpolate(before: Sequence[np.ndarray], after: Sequence[np.ndarray], alpha
 
 
 def _cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if is_multi(labels):
+        return (np.logaddexp(0, logits) - labels * logits).mean(axis=1)
     return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]

@@ -13,6 +13,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
+from ...labels import images_per_class, is_multi
 from ..examples import Examples
 from ..sources.names import part_of
 from .duplicates import LOW_CONTRAST, exact_duplicates, near_duplicates
@@ -71,7 +72,7 @@ def _assumed(_: Examples, facts: Facts) -> Iterator[Finding]:
 
 
 def _class_sizes(examples: Examples, facts: Facts) -> Iterator[Finding]:
-    counts = np.bincount(examples.labels[facts.readable], minlength=len(examples.class_names))
+    counts = images_per_class(examples.labels[facts.readable], len(examples.class_names))
     names = examples.class_names
     table = ", ".join(f"{name!r} {count}" for name, count in zip(names, counts, strict=True))
     yield Finding("classes", "info", f"{len(names)} classes, {facts.readable.sum()} images: {table}")
@@ -95,6 +96,8 @@ def _class_sizes(examples: Examples, facts: Facts) -> Iterator[Finding]:
 def _shortcuts(examples: Examples, facts: Facts) -> Iterator[Finding]:
     """Can the class be predicted from what has nothing to do with it? By a small decision tree, cross-validated."""
     good, labels = facts.readable, examples.labels[facts.readable]
+    if is_multi(labels):  # which has no majority to be compared with
+        return
     counts = np.bincount(labels)
     if (counts > 0).sum() < 2 or counts[counts > 0].min() < 5:
         return

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.fft import dctn
 
+from ...labels import texts
 from ..examples import Examples
 from .facts import THUMBNAIL, Facts
 from .findings import Finding
@@ -109,8 +110,8 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
 
 def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str, forms: str = "") -> Iterator[Finding]:
     """Groups of duplicates: with different labels, across parts, or only repeated."""
-    labels, parts = examples.labels, examples.parts
-    contradicting = [g for g in groups if len({int(labels[row]) for row in g}) > 1]
+    labels, parts = texts(examples.labels, examples.class_names), examples.parts
+    contradicting = [g for g in groups if len({labels[row] for row in g}) > 1]
     across = [g for g in groups if g not in contradicting and len({str(parts[row]) for row in g}) > 1]
     only = [g for g in groups if g not in contradicting and g not in across]
     if contradicting:

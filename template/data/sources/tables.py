@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...runs import legible
+from .indicators import gather_labels
 from .names import DataError, Entry, is_missing, normalize, part_of, tidy
 from .paths import locate
 
@@ -58,11 +59,15 @@ Row = tuple[int, dict[str, str]]
 """Line in the file, and its cells by meaning."""
 
 
-def read_table(file: Path) -> tuple[list[Entry], list[tuple[str, str]], bool]:
+def read_table(file: Path, *, multi: bool = False) -> tuple[list[Entry], list[tuple[str, str]], bool]:
     """Columns of path and label, and perhaps of split and group, by any of their `MEANINGS`.
 
     Paths are relative to the table's folder. What is not in the plain form is printed: the delimiter,
     the encoding, the columns, paths that are relative to another folder.
+
+    Args:
+        file: the table.
+        multi: whether an image may have no label or several, in one cell or in a column for each class with 0 and 1.
 
     Returns:
         The images, in the order of the rows; nothing that was skipped; and whether there is a column of groups.
@@ -70,12 +75,14 @@ def read_table(file: Path) -> tuple[list[Entry], list[tuple[str, str]], bool]:
     Raises:
         DataError: if it cannot be read or a row is not complete, with the line and what to do.
     """
-    header, lines = _cells(file)
+    header, lines = _cells(file, {"path"} if multi else {"path", "label"})
+    if multi and "label" not in map(_meaning, header):
+        header, lines = gather_labels(file, header, lines, {name for name in header if _meaning(name)})
     columns = _recognised(file, header, lines)
     rows = list(_rows(file, header, columns, lines))
     if not rows:
         raise DataError(f"{str(file)!r} has no rows below its header.")
-    _refuse_incomplete(file, rows)
+    _refuse_incomplete(file, rows, multi)
     images = locate(file, [(row["path"], row["label"]) for _, row in rows])
     if nobody := sum(is_missing(row.get("group", "")) for _, row in rows):
         print(f"{str(file)!r}: {nobody} rows have no group (a missing value)")
@@ -91,7 +98,7 @@ def _group(cell: str) -> str:
     return "" if is_missing(cell) else normalize(cell)
 
 
-def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _cells(file: Path, needed: set[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and (line, cells) of each row that is not blank."""
     text, first = _text(file), 1
     delimiter = None
@@ -104,7 +111,7 @@ def _cells(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         except csv.Error as error:
             raise DataError(f"{str(file)!r} cannot be read as CSV: {error}") from error
         headers.append(table[0][1] if table else [])
-        if {"path", "label"} <= {_meaning(name) for name in headers[-1]}:
+        if needed <= {_meaning(name) for name in headers[-1]}:
             break
     else:
         raise DataError(
@@ -262,11 +269,15 @@ def _path(cell: str) -> str:
     return re.sub("^[\\s\u200b\u200e\u200f\ufeff]+|[\\s\u200b\u200e\u200f\ufeff]+$", "", cell)
 
 
-def _refuse_incomplete(file: Path, rows: Sequence[Row]) -> None:
-    """Every row has a path and a label that is one, and a part or none."""
+def _refuse_incomplete(file: Path, rows: Sequence[Row], multi: bool) -> None:
+    """Every row has a path and a label that is one (of several labels, there may be none), and a part or none."""
+
+    def incomplete(row: dict[str, str]) -> bool:
+        return not row.get("path") or not (multi or tidy(row.get("label", "")))
+
     for line, row in rows:
-        if not row.get("path") or not tidy(row.get("label", "")):
-            more = sum(not other.get("path") or not tidy(other.get("label", "")) for _, other in rows) - 1
+        if incomplete(row):
+            more = sum(incomplete(other) for _, other in rows) - 1
             raise DataError(
                 f"{str(file)!r} line {line}: path and label must both be given"
                 + (f" (so in {more} other lines)" if more else "")
