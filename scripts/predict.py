@@ -61,12 +61,8 @@ def main() -> None:
         classes, answers = _classify(arguments, files, lambda file, note: notes.append((str(file), note)))
     except DataError as error:
         sys.exit(str(error))
-    k = max(1, min(arguments.top_k, len(classes)))
-    decided = _decided(arguments.run)
-    levels = thresholds_of(decided, classes) if decided.get("labels") == "multi" else None
-    several, named = [] if levels is None else ["labels"], ["answer", "answer_probability"] * ("levels" in decided)
-    ranked = [f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")]
-    header = ["path", *several, *ranked, *named, "novelty", "problem"]
+    columns, cells = _columns(classes, _decided(arguments.run), max(1, min(arguments.top_k, len(classes))))
+    header = ["path", *columns, "novelty", "problem"]
     rows, bad, strange = [header], 0, []
     for file, result in answers:
         if isinstance(result, Exception):
@@ -74,12 +70,7 @@ def main() -> None:
             rows.append([_cell(str(file)), *[""] * (len(header) - 2), _cell(str(result))])
             continue
         probabilities, novelty = result
-        best = np.argsort(-probabilities, kind="stable")[:k]
-        cells = [cell for i in best for cell in (_cell(classes[i]), f"{probabilities[i]:.6f}")]
-        cells += _answer(probabilities, classes, decided) if named else []
-        if levels is not None:
-            cells = [_cell(";".join(classes[i] for i in np.flatnonzero(probabilities >= levels))), *cells]
-        rows.append([_cell(str(file)), *cells, "" if np.isnan(novelty) else f"{novelty:.3f}", ""])
+        rows.append([_cell(str(file)), *cells(probabilities), "" if np.isnan(novelty) else f"{novelty:.3f}", ""])
         strange += [file] * (novelty > 1)
     if arguments.out:
         with runs.replacing(arguments.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
@@ -98,6 +89,24 @@ def _decided(run: Path) -> dict[str, Any]:
     """The run's calibration; of a run from before there was any, none: as the network says."""
     file = run / "calibration.json"
     return runs.read_json(file) if file.exists() else {}
+
+
+def _columns(
+    classes: Sequence[str], decided: dict[str, Any], k: int
+) -> tuple[list[str], Callable[[np.ndarray], list[str]]]:
+    """Names of the columns about classes, and what stands in them, from the probabilities [classes] of an image."""
+    several, tree = decided.get("labels") == "multi", "levels" in decided
+    levels = thresholds_of(decided, classes) if several else None
+    ranked = [f"{what}_{i + 1}" for i in range(k) for what in ("class", "probability")]
+
+    def cells(probabilities: np.ndarray) -> list[str]:
+        best = np.argsort(-probabilities, kind="stable")[:k]
+        found = [cell for i in best for cell in (_cell(classes[i]), f"{probabilities[i]:.6f}")]
+        if levels is not None:
+            return [_cell(";".join(classes[i] for i in np.flatnonzero(probabilities >= levels))), *found]
+        return found + (_answer(probabilities, classes, decided) if tree else [])
+
+    return ["labels"] * several + ranked + ["answer", "answer_probability"] * tree, cells
 
 
 def _answer(probabilities: np.ndarray, classes: Sequence[str], decided: dict[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def table(folder, text: str):
     ids=["semicolons", "bars", "a column a class", "words, and semicolons between the columns", "a row a label"],
 )
 def test_labels_are_read_from_every_form_of_table(tmp_path, text):
-    found = load_examples(str(table(tmp_path, text)), "multi")
+    found = load_examples(str(table(tmp_path, text)), labels="multi")
     assert found.class_names == ("cat", "dog") and found.ids.tolist() == ["a.png", "b.png", "c.png", "d.png"]
     assert found.labels.tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]]
 
@@ -75,16 +75,16 @@ def test_classes_that_look_like_several_labels_are_pointed_out(tmp_path, capsys)
 
 def test_a_folder_cannot_say_several_labels(tmp_path):
     with pytest.raises(DataError, match=r"expected a CSV file .* 0 and 1"):
-        load_examples(str(tmp_path), "multi")
+        load_examples(str(tmp_path), labels="multi")
 
 
 def test_a_table_without_labels_is_refused(tmp_path):
     with pytest.raises(DataError, match="a column for each class"):
-        load_examples(str(table(tmp_path, "path,width\na.png,640\nb.png,480\n")), "multi")
+        load_examples(str(table(tmp_path, "path,width\na.png,640\nb.png,480\n")), labels="multi")
 
 
 def test_labels_are_indices_into_another_list_of_classes(tmp_path):
-    found = load_examples(str(table(tmp_path, "path,label\na.png,cat;dog\nb.png,dog\n")), "multi")
+    found = load_examples(str(table(tmp_path, "path,label\na.png,cat;dog\nb.png,dog\n")), labels="multi")
     assert found.with_classes(["ant", "Dog", "cat"]).labels.tolist() == [[0, 1, 1], [0, 1, 0]]
 
 

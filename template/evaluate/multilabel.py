@@ -102,8 +102,8 @@ def calibrate(val: Predictions, measured: Predictions, precision: float | None =
         precision: as in `choose_thresholds`.
 
     Returns:
-        `labels`: "multi"; `temperature`, `reject` (null: each label has a threshold of its own), and `thresholds`: by class the decision
-        threshold, and `precision` and `recall` of the measured images there.
+        `labels`: "multi"; `temperature`; `reject` (null: each label has a threshold of its own); and `thresholds`: by
+        class the decision threshold, and `precision` and `recall` of the measured images there.
     """
     found = clear_temperature(val)
     levels, probabilities = choose_thresholds(val.scaled(found), precision), measured.scaled(found).probabilities
