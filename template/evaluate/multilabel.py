@@ -13,6 +13,8 @@ from .intervals import bootstrap_weights, number_parts, percent_parts, percentil
 from .predictions import Predictions
 from .ranking import multilabel_ranking_scores
 
+REJECT = ("target", "confidence", "coverage", "accuracy")
+"""What `calibration.calibrate` says of answers that are withheld; here each label has a threshold of its own."""
 LEVEL = 0.5
 """The threshold of a label that no validation image has."""
 TITLES = {
@@ -102,7 +104,7 @@ def calibrate(val: Predictions, measured: Predictions, precision: float | None =
         precision: as in `choose_thresholds`.
 
     Returns:
-        `labels`: "multi"; `temperature`; `reject` (null: each label has a threshold of its own); and `thresholds`: by
+        `labels`: "multi"; `temperature`; `reject` (nulls: each label has a threshold of its own); and `thresholds`: by
         class the decision threshold, and `precision` and `recall` of the measured images there.
     """
     found = clear_temperature(val)
@@ -111,7 +113,7 @@ def calibrate(val: Predictions, measured: Predictions, precision: float | None =
     for label, name in enumerate(val.class_names):
         has, says = measured.labels[:, label] > 0, probabilities[:, label] >= levels[label]
         table[name] = {"threshold": float(levels[label]), **_answers(has, says, measured.groups)}
-    return {"labels": "multi", "temperature": found, "reject": None, "thresholds": table}
+    return {"labels": "multi", "temperature": found, "reject": dict.fromkeys(REJECT), "thresholds": table}
 
 
 def most_confident_errors(predictions: Predictions, thresholds: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

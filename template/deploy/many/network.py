@@ -80,6 +80,10 @@ def pack_run(run: Path, runtime: Literal["auto", "onnx", "keras"] = "auto", prec
         decided = runs.read_json(calibration)
         files = {name: (run / name).read_bytes() for name in KERAS}
         own = list(files.values())
+    if decided.get("labels") == "multi":
+        raise DataError(
+            "predict_many.py is for images of one class each, and those of this run may have several labels."
+        )
     if (run / NOVELTY).is_file():
         files[NOVELTY] = (run / NOVELTY).read_bytes()
         own.append(files[NOVELTY])
