@@ -1,6 +1,7 @@
 """Several labels an image: tables, parts, the probe, scores that equal scikit-learn's, and the scripts."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -280,8 +281,9 @@ def test_a_run_says_reports_and_keeps_what_several_labels_need(run):
 def test_predict_names_all_labels_above_their_thresholds(run):
     folder, file, _ = run
     thresholds = json.loads((folder / "calibration.json").read_text())["thresholds"]
-    code, said = call("predict", "--run", folder, "--top-k", 10, file.parent / "0000.png", file.parent / "0001.png")
-    assert code == 0, said
+    images, progress = [file.parent / "0000.png", file.parent / "0001.png"], io.StringIO()
+    code, said = call("predict", "--run", folder, "--top-k", 10, *images, errors=progress)
+    assert code == 0, progress.getvalue()
     for row in csv.DictReader(said.splitlines()):
         probabilities = {row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in range(1, 11)}
         expected = [name for name in sorted(probabilities) if probabilities[name] >= thresholds[name]["threshold"]]
