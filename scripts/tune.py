@@ -35,14 +35,16 @@ def main() -> None:
         runs.import_tensorflow()
         from template import recipe
         from template.search import outcome, tune
+        from template.train.distribute import on_devices
 
         try:
             study = tune.open_study(known.storage or str(folder / "journal.log"), known.name)
-            with progress.without_messages(known.quiet):
-                found = tune.open_search(config, space, study, (known.folds, known.repeats), folder)
-                print(f"to search with another process at the same time: {resume}", flush=True)
-                tune.search(found, known.seconds, known.trials)
-            result = outcome.conclude(found)
+            with on_devices(config.train):
+                with progress.without_messages(known.quiet):
+                    found = tune.open_search(config, space, study, (known.folds, known.repeats), folder)
+                    print(f"to search with another process at the same time: {resume}", flush=True)
+                    tune.search(found, known.seconds, known.trials)
+                result = outcome.conclude(found)
         except recipe.ERRORS as error:
             sys.exit(f"\n{error}\n(what the study has found is kept; to go on: {resume})")
     if result:

@@ -300,6 +300,10 @@ class Stage:
 class Train:
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Images per batch, which is a step, unless gradients are accumulated."""
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = 1
+    """How many GPUs of this machine share each batch, `auto` for all. A batch, its loss and the predictions stay what
+    they are with one; each device has batch_size / devices images at once, so raise batch_size for all to have enough
+    to do. Not run on GPUs yet: docs/craft.md."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=256)] = 1
     """Average the gradients of this many batches before each step: what a batch so many times as large would do, in
     the memory of one. At most the batches of an epoch; they are counted on from epoch to epoch, and what is left at
@@ -640,7 +644,7 @@ def hub_folder(name: str) -> str | None:
 
 MAY_CHANGE = (
     "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
-    "train.checkpoint_seconds", "train.track",
+    "train.checkpoint_seconds", "train.track", "train.devices",
     "tta.hflip", "tta.full_image", "evaluate.target_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the

@@ -20,7 +20,12 @@ from .train.losses import weight_table
 
 def print_device(config: Config) -> None:
     """What computes, and what is odd about that or about how images will be seen."""
-    print(f"device: {device.summary(device.describe(config.train.precision))}")
+    found = device.describe(config.train.precision)
+    print(f"device: {device.summary(found)}")
+    if len(found["gpus"]) > 1 and config.train.devices == 1:
+        print(
+            f"one of {len(found['gpus'])} GPUs is used; --train.devices=auto shares the work among all (docs/craft.md)"
+        )
     if warning := device.unused_gpu():
         print(f"warning: {warning}", file=sys.stderr)
     if suggest.uses_hflip(config) and not config.augment.flips:

@@ -45,6 +45,7 @@ from .model_selection.backbone import choose_backbone
 from .model_selection.depth import choose_stages
 from .publish import TrainedRun, publish
 from .train.checkpoint import TrainState
+from .train.distribute import on_devices
 from .train.features import FeatureCache, from_boundary
 from .train.nonfinite import NonFiniteError
 from .train.one_stage import TrainContext, assign
@@ -76,7 +77,7 @@ def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
     tracked = config.train.track == "mlflow"
     if tracked:
         tracking.require()
-    with writing(config, folder):
+    with writing(config, folder), on_devices(config.train):
         metrics = _run(config, folder, clock or runs.Timer())
     if tracked:
         tracking.log(read(folder))

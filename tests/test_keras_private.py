@@ -10,6 +10,7 @@ import pytest
 import template
 from template.train.keras_private import (
     average_after_steps,
+    clip_after_sum,
     has_weight_decay,
     schedule_of,
     set_weight_decay_filter,
@@ -53,6 +54,20 @@ def test_the_average_moves_once_a_step_and_by_itself_with_every_batch(ours, expe
     assert float(weight[0]) == pytest.approx(0.7)
     optimizer.finalize_variable_values(one)
     assert float(weight[0]) == pytest.approx(expected)
+
+
+def test_on_one_device_the_sum_is_clipped_as_ever():
+    """What it does with two is in test_distribute.py."""
+    moved = []
+    for change in (lambda optimizer: None, clip_after_sum):
+        one = variables((2, 2), (2,))
+        optimizer = keras.optimizers.SGD(1.0, global_clipnorm=0.5)
+        change(optimizer)
+        optimizer.build(one)
+        step(optimizer, 3.0, one)
+        moved.append(np.concatenate([1 - np.ravel(v) for v in one]))
+    np.testing.assert_array_equal(*moved)
+    assert np.linalg.norm(moved[0]) == pytest.approx(0.5)
 
 
 def test_a_variable_is_known_by_its_number():

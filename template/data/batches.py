@@ -59,9 +59,10 @@ def shuffled_batches(
 def pad_batches(batches: tf.data.Dataset, images: int, batch_size: int) -> tf.data.Dataset:
     """`shuffled_batches`, smaller ones padded with their last image at sample weight 0: (inputs, labels, weights).
 
-    XLA compiles a network once for every batch size. The weights of the other images make up for it: loss and gradient
-    are those of the smaller batch up to rounding. (Batch normalisation in training counts that image twice.) If all
-    batches have one size already, they are returned as they are.
+    XLA compiles a network once for every batch size, and devices that share a batch must have equal parts of it. The
+    weights of the other images make up for it: loss and gradient are those of the smaller batch up to rounding. (Batch
+    normalisation in training counts that image twice.) If all batches have such a size already, they are returned as
+    they are.
 
     Args:
         batches: of (inputs, labels), of sizes that differ by at most one.
@@ -69,7 +70,7 @@ def pad_batches(batches: tf.data.Dataset, images: int, batch_size: int) -> tf.da
         batch_size: largest, as given to `shuffled_batches`.
     """
     count = math.ceil(images / batch_size)
-    size = math.ceil(images / count)
+    size = share_evenly(math.ceil(images / count))
     if images == count * size:
         return batches
 
@@ -177,12 +178,25 @@ def inference_batches(dataset: ArrayDataset, batch_size: int) -> tf.data.Dataset
     there are batches, as the size is the smallest that will do.
     """
     n, count = len(dataset), steps(dataset, batch_size)
-    size = math.ceil(n / max(1, count))
+    size = share_evenly(math.ceil(n / max(1, count)))
 
     def batch(dataset: ArrayDataset, step: int) -> tuple[np.ndarray]:
         return (dataset.read(0, np.minimum(np.arange(step * size, (step + 1) * size), n - 1)),)
 
     return _batches(dataset, batch, range(count))
+
+
+def replicas() -> int:
+    """Devices that share each batch: 1 outside of a `tf.distribute` strategy."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def share_evenly(size: int) -> int:
+    """The smallest size of a batch, not below this one, of which all devices have equal parts.
+
+    Of unequal ones Keras takes the mean of their means, in which the images of a smaller part count more.
+    """
+    return math.ceil(size / replicas()) * replicas()
 
 
 def steps(dataset: ArrayDataset, batch_size: int) -> int:

@@ -24,6 +24,7 @@ from ..evaluate.calibration import clear_temperature
 from ..evaluate.cross_validation import publish
 from ..evaluate.predictions import Predictions, pool
 from ..model_selection.auto import without_auto
+from ..train.distribute import on_devices
 from ..train.features import FeatureCache
 from ..train.linear_probe import folds as divide_rows
 
@@ -45,7 +46,7 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
     Raises:
         Exception: as `recipe.run`.
     """
-    with recipe.writing(config, folder):
+    with recipe.writing(config, folder), on_devices(config.train):
         messages.print_device(config)
         cache = FeatureCache.of(config, clock)
         with clock("decode"):

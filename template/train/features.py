@@ -20,6 +20,7 @@ from ..data.array_file import ArrayFile, Selection
 from ..data.batches import ordered_batches
 from ..data.cache import Cache
 from ..data.dataset import ArrayDataset, concatenate
+from .distribute import on_all
 from .linear_probe import Probe
 from .nonfinite import NonFiniteError
 
@@ -102,7 +103,7 @@ class FeatureCache:
         most = float(np.finfo(dtype).max)
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
-            function, notes["clipped"] = inference(network), [0, 0]
+            function, notes["clipped"] = on_all(inference(network)), [0, 0]
             with self.clock("features", shape[0]) as step:
                 for epoch in epochs:
                     for number, batch in enumerate(activations(function, dataset, epoch, self.batch_size)):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from .. import runs
+from ..data.batches import replicas
 from ..data.dataset import ArrayDataset
 from ..labels import to_matrix
 
@@ -104,13 +105,19 @@ def gradients(network: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> lis
     """
     before = [variable.numpy() for variable in network.non_trainable_variables]
     scale = network.optimizer.scale_loss(1.0)  # float16 would round small gradients of the plain loss to zero
-    with tf.GradientTape() as tape:
-        logits = network(images, training=True)
-        loss = network.compute_loss(x=images, y=labels, y_pred=logits, training=True) * scale
-    found = tape.gradient(loss, [v.value for v in network.trainable_variables], unconnected_gradients="zero")
+    shares, strategy = replicas(), tf.distribute.get_strategy()
+
+    def measure() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            logits = network(images, training=True)
+            loss = network.compute_loss(x=images, y=labels, y_pred=logits, training=True) * scale
+        return tape.gradient(loss, [v.value for v in network.trainable_variables], unconnected_gradients="zero")
+
+    # With several devices all measure the same, which Keras takes for a part of the batch.
+    found = measure() if shares == 1 else [strategy.experimental_local_results(g)[0] for g in strategy.run(measure)]
     for variable, value in zip(network.non_trainable_variables, before, strict=True):
         variable.assign(value)
-    return [tf.convert_to_tensor(gradient).numpy() / float(scale) for gradient in found]
+    return [shares * tf.convert_to_tensor(gradient).numpy() / float(scale) for gradient in found]
 
 
 def dead_relus(network: keras.Model, titles: Mapping[str, str]) -> Callable[[tf.Tensor], dict[str, float]]:

@@ -46,6 +46,19 @@ def average_after_steps(optimizer: keras.optimizers.Optimizer, batches: int) -> 
     optimizer._update_model_variables_moving_average = after_a_step
 
 
+def clip_after_sum(optimizer: keras.optimizers.Optimizer) -> None:
+    """Clip the gradient of the whole batch, and not the parts of it that several devices have.
+
+    Under `tf.distribute` Keras clips each part and then adds them.
+
+    Args:
+        optimizer: changed in place.
+    """
+    clip, add_up = optimizer._clip_gradients, optimizer._all_reduce_sum_gradients
+    optimizer._clip_gradients = lambda gradients: clip([g for g, _ in add_up([(g, None) for g in gradients])])
+    optimizer._all_reduce_sum_gradients = lambda pairs: pairs
+
+
 def variable_index(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> int:
     """Number of a variable among those that the optimizer was built for, as `update_step` needs it."""
     return optimizer._get_variable_index(variable)

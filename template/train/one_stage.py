@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from .. import progress
 from ..config import Stage, Train
-from ..data.batches import Mixing, pad_batches, shuffled_batches, shuffled_rows, steps
+from ..data.batches import Mixing, pad_batches, replicas, shuffled_batches, shuffled_rows, steps
 from ..data.dataset import ArrayDataset
 from ..labels import images_per_class, is_multi
 from ..model.blocks import Blocks, boundary, freeze
@@ -264,9 +264,12 @@ def _schedule_callbacks(compiled: CompiledStage, state: TrainState) -> list[kera
 
 
 def _batches(compiled: CompiledStage, mixing: Mixing, epochs: range) -> tf.data.Dataset:
-    """Training batches of these epochs; all of one size where XLA would compile the network for each."""
+    """Training batches of these epochs; all of one size where XLA would compile the network for each, or devices share
+    them.
+    """
     batches, size = _in_order(compiled, mixing, epochs), compiled.context.settings.batch_size
-    return pad_batches(batches, len(compiled.train), size) if compiled.network.jit_compile else batches
+    equal = compiled.network.jit_compile or replicas() > 1
+    return pad_batches(batches, len(compiled.train), size) if equal else batches
 
 
 def _in_order(compiled: CompiledStage, mixing: Mixing | None, epochs: range) -> tf.data.Dataset:

@@ -7,8 +7,16 @@ from keras import ops
 from keras.optimizers import schedules
 
 from ..config import Stage
+from ..data.batches import replicas
 from ..model.blocks import Blocks
-from .keras_private import average_after_steps, has_weight_decay, schedule_of, set_weight_decay_filter, variable_index
+from .keras_private import (
+    average_after_steps,
+    clip_after_sum,
+    has_weight_decay,
+    schedule_of,
+    set_weight_decay_filter,
+    variable_index,
+)
 
 EMA_MOMENTUM = 0.97
 """Per step: an average over about the last thirty, of the hundred or two that a stage on small data has."""
@@ -131,6 +139,8 @@ def create_optimizer(
     set_weight_decay_filter(optimizer, lambda variable: len(variable.shape) > 1)  # kernels
     if averaged and accumulate > 1:
         average_after_steps(optimizer, accumulate)
+    if stage.clipnorm and replicas() > 1:
+        clip_after_sum(optimizer)
     return optimizer
 
 
