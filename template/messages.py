@@ -15,6 +15,7 @@ from .data.audit.findings import to_json
 from .data.examples import PARTS, Examples
 from .data.lineage import warm_start_leaks
 from .evaluate.tree import describe
+from .labels import is_multi
 from .train.losses import weight_table
 
 
@@ -63,7 +64,7 @@ def print_found(config: Config, examples: Examples, folder: Path) -> None:
     sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
     left_out = len(examples.skipped)
     print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
-    for line in describe(examples.class_names):
+    for line in () if is_multi(examples.labels) else describe(examples.class_names):
         print(line)
     for name, reason in examples.skipped[:10]:
         print(f"  skipped {name!r}: {reason}", file=sys.stderr)
