@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -692,6 +693,29 @@ def test_the_limit_of_pixels_itself_is_allowed():
     load(png(noise(10, 11)), data)
     with pytest.raises(BadImageError, match="121 pixels is more than 0.00011 megapixels"):
         load(png(noise(11, 11)), data)
+
+
+def test_each_image_has_its_own_limit_while_others_are_opened(monkeypatch):
+    """Pillow's is that of the process; the runs of a server have several."""
+    whole, opened, others = png(noise(40, 50)), Image.open, []
+
+    def open_slowly(*file, **how):
+        if not others:  # while the first is opened, another begins, whose limit is lower
+            others.append(threading.Thread(target=lambda: read_image_of(100)))
+            others[0].start()
+            others[0].join(0.3)
+        return opened(*file, **how)
+
+    def read_image_of(pixels):
+        with pytest.raises(BadImageError, match="2,000 pixels is more than 0.0001 megapixels"):
+            load(whole, Data(image_size=16, max_megapixels=pixels / 1e6))
+        refused.append(pixels)
+
+    refused, before = [], Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "open", open_slowly)
+    assert load(whole, Data(image_size=16, max_megapixels=0.002))[0].shape == (16, 16, 3)
+    others[0].join(10)
+    assert refused == [100] and before == Image.MAX_IMAGE_PIXELS
 
 
 def test_files_that_cannot_be_read_have_a_reason(tmp_path):

@@ -6,7 +6,6 @@ by what the most demanding of them needs (`bits_of_set`, which a run settles onc
 too), unless the images evidently come from several devices.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -14,8 +13,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .read import ImageSource, decode_image, memory_lock, open_image, read
-from .reasons import FORMATS, BadImageError, declared_bits
+from .read import ImageSource, decode_image, memory_lock, open_image, open_within, read
+from .reasons import BadImageError, declared_bits
 
 Bits = int | Literal["auto"]
 """`data.bits`: how many of 16 bits all images of a data set use, or `auto` for each on its own."""
@@ -156,7 +155,7 @@ def _low_bytes(contents: bytes, page: int, raw: str) -> np.ndarray:
     """
     big = raw.endswith("B") or (raw.endswith("N") and sys.byteorder == "big")
     other = "RGBA" if raw == "LA;16B" else raw[:-1] + ("L" if big else "B")
-    again = Image.open(io.BytesIO(contents), formats=FORMATS)
+    again = open_within(contents, None)
     if page:
         again.seek(page)
     again.tile = [

@@ -40,7 +40,7 @@ MAX_PIXELS_PER_BYTE = 2000
 LARGE = 50_000_000
 """Pixels beyond which images are decoded one at a time, and made smaller before anything else."""
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time, _one_opens = threading.Lock(), threading.Lock()
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # nameless, of damaged tags; what matters becomes a reason or a note
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -135,12 +135,29 @@ def is_large(image: Image.Image) -> bool:
     return image.width * image.height > LARGE
 
 
+def open_within(contents: bytes, megapixels: float | None) -> Image.Image:
+    """Pillow's `open`, with a limit that holds for this image alone.
+
+    Pillow has one for the whole process, and a server has runs with others: nobody opens meanwhile, and it is as before
+    afterwards. It refuses twice its limit, before the memory that some formats take when they are opened.
+
+    Args:
+        contents: of a file.
+        megapixels: None for one that is known to be within its limit.
+    """
+    with _one_opens:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None if megapixels is None else int(megapixels * 500_000)
+        try:
+            return Image.open(io.BytesIO(contents), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def _open(contents: bytes, megapixels: float) -> Image.Image:
-    """Read the header."""
-    # Pillow refuses twice its limit: some formats take memory when they are opened. Ours, with a setting, comes next.
-    Image.MAX_IMAGE_PIXELS = int(megapixels * 500_000)
+    """Read the header. Our own limit, which a setting raises, comes next."""
     try:
-        image = Image.open(io.BytesIO(contents), formats=FORMATS)
+        image = open_within(contents, megapixels)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"(\d+) pixels", str(error))
         raise TooLargeError(f"{int(pixels[1]):,} pixels" if pixels else "it", megapixels) from None
