@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from template import runs, system
+from template import device, runs, system
 from template.data.sources.names import DataError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ GRACE = 8
 def main() -> None:
     """Parse, load, serve."""
     runs.any_terminal()
+    device.give_back_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = "folder of a finished run; several are known by the names of their folders, the first answers by default"
     parser.add_argument("--run", type=Path, nargs="+", required=True, help=words)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import ctypes
 import math
 import os
 import re
@@ -14,6 +15,9 @@ from typing import Any
 
 CGROUPS, PROC, DEV = Path("/sys/fs/cgroup"), Path("/proc"), Path("/dev")
 INSTALL = 'pip install -c constraints.txt -e ".[gpu]"'
+_M_MMAP_THRESHOLD = -3
+"""glibc's mallopt(3): the bytes from which on a block is mapped by itself. Once it is set, it stays where it is."""
+_LARGE = 2**20
 
 
 def cores() -> int:
@@ -39,6 +43,16 @@ def memory() -> float:
 def available_memory() -> float:
     """Bytes of memory that could be had now, also inside a container; infinite where the system does not say."""
     return min(_meminfo("MemAvailable"), *(limit - used for limit, used in map(_memory_of, _groups("memory"))))
+
+
+def give_back_memory() -> None:
+    """From now on, let large blocks of memory go back to the system as soon as they are free (glibc, on Linux).
+
+    For programs that run for weeks. glibc takes ever larger blocks from its heaps, where small ones that stay keep what
+    was freed before them from going back: a server grows as if it forgot something.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def share_gpus() -> None:

@@ -1,7 +1,10 @@
 """Cores and memory are those that a container grants, and a GPU that is there is used or missed aloud."""
 
 import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +186,28 @@ def test_at_the_door_gpus_are_shared_and_threads_are_as_many_as_cores(system, mo
 
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", begun)
     runs.import_tensorflow()
+
+
+KEPT = """
+import numpy as np
+from template import device
+device.give_back_memory()
+np.ones(30_000_000, np.uint8)  # after which glibc, left alone, maps nothing smaller by itself
+def resident():
+    return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0]) / 1000
+before, large, small = resident(), [], []
+for _ in range(50):  # blocks of 4 MB, and small ones between them that stay
+    large.append(np.ones(4_000_000, np.uint8))
+    small.append(np.ones(40_000, np.uint8))
+most = resident()
+large.clear()
+print(most - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to do")
+def test_memory_goes_back_to_the_system_though_small_blocks_stay():
+    root = str(PACKAGE.parent)
+    lines = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, cwd=root).stdout
+    most, left = map(float, lines.split())
+    assert most > 150 and left < 20, lines
