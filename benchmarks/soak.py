@@ -215,7 +215,7 @@ class Soak:
     def __init__(self, server: Server, model: Deployed, images: list[bytes], hostile: float = 0.2) -> None:
         self.server, self.images, self.hostile = server, images, hostile
         self.names = model.classifier.class_names
-        self.expected = [answer for _, answer in model.classifier.classify_files(images)]
+        self.expected = [answer.probabilities for _, answer in model.classifier.classify_files(images)]
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.seconds: list[float] = []

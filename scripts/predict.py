@@ -7,7 +7,7 @@ Where an image may have several labels (data.labels=multi), `labels` names those
 that validation chose for them, and the classes with their probabilities follow, each a question of its own.
 
 `novelty` is the distance to the most similar image of training, as a part of what is usual: above 1, the image is like
-nothing in training (5 % of images like those of training are), whatever class is named. Not with --runtime onnx.
+nothing in training (5 % of images like those of training are), whatever class is named.
 
 Where class names are a tree (dog/husky, dog/poodle), `answer` is the class if the network is sure enough of it (the
 run's reject threshold), or else what is above it (dog) if it is sure enough of that, and empty if it is not.
@@ -155,10 +155,7 @@ def _keras(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[
 
 def _onnx(arguments: argparse.Namespace, files: list[Path], assumed: Callable[[Path, str], None]) -> Answers:
     classifier = Classifier.of_run(arguments.run, arguments.precision)
-    answers = classifier.classify_files(files, assumed)
-    return classifier.class_names, (
-        (file, result if isinstance(result, Exception) else (result, float("nan"))) for file, result in answers
-    )
+    return classifier.class_names, classifier.classify_files(files, assumed)
 
 
 def _cell(text: str) -> str:

@@ -26,10 +26,15 @@ CARD = {"reject": {"confidence": 0.9}, "classes": ABOUT["class_names"]}
 TOKEN = "a-token-of-this-test"
 
 
-def shares(pixels: np.ndarray) -> np.ndarray:
+def shares(pixels: np.ndarray) -> list[np.ndarray]:
     """A network: the share of each colour in an image."""
     sums = pixels.sum(axis=(1, 2)) + 1e-6
-    return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+    return [(sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)]
+
+
+def backwards(pixels: np.ndarray) -> list[np.ndarray]:
+    """Another network, which takes red for blue."""
+    return shares(pixels[..., ::-1])
 
 
 def picture(color: tuple[int, int, int], kind: str = "PNG", size: int = 20) -> bytes:
@@ -39,10 +44,11 @@ def picture(color: tuple[int, int, int], kind: str = "PNG", size: int = 20) -> b
 
 
 RED, BLUE, MIXED = picture((255, 0, 0)), picture((0, 0, 255)), picture((120, 100, 80))
+GREEN = picture((0, 255, 0))
 
 
-def colour_run(folder: Path, order: tuple[int, ...] = (0, 1, 2)) -> Path:
-    """The export of a run: a network that says how much of each colour there is."""
+def colour_run(folder: Path, order: tuple[int, ...] = (0, 1, 2), novelty: bool = False) -> Path:
+    """The export of a run: a network that says how much of each colour there is; and whether that much green is new."""
     onnx = pytest.importorskip("onnx", reason='needs the extra onnx: pip install -e ".[onnx]"')
     pytest.importorskip("onnxruntime", reason='needs the extra onnx: pip install -e ".[onnx]"')
     make, kind = onnx.helper, onnx.TensorProto
@@ -56,11 +62,19 @@ def colour_run(folder: Path, order: tuple[int, ...] = (0, 1, 2)) -> Path:
         make.make_tensor("axes", kind.INT64, [2], [1, 2]),
         make.make_tensor("order", kind.INT64, [3], order),
         make.make_tensor("scale", kind.FLOAT, [1], [0.1]),
+        make.make_tensor("green", kind.INT64, [], [1]),
+        make.make_tensor("usual", kind.FLOAT, [1], [0.005]),
     ]
     ports = [
         make.make_tensor_value_info("pixels", kind.FLOAT, ["n", 8, 8, 3]),
         make.make_tensor_value_info("probabilities", kind.FLOAT, ["n", 3]),
     ]
+    if novelty:
+        nodes += [
+            make.make_node("Gather", ["mean", "green"], ["greens"], axis=1),
+            make.make_node("Mul", ["greens", "usual"], ["novelty"]),
+        ]
+        ports.append(make.make_tensor_value_info("novelty", kind.FLOAT, ["n"]))
     graph = make.make_graph(nodes, "colours", ports[:1], ports[1:], constants)
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
     make.set_model_props(model, {name: json.dumps(value) for name, value in ABOUT.items()})

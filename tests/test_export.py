@@ -22,7 +22,7 @@ from template import disk, runs
 from template.config import TTA, Backbone, Config, Data, to_toml
 from template.data.examples import DataError, load_examples
 from template.data.images.load import BadImageError, load_image
-from template.deploy.runtime import BATCH, Classifier, Inputs
+from template.deploy.runtime import BATCH, Answer, Classifier, Inputs
 from template.evaluate import metrics
 from template.evaluate.predictions import Predictions
 
@@ -37,7 +37,8 @@ def finished_run(folder: Path, images: Path, val: int = 12) -> Path:
     """What a finished run leaves, with a network that nobody has trained."""
     import keras
 
-    from template.deploy.predictor import save_model
+    from template.deploy.novelty import Novelty
+    from template.deploy.predictor import save_model, with_features
     from template.model.build import build
 
     keras.utils.set_random_seed(3)
@@ -57,6 +58,9 @@ def finished_run(folder: Path, images: Path, val: int = 12) -> Path:
     rows = zip(examples.ids, names, parts, strict=True)
     table = "id,sha256,label,part\n" + "".join(f"{name},,{label},{part}\n" for name, label, part in rows)
     runs.write_text(folder / "split.csv", table)
+    learned = np.stack([load_image(images / name, SIZE, "crop") for name in examples.ids[parts == "train"]])
+    _, features = with_features(model).predict(learned.astype(np.float32), verbose=0)
+    Novelty.fit(features, np.arange(len(features))).save(folder)
     held = np.flatnonzero(parts == "val")
     logits = np.eye(3, dtype=np.float32)[examples.labels[held]]
     predictions = Predictions(examples.ids[held], examples.labels[held], logits, CLASSES)
@@ -92,13 +96,44 @@ def run(tmp_path_factory, images, shallow) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(run, images) -> dict[str, np.ndarray]:
+def said(run, images) -> dict[str, Answer]:
     """What Keras says of each image, by its path."""
-    from template.deploy.predictor import classify, load_run
+    from template.deploy.novelty import Novelty
+    from template.deploy.predictor import classify_with_novelty, load_run
 
     config, _, model = load_run(run)
     files = sorted(images.rglob("*.png"))
-    return {str(file): answer for file, answer in classify(model, config, files, TEMPERATURE)}
+    return {
+        str(file): answer
+        for file, answer in classify_with_novelty(model, config, files, TEMPERATURE, Novelty.load(run))
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(said) -> dict[str, np.ndarray]:
+    return {file: answer.probabilities for file, answer in said.items()}
+
+
+@NEEDED
+def test_novelty_is_the_same_by_all_ways(run, said, tmp_path):
+    """By Keras with NumPy; by the network that TensorFlow serves; by onnxruntime; by a SavedModel."""
+    from template.deploy.export.graph import Served, load_saved_model, write_saved_model
+    from template.deploy.novelty import Novelty
+    from template.deploy.predictor import load_run
+    from template.deploy.serve.deployed import open_runs
+
+    strange = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(strange)
+    files, wanted = [*map(Path, said)], [answer.novelty for answer in said.values()]
+    ways = [open_runs([run], runtime)[0].classifier for runtime in ("keras", "onnx")]
+    write_saved_model(Served(load_run(run)[2], TEMPERATURE, True, Novelty.load(run)), tmp_path / "saved", {})
+    about = {"class_names": CLASSES, "inputs": dataclasses.asdict(ways[0].inputs), "temperature": TEMPERATURE}
+    ways.append(Classifier(load_saved_model(tmp_path / "saved"), about))
+    for way in ways:
+        *found, last = [answer.novelty for _, answer in way.classify_files([*files, strange])]
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
+        assert last > 1 and np.mean(np.array(found) > 1) < 0.3 and np.ptp(found) > 0.3
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +144,12 @@ def classifier(run) -> Classifier:
 # The runtime
 
 
-def linear(pixels: np.ndarray) -> np.ndarray:
+def linear(pixels: np.ndarray) -> list[np.ndarray]:
     """A network of one's own: probabilities of an image and of its mirror image, at the temperature."""
     weights = np.linspace(-1, 1, 6 * 6 * 3 * 3).reshape(6 * 6 * 3, 3)
     each = [p / p.sum(axis=1, keepdims=True) for p in (np.exp(view.reshape(len(view), -1) @ weights / 2e2)
             for view in (pixels, pixels[:, :, ::-1]))]  # fmt: skip
-    return tempered(np.mean(each, axis=0)).astype(np.float32)
+    return [tempered(np.mean(each, axis=0)).astype(np.float32)]
 
 
 def tempered(mean: np.ndarray) -> np.ndarray:
@@ -132,7 +167,7 @@ ABOUT = {
 
 def test_the_mean_over_views_is_that_of_what_the_network_said_before_the_temperature():
     pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 6, 6, 3)).astype(np.uint8)
-    inside = np.stack([linear(pixels[:, view].astype(np.float32)).astype(float) for view in range(3)])
+    inside = np.stack([linear(pixels[:, view].astype(np.float32))[0].astype(float) for view in range(3)])
     before = inside**TEMPERATURE / (inside**TEMPERATURE).sum(axis=2, keepdims=True)
     found = Classifier(linear, ABOUT).classify(pixels)
     assert np.abs(found - inside[0]).max() > 0.01, "the views differ"
@@ -144,7 +179,7 @@ def test_the_mean_over_views_is_that_of_what_the_network_said_before_the_tempera
 def test_batches_are_small_and_nothing_gets_lost_between_them():
     sizes = []
 
-    def infer(pixels: np.ndarray) -> np.ndarray:
+    def infer(pixels: np.ndarray) -> list[np.ndarray]:
         assert pixels.dtype == np.float32
         sizes.append(len(pixels))
         return linear(pixels)
@@ -176,7 +211,7 @@ def test_files_bytes_and_arrays_are_answered_as_keras_answers_files(classifier, 
         [Path(file).read_bytes() for file in expected],
         [np.asarray(Image.open(file)) for file in expected],
     ):
-        found = np.stack([answer for _, answer in classifier.classify_files(sources)])
+        found = np.stack([answer.probabilities for _, answer in classifier.classify_files(sources)])
         np.testing.assert_allclose(found, np.stack(list(expected.values())), atol=1e-5)
     assert len(set(found.argmax(axis=1))) > 1 and np.ptp(found.max(axis=1)) > 0.1, "there is something to differ in"
 
@@ -189,7 +224,7 @@ def test_what_cannot_be_read_has_a_reason_and_its_neighbours_an_answer(classifie
     sources = [contents[:40], contents, b"", tall.getvalue()]
     found = [result for _, result in classifier.classify_files(sources, lambda source, note: notes.append(note))]
     assert isinstance(found[0], BadImageError) and isinstance(found[2], BadImageError)
-    np.testing.assert_allclose(found[1], answer, atol=1e-5)
+    np.testing.assert_allclose(found[1].probabilities, answer, atol=1e-5)
     assert len(notes) == 1 and "bits" in notes[0]
 
 
@@ -205,7 +240,7 @@ ALLOWED = {"PIL", "numpy", "onnxruntime", "template"}
 
 
 @NEEDED
-def test_predict_needs_no_tensorflow_and_says_the_same(run, images, expected, tmp_path):
+def test_predict_needs_no_tensorflow_and_says_the_same(run, images, said, expected, tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     image = tmp_path / "image"
     entry, home = built("runtime", run, image), tmp_path / "home"
@@ -221,6 +256,9 @@ def test_predict_needs_no_tensorflow_and_says_the_same(run, images, expected, tm
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [*expected, str(tmp_path / "notes.txt")]
     assert rows.pop()["problem"] == "text, not an image; remove it"
+    np.testing.assert_allclose(
+        [float(row["novelty"]) for row in rows], [answer.novelty for answer in said.values()], atol=2e-3
+    )
     for row, answer in zip(rows, expected.values(), strict=True):
         assert [row[f"class_{k}"] for k in (1, 2, 3)] == [CLASSES[i] for i in np.argsort(-answer)]
         np.testing.assert_allclose(
@@ -260,14 +298,16 @@ def test_the_file_holds_what_is_needed_to_feed_it(run):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(run / "export" / "model.onnx", providers=["CPUExecutionProvider"])
-    (pixels,), (probabilities,) = session.get_inputs(), session.get_outputs()
+    (pixels,), (probabilities, novelty) = session.get_inputs(), session.get_outputs()
     assert (pixels.name, pixels.shape, pixels.type) == ("pixels", ["batch", SIZE, SIZE, 3], "tensor(float)")
     assert (probabilities.name, probabilities.shape) == ("probabilities", ["batch", 3])
+    assert (novelty.name, novelty.shape) == ("novelty", ["batch"])
     saved = session.get_modelmeta().custom_metadata_map
     assert json.loads(saved["class_names"]) == list(CLASSES) and json.loads(saved["temperature"]) == TEMPERATURE
     assert json.loads(saved["inputs"])["resize"] == "crop"
     for batch in (1, 5):
-        (found,) = session.run(None, {"pixels": np.zeros((batch, SIZE, SIZE, 3), np.float32)})
+        found, far = session.run(None, {"pixels": np.zeros((batch, SIZE, SIZE, 3), np.float32)})
+        assert far.shape == (batch,)
         np.testing.assert_allclose(found.sum(axis=1), np.ones(batch), atol=1e-6)
 
 
@@ -319,7 +359,7 @@ def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
 
     conversions, converted = [], export_onnx.converted
     monkeypatch.setattr(export_onnx, "converted", lambda *what: conversions.append(1) or converted(*what))
-    monkeypatch.setattr(export_onnx, "_halved", lambda model: 1 / 0)
+    monkeypatch.setattr(export_onnx, "_halved", lambda model, exactly: model if exactly else 1 / 0)
     line = ("--precision", "float16", "float32", "--out", tmp_path / "new")
     last_words, said = call("export", "--run", run, *line)
     assert last_words.startswith("onnx float16: tiny cannot be converted: ZeroDivisionError") and "onnx float32" in said
@@ -331,7 +371,7 @@ def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
 
 def test_int8_is_calibrated_on_training_images_and_compared_on_validation(run, images):
     from template.config import load
-    from template.deploy.export.export import images_of
+    from template.deploy.export.images import images_of
 
     val = Predictions.load(run / "predictions_val.npz")
     for most, wanted in ((256, 12), (5, 5)):
@@ -401,6 +441,7 @@ def test_every_format_and_precision_keeps_the_names_of_the_classes(run, tmp_path
         ({"precision": "float32", "largest_difference": float("nan"), "agreement": 0.3}, False),
         ({"precision": "float16", "largest_difference": 2e-3, "agreement": 1.0}, True),
         ({"precision": "float16", "largest_difference": 0.1, "agreement": 1.0}, False),
+        ({"precision": "float32", "largest_difference": 0.0, "agreement": 1.0, "novelty_difference": 5e-4}, True),
         ({"precision": "int8", "largest_difference": 0.2, "agreement": 0.96}, True),
         ({"precision": "int8", "largest_difference": 0.9, "agreement": 0.56}, False),
         ({"precision": "int8", "largest_difference": float("nan"), "agreement": 1.0}, False),

@@ -85,7 +85,7 @@ def says_the_same(model: keras.Model, pixels: np.ndarray, folder: Path, precisio
         ):
             file = folder / f"model.{ending}"
             write(file, precision, pixels)
-            found = load(file)(pixels)
+            (found,) = load(file)(pixels)
             difference = np.abs(found - expected)[steady].max()
             print(f"{model.name} {ending} {precision}: {difference:.1e}, {file.stat().st_size / 1e6:.1f} MB")
             # What rounding of weights does to random networks, whose answers are stretched, says nothing.

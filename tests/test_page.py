@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from served import BLUE, MIXED, RED, TOKEN, colour_run, process
+from served import BLUE, GREEN, MIXED, RED, TOKEN, colour_run, process
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright and chromium: pip install playwright")
 pytest.importorskip("uvicorn", reason='needs the extra serve: pip install -e ".[serve]"')
@@ -31,7 +31,9 @@ def kept(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, kept):
     home = tmp_path_factory.mktemp("served")
-    with process("--run", colour_run(home / "colours"), colour_run(home / "other", (2, 1, 0)), "--collect", kept) as (
+    with process(
+        "--run", colour_run(home / "colours", novelty=True), colour_run(home / "other", (2, 1, 0)), "--collect", kept
+    ) as (
         _,
         port,
     ):
@@ -75,6 +77,14 @@ def test_files_are_answered_with_bars_and_doubts(page):
     assert re.fullmatch(r"red\s+8[0-9] %", bars.first.inner_text()) and bars.count() == 3
     shares = bars.locator("b").evaluate_all("all => all.map(each => parseFloat(each.style.width))")
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.1)
+
+
+@pytest.mark.slow
+def test_what_is_like_nothing_in_training_is_said_under_its_answer(page):
+    page.set_input_files("#choose", files(RED, GREEN))
+    assert answers(page, 2) == ["red", "green"]
+    strange = [card.locator(".strange").is_visible() for card in page.locator(".card").all()[::-1]]
+    assert strange == [False, True] and "Not like anything in training" in page.locator(".strange").first.inner_text()
 
 
 @pytest.mark.slow

@@ -19,7 +19,22 @@ import numpy as np
 import pytest
 from conftest import ROOT, call
 from PIL import Image
-from served import ABOUT, BLUE, CARD, MIXED, ONLY, RED, TOKEN, built, colour_run, picture, process, shares
+from served import (
+    ABOUT,
+    BLUE,
+    CARD,
+    GREEN,
+    MIXED,
+    ONLY,
+    RED,
+    TOKEN,
+    backwards,
+    built,
+    colour_run,
+    picture,
+    process,
+    shares,
+)
 
 pytest.importorskip("fastapi", reason='needs the extra serve: pip install -e ".[serve]"')
 pytest.importorskip("prometheus_client", reason='needs the extra serve: pip install -e ".[serve]"')
@@ -83,6 +98,15 @@ def test_files_are_answered_in_order_with_calibrated_probabilities_and_doubts(se
     assert [result["file"] for result in answer.json()["results"]] == ["0.png", "1.png", "2.png", "3.png"]
 
 
+def test_what_is_like_nothing_in_training_is_told_where_the_export_knows(serve, tmp_path):
+    for knows in (True, False):
+        client = serve(*open_runs([colour_run(tmp_path / f"{knows}", novelty=knows)]))
+        results = client.post("/v1/predict", files=form(GREEN, RED, MIXED)).json()["results"]
+        assert [result["answer"] for result in results] == ["green", "red", "not sure"]
+        assert [result["novelty"] for result in results] == ([pytest.approx(1.275), 0, 0.5] if knows else [None] * 3)
+        assert client.post("/v1/explain", content=GREEN).json()["label"] == "green"
+
+
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "application/x-www-form-urlencoded", ""])
 def test_a_body_may_be_an_image_whatever_it_is_called(serve, kind):
     answer = serve().post("/v1/predict", content=BLUE, headers={"Content-Type": kind})
@@ -115,7 +139,7 @@ def test_what_had_to_be_assumed_is_said(serve):
 
 
 def test_several_runs_answer_under_their_names(serve):
-    client = serve(deployed("a"), deployed("b", lambda pixels: shares(pixels)[:, ::-1]))
+    client = serve(deployed("a"), deployed("b", backwards))
     said = {name: client.post(f"/v1/predict?model={name}", content=RED).json() for name in ("", "a", "b")}
     assert [said[name]["model"] for name in said] == ["a", "a", "b"]
     assert [said[name]["results"][0]["answer"] for name in said] == ["red", "red", "blue"]
@@ -398,7 +422,7 @@ def test_who_waits_too_long_is_told_and_does_not_hold_a_place(serve):
 def test_requests_share_batches_of_one_network_and_each_gets_its_own_answer():
     gate, sizes = Gate(), []
     batcher = Batcher(most=8, wait=5, room=99, seen=sizes.append)
-    one, other = Classifier(gate, ABOUT), Classifier(lambda pixels: shares(pixels)[:, ::-1], ABOUT)
+    one, other = Classifier(gate, ABOUT), Classifier(backwards, ABOUT)
     images = [np.full((1, 8, 8, 3), (n, 255 - n, 0), np.uint8) for n in range(20)]
     with batcher.places(40):
         answers = [batcher.submit(one, image) for image in images[:8]]  # a full batch, which waits at the gate
@@ -409,9 +433,9 @@ def test_requests_share_batches_of_one_network_and_each_gets_its_own_answer():
         others = [batcher.submit(other, image) for image in images]
         gate.open.set()
         batcher.close()
-    expected = np.stack([shares(image.astype(np.float32))[0] for image in images])
-    np.testing.assert_allclose([answer.result(0) for answer in answers], expected, atol=1e-6)
-    np.testing.assert_allclose([answer.result(0) for answer in others], expected[:, ::-1], atol=1e-6)
+    expected = np.stack([shares(image.astype(np.float32))[0][0] for image in images])
+    np.testing.assert_allclose([answer.result(0).probabilities for answer in answers], expected, atol=1e-6)
+    np.testing.assert_allclose([answer.result(0).probabilities for answer in others], expected[:, ::-1], atol=1e-6)
     assert max(sizes) == 8 and sum(sizes) == 40 and len(sizes) <= 7 and not batcher.alive
     with pytest.raises(CancelledError):
         cancelled.result(0)
@@ -430,7 +454,7 @@ def test_a_network_that_fails_is_heard_of_and_the_next_batch_is_answered():
         pass
     with pytest.raises(ZeroDivisionError):
         batcher.submit(Classifier(lambda pixels: 1 / 0, ABOUT), image).result(20)
-    assert batcher.submit(Classifier(shares, ABOUT), image).result(20).shape == (3,) and batcher.alive
+    assert batcher.submit(Classifier(shares, ABOUT), image).result(20).probabilities.shape == (3,) and batcher.alive
     batcher.close()
 
 
@@ -441,7 +465,7 @@ def test_a_run_is_swapped_and_requests_that_had_begun_are_answered_by_the_former
     gate, opened = Gate(), []
 
     def open_runs() -> list[Deployed]:
-        opened.append(deployed(infer=gate) if not opened else deployed(infer=lambda pixels: shares(pixels)[:, ::-1]))
+        opened.append(deployed(infer=gate) if not opened else deployed(infer=backwards))
         if len(opened) == 3:
             raise DataError("the run is damaged.")
         return opened[-1:]

@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ from ..model.layers import strip_training_layers
 from ..model.weights import WeightsError
 from ..suggest import uses_hflip
 from .novelty import Novelty
-from .runtime import Inputs, classify_all
+from .runtime import Answer, Inputs, classify_all
 
 KNOWN = frozenset({
     # of networks
@@ -143,18 +143,6 @@ def _digest(model: keras.Model) -> str:
         digest.update(f"{weight.dtype} {weight.shape} ".encode())
         digest.update(np.ascontiguousarray(weight))
     return digest.hexdigest()
-
-
-class Answer(NamedTuple):
-    """What is said of an image.
-
-    Attributes:
-        probabilities: calibrated, float64 [classes]; where an image may have several labels, of each alone.
-        novelty: from `Novelty.score`: above 1, the image is like nothing in training; NaN where nobody can say.
-    """
-
-    probabilities: np.ndarray
-    novelty: float
 
 
 def classify(

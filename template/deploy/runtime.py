@@ -2,18 +2,17 @@
 
     classifier = Classifier.of_run(Path("runs/RUN"))
     pixels, note = classifier.inputs.load(contents_of_a_file)
-    probabilities = classifier.classify(pixels[None])[0]
+    probabilities, novelty = classifier.answer(pixels[None])[0]
 
 Files become pixels by the same code as in training. Several threads may share a classifier.
 """
 
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +29,8 @@ FILES = {"float32": "model.onnx", "float16": "model.float16.onnx", "int8": "mode
 BATCH = 32
 """Images that are classified at once; more are no faster, and take more memory."""
 INSTALL = 'pip install -c constraints.txt -e ".[onnx]"'
+OUTPUT, NOVELTY = "probabilities", "novelty"
+"""Names of what a network gives; `novelty` where its run has something to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def classify_all(
     Args:
         sources: files, bytes or arrays.
         inputs: how they become pixels.
-        classify: pixels uint8 [n, views, size, size, 3] to n answers, such as probabilities [n, classes].
+        classify: pixels uint8 [n, views, size, size, 3] to n answers.
         batch: most images at once.
         assumed: called with a source and what had to be assumed to see something in it.
 
@@ -113,15 +114,32 @@ def classify_all(
             yield from zip(chunk, results, strict=True)
 
 
+Infer = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""A network: pixels to its outputs."""
+
+
+class Answer(NamedTuple):
+    """What is said of an image.
+
+    Attributes:
+        probabilities: calibrated, float64 [classes]; where an image may have several labels, of each alone.
+        novelty: from `Novelty.score`: above 1, the image is like nothing in training; NaN where nobody can say.
+    """
+
+    probabilities: np.ndarray
+    novelty: float
+
+
 class Classifier:
     """An exported network, and how it wants to be fed.
 
     Args:
-        infer: float32 [n, size, size, 3], RGB 0-255, to calibrated probabilities float32 [n, classes].
+        infer: float32 [n, size, size, 3], RGB 0-255, to calibrated probabilities float32 [n, classes]; and after them
+            novelty, float32 [n], if it is known.
         about: `class_names`, `inputs` (the fields of `Inputs`) and `temperature`, as they are in the file.
     """
 
-    def __init__(self, infer: Callable[[np.ndarray], np.ndarray], about: dict[str, Any]) -> None:
+    def __init__(self, infer: Infer, about: dict[str, Any]) -> None:
         self.infer = infer
         self.class_names: tuple[str, ...] = tuple(about["class_names"])
         self.inputs, self.temperature = Inputs(**about["inputs"]), float(about["temperature"])
@@ -134,11 +152,12 @@ class Classifier:
             DataError: if it is none, or onnxruntime is not installed.
         """
         session = open_session(file)
-        name = session.get_inputs()[0].name
-        return cls.of_session(session, file, lambda pixels: session.run(None, {name: pixels})[0])
+        name, given = session.get_inputs()[0].name, {output.name for output in session.get_outputs()}
+        wanted = [OUTPUT, *{NOVELTY} & given]  # exports of before have no novelty
+        return cls.of_session(session, file, lambda pixels: session.run(wanted, {name: pixels}))
 
     @classmethod
-    def of_session(cls, session: Any, file: Path, infer: Callable[[np.ndarray], np.ndarray]) -> "Classifier":
+    def of_session(cls, session: Any, file: Path, infer: Infer) -> "Classifier":
         """What an opened file says of itself, with a function of one's own that runs it.
 
         Raises:
@@ -173,54 +192,41 @@ class Classifier:
             )
         return cls.of_file(file)
 
-    def classify(self, images: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities of images, means over their views.
+    def answer(self, images: np.ndarray) -> list[Answer]:
+        """Probabilities of images, means over their views; and the novelty of the first view.
 
         The network divides by the temperature for one view; the mean is of what it said before.
 
         Args:
             images: uint8 [n, views, size, size, 3], of `inputs.load`.
-
-        Returns:
-            float64 [n, classes].
         """
         count, views = images.shape[:2]
         pixels = images.reshape(-1, *images.shape[2:])
         parts = [pixels[start : start + BATCH].astype(np.float32) for start in range(0, len(pixels), BATCH)]
-        each = np.concatenate([self.infer(part) for part in parts]).astype(np.float64)
-        each = each.reshape(count, views, -1)
+        outputs = [np.concatenate(part).astype(np.float64) for part in zip(*map(self.infer, parts), strict=True)]
+        each = outputs[0].reshape(count, views, -1)
         if views > 1:
             each = _power(_power(each, self.temperature).mean(axis=1, keepdims=True), 1 / self.temperature)
-        return _power(each[:, 0], 1.0)
+        novelty = outputs[1].reshape(count, views)[:, 0] if len(outputs) > 1 else np.full(count, np.nan)
+        return [Answer(row, float(far)) for row, far in zip(_power(each[:, 0], 1.0), novelty, strict=True)]
+
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """The probabilities of `answer` alone, float64 [n, classes]."""
+        return np.stack([answer.probabilities for answer in self.answer(images)])
 
     def classify_files(
         self,
         sources: Sequence[ImageSource],
         assumed: Callable[[ImageSource, str], None] = lambda source, note: None,
-    ) -> Iterator[tuple[ImageSource, np.ndarray | BadImageError]]:
+    ) -> Iterator[tuple[ImageSource, Answer | BadImageError]]:
         """`classify_all` with this network."""
-        return classify_all(sources, self.inputs, self.classify, BATCH, assumed)
+        return classify_all(sources, self.inputs, self.answer, BATCH, assumed)
 
 
 def _power(probabilities: np.ndarray, exponent: float) -> np.ndarray:
     """Probabilities to a power, so that they sum to 1 again: logits times this number."""
     raised = np.clip(probabilities, 1e-30, None) ** exponent
     return raised / raised.sum(axis=-1, keepdims=True)
-
-
-@functools.cache
-def _share_memory() -> None:
-    """Let all networks of this process compute in the same memory, which grows by what is asked for.
-
-    Each would have its own otherwise, which grows by doubling: while a run is swapped, twice.
-    """
-    import onnxruntime
-
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    as_requested = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})
-    onnxruntime.create_and_register_allocator(memory, as_requested)
 
 
 def open_session(file: Path, threads: int | None = None) -> Any:
@@ -237,9 +243,9 @@ def open_session(file: Path, threads: int | None = None) -> Any:
         import onnxruntime
     except ImportError as error:
         raise DataError(f"onnxruntime is not installed ({error}): {INSTALL}") from error
-    _share_memory()
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.use_env_allocators", "1")
+    # The memory that a network computes in stays its own, and goes with it when a run is swapped. Several networks in
+    # one (session.use_env_allocators) leave their weights scattered over it, and it grows with each.
     options.enable_mem_pattern = False  # one block of memory for each size of batch, of which others use little
     options.intra_op_num_threads = threads or device.cores()
     # Idle threads sleep: those that spin take the cores from decoding, and from whatever else the machine does.

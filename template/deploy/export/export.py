@@ -6,30 +6,24 @@ import gc
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ... import device, disk, runs
-from ...config import Config
-from ...data.dataset import evenly_spaced
-from ...data.examples import DataError, Examples, load_examples
+from ... import disk, runs
+from ...data.examples import DataError
 from ...data.images.load import BadImageError, ImageSource
 from ...evaluate.intervals import share_interval
-from ...evaluate.predictions import Predictions
 from ...suggest import uses_hflip
-from ..predictor import classify, inputs_of, load_run
-from ..runtime import CARD, FILES, INSTALL, Classifier, Inputs
+from ..novelty import Novelty
+from ..predictor import classify_with_novelty, inputs_of, load_run
+from ..runtime import CARD, FILES, INSTALL, Answer, Classifier
 from .graph import Served, freeze, load_saved_model, write_saved_model
-from .model_card import describe, markdown, parts_of
+from .images import Images, images_of, load_pixels
+from .model_card import describe, markdown
 
-LEAST = 32
-"""Images on which an export is held against Keras, at least."""
-CALIBRATION = 100
-"""Training images that set the scales of int8."""
 PRECISIONS = {"onnx": tuple(FILES), "litert": ("float32", "float16", "int8"), "savedmodel": ("float32",)}
 """What each format can hold."""
 NEEDED = ("calibration.json", "metrics.json", "predictions_val.npz", "run.json", "split.csv")
@@ -38,6 +32,8 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.05}
 """Largest difference of a probability from Keras's own: sums in another order, and weights of 11 bits."""
 AGREEMENT = 0.8
 """Least share of answers that int8 must have in common with Keras. What is built wrong has a third to a half."""
+Answers = tuple[np.ndarray, np.ndarray]
+"""Of n images: probabilities [n, classes], and novelty [n], NaN where it is not known."""
 
 
 class Sources:
@@ -57,6 +53,12 @@ class Sources:
         return freeze(self.served)
 
     @functools.cached_property
+    def lean(self) -> Any:
+        """The same without novelty, whose images of training take more room than a small network in int8."""
+        served = self.served
+        return freeze(Served(served.model, served.temperature, served.hflip)) if served.novelty else self.frozen
+
+    @functools.cached_property
     def onnx(self) -> Any:
         """The same as ONNX."""
         from .onnx import converted
@@ -66,23 +68,6 @@ class Sources:
 
 class ExportError(ValueError):
     """A file that could not be made or does not say what Keras says. The message says which and why."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images of a run.
-
-    Args:
-        compared: whose answers are compared: of the validation part first, and of the training part where they are few.
-        labels: int64 [v] of those of the validation part.
-        groups: [v] names, or None.
-        calibration: of the training part.
-    """
-
-    compared: Sequence[ImageSource]
-    labels: np.ndarray
-    groups: np.ndarray | None
-    calibration: Sequence[ImageSource]
 
 
 def export_run(
@@ -113,9 +98,10 @@ def export_run(
         "inputs": dataclasses.asdict(inputs_of(config)),
         "temperature": temperature,
     }
-    served = Served(model, temperature, uses_hflip(config))
-    expected = _answers(classify(model, config, images.compared, temperature))
-    pixels = _pixels(images.calibration, inputs_of(config))
+    novelty = Novelty.load(run)
+    served = Served(model, temperature, uses_hflip(config), novelty)
+    expected = _answers(classify_with_novelty(model, config, images.compared, temperature, novelty))
+    pixels = load_pixels(images.calibration, inputs_of(config))
     timed = np.resize(pixels, (32, *pixels.shape[1:])).astype(np.float32)
     rows, problems = [_row_of_keras(run, served, expected, images, timed)], []
     sources = Sources(served, about)
@@ -133,7 +119,7 @@ def export_run(
             gc.collect()  # graphs are large, and refer to themselves
         if len(rows) == 1:
             raise ExportError("\n".join(problems))
-        card = describe(run, about, inputs_of(config).views, served.hflip, rows)
+        card = describe(run, about, inputs_of(config).views, served, rows)
         runs.write_json(temporary / CARD, card)
         runs.write_text((temporary / CARD).with_suffix(".md"), markdown(card))
     return card, problems
@@ -163,46 +149,14 @@ def name_of(kind: str, precision: str) -> str:
     return FILES[precision].replace(".onnx", ".tflite") if kind == "litert" else FILES[precision]
 
 
-def images_of(run: Path, config: Config, class_names: Sequence[str], path: str | None, most: int) -> Images:
-    """Images of a run to compare with and to calibrate by, as they are on disk now.
-
-    Raises:
-        DataError: if some are missing.
-    """
-    val, parts = Predictions.load(run / "predictions_val.npz"), parts_of(run)
-    val = val.take(evenly_spaced(len(val.ids), most))
-    train = np.array([name for name, part in parts.items() if part == "train"])
-    train = train[evenly_spaced(len(train), max(CALIBRATION, LEAST - len(val.ids)))]
-    examples = load_examples(path or config.data.path, config.data.class_folders).with_classes(class_names)
-    calibration = _sources(examples, train)
-    more = calibration[: max(0, LEAST - len(val.ids))]
-    return Images([*_sources(examples, val.ids), *more], val.labels, val.groups, calibration[:CALIBRATION])
-
-
-def _sources(examples: Examples, names: np.ndarray) -> list[ImageSource]:
-    where = {str(name): row for row, name in enumerate(examples.ids)}
-    gone = [str(name) for name in names if str(name) not in where]
-    if gone:
-        raise DataError(f"{len(gone)} images of the run are missing, such as {gone[0]!r}.")
-    return [examples.images[where[str(name)]] for name in names]
-
-
-def _pixels(sources: Sequence[ImageSource], inputs: Inputs) -> np.ndarray:
-    """All views of images, uint8 [n, size, size, 3]."""
-    try:
-        with device.threads() as pool:
-            return np.concatenate(list(pool.map(lambda source: inputs.load(source)[0], sources)))
-    except BadImageError as error:
-        raise DataError(f"An image of the run cannot be read any more: {error}") from error
-
-
-def _answers(answers: Any) -> np.ndarray:
-    """Probabilities [n, classes] of what `classify` yields."""
+def _answers(answers: Iterable[tuple[ImageSource, Answer | BadImageError]]) -> Answers:
+    """As arrays."""
     found = [answer for _, answer in answers]
     for answer in found:
         if isinstance(answer, BadImageError):
             raise DataError(f"An image of the run cannot be read any more: {answer}")
-    return np.stack(found)
+    probabilities, novelty = zip(*found, strict=True)
+    return np.stack(probabilities), np.array(novelty)
 
 
 def _export(sources: Sources, file: Path, kind: str, precision: str, pixels: np.ndarray) -> Classifier:
@@ -215,7 +169,7 @@ def _export(sources: Sources, file: Path, kind: str, precision: str, pixels: np.
         if kind == "litert":
             from .litert import load_litert, write_litert
 
-            write_litert(sources.frozen, file, precision, pixels, about)
+            write_litert(sources.lean, file, precision, pixels, about)
             return Classifier(load_litert(file), about)
         from .onnx import write_onnx
 
@@ -229,18 +183,21 @@ def _export(sources: Sources, file: Path, kind: str, precision: str, pixels: np.
         raise ExportError(f"{sources.served.model.name} cannot be converted: {type(error).__name__}: {why}") from error
 
 
-def _compared(found: Classifier, expected: np.ndarray, images: Images, timed: np.ndarray) -> dict[str, Any]:
+def _compared(found: Classifier, expected: Answers, images: Images, timed: np.ndarray) -> dict[str, Any]:
     """What an exported network says, against what Keras says."""
     answers = _answers(found.classify_files(images.compared))
     return _scores(answers, expected, images) | {"milliseconds": _milliseconds(found.infer, timed)}
 
 
-def _scores(answers: np.ndarray, expected: np.ndarray, images: Images) -> dict[str, Any]:
-    predicted, wanted = answers.argmax(axis=1), expected.argmax(axis=1)
+def _scores(answers: Answers, expected: Answers, images: Images) -> dict[str, Any]:
+    (given, novelty), (wanted, far) = answers, expected
+    predicted, known = given.argmax(axis=1), ~np.isnan(novelty)
+    off = np.abs(novelty - far)[known] / np.maximum(far[known], 1)
     return {
-        "images": len(expected),
-        "largest_difference": float(np.abs(answers - expected).max()),
-        "agreement": float((predicted == wanted).mean()),
+        "images": len(wanted),
+        "largest_difference": float(np.abs(given - wanted).max()),
+        "agreement": float((predicted == wanted.argmax(axis=1)).mean()),
+        "novelty_difference": float(off.max()) if off.size else None,
         "accuracy": share_interval(predicted[: len(images.labels)] == images.labels, groups=images.groups),
     }
 
@@ -260,9 +217,14 @@ def check(row: dict[str, Any]) -> None:
             f"says something else than Keras on {images} images of the run: a probability differs by "
             f"{difference:.2g}, and {100 * same:.1f} % of the answers are the same (allowed: {limit}). It was not kept"
         )
+    if most and not (row.get("novelty_difference") or 0) <= most:
+        raise ExportError(
+            f"gives another novelty than Keras on {images} images of the run, by {row['novelty_difference']:.2g} "
+            f"(allowed: {most:g}). It was not kept"
+        )
 
 
-def _milliseconds(infer: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> dict[str, float]:
+def _milliseconds(infer: Callable[[np.ndarray], Any], pixels: np.ndarray) -> dict[str, float]:
     """For one image in batches of 1 and 32: the median of some rounds, after one that does not count."""
     found = {}
     for batch in (1, 32):
@@ -276,7 +238,7 @@ def _milliseconds(infer: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray)
     return found
 
 
-def _row_of_keras(run: Path, served: Served, expected: np.ndarray, images: Images, timed: np.ndarray) -> dict[str, Any]:
+def _row_of_keras(run: Path, served: Served, expected: Answers, images: Images, timed: np.ndarray) -> dict[str, Any]:
     def infer(pixels: np.ndarray) -> np.ndarray:
         both = np.concatenate([pixels, pixels[:, :, ::-1]]) if served.hflip else pixels
         return served.model.predict(both, batch_size=len(both), verbose=0)

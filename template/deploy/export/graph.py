@@ -12,8 +12,11 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from ... import device
 from ...model.layers import renormalise
+from ..novelty import Novelty
+from ..predictor import with_features
+from ..runtime import NOVELTY, OUTPUT
 
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT = "pixels"
 COPIES = 20
 """Of the weights, that are in memory while a network is converted: 22 to 26 were measured."""
 ANSWER = "calibrated"
@@ -24,27 +27,45 @@ class Served(tf.Module):
     """A network with all that follows its logits.
 
     float32 [n, size, size, 3], RGB 0-255, to probabilities float32 [n, classes]: the network with its preprocessing,
-    the mean over an image and its mirror image, the temperature, softmax.
+    the mean over an image and its mirror image, the temperature, softmax. And, of an image without its mirror image,
+    novelty float32 [n].
 
     Args:
         model: of a run, to logits.
         temperature: of its calibration, > 0.
         hflip: whether its answers are means over mirror images too.
+        novelty: of the run, or None.
     """
 
-    def __init__(self, model: keras.Model, temperature: float, hflip: bool) -> None:
+    def __init__(self, model: keras.Model, temperature: float, hflip: bool, novelty: Novelty | None = None) -> None:
         super().__init__()
         self.model, self.temperature, self.hflip = with_depthwise(model), temperature, hflip
+        self.novelty, self.network = novelty, with_features(self.model) if novelty else self.model
         self.signature = tf.function(self._answer, input_signature=[tf.TensorSpec(model.input_shape, name=INPUT)])
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what it gives."""
+        return [OUTPUT, NOVELTY] if self.novelty else [OUTPUT]
 
     def _answer(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         both = tf.concat([pixels, pixels[:, :, ::-1]], axis=0) if self.hflip else pixels
-        logits = self.model(both, training=False)
+        seen = self.network(both, training=False)
+        logits, features = seen if self.novelty else (seen, None)
         with tf.name_scope(ANSWER):
             if self.hflip:
                 each = tf.reshape(tf.nn.softmax(logits), [2, -1, logits.shape[1]])
                 logits = tf.math.log(tf.maximum(tf.reduce_mean(each, axis=0), 1e-30))
-            return {OUTPUT: tf.nn.softmax(logits / self.temperature, name=OUTPUT)}
+            answer = {OUTPUT: tf.nn.softmax(logits / self.temperature, name=OUTPUT)}
+            if self.novelty:
+                answer[NOVELTY] = _novelty(features[: tf.shape(pixels)[0]], self.novelty)
+            return answer
+
+
+def _novelty(features: tf.Tensor, novelty: Novelty) -> tf.Tensor:
+    """`Novelty.score`, as part of a network."""
+    similarity = tf.math.l2_normalize(features, axis=1) @ tf.constant(novelty.features.T, tf.float32)
+    return tf.maximum(1 - tf.reduce_max(similarity, axis=1), 0) / novelty.threshold
 
 
 def freeze(served: Served) -> Any:
@@ -102,8 +123,14 @@ def write_saved_model(served: Served, folder: Path, about: dict[str, Any]) -> No
         temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-def load_saved_model(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def load_saved_model(folder: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
     """The function of a SavedModel, as TensorFlow Serving would call it."""
     loaded = tf.saved_model.load(str(folder))  # whose functions live as long as it does
     answer = loaded.signatures["serving_default"]
-    return lambda pixels, _=loaded: answer(**{INPUT: tf.constant(pixels)})[OUTPUT].numpy()
+    names = [name for name in (OUTPUT, NOVELTY) if name in answer.structured_outputs]
+
+    def infer(pixels: np.ndarray, _: Any = loaded) -> list[np.ndarray]:
+        found = answer(**{INPUT: tf.constant(pixels)})
+        return [found[name].numpy() for name in names]
+
+    return infer

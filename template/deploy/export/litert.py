@@ -57,19 +57,19 @@ def _outputs(contents: bytes) -> list[str]:
     return [tensor["name"] for tensor in Interpreter(model_content=contents).get_output_details()]
 
 
-def load_litert(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+def load_litert(file: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
     """The function of a LiteRT file, run by LiteRT itself; for one thread at a time."""
     with runs.quiet():  # it tells of its delegate
         interpreter = Interpreter(model_path=str(file), num_threads=device.cores())
         interpreter.allocate_tensors()
     into, out = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
-    def infer(pixels: np.ndarray) -> np.ndarray:
+    def infer(pixels: np.ndarray) -> list[np.ndarray]:
         if tuple(interpreter.get_input_details()[0]["shape"]) != pixels.shape:
             interpreter.resize_tensor_input(into, pixels.shape)
             interpreter.allocate_tensors()
         interpreter.set_tensor(into, pixels)
         interpreter.invoke()
-        return interpreter.get_tensor(out)
+        return [interpreter.get_tensor(out)]
 
     return infer

@@ -16,7 +16,8 @@ from ... import runs
 from ...evaluate import metrics
 from ...evaluate.document import code
 from ...evaluate.intervals import percent
-from .graph import INPUT, OUTPUT
+from ..runtime import NOVELTY, OUTPUT
+from .graph import INPUT, Served
 
 SQUARES = {
     "crop": "scaled to fill the square, and what is too long cut off evenly at both ends (Pillow's ImageOps.fit)",
@@ -39,7 +40,7 @@ VIEWS = {
 
 
 def describe(
-    run: Path, about: dict[str, Any], views: Sequence[str], hflip: bool, artefacts: Sequence[dict[str, Any]]
+    run: Path, about: dict[str, Any], views: Sequence[str], served: Served, artefacts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The card, ready for JSON.
 
@@ -47,11 +48,17 @@ def describe(
         run: folder of the run.
         about: `class_names`, `inputs` and `temperature`, as they are in the files.
         views: names of the views that the files are asked about one by one.
-        hflip: whether the files answer for the mirror image too.
+        served: what is in the files.
         artefacts: what is known of each file; its first is Keras.
     """
     inputs, size = about["inputs"], about["inputs"]["image_size"]
     saved = {name: runs.read_json(run / f"{name}.json") for name in ("metrics", "calibration", "run")}
+    unlike = {
+        "name": NOVELTY,
+        "shape": ["batch"],
+        "type": "float32: distance of what the network sees to the most similar image of training, as a part of what "
+        "is usual. Above 1, the image is like nothing in training. Not in LiteRT files; of the first view alone",
+    }
     part = next(name for name in ("test", "cross_validation", "val") if saved["metrics"].get(name))
     return {
         "run": run.resolve().name,
@@ -67,6 +74,7 @@ def describe(
             "shape": ["batch", len(about["class_names"])],
             "type": "float32, calibrated probabilities in the order of the classes",
         },
+        **({"novelty": unlike} if NOVELTY in served.outputs else {}),
         "preparation": [
             "The first frame or page is decoded; a JPEG at 1/2, 1/4 or 1/8 where that is at least twice the size.",
             "The EXIF orientation is applied.",
@@ -76,7 +84,7 @@ def describe(
             "template/data/images/load.py does all of that: use it where you can.",
         ],
         "views": {
-            "inside": ["the image", "its mirror image"] if hflip else ["the image"],
+            "inside": ["the image", "its mirror image"] if served.hflip else ["the image"],
             "outside": [VIEWS[name] for name in views],
             "mean": "p(view) ** temperature, scaled to sum 1, averaged over the views outside, ** (1 / temperature), "
             "scaled to sum 1; with one view there is nothing to do",
@@ -177,7 +185,8 @@ def markdown(card: dict[str, Any]) -> str:
 
 
 def _ports(card: dict[str, Any]) -> list[str]:
-    return [f"`{card[way]['name']}` {card[way]['shape']}: {card[way]['type']}" for way in ("input", "output")]
+    ports = [card[way] for way in ("input", "output", "novelty") if way in card]
+    return [f"`{port['name']}` {port['shape']}: {port['type']}" for port in ports]
 
 
 def _listed(values: dict[str, Any] | None) -> str:

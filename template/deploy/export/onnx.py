@@ -17,7 +17,8 @@ from tf2onnx.optimizer.const_fold_optimizer import ConstFoldOptimizer
 from tf2onnx.optimizer.identity_optimizer import IdentityOptimizer
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-from .graph import INPUT, OUTPUT
+from ..runtime import NOVELTY, OUTPUT
+from .graph import INPUT
 
 OPSET = 18
 
@@ -57,10 +58,9 @@ def write_onnx(model: onnx.ModelProto, file: Path, precision: str, calibration: 
         calibration: representative pixels [n, size, size, 3], whose activations set the scales of int8.
     """
     onnx.save(model, file)
-    if precision == "float16":
-        onnx.save(_halved(onnx.load(file)), file)
-    elif precision == "int8":
+    if precision == "int8":
         _quantise(file, calibration)
+    onnx.save(_halved(onnx.load(file), exactly=precision != "float16"), file)
 
 
 def converted(frozen: Any, about: dict[str, Any]) -> onnx.ModelProto:
@@ -72,10 +72,11 @@ def converted(frozen: Any, about: dict[str, Any]) -> onnx.ModelProto:
         frozen: from `freeze`.
         about: goes into its metadata, by name, as JSON.
     """
-    pixels, probabilities = frozen.inputs[0].name, frozen.outputs[0].name
+    pixels, names = frozen.inputs[0].name, sorted([OUTPUT, NOVELTY][: len(frozen.outputs)])  # as TensorFlow sorts them
+    given = {tensor.name: name for tensor, name in zip(frozen.outputs, names, strict=True)}
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with tf.Graph().as_default():
-        simpler = tf_loader.tf_optimize([pixels], [probabilities], frozen.graph.as_graph_def())
+        simpler = tf_loader.tf_optimize([pixels], list(given), frozen.graph.as_graph_def())
     with tf.Graph().as_default() as graph, tf_loader.tf_session(graph=graph):
         tf.import_graph_def(simpler, name="")
         converted = tfonnx.process_tf_graph(
@@ -83,11 +84,12 @@ def converted(frozen: Any, about: dict[str, Any]) -> onnx.ModelProto:
             opset=OPSET,
             custom_op_handlers={"Erfc": (_erfc, [])},
             input_names=[pixels],
-            output_names=[probabilities],
-            tensors_to_rename={pixels: INPUT, probabilities: OUTPUT},
+            output_names=list(given),
+            tensors_to_rename={pixels: INPUT} | given,
         )
     simplified = optimizer.optimize_graph(converted, catch_errors=False, optimizers=OPTIMIZERS)
     model = simplified.make_model("classifier")
+    model.graph.output.sort(key=lambda value: value.name != OUTPUT)  # probabilities first
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     helper.set_model_props(model, {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()})
@@ -104,15 +106,20 @@ def _erfc(context: Any, node: Any, *_: Any) -> None:
     context.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, name=name, shapes=shapes, dtypes=types)
 
 
-def _halved(model: onnx.ModelProto) -> onnx.ModelProto:
+def _halved(model: onnx.ModelProto, exactly: bool) -> onnx.ModelProto:
     """Weights in float16, each followed by a cast to float32, which is done once, when the file is loaded.
+
+    Or those alone that this leaves exactly as they are, which are the features that novelty is measured from.
 
     To compute in float16 as well would gain nothing on a CPU, and pixels, logarithms and small variances do not fit.
     """
     casts = []
     for weight in model.graph.initializer:
         if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
-            name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
+            name, whole = weight.name, numpy_helper.to_array(weight)
+            half = whole.astype(np.float16)
+            if exactly and (half != whole).any():
+                continue
             weight.CopyFrom(numpy_helper.from_array(half, f"{name}_float16"))
             casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]

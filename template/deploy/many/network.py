@@ -18,7 +18,7 @@ from ... import runs
 from ...data.sources.names import DataError
 from ..novelty import FILE as NOVELTY
 from ..novelty import Novelty
-from ..runtime import BATCH, CARD, FILES, FOLDER, Classifier, Inputs, open_session
+from ..runtime import BATCH, CARD, FILES, FOLDER, OUTPUT, Classifier, Inputs, open_session
 
 FEATURES = "features"
 _HEAD = re.compile(r"/(head_hidden|logits)(_\d+)?/")
@@ -135,13 +135,13 @@ _Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], tuple[np.nd
 
 def _open_onnx(folder: Path, threads: int | None) -> _Opened:
     session = open_session(folder / "model.onnx", threads)
-    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
-    seen: list[np.ndarray] = []
+    name, given = session.get_inputs()[0].name, {output.name for output in session.get_outputs()}
+    outputs, seen = [OUTPUT, *{FEATURES} & given], []
 
-    def infer(pixels: np.ndarray) -> np.ndarray:
+    def infer(pixels: np.ndarray) -> list[np.ndarray]:
         probabilities, *features = session.run(outputs, {name: pixels})
         seen.extend(each[: len(pixels)] for each in features)  # those of mirror images come after them
-        return probabilities
+        return [probabilities]
 
     classifier = Classifier.of_session(session, folder / "model.onnx", infer)
 

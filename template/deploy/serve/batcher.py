@@ -21,7 +21,7 @@ class Job(NamedTuple):
     Attributes:
         classifier: who is asked.
         pixels: uint8 [views, size, size, 3], of its `inputs.load`.
-        answer: float64 [classes] will be there.
+        answer: an `Answer` will be there.
     """
 
     classifier: Classifier
@@ -73,7 +73,7 @@ class Batcher:
                 self.held -= count
 
     def submit(self, classifier: Classifier, pixels: np.ndarray) -> Future:
-        """Let an image be classified, in a place of one's own; if the answer is cancelled in time, it is not."""
+        """Let an image be classified, in a place of one's own; if its answer is cancelled in time, it is not."""
         job = Job(classifier, pixels, Future())
         with self._changed:
             self._waiting.append(job)
@@ -111,7 +111,7 @@ class Batcher:
 
     def _answer(self, batch: list[Job]) -> None:
         try:
-            answers = batch[0].classifier.classify(np.stack([job.pixels for job in batch]))
+            answers = batch[0].classifier.answer(np.stack([job.pixels for job in batch]))
         except Exception as error:  # of a runtime: those who asked hear of it, and the thread goes on
             for job in batch:
                 job.answer.set_exception(error)

@@ -96,14 +96,19 @@ def _by_tensorflow(folder: Path) -> tuple[Classifier, dict[str, Any]]:
 
     from ...suggest import uses_hflip
     from ..export.export import require_finished
-    from ..export.graph import OUTPUT, Served
+    from ..export.graph import Served
     from ..export.model_card import describe
+    from ..novelty import Novelty
     from ..predictor import inputs_of, load_run
 
     config, class_names, model = load_run(folder)
     require_finished(folder)
     temperature = runs.read_json(folder / "calibration.json")["temperature"]
-    served, inputs = Served(model, temperature, uses_hflip(config)), inputs_of(config)
+    served, inputs = Served(model, temperature, uses_hflip(config), Novelty.load(folder)), inputs_of(config)
     about = {"class_names": list(class_names), "inputs": dataclasses.asdict(inputs), "temperature": temperature}
-    classifier = Classifier(lambda pixels: served.signature(tf.constant(pixels))[OUTPUT].numpy(), about)
-    return classifier, describe(folder, about, inputs.views, served.hflip, [])
+
+    def infer(pixels: np.ndarray) -> list[np.ndarray]:
+        found = served.signature(tf.constant(pixels))
+        return [found[name].numpy() for name in served.outputs]
+
+    return Classifier(infer, about), describe(folder, about, inputs.views, served, [])

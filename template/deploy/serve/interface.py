@@ -12,12 +12,19 @@ class Prediction(BaseModel):
     probability: Annotated[float, Field(description="calibrated: of answers with 0.9, nine of ten are right")]
 
 
+_NOVELTY = (
+    "distance to the most similar image of training, as a part of what is usual: above 1, the image is like nothing in "
+    "training, whatever the answer; null where the run cannot tell"
+)
+
+
 class Answer(BaseModel):
     """What is said of one file."""
 
     file: Annotated[str, Field(description="its name, as it was sent")]
     answer: Annotated[str, Field(description="the class, 'not sure', or empty if the file cannot be read")] = ""
     sure: Annotated[bool, Field(description="whether the confidence reaches the run's reject level")] = False
+    novelty: Annotated[float | None, Field(description=_NOVELTY)] = None
     predictions: Annotated[list[Prediction], Field(description="the likeliest classes, most likely first")] = []
     note: Annotated[str, Field(description="what had to be assumed to read it")] = ""
     error: Annotated[str, Field(description="why it cannot be read")] = ""
@@ -55,8 +62,10 @@ class Problem(BaseModel):
 
 
 _LIKELY = [{"label": "rose", "probability": 0.93}, {"label": "tulip", "probability": 0.05}]
-_GOOD = {"file": "a.jpg", "answer": "rose", "sure": True, "predictions": _LIKELY, "note": "", "error": ""}
-_BAD = {"file": "b.jpg", "answer": "", "sure": False, "predictions": [], "note": ""} | {"error": "the file is empty"}
+_GOOD = {"file": "a.jpg", "answer": "rose", "sure": True, "novelty": 0.61, "predictions": _LIKELY}
+_GOOD |= {"note": "", "error": ""}
+_BAD = {"file": "b.jpg", "answer": "", "sure": False, "novelty": None, "predictions": [], "note": ""}
+_BAD |= {"error": "the file is empty"}
 _WHY = {400: "broken form, or no file", 401: "no token", 404: "no such model", 408: "sent too slowly"}
 _WHY |= {413: "too large, or too many files", 429: "too many requests at once of one address"}
 _WHY |= {503: "too much to do; come again after Retry-After seconds"}

@@ -27,6 +27,7 @@ from ... import device
 from ...data.images.load import BadImageError, data_url
 from ...data.sources.names import DataError
 from ...disk import DamagedError
+from .. import runtime
 from ..occlusion import PATCHES, covered, evidence
 from .batcher import Batcher, FullError
 from .collect import Corrections
@@ -145,7 +146,7 @@ class Service:
         except BadImageError as error:
             self.metrics.failures.labels("unreadable").inc()
             return Answer(file=upload.name, error=str(error))
-        found = await self._classify(model, pixels)
+        found, novelty = await self._classify(model, pixels)
         best = np.argsort(-found, kind="stable")[:top_k]
         names, sure = model.classifier.class_names, bool(found.max() >= model.least)
         self.metrics.images.labels(model.name, sure).inc()
@@ -153,6 +154,7 @@ class Service:
             file=upload.name,
             answer=names[best[0]] if sure else NOT_SURE,
             sure=sure,
+            novelty=None if np.isnan(novelty) else novelty,
             predictions=[Prediction(label=names[row], probability=float(found[row])) for row in best],
             note=note,
         )
@@ -160,7 +162,7 @@ class Service:
     async def _load(self, model: Deployed, upload: Upload) -> tuple[np.ndarray, str]:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, model.load, upload.contents)
 
-    async def _classify(self, model: Deployed, pixels: np.ndarray) -> np.ndarray:
+    async def _classify(self, model: Deployed, pixels: np.ndarray) -> runtime.Answer:
         return await asyncio.wrap_future(self.batcher.submit(model.classifier, pixels))
 
     async def explain(self, request: Request, model: str = "") -> Response:
@@ -168,7 +170,8 @@ class Service:
         deployed = self._model(model)
         async with self._one(request, deployed) as (_, pixels), self._places(1 + PATCHES**2):
             images = [pixels[:1], *covered(pixels[0])[:, None]]
-            whole, *each = await asyncio.gather(*(self._classify(deployed, image) for image in images))
+            answers = await asyncio.gather(*(self._classify(deployed, image) for image in images))
+        whole, *each = (answer.probabilities for answer in answers)
         label = int(whole.argmax())
         name, heat = deployed.classifier.class_names[label], evidence(whole, each, label).tolist()
         return JSONResponse(Explanation(label=name, image=data_url(pixels[0]), heat=heat).model_dump())
