@@ -46,13 +46,15 @@ def available_memory() -> float:
 
 
 def give_back_memory() -> None:
-    """From now on, let large blocks of memory go back to the system as soon as they are free (glibc, on Linux).
+    """Give the system what is free now; and from now on, large blocks as soon as they are free (glibc, on Linux).
 
     For programs that run for weeks. glibc takes ever larger blocks from its heaps, where small ones that stay keep what
     was freed before them from going back: a server grows as if it forgot something.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        glibc.malloc_trim(0)
 
 
 def share_gpus() -> None:

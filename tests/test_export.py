@@ -245,7 +245,7 @@ def test_predict_needs_no_tensorflow_and_says_the_same(run, images, said, expect
     image = tmp_path / "image"
     entry, home = built("runtime", run, image), tmp_path / "home"
     home.mkdir()
-    inputs = ["--out", tmp_path / "p.csv", images, tmp_path / "notes.txt"]
+    inputs = ["--quiet", "--out", tmp_path / "p.csv", images, tmp_path / "notes.txt"]
     line = [sys.executable, "-c", ONLY, " ".join(ALLOWED), *entry, *inputs]
     env = {"PYTHONPATH": ".", "HOME": str(home)}
     done = subprocess.run(list(map(str, line)), cwd=image / "app", env=env, capture_output=True, text=True, check=False)

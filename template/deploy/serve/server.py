@@ -235,6 +235,7 @@ class Service:
             DataError: if one cannot be loaded; nothing has changed then.
         """
         self.models = {model.name: model for model in await run_in_threadpool(self.open_runs)}
+        await run_in_threadpool(device.give_back_memory)  # that of the former ones, which lay scattered
 
     async def show_page(self) -> Response:
         """The page for people."""
