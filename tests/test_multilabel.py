@@ -297,6 +297,33 @@ def test_evaluate_says_what_the_run_said(run):
     assert code == 0 and f"micro F1                            {100 * value:.1f} %" in said
 
 
+def test_an_export_says_what_keras_says(run, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from template.deploy.runtime import Classifier
+
+    folder, file, _ = run
+    code, said = call("export", "--run", folder, "--format", "onnx", "savedmodel", "--data.path", file)
+    assert code == 0, said
+    card = json.loads((folder / "export" / "model_card.json").read_text())
+    assert card["labels"] == "multi" and {row["agreement"] for row in card["artefacts"]} == {1.0}
+    assert Classifier.of_run(folder).multi
+    images = [file.parent / f"{number:04d}.png" for number in range(6)]
+    rows = []
+    for how in ([], ["--runtime", "onnx"]):
+        _, said = call("predict", "--run", folder, "--top-k", 10, *how, *images, errors=io.StringIO())
+        rows.append(list(csv.DictReader(said.splitlines())))
+    assert [row["labels"] for row in rows[0]] == [row["labels"] for row in rows[1]]
+    sums = [sum(float(row[f"probability_{i}"]) for i in range(1, 11)) for row in rows[1]]
+    assert min(sums) > 1.1, "each label alone: of two or three in ten, they add up to more than one"
+
+
+def test_means_over_views_are_of_each_label_alone():
+    from template.deploy.runtime import _power
+
+    p = np.array([[0.2, 0.9], [0.6, 0.8]])
+    np.testing.assert_allclose(_power(p, 2.0, multi=True), expit(2 * np.log(p / (1 - p))))
+
+
 @pytest.mark.parametrize("script", ["preflight", "cross_validate", "tune"])
 def test_scripts_for_one_class_each_say_so(run, script, tmp_path):
     _, file, _ = run

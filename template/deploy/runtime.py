@@ -136,13 +136,15 @@ class Classifier:
     Args:
         infer: float32 [n, size, size, 3], RGB 0-255, to calibrated probabilities float32 [n, classes]; and after them
             novelty, float32 [n], if it is known.
-        about: `class_names`, `inputs` (the fields of `Inputs`) and `temperature`, as they are in the file.
+        about: `class_names`, `inputs` (the fields of `Inputs`) and `temperature`, as they are in the file; and
+            `labels`, "multi" where an image may have several.
     """
 
     def __init__(self, infer: Infer, about: dict[str, Any]) -> None:
         self.infer = infer
         self.class_names: tuple[str, ...] = tuple(about["class_names"])
         self.inputs, self.temperature = Inputs(**about["inputs"]), float(about["temperature"])
+        self.multi = about.get("labels") == "multi"
 
     @classmethod
     def of_file(cls, file: Path) -> "Classifier":
@@ -165,7 +167,8 @@ class Classifier:
         """
         saved = session.get_modelmeta().custom_metadata_map
         try:
-            return cls(infer, {name: json.loads(saved[name]) for name in ("class_names", "inputs", "temperature")})
+            about = {name: json.loads(saved[name]) for name in ("class_names", "inputs", "temperature")}
+            return cls(infer, about | ({"labels": json.loads(saved["labels"])} if "labels" in saved else {}))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{str(file)!r} does not say how images are prepared for it: {error!r}. Expected a file of export.py"
@@ -206,9 +209,11 @@ class Classifier:
         outputs = [np.concatenate(part).astype(np.float64) for part in zip(*map(self.infer, parts), strict=True)]
         each = outputs[0].reshape(count, views, -1)
         if views > 1:
-            each = _power(_power(each, self.temperature).mean(axis=1, keepdims=True), 1 / self.temperature)
+            before = _power(each, self.temperature, multi=self.multi).mean(axis=1, keepdims=True)
+            each = _power(before, 1 / self.temperature, multi=self.multi)
+        probabilities = _power(each[:, 0], 1.0, multi=self.multi)
         novelty = outputs[1].reshape(count, views)[:, 0] if len(outputs) > 1 else np.full(count, np.nan)
-        return [Answer(row, float(far)) for row, far in zip(_power(each[:, 0], 1.0), novelty, strict=True)]
+        return [Answer(row, float(far)) for row, far in zip(probabilities, novelty, strict=True)]
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """The probabilities of `answer` alone, float64 [n, classes]."""
@@ -223,9 +228,11 @@ class Classifier:
         return classify_all(sources, self.inputs, self.answer, BATCH, assumed)
 
 
-def _power(probabilities: np.ndarray, exponent: float) -> np.ndarray:
-    """Probabilities to a power, so that they sum to 1 again: logits times this number."""
+def _power(probabilities: np.ndarray, exponent: float, *, multi: bool) -> np.ndarray:
+    """Probabilities to a power, so that they sum to 1 again, or each with its complement: logits times this number."""
     raised = np.clip(probabilities, 1e-30, None) ** exponent
+    if multi:
+        return raised / (raised + np.clip(1 - probabilities, 1e-30, None) ** exponent)
     return raised / raised.sum(axis=-1, keepdims=True)
 
 

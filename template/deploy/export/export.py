@@ -97,9 +97,10 @@ def export_run(
         "class_names": list(class_names),
         "inputs": dataclasses.asdict(inputs_of(config)),
         "temperature": temperature,
+        "labels": config.data.labels,
     }
     novelty = Novelty.load(run)
-    served = Served(model, temperature, uses_hflip(config), novelty)
+    served = Served(model, temperature, uses_hflip(config), novelty, multi=config.data.labels == "multi")
     expected = _answers(classify_with_novelty(model, config, images.compared, temperature, novelty))
     pixels = load_pixels(images.calibration, inputs_of(config))
     timed = np.resize(pixels, (32, *pixels.shape[1:])).astype(np.float32)
@@ -191,14 +192,17 @@ def _compared(found: Classifier, expected: Answers, images: Images, timed: np.nd
 
 def _scores(answers: Answers, expected: Answers, images: Images) -> dict[str, Any]:
     (given, novelty), (wanted, far) = answers, expected
-    predicted, known = given.argmax(axis=1), ~np.isnan(novelty)
+    predicted, known = images.answers(given), ~np.isnan(novelty)
+    right, same = predicted[: len(images.labels)] == images.labels, predicted == images.answers(wanted)
+    if images.thresholds is not None:  # all labels of an image
+        right, same = right.all(axis=1), same.all(axis=1)
     off = np.abs(novelty - far)[known] / np.maximum(far[known], 1)
     return {
         "images": len(wanted),
         "largest_difference": float(np.abs(given - wanted).max()),
-        "agreement": float((predicted == wanted.argmax(axis=1)).mean()),
+        "agreement": float(same.mean()),
         "novelty_difference": float(off.max()) if off.size else None,
-        "accuracy": share_interval(predicted[: len(images.labels)] == images.labels, groups=images.groups),
+        "accuracy": share_interval(right, groups=images.groups),
     }
 
 

@@ -27,7 +27,8 @@ class Served(tf.Module):
     """A network with all that follows its logits.
 
     float32 [n, size, size, 3], RGB 0-255, to probabilities float32 [n, classes]: the network with its preprocessing,
-    the mean over an image and its mirror image, the temperature, softmax. And, of an image without its mirror image,
+    the mean over an image and its mirror image, the temperature, softmax (or where an image may have several labels,
+    sigmoid). And, of an image without its mirror image,
     novelty float32 [n].
 
     Args:
@@ -35,10 +36,20 @@ class Served(tf.Module):
         temperature: of its calibration, > 0.
         hflip: whether its answers are means over mirror images too.
         novelty: of the run, or None.
+        multi: whether an image may have several labels.
     """
 
-    def __init__(self, model: keras.Model, temperature: float, hflip: bool, novelty: Novelty | None = None) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        temperature: float,
+        hflip: bool,
+        novelty: Novelty | None = None,
+        *,
+        multi: bool = False,
+    ) -> None:
         super().__init__()
+        self.multi = multi
         self.model, self.temperature, self.hflip = with_depthwise(model), temperature, hflip
         self.novelty, self.network = novelty, with_features(self.model) if novelty else self.model
         self.signature = tf.function(self._answer, input_signature=[tf.TensorSpec(model.input_shape, name=INPUT)])
@@ -53,10 +64,15 @@ class Served(tf.Module):
         seen = self.network(both, training=False)
         logits, features = seen if self.novelty else (seen, None)
         with tf.name_scope(ANSWER):
-            if self.hflip:
-                each = tf.reshape(tf.nn.softmax(logits), [2, -1, logits.shape[1]])
-                logits = tf.math.log(tf.maximum(tf.reduce_mean(each, axis=0), 1e-30))
-            answer = {OUTPUT: tf.nn.softmax(logits / self.temperature, name=OUTPUT)}
+            link = tf.sigmoid if self.multi else tf.nn.softmax
+
+            def log_mean(each: tf.Tensor) -> tf.Tensor:
+                mean = tf.reduce_mean(tf.reshape(link(each), [2, -1, logits.shape[1]]), axis=0)
+                return tf.math.log(tf.maximum(mean, 1e-30))
+
+            if self.hflip:  # of several labels the log-odds; 1 - p is the sigmoid of -logit, and never rounded to zero
+                logits = log_mean(logits) - log_mean(-logits) if self.multi else log_mean(logits)
+            answer = {OUTPUT: link(logits / self.temperature, name=OUTPUT)}
             if self.novelty:
                 answer[NOVELTY] = _novelty(features[: tf.shape(pixels)[0]], self.novelty)
             return answer

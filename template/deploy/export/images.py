@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ... import device
+from ... import device, runs
 from ...config import Config
 from ...data.dataset import evenly_spaced
 from ...data.examples import DataError, Examples, load_examples
 from ...data.images.load import BadImageError, ImageSource
 from ...evaluate.predictions import Predictions
+from ...labels import thresholds_of
 from ..runtime import Inputs
 from .model_card import parts_of
 
@@ -27,15 +28,21 @@ class Images:
 
     Args:
         compared: whose answers are compared: of the validation part first, and of the training part where they are few.
-        labels: int64 [v] of those of the validation part.
+        labels: int64 [v] of those of the validation part, or [v, classes] where an image may have several.
         groups: [v] names, or None.
         calibration: of the training part.
+        thresholds: of each class where an image may have several labels, float64 [classes], or None.
     """
 
     compared: Sequence[ImageSource]
     labels: np.ndarray
     groups: np.ndarray | None
     calibration: Sequence[ImageSource]
+    thresholds: np.ndarray | None = None
+
+    def answers(self, probabilities: np.ndarray) -> np.ndarray:
+        """What is said of images, by their probabilities [n, classes]: the class, or yes and no for each class."""
+        return probabilities.argmax(axis=1) if self.thresholds is None else probabilities >= self.thresholds
 
 
 def images_of(run: Path, config: Config, class_names: Sequence[str], path: str | None, most: int) -> Images:
@@ -48,10 +55,14 @@ def images_of(run: Path, config: Config, class_names: Sequence[str], path: str |
     val = val.take(evenly_spaced(len(val.ids), most))
     train = np.array([name for name, part in parts.items() if part == "train"])
     train = train[evenly_spaced(len(train), max(CALIBRATION, LEAST - len(val.ids)))]
-    examples = load_examples(path or config.data.path, config.data.class_folders).with_classes(class_names)
+    data, thresholds = config.data, None
+    if data.labels == "multi":
+        thresholds = thresholds_of(runs.read_json(run / "calibration.json"), class_names)
+    examples = load_examples(path or data.path, data.class_folders, data.labels).with_classes(class_names)
     calibration = _sources(examples, train)
     more = calibration[: max(0, LEAST - len(val.ids))]
-    return Images([*_sources(examples, val.ids), *more], val.labels, val.groups, calibration[:CALIBRATION])
+    compared = [*_sources(examples, val.ids), *more]
+    return Images(compared, val.labels, val.groups, calibration[:CALIBRATION], thresholds)
 
 
 def _sources(examples: Examples, names: np.ndarray) -> list[ImageSource]:

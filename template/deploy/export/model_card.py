@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import runs
-from ...evaluate import metrics
+from ...evaluate import metrics, multilabel
 from ...evaluate.document import code
 from ...evaluate.intervals import percent
 from ..runtime import NOVELTY, OUTPUT
@@ -30,6 +30,14 @@ NOTE = (
     "other, and take the score from the test part. Same answer and largest difference (of a probability): against "
     "Keras. Milliseconds are for one image, with all that is inside the file, on the machine that exported, in "
     "batches of 1 and of 32; Keras by `model.predict`."
+)
+LIMIT_OF_ONE = (
+    "Every image gets one of these classes, also one that shows none of them. Below the confidence of `reject`, or of "
+    "a class's threshold, take the answer for `not sure`."
+)
+LIMIT_OF_SEVERAL = (
+    "An image has each label whose probability reaches its threshold: several, or none. What no image of the training "
+    "shows may get any."
 )
 VIEWS = {
     "crop": "the image cut to a square",
@@ -72,7 +80,7 @@ def describe(
         "output": {
             "name": OUTPUT,
             "shape": ["batch", len(about["class_names"])],
-            "type": "float32, calibrated probabilities in the order of the classes",
+            "type": f"float32, calibrated probabilities in the order of the classes{', each alone' * served.multi}",
         },
         **({"novelty": unlike} if NOVELTY in served.outputs else {}),
         "preparation": [
@@ -91,6 +99,7 @@ def describe(
         },
         "inputs": inputs,
         "temperature": about["temperature"],
+        "labels": about.get("labels", "single"),
         "reject": saved["calibration"]["reject"],
         "thresholds": saved["calibration"]["thresholds"],
         "scores": {"part": part, **saved["metrics"][part]},
@@ -101,8 +110,7 @@ def describe(
         "artefacts": list(artefacts),
         "intended_use": f"To tell photographs like those of the training apart: {', '.join(about['class_names'])}.",
         "limits": [
-            "Every image gets one of these classes, also one that shows none of them. Below the confidence of "
-            "`reject`, or of a class's threshold, take the answer for `not sure`.",
+            LIMIT_OF_SEVERAL if served.multi else LIMIT_OF_ONE,
             "The scores hold for images from where those of the training came. Other cameras, places or times: measure "
             "anew (scripts/evaluate.py --path).",
             "Nothing was measured on how it does with different groups of people; it must not decide about them alone.",
@@ -146,15 +154,12 @@ def table(artefacts: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 def markdown(card: dict[str, Any]) -> str:
     """The card for people."""
     scores, reject = card["scores"], card["reject"]
-    measured = [
-        f"- {title.format(k=scores['top_k']['k'])}: {' '.join(show(scores[key]))}"
-        for title, (key, show) in metrics.TITLES.items()
-    ]
+    several = card["labels"] == "multi"
+    titles, k = multilabel.TITLES if several else metrics.TITLES, scores.get("top_k", {}).get("k")
+    measured = [f"- {title.format(k=k)}: {' '.join(show(scores[key]))}" for title, (key, show) in titles.items()]
     crossed = scores["part"] == "cross_validation"
     scored = "by cross-validation of the recipe" if crossed else f"on the {scores['part']} part"
-    unsure = "No confidence was found from which on"
-    if reject["confidence"] is not None:
-        unsure = f"Below a confidence of {reject['confidence']:.3f}, say `not sure`: above it"
+    unsure = "" if several else _unsure(reject)
     thresholds = [f"- {code(name)}: {each['threshold']:.3f}" for name, each in card["thresholds"].items()]
     files = [
         f"- `{row['file']}`: {row['format']} {row['precision']}, sha256 `{row['sha256']}`" for row in card["artefacts"]
@@ -171,7 +176,7 @@ def markdown(card: dict[str, Any]) -> str:
             "",
             *measured,
         ],
-        "When not to answer": [f"{unsure} {100 * reject['target']:.0f} % of the answers can be promised to be right."]
+        "When not to answer": [unsure]
         + ["", "Thresholds of yes-or-no questions, on calibrated probabilities:", "", *thresholds],
         "Files": [*_grid(card["artefacts"]), "", *files],
         "Where it comes from": [f"Images: {_listed(card['images'])}; split.csv sha256 `{card['data_sha256']}`.", ""]
@@ -182,6 +187,13 @@ def markdown(card: dict[str, Any]) -> str:
     for heading in rest:
         lines += ["", f"## {heading}", "", *parts[heading]]
     return "\n".join(lines) + "\n"
+
+
+def _unsure(reject: dict[str, Any]) -> str:
+    promise = f"{100 * reject['target']:.0f} % of the answers can be promised to be right."
+    if reject["confidence"] is None:
+        return f"No confidence was found from which on {promise}"
+    return f"Below a confidence of {reject['confidence']:.3f}, say `not sure`: above it {promise}"
 
 
 def _ports(card: dict[str, Any]) -> list[str]:

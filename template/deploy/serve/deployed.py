@@ -83,6 +83,8 @@ def _open(folder: Path, name: str, runtime: Runtime, megapixels: float, batch: i
         classifier, card = Classifier.of_run(folder), runs.read_json(folder / FOLDER / CARD)
     else:
         classifier, card = _by_tensorflow(folder)
+    if classifier.multi:
+        raise DataError(f"serve.py is for images of one class each, and those of {name!r} may have several labels.")
     inputs = classifier.inputs
     classifier.classify(np.zeros((batch, len(inputs.views), inputs.image_size, inputs.image_size, 3), np.uint8))
     return Deployed(name=name, runtime=runtime, classifier=classifier, card=card, megapixels=megapixels)
@@ -106,6 +108,7 @@ def _by_tensorflow(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     temperature = runs.read_json(folder / "calibration.json")["temperature"]
     served, inputs = Served(model, temperature, uses_hflip(config), Novelty.load(folder)), inputs_of(config)
     about = {"class_names": list(class_names), "inputs": dataclasses.asdict(inputs), "temperature": temperature}
+    about["labels"] = config.data.labels
 
     def infer(pixels: np.ndarray) -> list[np.ndarray]:
         found = served.signature(tf.constant(pixels))
