@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 WIDTH = 1000
 """Of a page, in pixels."""
-COLORS = 64
+COLORS = 128
 """Of an image: pages have few, and a small file is soon loaded."""
 
 
@@ -38,18 +38,22 @@ def main() -> None:
     if chromium is None:
         sys.exit("Expected a chromium to draw with. Received none: apt-get install chromium")
     IMAGES.mkdir(exist_ok=True)
-    run = made(work / "runs", lambda: call(work, "train")) and next((work / "runs").iterdir())
+    run = run_of(work, "runs")
     photos = made(work / "pictures", lambda: write_pictures(work / "pictures"))
     made(work / "audit", lambda: call(work, "audit", photos.name, "--out", "audit", expected=1))
-    digits = made(work / "digits", lambda: write_digits(work / "digits"))
+    digits = made(work / "handwriting", lambda: write_digits(work / "handwriting"))
     compared = (f"--data.path={digits.name}", "--data.image_size=96", "--augment.hflip=false", "--out", "networks.png")
     made(work / "networks.png", lambda: call(work, "choose_backbone", *compared))
     save(Image.open(work / "networks.png"), "networks")
+    few = run_of(work, "few", *compared[:3], "--stages=[]")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 760})
         page.goto((run / "report.html").as_uri())
         photograph(page, "report")
+        page.goto((few / "report.html").as_uri())
+        page.get_by_role("heading", name="Least confident predictions").evaluate("e => scrollTo(0, e.offsetTop - 16)")
+        photograph(page, "errors")
         page.goto((work / "audit" / "audit.html").as_uri())
         photograph(page, "audit")
         with_server(work, run, lambda address: draw_server(page, address))
@@ -63,6 +67,11 @@ def made(place: Path, make: Callable[[], object]) -> Path:
     if not place.exists():
         make()
     return place
+
+
+def run_of(work: Path, name: str, *settings: str) -> Path:
+    """The folder of a run in this folder of runs."""
+    return next(made(work / name, lambda: call(work, "train", f"--runs={name}", *settings)).iterdir())
 
 
 def call(work: Path, script: str, *arguments: str, expected: int = 0) -> None:
@@ -113,6 +122,7 @@ def draw_server(page, address: str) -> None:
         page.locator("#status").filter(has_text=f"{number} of {number} ").wait_for()
     page.locator(".card .why").first.click()
     page.wait_for_timeout(3000)
+    page.evaluate("scrollTo(0, 0)")
     photograph(page, "page")
 
 
@@ -136,7 +146,7 @@ def write_pictures(folder: Path) -> None:
             Image.fromarray(image).save(folder / kind / f"{kind}-{number:02d}.png")
     shutil.copy(folder / "cross" / "cross-00.png", folder / "disc" / "disc-copy.png")
     Image.open(folder / "disc" / "disc-01.png").resize((96, 96)).save(folder / "disc" / "small.jpg", quality=40)
-    Image.open(folder / "ring" / "ring-02.png").save(folder / "cross" / "turned.jpg", quality=60)
+    Image.open(folder / "ring" / "ring-02.png").save(folder / "cross" / "recoded.jpg", quality=60)
     (folder / "ring" / "broken.jpg").write_bytes((folder / "disc" / "small.jpg").read_bytes()[:300])
     (folder / "disc" / "notes.jpg").write_text("not an image", encoding="utf-8")
 
