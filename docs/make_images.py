@@ -46,6 +46,8 @@ def main() -> None:
     made(work / "networks.png", lambda: call(work, "choose_backbone", *compared))
     save(Image.open(work / "networks.png"), "networks")
     few = run_of(work, "few", *compared[:3], "--stages=[]")
+    made(work / "several", lambda: train_several(work, digits.name))
+    made(work / "runs.html", lambda: call(work, "runs", "several", "--html", "runs.html"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 760})
@@ -54,6 +56,8 @@ def main() -> None:
         page.goto((few / "report.html").as_uri())
         page.get_by_role("heading", name="Least confident predictions").evaluate("e => scrollTo(0, e.offsetTop - 16)")
         photograph(page, "errors")
+        page.goto((work / "runs.html").as_uri())
+        photograph(page, "runs")
         page.goto((work / "audit" / "audit.html").as_uri())
         photograph(page, "audit")
         with_server(work, run, lambda address: draw_server(page, address))
@@ -72,6 +76,14 @@ def made(place: Path, make: Callable[[], object]) -> Path:
 def run_of(work: Path, name: str, *settings: str) -> Path:
     """The folder of a run in this folder of runs."""
     return next(made(work / name, lambda: call(work, "train", f"--runs={name}", *settings)).iterdir())
+
+
+def train_several(work: Path, data: str) -> None:
+    """Runs from scratch that differ in their augmentation."""
+    recipe = ROOT / "configs" / "digits.toml"
+    for policy in ("none", "light", "heavy"):
+        settings = (f"--config={recipe}", f"--data.path={data}", "--data.val_fraction=0.3", "--data.test_fraction=0.3")
+        call(work, "train", "--runs=several", *settings, f"--augment.policy={policy}", "--stages.0.epochs=20")
 
 
 def call(work: Path, script: str, *arguments: str, expected: int = 0) -> None:

@@ -181,9 +181,12 @@ SCORES = re.compile(r"^\|[^`]*\| \*{0,2}0\.\d{3}\b[^`]*$", re.MULTILINE)
 SAID_TWICE = {
     r"test accuracy (1\.\d+ \[.*?\] on \d+ images), \d+ s": ["README.md", "docs/index.md"],
     r"test accuracy (1\.\d+ \[.*?\]) on 179 images": ["README.md", "docs/index.md", "configs/digits.toml"],
+    r"(0\.\d+ in 118 s)": ["README.md", "docs/results.md"],
+    r"(0\.\d+ in 97 s)": ["README.md", "docs/results.md"],
     r"nine right of ten is (\S+ to \S+?)[.:]": ["docs/search.md", "docs/howto/tiny_data.md"],
 }
 """What is said on several pages: a pattern with one group, which all of them have with the same value."""
+BY_CHANCE = {"0.961 [0.917, 0.982]"}  # ants and bees, by two networks
 
 
 @pytest.mark.skipif(OWN, reason="this README has no numbers")
@@ -220,7 +223,7 @@ def test_numbers_with_intervals_stand_on_one_page_only_or_are_compared():
         re.search(pattern, TEXT[ROOT / files[0]]) for pattern, files in SAID_TWICE.items() if "README.md" in files
     ]
     known = {number for match in compared for number in INTERVAL.findall(match[1])}
-    assert {number for number, count in pages.items() if count > 1} <= known
+    assert {number for number, count in pages.items() if count > 1} <= known | BY_CHANCE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
@@ -382,6 +385,9 @@ def test_the_search_finds_a_setting_in_a_folder_without_a_network(site):
     assert len(asked) > 5 and not [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
 
 
-def test_images_are_drawn_by_a_script_and_small():
-    files = list((DOCS / "images").glob("*"))
-    assert sum(file.stat().st_size for file in files) < 300_000
+def test_images_are_small_and_all_are_shown_with_words_for_those_who_do_not_see_them():
+    files = {file.name for file in (DOCS / "images").iterdir()}
+    assert files and sum((DOCS / "images" / name).stat().st_size for name in files) < 300_000
+    shown = [each for text in TEXT.values() for each in re.findall(r"!\[(.*?)\]\((?:[./\w]*/)?images/([\w.]+)\)", text)]
+    assert OWN or {name for _, name in shown} == files
+    assert all(len(words) > 30 for words, _ in shown)
