@@ -246,7 +246,7 @@ def damage(folder: Path, flips: int = 200, cuts: int = 10, seed: int = 0) -> dic
         return False
 
     results = {}
-    with contextlib.redirect_stdout(io.StringIO()) as output:
+    with contextlib.redirect_stderr(io.StringIO()) as output:
         assert read_checkpoint(folder / "checkpoints")[0].epoch == 2 and not refuses(), "whole to begin with"
         for what, files, notices in (("checkpoint", sorted(newest.iterdir()), falls_back), ("model", model, refuses)):
             for how, number in (("bit flips", flips), ("truncations", cuts)):

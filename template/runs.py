@@ -153,7 +153,7 @@ def graceful_stop(message: str, seconds: float = 8.0) -> Iterator[None]:
     the second signal, the process just ends: what is written by rename is whole at any instant.
     """
 
-    def end(number: int, *_) -> None:
+    def end(number: int, frame: object) -> None:
         if not asked:
             os.write(2, f"\n{message}\n".encode())  # a signal may come in the middle of a print
             clock = threading.Timer(seconds, os._exit, [128 + number])

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
+msvcrt: Any
+fcntl: Any
 try:
     import fcntl
 except ImportError:

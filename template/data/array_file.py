@@ -119,7 +119,7 @@ class Selection:
         n: rows of a pass.
     """
 
-    whole: "ArrayFile"
+    whole: "ArrayFile | Selection"
     rows: np.ndarray
     n: int
 

@@ -9,6 +9,7 @@ waits for another, and there are no locks that could be left behind.
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import re
 import shutil
@@ -68,7 +69,7 @@ class Cache:
 
         def compute() -> Stored:
             disk.require_writable(self.folder, "folder", "--data.cache")
-            self._make_room(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize)
+            self._make_room(math.prod(shape) * np.dtype(dtype).itemsize)
             return self._write(name, batches, shape[1:], dtype)
 
         rows = ArrayFile((self._found(name) if name else None) or compute(), memory_bytes, key, compute)
@@ -101,7 +102,7 @@ class Cache:
     def _write(
         self, name: str, batches: Callable[[dict], Iterable[np.ndarray]], shape: tuple[int, ...], dtype: type
     ) -> Stored:
-        temporary, notes = disk.temporary_name(self._path(name)), {}
+        temporary, notes = disk.temporary_name(self._path(name)), dict[str, Any]()
         self.folder.mkdir(parents=True, exist_ok=True)
         file = temporary.open("x+b")
         try:

@@ -63,7 +63,7 @@ def train_dataset(
 
 
 def eval_dataset(
-    pixels: ArrayFile, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    pixels: ArrayFile | np.ndarray, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
 ) -> ArrayDataset:
     """These rows of the pixels, labels and groups, not augmented."""
     groups = None if groups is None else groups[rows]
@@ -135,7 +135,7 @@ def concatenate(datasets: Sequence[ArrayDataset]) -> ArrayDataset:
         return out
 
     key = " + ".join(d.key for d in datasets) if all(d.key for d in datasets) else ""
-    names = np.concatenate([d.names for d in datasets]) if all(len(d.names) for d in datasets) else ()
+    names = list(np.concatenate([d.names for d in datasets])) if all(len(d.names) for d in datasets) else ()
     groups = None if any(d.groups is None for d in datasets) else np.concatenate([d.groups for d in datasets])
     return ArrayDataset(read, np.concatenate([d.labels for d in datasets]), key, names, groups)
 
@@ -150,7 +150,7 @@ def channel_statistics(dataset: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
     return mean, squares / count - mean**2
 
 
-def _key(pixels: ArrayFile, rows: np.ndarray, *augmentation: object) -> str:
+def _key(pixels: ArrayFile | np.ndarray, rows: np.ndarray, *augmentation: object) -> str:
     """Cache key of rows of pixels, if the pixels have one (an array has none)."""
     key = getattr(pixels, "key", "")
     return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {augmentation}"

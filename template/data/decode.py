@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .. import device, disk, progress
-from ..config import Data
+from ..config import Data, settled
 from .array_file import ArrayFile
 from .cache import Cache
 from .examples import DataError, Examples, first_lines
@@ -37,8 +38,8 @@ def decode(examples: Examples, data: Data) -> tuple[Examples, ArrayFile]:
             pixels = _pixels(examples, data)
         except _UnreadError as error:
             examples = _without(examples, error.rows)
-    notes, bad = ({int(row): text for row, text in pixels.notes[name].items()} for name in ("notes", "bad"))
-    notes = np.array([notes.get(row, "") for row in range(len(examples))], str)
+    noted, bad = ({int(row): text for row, text in pixels.notes[name].items()} for name in ("notes", "bad"))
+    notes = np.array([noted.get(row, "") for row in range(len(examples))], str)
     return _without(dataclasses.replace(examples, notes=notes), bad), pixels
 
 
@@ -47,8 +48,8 @@ def with_bits(data: Data, images: Sequence[ImageSource]) -> Data:
     if data.bits != "auto":
         return data
     with device.threads() as pool:
-        needed = pool.map(lambda source: needed_bits(source, data.max_megapixels), images)
-        needed = list(progress.track(needed, "reading headers", len(images)))
+        found = pool.map(lambda source: needed_bits(source, data.max_megapixels), images)
+        needed = list(progress.track(found, "reading headers", len(images)))
     return dataclasses.replace(data, bits=bits_of_set(needed) or "auto")
 
 
@@ -80,14 +81,15 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
         source = examples.images[row]
         try:
             contents = read(source)
-            if isinstance(source, Path) and contents_digest(contents) != examples.digests[row]:
+            if isinstance(source, Path) and contents_digest(contents) != examples.known_digests[row]:
                 return ReadError("it changed while it was read; is it still being copied? Start again")
             return load(contents, data)
         except BadImageError as error:
             return error
 
     def batches(written: dict) -> Iterator[np.ndarray]:
-        bad, notes, unread = written.setdefault("bad", {}), written.setdefault("notes", {}), {}
+        bad, notes = written.setdefault("bad", {}), written.setdefault("notes", {})
+        unread: dict[int, ReadError] = {}
         with device.threads() as pool, progress.step("decoding", len(examples)) as step:
             for start in range(0, len(examples), 256):  # a few at a time: memory does not grow with the data
                 rows = range(start, min(start + 256, len(examples)))
@@ -101,11 +103,12 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
         if unread:
             raise _UnreadError({row: unread[row] for row in sorted(unread)}, examples)
 
-    shape = (len(examples), data.image_size, data.image_size, 3)
+    size = settled(data.image_size)
+    shape = (len(examples), size, size, 3)
     settings = f"{VERSION} {data.image_size} {data.resize} {data.max_megapixels} {data.bits}"
-    key = hashlib.sha256(f"{settings} {' '.join(examples.digests)}".encode())
+    key = hashlib.sha256(f"{settings} {' '.join(examples.known_digests)}".encode())
     name, cache = f"pixels-{key.hexdigest()[:16]}", Cache(Path(data.cache).expanduser(), data.cache_gb * 2**30)
-    return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, np.prod(shape)), key=name)
+    return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, math.prod(shape)), key=name)
 
 
 class _UnreadError(DataError):
@@ -123,7 +126,7 @@ def _without(examples: Examples, bad: Mapping[int, object]) -> Examples:
     """The examples without these, which are named with the reason in `skipped`."""
     good = np.array([row not in bad for row in range(len(examples))], bool)
     kept = examples.take(good, [(str(examples.ids[row]), str(reason)) for row, reason in bad.items()])
-    return dataclasses.replace(kept, digests=kept.digests.astype(str))
+    return dataclasses.replace(kept, digests=kept.known_digests.astype(str))
 
 
 def _memory(data: Data, size: float) -> float:

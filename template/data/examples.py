@@ -47,6 +47,19 @@ class Examples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def known_digests(self) -> np.ndarray:
+        """`digests`, which are there from `load_data` on.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        if self.digests is None:
+            raise ValueError(
+                "Expected examples whose images have been read (`decode.with_digests`). Received: no digests"
+            )
+        return self.digests
+
     def take(self, rows: np.ndarray, skipped: Sequence[tuple[str, str]] = ()) -> "Examples":
         """The examples at these positions (or of this boolean mask); `skipped` is added to what was skipped before."""
         rows = np.arange(len(self))[rows]
@@ -197,8 +210,8 @@ def _tfds(name: str) -> Examples:
                 images.append(bytes(example[keys[0]]))
                 labels.append(int(example[keys[1]]))
                 parts.append(part)
-    labels = np.array(labels, np.int64)
-    return Examples(np.array(ids), images, labels, class_names, np.array(parts), skipped=tuple(skipped))
+    known = np.array(labels, np.int64)
+    return Examples(np.array(ids), images, known, class_names, np.array(parts), skipped=tuple(skipped))
 
 
 def _digits() -> Examples:

@@ -55,7 +55,7 @@ def warm_start_leaks(examples: Examples, weights: str) -> list[Finding]:
     before = Path(weights).expanduser().parent
     if not (before / "split.csv").is_file():
         return []
-    seen = np.isin(parts_in_run(before, examples.digests), ["train", "val"])
+    seen = np.isin(parts_in_run(before, list(examples.known_digests)), ["train", "val"])
     rows = {part: np.flatnonzero(seen & (examples.parts == part)) for part in ("val", "test")}
     if not any(map(len, rows.values())):
         return []

@@ -45,7 +45,7 @@ def split(examples: Examples, *, val_fraction: float, test_fraction: float, seed
     cluster = clusters(examples.take(free))
     counts = np.zeros((cluster.max(initial=-1) + 1, len(examples.class_names)), np.int64)
     np.add.at(counts, cluster, to_matrix(examples.labels[free], counts.shape[1]).astype(np.int64))
-    first = sorted(zip(cluster, examples.digests[free], strict=True), reverse=True)
+    first = sorted(zip(cluster, examples.known_digests[free], strict=True), reverse=True)
     name_of = dict(first)  # of equal keys the last one stays: the smallest digest names its cluster
     order = np.argsort([hashlib.sha256(f"{seed}:{name_of[c]}".encode()).hexdigest() for c in range(len(counts))])
     place = _place_by_labels if is_multi(examples.labels) else _place_by_class
@@ -102,7 +102,7 @@ def clusters(examples: Examples) -> np.ndarray:
         examples: with digests.
     """
     n = len(examples)
-    _, by_content = np.unique(examples.digests, return_inverse=True)
+    _, by_content = np.unique(examples.known_digests, return_inverse=True)
     _, by_group = np.unique(group_names(examples), return_inverse=True)
     links = coo_matrix((np.ones(n), (by_content, n + by_group)), shape=(2 * n, 2 * n))
     return np.unique(connected_components(links, directed=False)[1][by_content], return_inverse=True)[1]
@@ -114,7 +114,8 @@ def to_csv(examples: Examples) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["id", "sha256", "label", "part"])
     labels = texts(examples.labels, examples.class_names)
-    writer.writerows(row for row in zip(examples.ids, examples.digests, labels, examples.parts, strict=True) if row[3])
+    rows = zip(examples.ids, examples.known_digests, labels, examples.parts, strict=True)
+    writer.writerows(row for row in rows if row[3])
     return out.getvalue()
 
 
@@ -137,7 +138,7 @@ def differences(before: str, now: str) -> list[str]:
 def group_names(examples: Examples) -> np.ndarray:
     """Name of the group of each example; without a group, its digest."""
     groups = np.full(len(examples), "") if examples.groups is None else examples.groups
-    return np.where(groups == "", examples.digests, groups)
+    return np.where(groups == "", examples.known_digests, groups)
 
 
 def _conflicts(examples: Examples) -> dict[int, str]:
@@ -145,7 +146,7 @@ def _conflicts(examples: Examples) -> dict[int, str]:
     rank = {"test": 0, "val": 1, "train": 2, "": 2}
     ties = [
         (("image", digest), ("group", group))
-        for digest, group in zip(examples.digests, group_names(examples), strict=True)
+        for digest, group in zip(examples.known_digests, group_names(examples), strict=True)
     ]
     labels_of: dict[tuple[str, str], set[str]] = {}
     part_of: dict[tuple[str, str], str] = {}

@@ -87,7 +87,7 @@ def sample(examples: Examples, predictions: Predictions, count: int) -> Examples
     gone = [str(name) for name in predictions.ids[rows] if str(name) not in where]
     if gone:
         raise DataError(f"{len(gone)} images that the run was evaluated on are missing, such as {gone[0]!r}.")
-    return examples.take([where[str(name)] for name in predictions.ids[rows]])
+    return examples.take(np.array([where[str(name)] for name in predictions.ids[rows]]))
 
 
 def compare(answers: dict[str, str], predictions: Predictions) -> dict[str, Any]:

@@ -85,10 +85,11 @@ def write_table(file: Path, labelled: Examples, new: Mapping[str, str]) -> None:
     Raises:
         DataError: if the labelled images are not files.
     """
-    if not all(isinstance(image, Path) for image in labelled.images):
+    files = [image for image in labelled.images if isinstance(image, Path)]
+    if len(files) < len(labelled):
         raise DataError("The images of the run are not files on this machine, so that no table can name them.")
     names = labelled.class_names
-    old = zip(labelled.images, labelled.labels, labelled.parts, strict=True)
+    old = zip(files, labelled.labels, labelled.parts, strict=True)
     rows = [(str(image.resolve()), names[label], part) for image, label, part in old]
     rows += [(path, label, "train") for path, label in new.items() if label != NONE]
     with runs.replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:

@@ -13,7 +13,7 @@ from scipy.special import expit, logit, softmax
 
 from .. import config as configuration
 from .. import disk, runs
-from ..config import Config
+from ..config import Config, settled
 from ..data.examples import DataError
 from ..data.images.load import BadImageError, ImageSource
 from ..model.hub_layer import HubLayer, import_keras_hub
@@ -141,7 +141,7 @@ def _digest(model: keras.Model) -> str:
     digest = hashlib.sha256()
     for weight in model.get_weights():
         digest.update(f"{weight.dtype} {weight.shape} ".encode())
-        digest.update(np.ascontiguousarray(weight))
+        digest.update(np.ascontiguousarray(weight).data)
     return digest.hexdigest()
 
 
@@ -186,7 +186,7 @@ def classify_with_novelty(
 
     def answers(images: np.ndarray) -> list[Answer]:
         mean, features = answer(images)
-        scores = novelty.score(features) if novelty else np.full(len(images), np.nan)
+        scores = novelty.score(features) if novelty and features is not None else np.full(len(images), np.nan)
         return [Answer(row, float(score)) for row, score in zip(mean, scores, strict=True)]
 
     return classify_all(sources, inputs_of(config), answers, config.train.batch_size, assumed)
@@ -241,10 +241,10 @@ def inputs_of(config: Config) -> Inputs:
     """How images become what the network of a run is asked about; beside each view its mirror image, if it uses one."""
     data, tta = config.data, config.tta
     return Inputs(
-        image_size=data.image_size,
-        resize=data.resize,
+        image_size=settled(data.image_size),
+        resize=settled(data.resize),
         bits=data.bits,
         max_megapixels=data.max_megapixels,
         full_image=tta.full_image,
-        center_zoom=tta.center_zoom,
+        center_zoom=settled(tta.center_zoom),
     )

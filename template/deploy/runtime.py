@@ -9,7 +9,7 @@ Files become pixels by the same code as in training. Several threads may share a
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,7 +76,7 @@ class Inputs:
 def classify_all(
     sources: Sequence[ImageSource],
     inputs: Inputs,
-    classify: Callable[[np.ndarray], Sequence[Any]],
+    classify: Callable[[np.ndarray], Iterable[Any]],
     batch: int,
     assumed: Callable[[ImageSource, str], None],
 ) -> Iterator[tuple[ImageSource, Any]]:

@@ -48,9 +48,8 @@ def _full_images(parts: Parts, part: str, data: Data) -> ArrayDataset:
 def predict_tta(model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config) -> Predictions:
     """Predictions of these examples, averaged over `build_views` of them."""
     batches = [inference_batches(view, config.train.batch_size) for view in views]
-    about = examples.ids, examples.labels, examples.class_names
     with progress.step("predicting", sum(map(len, batches)), "batches") as step:
         count = keras.callbacks.LambdaCallback(on_predict_batch_end=lambda batch, logs: step.advance(), async_safe=True)
-        each = [predict(model, b, *about, [count]) for b in batches]
+        each = [predict(model, b, examples.ids, examples.labels, examples.class_names, [count]) for b in batches]
     groups = None if examples.groups is None else group_names(examples).astype(str)
     return dataclasses.replace(average(each), groups=groups)

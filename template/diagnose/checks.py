@@ -132,8 +132,8 @@ def overfit_small_batch(
         The check, and the images with their labels and the predicted classes.
     """
     each = max(1, min(3, 40 // len(class_names)))
-    rows = [np.flatnonzero(train.labels == label)[:each] for label in range(len(class_names))]
-    rows = np.sort(np.concatenate(rows)[:40])
+    members = [np.flatnonzero(train.labels == label)[:each] for label in range(len(class_names))]
+    rows = np.sort(np.concatenate(members)[:40])
     pixels, labels = train.read(0, rows), train.labels[rows]
     network, inputs, loss = model, pixels.astype(np.float32), np.inf
     if boundary is not None:

@@ -1,6 +1,7 @@
 """Images in rows and columns with their labels, drawn from the very tensors that enter the network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -44,7 +45,7 @@ def epochs_grid(
             wanted = np.isin(members, chosen)
             if wanted.any():
                 which = (settings.batch_size, settings.seed, epoch, number)
-                options = {"mixing": mixing, "sampling": settings.sampling}
+                options: dict[str, Any] = {"mixing": mixing, "sampling": settings.sampling}
                 images, labels = shuffled_batch(augmented, len(class_names), *which, **options)
                 for row, image, label in zip(members[wanted], images[wanted], labels[wanted], strict=True):
                     found[row].append((image, f"epoch {epoch + 1}: {label_text(label, class_names)}"))

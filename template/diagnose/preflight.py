@@ -7,13 +7,14 @@ it computes, a run finds.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 from PIL import Image
 
 from .. import runs
-from ..config import Backbone, Config, Stage
+from ..config import Backbone, Config, Stage, settled
 from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import PARTS, DataError, Examples
 from ..data.images.load import BadImageError, load
@@ -116,7 +117,7 @@ class Begun:
             config, parts = load_data(config, config.data)
         train, val = (parts.plain(name, config.data) for name in ("train", "val"))
         config = with_stages(config, len(train))
-        base = build_backbone(config.backbone, config.data.image_size)
+        base = build_backbone(config.backbone, settled(config.data.image_size))
         standardise_input(base, config, train)
         return cls(config, parts, train, val, base, FeatureCache.of(config, clock))
 
@@ -130,7 +131,7 @@ class Begun:
         """What that stage trains; training the head alone, which the probe fits, would show little."""
         return self.stage.unfreeze or 1
 
-    def model(self, **head: float) -> keras.Model:
+    def model(self, **head: Any) -> keras.Model:
         """A new one, frozen as the stage wants it, with these settings of the head."""
         settings, classes = dataclasses.replace(self.config.head, **head), len(self.parts.examples.class_names)
         counts = np.bincount(self.train.labels, minlength=classes)
@@ -151,7 +152,11 @@ def _checks(begun: Begun) -> tuple[list[checks.Check], dict[str, Image.Image]]:
     bottom = boundary(unregularised, find_blocks(unregularised, config.backbone), begun.unfrozen)
     memorised, drawn = checks.overfit_small_batch(unregularised, bottom, train, names)
     served = [_served(examples, row, config) for row in begun.parts.rows("val")[:8]]
-    decoded, weights, limit = len(pixels) * pixels[[0]].nbytes, 4 * model.count_params(), begun.cache.limit_bytes
+    decoded, weights, limit = (
+        len(pixels) * pixels[np.array([0])].nbytes,
+        4 * model.count_params(),
+        begun.cache.limit_bytes,
+    )
     found = [
         in_range,
         checks.train_serve_parity(val.read(0, np.arange(len(served))), np.stack(served)),
@@ -190,7 +195,8 @@ def _probe(begun: Begun, clock: runs.Timer) -> tuple[list[checks.Check], float]:
     )
     parts = (begun.parts.rows(name) for name in ("train", "val"))
     rows = [part[evenly_spaced(len(part), MOST)] for part in parts]
-    lots = [checks.random_labels(examples.digests[mine], len(examples.class_names), config.train.seed) for mine in rows]
+    digests = examples.known_digests
+    lots = [checks.random_labels(digests[mine], len(examples.class_names), config.train.seed) for mine in rows]
     found = [
         checks.depends_on_input(probed, few),
         checks.random_label_accuracy(seen, lots[0], unseen, lots[1]),
@@ -218,7 +224,8 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     config, train, model = begun.config, begun.train, begun.model()
     blocks, batch_size = find_blocks(model, config.backbone), config.train.batch_size
     paces = [
-        (stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size)) for stage in config.stages
+        (stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size))
+        for stage in settled(config.stages)
     ]
     raced = []
     if cross_validates_depth(open_config, len(train)):
@@ -230,14 +237,14 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
             raced.append((stage, forecast.measure_stage(small, its_blocks, stage, images, batch_size)))
     per_image = forecast.seconds_per_image(model, train, batch_size)
     counts = {name: len(begun.parts.rows(name)) for name in PARTS}
-    settled = dataclasses.replace(open_config, backbone=config.backbone)
-    seconds = forecast.forecast(settled, counts, per_image, paces, raced)
+    known = dataclasses.replace(open_config, backbone=config.backbone)
+    seconds = forecast.forecast(known, counts, per_image, paces, raced)
     if open_config.backbone.name == "auto":
         seconds["other networks"] = sum(
-            _of_candidate(settled, other, train) for other in candidates(open_config.backbone)[1:]
+            _of_candidate(known, other, train) for other in candidates(open_config.backbone)[1:]
         )
     fit = clock.seconds.get("probe", 0.0) * max(1.0, min(len(train), MAX_CV_IMAGES) / MOST) ** 2
-    seconds["fits of the probe"] = fit * count_probes(settled)
+    seconds["fits of the probe"] = fit * count_probes(known)
     seconds["decoding"] = clock.seconds["decode"]
     numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
     if paces:
@@ -249,6 +256,6 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
 def _of_candidate(config: Config, other: Backbone, train: ArrayDataset) -> float:
     """Seconds of cross-validating a network that `backbone.name=auto` compares with the first."""
     config = without_auto(dataclasses.replace(config, backbone=other))
-    network = build_backbone(other, config.data.image_size)
+    network = build_backbone(other, settled(config.data.image_size))
     passes = count_forward_passes(config, min(len(train), MAX_CV_IMAGES))
     return passes * forecast.seconds_per_image(network, train, config.train.batch_size)

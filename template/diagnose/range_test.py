@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,7 +50,7 @@ def sweep(
     epochs = range(math.ceil(count * each / steps(compiled.train, settings.batch_size)))
     mixing = mixing_of(settings, stage, 0, maps=compiled.takes_maps)
     mixing = dataclasses.replace(mixing, until=epochs.stop)
-    order = {"batch_size": settings.batch_size, "seed": settings.seed, "sampling": settings.sampling}
+    order: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed, "sampling": settings.sampling}
     batches = shuffled_batches(compiled.train, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
     losses: list[float] = []
     found: list[float] = []
@@ -96,7 +97,7 @@ def best_rate(rates: np.ndarray, losses: np.ndarray) -> float | None:
     return float(rates[-1] / 10) if _exploded(losses) else None
 
 
-def _exploded(losses: Sequence[float]) -> bool:
+def _exploded(losses: Sequence[float] | np.ndarray) -> bool:
     """Whether the mean of the last WINDOW losses is EXPLODED times the lowest such mean."""
     means = np.convolve(losses, np.ones(WINDOW) / WINDOW, mode="valid") if len(losses) >= WINDOW else np.ones(1)
     return bool(means[-1] > EXPLODED * means.min())

@@ -52,7 +52,7 @@ def publish(
     scores["seconds"] = clock.total()
     found = [finding for finding in runs.read_json(folder / "audit.json") if finding["severity"] != "info"]
     told = build(scores, predictions, found, skipped, tuple(drawn))
-    environment = {"environment": runs.environment()}
+    environment: dict[str, Any] = {"environment": runs.environment()}
     runs.write_json(folder / "run.json", environment)
     environment["settings"] = (folder / "config.toml").read_text(encoding="utf-8")
     runs.write_text(folder / "report.md", document.markdown(told))

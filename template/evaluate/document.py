@@ -85,11 +85,12 @@ def titled(title: str, *cells: Cell) -> list[Cell]:
     return [Cell(title), *cells]
 
 
-def cell(interval: Mapping[str, float | None] | None, show: Callable, *, bar: bool = False) -> Cell:
+def cell(interval: Mapping[str, Any] | None, show: Callable, *, bar: bool = False) -> Cell:
     """A score with its interval; what is undefined is sorted as -1."""
     if interval is None or interval["value"] is None:
         return Cell("undefined", value=-1.0)
-    return Cell(*show(interval), interval["value"], interval if bar else None)
+    text, between = show(interval)
+    return Cell(text, between, interval["value"], interval if bar else None)
 
 
 def share(value: float) -> Cell:

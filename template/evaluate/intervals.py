@@ -1,6 +1,7 @@
 """95 % intervals: Wilson for proportions, bootstrap of images or groups, influence functions for ranks."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -12,6 +13,9 @@ Z = norm.ppf(0.975)
 """Standard errors on either side of a normal 95 % interval."""
 _AT_ONCE = 4_000_000
 """Numbers in an array of resampled weights."""
+
+Interval = dict[str, Any]
+"""`value`, `low` and `high`; all None where the score is undefined."""
 
 
 def wilson_interval(successes: int, trials: int) -> dict[str, float]:
@@ -42,7 +46,9 @@ def share_interval(
     many = int(members.max()) + 1
     if value in {0.0, 1.0} or many == 1:
         return _wilson(value, many)
-    spread = np.sum(np.bincount(members, successes - value) ** 2)  # n * value * (1 - value) if images were independent
+    spread = float(
+        np.sum(np.bincount(members, successes - value) ** 2)
+    )  # n * value * (1 - value) if images were independent
     few = student.ppf(0.975, n - 1) / student.ppf(0.975, many - 1)
     return _wilson(value, min(1.0, n * value * (1 - value) / max(spread, 1e-12)) * n * few**2)
 
@@ -64,7 +70,7 @@ def bootstrap_weights(n: int, groups: np.ndarray | None, seed: int) -> Iterator[
         yield np.stack([np.bincount(row, minlength=many) for row in drawn]).astype(float)[:, members]
 
 
-def percentile_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+def percentile_bootstrap(value: float, resampled: np.ndarray) -> Interval:
     """Value and the middle 95 % of its bootstrap distribution (Efron and Tibshirani 1993, percentile interval)."""
     if np.isnan(value) or np.isnan(resampled).all():
         return undefined()
@@ -72,7 +78,7 @@ def percentile_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def basic_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+def basic_bootstrap(value: float, resampled: np.ndarray) -> Interval:
     """The same for a score that is biased upwards and not below zero: the bias is removed (basic bootstrap interval).
 
     The interval is about the truth, so it may end below the value where that is mostly bias.
@@ -84,7 +90,7 @@ def basic_bootstrap(value: float, resampled: np.ndarray) -> dict[str, float | No
 
 def influence_interval(
     value: float, influence: np.ndarray, least: int, *, groups: np.ndarray | None = None
-) -> dict[str, float | None]:
+) -> Interval:
     """Interval in (0, 1) of a value that images move by influence / n each, symmetric in its log-odds.
 
     Args:
@@ -132,22 +138,22 @@ def _wilson(value: float, trials: float) -> dict[str, float]:
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def undefined() -> dict[str, None]:
+def undefined() -> Interval:
     """In place of a score that does not exist, such as the precision of a class that was never predicted."""
     return {"value": None, "low": None, "high": None}
 
 
-def percent(interval: dict[str, float | None]) -> str:
+def percent(interval: Interval) -> str:
     """`97.2 % [95.1, 98.4]`, or that it is undefined."""
     return " ".join(percent_parts(interval))
 
 
-def number(interval: dict[str, float | None]) -> str:
+def number(interval: Interval) -> str:
     """`0.972 [0.951, 0.984]`, or that it is undefined."""
     return " ".join(number_parts(interval))
 
 
-def percent_parts(interval: dict[str, float | None]) -> tuple[str, ...]:
+def percent_parts(interval: Interval) -> tuple[str, ...]:
     """`97.2 %` and `[95.1, 98.4]`, or `undefined` alone."""
     if interval["value"] is None:
         return ("undefined",)
@@ -155,7 +161,7 @@ def percent_parts(interval: dict[str, float | None]) -> tuple[str, ...]:
     return f"{value:.1f} %", f"[{low:.1f}, {high:.1f}]"
 
 
-def number_parts(interval: dict[str, float | None]) -> tuple[str, ...]:
+def number_parts(interval: Interval) -> tuple[str, ...]:
     """`0.972` and `[0.951, 0.984]`, or `undefined` alone."""
     if interval["value"] is None:
         return ("undefined",)

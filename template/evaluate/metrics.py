@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from .classification import CLASS_METRICS, COUNT_METRICS, class_counts, top_confusions
 from .intervals import (
+    Interval,
     basic_bootstrap,
     bootstrap_weights,
     number_parts,
@@ -77,7 +78,7 @@ def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> d
     counts, groups = class_counts(labels, predictions.predicted, classes), predictions.groups
     sampled = bootstrap_scores(predictions, seed=seed, images=images)
 
-    result = {
+    result: dict[str, Any] = {
         "images": n,
         "groups": None if groups is None else len(np.unique(groups)),
         "majority_baseline": float(np.bincount(labels).max() / n),
@@ -97,7 +98,7 @@ def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> d
     }
 
 
-def probability_scores(predictions: Predictions, *, seed: int = 0) -> dict[str, dict[str, float | None]]:
+def probability_scores(predictions: Predictions, *, seed: int = 0) -> dict[str, Interval]:
     """The scores that a temperature changes: cross-entropy, Brier score and calibration errors."""
     images = _by_image(predictions, k=1)
     return _probability_scores(predictions, images, bootstrap_scores(predictions, seed=seed, images=images))
@@ -188,12 +189,14 @@ def bootstrap_scores(
 
 def _probability_scores(
     predictions: Predictions, images: dict[str, np.ndarray], sampled: dict[str, np.ndarray]
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Interval]:
     result = {name: percentile_bootstrap(images[name].mean(), sampled[name]) for name in ("cross_entropy", "brier")}
     correct, name = predictions.predicted == predictions.labels, "classwise_ece"
     value = ece(images["confidence"], correct)
-    result["ece"] = basic_bootstrap(value, sampled["ece"])
-    result[name] = basic_bootstrap(classwise_ece(predictions), sampled[name]) if name in sampled else undefined()
+    result["ece"] = basic_bootstrap(float(value), sampled["ece"])
+    result[name] = undefined()
+    if name in sampled:
+        result[name] = basic_bootstrap(float(classwise_ece(predictions)), sampled[name])
     return result
 
 
@@ -217,7 +220,7 @@ def _per_class(
     return table
 
 
-def _widened(interval: dict[str, float | None], *others: dict[str, float | None]) -> dict[str, float | None]:
+def _widened(interval: Interval, *others: Interval) -> Interval:
     """An interval, made to hold those of others."""
     every = (interval, *others)
     return interval | {"low": min(each["low"] for each in every), "high": max(each["high"] for each in every)}

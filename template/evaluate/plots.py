@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator
 
 from .. import runs
 from . import fonts
@@ -28,8 +28,12 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
             color = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count) if count else "·", ha="center", va="center", color=color)
     short = [_short(name, 20) for name in fonts.drawable(class_names)]
-    written = {"parse_math": False, "family": fonts.families(short)}  # a $ in a name starts no formula
-    turned = {"rotation": 45 if max(map(len, short)) > 3 else 0, "ha": "right", "rotation_mode": "anchor"}
+    written: dict[str, Any] = {"parse_math": False, "family": fonts.families(short)}  # a $ in a name starts no formula
+    turned: dict[str, Any] = {
+        "rotation": 45 if max(map(len, short)) > 3 else 0,
+        "ha": "right",
+        "rotation_mode": "anchor",
+    }
     axes.set_xticks(range(n), short, **written, **turned)
     axes.set_yticks(range(n), short, **written)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts)} of {counts.sum()} correct")
@@ -59,7 +63,7 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_ylabel(name.replace("_", "-"))
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.grid(alpha=0.3)
     _legend(figure)
     return figure
@@ -77,10 +81,15 @@ def validation_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], co
     axes = figure.add_subplot()
     for number, (label, rows) in enumerate(zip(shown, histories.values(), strict=True)):
         begins = [place for place, row in enumerate(rows) if not place or row["stage"] != rows[place - 1]["stage"]]
-        style = {"linestyle": "-" if number < 10 else "--", "marker": "o", "markersize": 4, "markevery": begins}
+        style: dict[str, Any] = {
+            "linestyle": "-" if number < 10 else "--",
+            "marker": "o",
+            "markersize": 4,
+            "markevery": begins,
+        }
         axes.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=label, **style)
     axes.set(xlabel="epoch", ylabel=f"validation {column.removeprefix('val_').replace('_', '-')}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(alpha=0.3)
     _legend(figure, columns=1)
     for text in figure.legends[0].get_texts():
@@ -154,7 +163,7 @@ def prediction_dynamics(watched: np.ndarray, labels: Sequence[str]) -> Figure:
     short = [_short(labels[row], 14) for row in order]
     axes.set_yticks(np.arange(len(order)) + 0.5, short, fontsize=5, parse_math=False, family=fonts.families(short))
     axes.invert_yaxis()
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("epoch")
     figure.colorbar(mesh, label="probability of the true class")
     return figure

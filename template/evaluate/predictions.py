@@ -83,9 +83,9 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write ids, labels, logits and class names as .npz; nothing in it is executed on load."""
         with runs.replacing(path) as temporary, temporary.open("wb") as file:
-            arrays = {"ids": self.ids, "labels": self.labels, "logits": self.logits, "groups": self.groups}
-            arrays["class_names"] = np.array(self.class_names)
-            np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
+            groups: dict[str, Any] = {} if self.groups is None else {"groups": self.groups}
+            names = np.array(self.class_names)
+            np.savez_compressed(file, ids=self.ids, labels=self.labels, logits=self.logits, class_names=names, **groups)
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
@@ -105,7 +105,7 @@ class Predictions:
 
 
 def predict(
-    model: Any, batches: Iterable, ids: Sequence[str], labels: np.ndarray, class_names: Sequence[str],
+    model: Any, batches: Iterable, ids: Sequence[str] | np.ndarray, labels: np.ndarray, class_names: Sequence[str],
     callbacks: Sequence[Any] = (),
 ) -> Predictions:  # fmt: skip
     """Run a Keras model over ordered, complete batches.

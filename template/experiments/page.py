@@ -39,7 +39,7 @@ def html(found: Sequence[Run], places: str) -> str:
     report = Report(
         score=Cell(f"{len(found)} run{'s' * (len(found) != 1)}"),
         title="Runs side by side",
-        warning=LUCK if sum(run.score.part == "test" for run in finished) > 1 else "",
+        warning=LUCK if sum(run.columns()["part"] == "test" for run in finished) > 1 else "",
         text=[f"Found in {places}."],
         sections=[section for section in sections if section],
     )
@@ -76,8 +76,8 @@ def _comparisons(finished: Sequence[Run], names: Mapping[Run, str]) -> Section |
     """A table for each set of images that several runs were measured on, against the earliest of these runs."""
     alike: dict[tuple, list[Run]] = {}
     for run in sorted(finished, key=lambda run: (run.date(), run.folder.name)):
-        saved = run.predictions
-        alike.setdefault((saved.class_names, frozenset(zip(saved.ids, saved.labels, strict=True))), []).append(run)
+        if saved := run.predictions:
+            alike.setdefault((saved.class_names, frozenset(zip(saved.ids, saved.labels, strict=True))), []).append(run)
     tables = [_compared(group, names) for group in alike.values() if len(group) > 1]
     text = [
         "Each against the earliest run that was measured on the same images: paired, on those where only one of the "
@@ -88,7 +88,7 @@ def _comparisons(finished: Sequence[Run], names: Mapping[Run, str]) -> Section |
 
 
 def _compared(group: Sequence[Run], names: Mapping[Run, str]) -> Table:
-    first, *others = align([run.predictions for run in group])
+    first, *others = align([run.predictions for run in group if run.predictions])
     results = [compare_accuracy(first, other) for other in others]
     corrected = holm([result["mcnemar"]["p"] for result in results])
     rows = []
@@ -112,7 +112,8 @@ def _curves(names: Mapping[Run, str]) -> tuple[dict[str, Figure], list[Section]]
     for run in names:
         if run.history:
             alike.setdefault(run.split, []).append(run)
-    figures, sections = {}, []
+    figures: dict[str, Figure] = {}
+    sections = []
     for number, group in enumerate(alike.values()):
         histories = {runs.short(names[run], 60): run.history for run in group[:CURVES]}
         own = {f"{score}_{number}": plots.validation_curves(histories, score) for score in SCORES}

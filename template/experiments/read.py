@@ -95,7 +95,7 @@ def find(places: Iterable[Path]) -> list[Run]:
     Raises:
         OSError: if a place is no folder that can be read.
     """
-    folders = {}
+    folders: dict[Path, Path] = {}
     for place in places:
         for folder in [place] if _is_run(place) else filter(_is_run, place.iterdir()):
             folders.setdefault(folder.resolve(), folder)
@@ -132,8 +132,8 @@ def _score(folder: Path) -> Score | None:
             if not zipfile.is_zipfile(model):
                 raise disk.DamagedError(f"{str(model)!r} is {'damaged' if model.exists() else 'missing'}.")
             found = runs.read_json(file)
-            part, val = "test" if found["test"] else "val", found["val"]["accuracy"]
-            return _checked(part, found[part], val, found["seconds"]["total"])
+            part: Literal["test", "val"] = "test" if found["test"] else "val"
+            return _checked(part, found[part], found["val"]["accuracy"], found["seconds"]["total"])
         if whole.is_file():
             found = runs.read_json(file := whole)
             return _checked("cv", found, None, found["seconds"])
@@ -142,10 +142,14 @@ def _score(folder: Path) -> Score | None:
     return None
 
 
+def _floats(interval: dict) -> dict[str, float]:
+    return {key: float(interval[key]) for key in ("value", "low", "high")}
+
+
 def _checked(part: Literal["test", "val", "cv"], scores: dict, validation: dict | None, seconds: float) -> Score:
-    accuracies = [each and {key: float(each[key]) for key in ("value", "low", "high")} for each in
-                  (scores["accuracy"], validation)]  # fmt: skip
-    return Score(part, int(scores["images"]), *accuracies, float(seconds))
+    accuracy = _floats(scores["accuracy"])
+    held_out = None if validation is None else _floats(validation)
+    return Score(part, int(scores["images"]), accuracy, held_out, float(seconds))
 
 
 def _history(file: Path) -> list[dict[str, float]]:

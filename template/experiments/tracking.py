@@ -69,7 +69,7 @@ def _log(run: Run, where: str) -> None:
     experiment = known.experiment_id if known else client.create_experiment(name, artifact_location=artifacts)
     made = client.create_run(experiment, run_name=run.folder.name, tags={"folder": str(run.folder.absolute())})
     number = made.info.run_id
-    settings = [Param(key, str(value)) for key, value in flat(run.config).items()]
+    settings = [Param(key, str(value)) for key, value in (flat(run.config) if run.config else {}).items()]
     for start in range(0, len(settings), BATCH):
         client.log_batch(number, params=settings[start : start + BATCH])
     for row in run.history:

@@ -55,6 +55,6 @@ def network_of(file: str) -> Backbone | None:
     spelled = re.sub(r"[^a-z0-9]|weights", "", file)
     name = next((name for name in BACKBONES if re.match(rf"{name}(tf|notop|\d)", spelled)), None)
     if name is None or not BACKBONES[name].takes_alpha:
-        return name and Backbone(name=name)
-    width = re.search(r"_(\d[_.]\d+)_", file)[1]
-    return Backbone(name=name, alpha=_ALPHAS.get(width) or float(width))
+        return Backbone(name=name) if name else None
+    width = re.search(r"_(\d[_.]\d+)_", file)
+    return Backbone(name=name, alpha=_ALPHAS.get(width[1]) or float(width[1])) if width else None

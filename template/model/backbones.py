@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -96,7 +97,7 @@ class Family:
     """Whether it has a width multiplier `alpha`."""
 
 
-def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
+def tiny(*, input_tensor: KerasTensor, **_: object) -> keras.Model:
     """Small residual network for images of about 16 to 64 pixels: 3 blocks, 0.2 million weights.
 
     Pre-activation residual blocks (He et al. 2016, "Identity Mappings in Deep Residual Networks") of width 32, 64, 96.
@@ -120,7 +121,7 @@ def tiny(*, input_tensor: KerasTensor, **_) -> keras.Model:
 _APPS = keras.applications
 
 
-def efficientnet(make: Callable, /, *, weights: str | None, **shape) -> keras.Model:
+def efficientnet(make: Callable, /, *, weights: str | None, **shape: Any) -> keras.Model:
     """EfficientNet as Keras builds it for ImageNet weights, whatever its weights are.
 
     Keras scales the colours in one more layer, but only where it downloads the weights itself. Without that layer a
@@ -131,26 +132,26 @@ def efficientnet(make: Callable, /, *, weights: str | None, **shape) -> keras.Mo
         return network
     scale = layers.Rescaling([deviation**-0.5 for deviation in (0.229, 0.224, 0.225)])
 
-    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
+    def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> KerasTensor:
         output = layer(*args, **kwargs)
         return scale(output) if isinstance(layer, layers.Normalization) else output
 
     return keras.models.clone_model(network, call_function=call)
 
 
-def inception(**how) -> keras.Model:
+def inception(**how: Any) -> keras.Model:
     """InceptionV3 with layers named after their blocks: Keras names them after all that was built before.
 
     The stem is a chain that ends with its second pooling; each block is branches that join in `mixed0` to `mixed10`.
     """
     network = _APPS.InceptionV3(**how)
-    names, block, poolings = {}, None, 0
+    names, block, poolings = dict[str, str](), -1, 0
     for number, layer in enumerate(network.layers):
         if number and layer.name != "preprocess":
-            part = "stem" if block is None else f"block{block}"
+            part = "stem" if block < 0 else f"block{block}"
             names[layer.name] = f"{part}_{number}_{re.sub(r'(_[0-9]+)?$', '', layer.name)}"
         poolings += isinstance(layer, layers.MaxPooling2D)
-        if poolings == 2 and block is None:
+        if poolings == 2 and block < 0:
             block = 0
         elif re.fullmatch("mixed[0-9]+", layer.name):
             block += 1
@@ -164,14 +165,14 @@ def inception(**how) -> keras.Model:
     return copy
 
 
-_CAFFE_RESNET = {"preprocess": _caffe, "block": r"^conv(\d+)_block", "blocks": 4}
-_RESNET_V2 = {"preprocess": _minus_one_to_one, "block": r"^conv(\d+)_block", "blocks": 4}
-_DENSENET = {"preprocess": _torch, "block": r"^conv(\d+)_block", "blocks": 4}
-_EFFICIENTNET = {"preprocess": _as_is, "block": r"^block(\d+)[a-z]", "blocks": 7}
-_EFFICIENTNET_V2 = {"preprocess": _as_is, "block": r"^block(\d+)[a-z]", "blocks": 6}
-_LITE = {"preprocess": _lite, "block": r"^block(\d+)[a-z]", "blocks": 7}
-_CONVNEXT = {"preprocess": _as_is, "block": r"(?:stage|downsampling_block)_(\d+)", "blocks": 4}
-_MOBILENET_V3 = {"preprocess": _as_is, "block": r"^expanded_conv_(\d+)_", "takes_alpha": True}
+_CAFFE_RESNET: dict[str, Any] = {"preprocess": _caffe, "block": r"^conv(\d+)_block", "blocks": 4}
+_RESNET_V2: dict[str, Any] = {"preprocess": _minus_one_to_one, "block": r"^conv(\d+)_block", "blocks": 4}
+_DENSENET: dict[str, Any] = {"preprocess": _torch, "block": r"^conv(\d+)_block", "blocks": 4}
+_EFFICIENTNET: dict[str, Any] = {"preprocess": _as_is, "block": r"^block(\d+)[a-z]", "blocks": 7}
+_EFFICIENTNET_V2: dict[str, Any] = {"preprocess": _as_is, "block": r"^block(\d+)[a-z]", "blocks": 6}
+_LITE: dict[str, Any] = {"preprocess": _lite, "block": r"^block(\d+)[a-z]", "blocks": 7}
+_CONVNEXT: dict[str, Any] = {"preprocess": _as_is, "block": r"(?:stage|downsampling_block)_(\d+)", "blocks": 4}
+_MOBILENET_V3: dict[str, Any] = {"preprocess": _as_is, "block": r"^expanded_conv_(\d+)_", "takes_alpha": True}
 
 BACKBONES = {
     "tiny": Family(tiny, _minus_one_to_one, r"^block(\d+)_", 3),

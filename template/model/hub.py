@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ from .weights import WeightsError, way_to_preset
 
 
 def hub_backbone(
-    name: str, *, weights: str | None, input_tensor: KerasTensor, input_shape: tuple[int, int, int], **_
+    name: str, *, weights: str | None, input_tensor: KerasTensor, input_shape: tuple[int, int, int], **_: object
 ) -> keras.Model:
     """A flat network of the image backbone of a preset of KerasHub, its preprocessing included.
 
@@ -92,8 +93,8 @@ def _taken_apart(network: keras.Model, pixels: KerasTensor, prepare: layers.Laye
     """A network whose stacks of layers are taken apart, with the preprocessing of its input."""
     prepared, whole = prepare(pixels), set()
 
-    def call(layer: keras.Operation, *args, training: bool | None = None, **kwargs) -> KerasTensor:
-        args = [prepared if arg is pixels else arg for arg in args]
+    def call(layer: keras.Operation, *args: Any, training: bool | None = None, **kwargs: Any) -> KerasTensor:
+        args = tuple(prepared if arg is pixels else arg for arg in args)
         if _is_stack(layer) and id(layer) not in whole:
             for part in vars(layer)["_layers"]:
                 part.name = f"{layer.name}_{part.name}"
@@ -121,7 +122,8 @@ def _is_stack(layer: keras.Operation) -> bool:
 
 def _copied(flat: keras.Model) -> keras.Model:
     """A copy in which every layer of KerasHub is a `HubLayer`, and names do not depend on what was built before."""
-    copies, shape_only = [], {}
+    copies: list[tuple[layers.Layer, layers.Layer]] = []
+    shape_only: dict[int, list[Any]] = {}
 
     def clone(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, layers.Layer) or isinstance(layer, layers.Identity):
@@ -134,7 +136,7 @@ def _copied(flat: keras.Model) -> keras.Model:
         copies.append((copy, layer))
         return copy
 
-    def call(layer: keras.Operation, *args, training: bool | None = None, **kwargs) -> KerasTensor:
+    def call(layer: keras.Operation, *args: Any, training: bool | None = None, **kwargs: Any) -> KerasTensor:
         if not isinstance(layer, HubLayer):
             return args[0] if isinstance(layer, layers.Identity) else layer(*args, **kwargs)
         for key, value in kwargs.items():

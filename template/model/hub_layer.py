@@ -39,7 +39,7 @@ def noted_arguments() -> Iterator[None]:
     """
     new = keras.Operation.__new__
 
-    def noting(cls: type, *args, **kwargs) -> keras.Operation:
+    def noting(cls: Any, *args: Any, **kwargs: Any) -> keras.Operation:
         made = new(cls, *args, **kwargs)
         if cls.__module__.startswith("keras_hub") and not issubclass(cls, keras.Model):
             given = inspect.signature(cls.__init__).bind(made, *args, **kwargs).arguments
@@ -86,7 +86,9 @@ class HubLayer(layers.Layer):
     TensorShape([2, 5, 8])
     """
 
-    def __init__(self, kind: str, arguments: dict, options: dict | None = None, given: dict | None = None, **kwargs):
+    def __init__(
+        self, kind: str, arguments: dict, options: dict | None = None, given: dict | None = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.kind, self.arguments, self.options, self.given = kind, arguments, options or {}, given or {}
         self.layer = self._make(kind, arguments)
@@ -96,7 +98,7 @@ class HubLayer(layers.Layer):
 
     def _make(self, kind: str, arguments: dict) -> layers.Layer:
         module, _, name = kind.rpartition(".")
-        made = None
+        made: Any = None
         if module.startswith("keras_hub.src.models."):
             import_keras_hub()
             made = getattr(importlib.import_module(module), name)

@@ -35,7 +35,7 @@ class DropBlock(layers.Layer):
     TensorShape([2, 14, 14, 8])
     """
 
-    def __init__(self, rate: float, **kwargs) -> None:
+    def __init__(self, rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rate, self.seed_generator = rate, keras.random.SeedGenerator()
 
@@ -88,7 +88,7 @@ class DropConnect(layers.Dense):
     TensorShape([2, 3])
     """
 
-    def __init__(self, units: int, rate: float, **kwargs) -> None:
+    def __init__(self, units: int, rate: float, **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
         self.rate, self.seed_generator = rate, keras.random.SeedGenerator()
 
@@ -154,7 +154,7 @@ def strip_training_layers(model: keras.Model) -> keras.Model:
             del config["rate"]
         return kind.from_config(config)
 
-    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
+    def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> KerasTensor:
         return args[0] if isinstance(layer, (DropBlock, StochasticDepth)) else layer(*args, **kwargs)
 
     plain = keras.models.clone_model(graph, clone_function=clone, call_function=call)
@@ -197,7 +197,7 @@ def with_stochastic_depth(network: keras.Model, rate: float = 0.0) -> keras.Mode
         kind = StochasticDepth if isinstance(layer, layers.Dropout) else type(layer)
         return kind.from_config(layer.get_config() | ({"dtype": "float32"} if layer in prepare else {}))
 
-    def call(layer: layers.Layer, *args, **kwargs) -> KerasTensor:
+    def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> KerasTensor:
         if layer.name not in adds:
             return layer(*args, **kwargs)
         shortcut, branch = args[0]

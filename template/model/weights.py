@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -69,7 +70,7 @@ def arrays_held(path: Path) -> dict[str, int]:
 
     with contextlib.ExitStack() as stack:
         try:
-            file = path
+            file: Any = path
             if path.suffix == ".keras":
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 file = stack.enter_context(archive.open("model.weights.h5"))

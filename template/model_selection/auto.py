@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ..config import Backbone, Config, Data, Head, Train
+from ..config import Backbone, Config, Data, Head, Train, settled
 from ..data.dataset import ArrayDataset, center_zoom, channel_statistics, concatenate, hflip, subsample, subset
 from ..evaluate.intervals import paired_z
 from ..labels import count_classes, images_per_class, is_multi
@@ -188,7 +188,9 @@ def head_inputs(model: keras.Model, config: Config, views: Sequence[ArrayDataset
 
 def never_trained(model: keras.Model, config: Config) -> keras.KerasTensor | None:
     """The boundary below which no stage of a run trains anything; None if one trains everything."""
-    return lowest_boundary(model, find_blocks(model, config.backbone), [stage.unfreeze for stage in config.stages])
+    return lowest_boundary(
+        model, find_blocks(model, config.backbone), [stage.unfreeze for stage in settled(config.stages)]
+    )
 
 
 def _all(cache: FeatureCache, network: keras.Model, dataset: ArrayDataset) -> np.ndarray:
@@ -198,7 +200,7 @@ def _all(cache: FeatureCache, network: keras.Model, dataset: ArrayDataset) -> np
 @functools.lru_cache(maxsize=2)
 def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[keras.Model, list[int]]:
     """From images to pooled features, and features a level. Kept, for TensorFlow to trace it once."""
-    outputs = block_outputs(base, find_blocks(base, backbone))[-head.feature_levels :]
+    outputs = block_outputs(base, find_blocks(base, backbone))[-settled(head.feature_levels) :]
     widths = [level.shape[-1] * (2 if head.pooling == "both" else 1) for level in outputs]
     return keras.Model(base.inputs[0], pool_features(base, backbone, head)), widths
 
@@ -206,7 +208,7 @@ def _probe_network(base: keras.Model, backbone: Backbone, head: Head) -> tuple[k
 def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[np.ndarray, list[int]]:
     """Those of `probe_features` that this head sees, float32, and features a level."""
     values, widths = features
-    widths = widths[-head.feature_levels :]
+    widths = widths[-settled(head.feature_levels) :]
     values = values[..., -sum(widths) :].astype(np.float32)
     return np.asarray(power_norm(values)) if head.power_norm else values, widths
 
@@ -226,8 +228,8 @@ def _fit_once(
     cache: FeatureCache,
 ) -> Probe:  # fmt: skip
     """`fit_probe`; in a run, what was fitted on these features before, which are of the same images."""
-    digest = hashlib.sha256(np.ascontiguousarray(features))
-    digest.update(labels)
+    digest = hashlib.sha256(np.ascontiguousarray(features).data)
+    digest.update(labels.data)
     if (key := digest.hexdigest()) not in cache.probes:
         cache.probes[key] = fit_probe(features, labels, classes, seed, widths, groups=groups)
     return cache.probes[key]

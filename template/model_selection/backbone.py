@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from ..config import Backbone, Config, Data
+from ..config import Backbone, Config, Data, settled
 from ..data.dataset import ArrayDataset
 from ..data.examples import DataError
 from ..evaluate.intervals import paired_z, wilson_interval
@@ -96,7 +96,7 @@ def evaluate_candidates(
     found, groups = [], None
     for backbone in backbones:
         trial = without_auto(dataclasses.replace(config, backbone=backbone))
-        dataset, base = images(trial.data), build_backbone(backbone, trial.data.image_size)
+        dataset, base = images(trial.data), build_backbone(backbone, settled(trial.data.image_size))
         probe, groups = cross_validate(base, trial, dataset, cache)
         if math.isnan(probe.accuracy):
             raise DataError(
@@ -124,7 +124,7 @@ def best(found: Sequence[Candidate], groups: np.ndarray | None = None) -> Candid
 
 def pareto_front(found: Sequence[Candidate]) -> list[Candidate]:
     """Those than which no other is both faster and of lower cross-entropy, the fastest first."""
-    front = []
+    front: list[Candidate] = []
     for candidate in sorted(found, key=lambda c: (c.milliseconds, c.cross_entropy)):
         if not front or candidate.cross_entropy < front[-1].cross_entropy:
             front.append(candidate)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from .. import disk, suggest
-from ..config import Config, Stage
+from ..config import Config, Stage, settled
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
@@ -66,7 +66,7 @@ def with_stages(config: Config, images: int) -> Config:
     if cross_validates_depth(config, images):
         return dataclasses.replace(config, stages=depths(config, images)[:1])
     how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
-    blocks, levels = count_blocks(config.backbone.name), config.head.feature_levels
+    blocks, levels = count_blocks(config.backbone.name), settled(config.head.feature_levels)
     return dataclasses.replace(config, stages=suggest.stages(images, _step(config), blocks, levels, **how))
 
 
@@ -107,14 +107,15 @@ def choose_stages(
     Raises:
         DiskError: if there is no room for the activations.
     """
-    compared, train = {}, images(config)[0]
+    compared: dict[str, dict[str, float]] = {}
+    train = images(config)[0]
     if cross_validates_depth(config, len(train)):
         with context.cache.clock("depth"):
             stages, compared = choose_depth(model, base, config, images, context)
         config = dataclasses.replace(config, stages=stages)
     elif config.stages is None:
         config = with_stages(config, len(train))
-        listed = ", ".join(f"unfreeze {stage.unfreeze} for {stage.epochs} epochs" for stage in config.stages)
+        listed = ", ".join(f"unfreeze {stage.unfreeze} for {stage.epochs} epochs" for stage in settled(config.stages))
         print(f"stages from the number of images: {listed or 'none'}")
     for key, why in suggest.settings_without_effect(config, len(train)).items():
         print(f"{key} has no effect: {why}")
@@ -140,12 +141,13 @@ def choose_depth(
         return (), {}
     top, *deeper = depths(config, len(train))
     likely = len(train) >= ENOUGH_IMAGES and config.head.feature_levels == 1
-    compared, chosen = {}, ()
+    compared: dict[str, dict[str, float]] = {}
+    chosen: tuple[Stage, ...] = ()
     print(f"how deep pays, by {config.train.monitor} of single views in {len(divisions)} folds:")
     for stage, needed in [*((stage, DEEPER) for stage in reversed(deeper)), (top, -FIRST if likely else FIRST)]:
-        *networks, at = at_small_size(model, base, config) if stage in deeper else (model, base, config)
+        network, below, at = at_small_size(model, base, config) if stage in deeper else (model, base, config)
         context = dataclasses.replace(context, stages=(stage,))
-        z, losses = _against_probe(*networks, at, images, context, divisions, needed)
+        z, losses = _against_probe(network, below, at, images, context, divisions, needed)
         compared.setdefault(f"blocks to unfreeze, at {at.data.image_size} pixels", {}).update(losses)
         if z > needed:
             chosen = (stage,)
@@ -156,7 +158,7 @@ def choose_depth(
 
 def at_small_size(model: keras.Model, base: keras.Model, config: Config) -> tuple[keras.Model, keras.Model, Config]:
     """Model, backbone and configuration for images of `SMALL` pixels; the same if they are not larger."""
-    if config.data.image_size <= SMALL or config.backbone.name.startswith("hub:"):
+    if settled(config.data.image_size) <= SMALL or config.backbone.name.startswith("hub:"):
         return model, base, config
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=SMALL))
     base = resized(base, config.backbone, SMALL)
@@ -235,7 +237,7 @@ def _race(
         train_once(dataclasses.replace(compiled, train=subset(compiled.train, inside)))
         logits[outside] = _predict(compiled, outside)
         judged = np.append(judged, outside)
-        held_out = subset(compiled.val, judged)
+        held_out = subset(compiled.held_out, judged)
         mine, others = (per_image_losses(each[judged], held_out.labels, monitor) for each in (logits, probe))
         z = paired_z(mine, others, groups=held_out.groups)
         if not z > needed / 4:
@@ -245,5 +247,5 @@ def _race(
 
 def _predict(compiled: CompiledStage, rows: np.ndarray) -> np.ndarray:
     """Logits of validation images."""
-    batches = inference_batches(subset(compiled.val, rows), compiled.context.settings.batch_size)
+    batches = inference_batches(subset(compiled.held_out, rows), compiled.context.settings.batch_size)
     return np.asarray(compiled.network.predict(batches, verbose=0), np.float32)[: len(rows)]

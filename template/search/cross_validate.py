@@ -64,7 +64,7 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
             found.append(_run_fold(config, part, cache, folder / f"fold-{number:02d}"))
         results = [result for result, _ in found]
         predictions, raw = pool_folds(results), pool_folds(results, calibrated=False)
-        tables, times = [table for _, table in found], len(predictions.ids) // len(divisions[0].pool)
+        tables, times = [table for _, table in found], len(predictions.ids) // len(np.unique(predictions.ids))
         return publish(predictions, raw, tables, times, parts.examples.skipped, clock, folder)
 
 
@@ -171,7 +171,7 @@ def _chosen(before: Config, after: Config) -> dict[str, Any]:
     """What a fold has chosen of what the settings left open."""
     old, new = configuration.flat(before), configuration.flat(after)
     found = {key: new[key] for key in old if old[key] == "auto" and new.get(key, "auto") != "auto"}
-    unfrozen = ", ".join(str(stage.unfreeze) for stage in after.stages) or "none"
+    unfrozen = ", ".join(str(stage.unfreeze) for stage in configuration.settled(after.stages)) or "none"
     return found | ({"blocks unfrozen": unfrozen} if before.stages is None else {})
 
 

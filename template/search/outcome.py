@@ -3,7 +3,7 @@
 import csv
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -104,7 +104,10 @@ def _table(trials: Sequence[FrozenTrial]) -> str:
 
 def _figures(study: optuna.Study, complete: int) -> dict[str, Figure]:
     """Optuna's plots of the history, of each setting, and, with enough trials, of what mattered."""
-    found = {"history": drawn.plot_optimization_history, "slices": drawn.plot_slice}
+    found: dict[str, Callable[[optuna.Study], Any]] = {
+        "history": drawn.plot_optimization_history,
+        "slices": drawn.plot_slice,
+    }
     found |= {"importance": drawn.plot_param_importances} if complete >= 10 else {}
     figures = {}
     with warnings.catch_warnings():

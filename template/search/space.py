@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -34,7 +34,7 @@ class Range:
     step: float | int | None = None
 
     @model_validator(mode="after")
-    def _is_a_range(self):
+    def _is_a_range(self) -> Self:
         if not self.low < self.high:
             raise ValueError(f"low must be below high; received {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step):

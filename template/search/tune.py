@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import tensorflow as tf
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .. import config as configuration
@@ -88,12 +89,12 @@ def open_study(storage: str, name: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():  # heartbeat and pruner are experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        kept: optuna.storages.BaseStorage
         if "://" in storage:
             kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60)
         else:
-            journal = optuna.storages.journal
-            lock = journal.JournalFileOpenLock(storage) if system.WINDOWS else None  # else a link, which takes a right
-            kept = optuna.storages.JournalStorage(journal.JournalFileBackend(storage, lock))
+            lock = JournalFileOpenLock(storage) if system.WINDOWS else None  # else a link, which takes a right
+            kept = optuna.storages.JournalStorage(JournalFileBackend(storage, lock))
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     sampler = optuna.samplers.TPESampler(multivariate=True)
     return optuna.create_study(
@@ -218,7 +219,7 @@ def _race_probes(trial: Trial, config: Config, found: Search, place: Path) -> No
     losses = found.probes[key]
     trial.set_user_attr("probe", np.round(losses, 6).tolist())
     done = found.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best = min((t for t in done if "probe" in t.user_attrs), key=lambda t: t.value, default=None)
+    best = min((t for t in done if "probe" in t.user_attrs), key=lambda t: t.value or 0.0, default=None)
     if best and paired_z(np.array(best.user_attrs["probe"]), losses, groups=groups_of(found)) > CLEARLY:
         trial.set_user_attr("reason", "its linear probe is clearly worse than that of the best")
         raise optuna.TrialPruned

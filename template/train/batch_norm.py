@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,7 +33,7 @@ def update_bn(network: keras.Model, batches: tf.data.Dataset) -> None:
     if not norms:
         return
     moments = _moments(network, tuple(layer.name for layer in norms))
-    count, sums = 0, [0.0] * 2 * len(norms)
+    count, sums = 0, [np.zeros(())] * 2 * len(norms)
     for inputs, *_ in batches.take(BATCHES):
         found = [np.asarray(array, np.float64) for array in moments(tf.cast(inputs, tf.float32))]
         sums = [total + len(inputs) * array for total, array in zip(sums, found, strict=True)]
@@ -47,7 +48,7 @@ def _moments(network: keras.Model, norms: tuple[str, ...]) -> Callable[[tf.Tenso
     """From inputs to the mean, and the mean square, of what enters each of these layers, float32 [channels] each."""
     found = {}
 
-    def call(layer: layers.Layer, *args, **kwargs) -> keras.KerasTensor:
+    def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> keras.KerasTensor:
         if layer.name not in norms:
             return layer(*args, **kwargs)
         inputs = ops.cast(args[0], "float32")

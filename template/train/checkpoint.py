@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -116,7 +117,9 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self, arrays: Arrays) -> None:
         self.name = self.name or write_base(self.folder, self.base)
         with disk.replacing_folder(self.folder / f"{self.state.epoch:05d}") as temporary:
-            _save(temporary, {kind: _changed(group, self.base.get(SINCE.get(kind))) for kind, group in arrays.items()})
+            _save(
+                temporary, {kind: _changed(group, self.base.get(SINCE.get(kind, ""))) for kind, group in arrays.items()}
+            )
             # Not write_json: the history may hold a NaN, which our own reader takes.
             state = {"base": self.name, **dataclasses.asdict(self.state)}
             (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -189,7 +192,8 @@ def _changed(group: Sequence[np.ndarray], since: Sequence[np.ndarray] | None) ->
 
 def _save(temporary: Path, kinds: Mapping[str, Mapping[int, np.ndarray]]) -> None:
     with (temporary / "arrays.npz").open("wb") as file:
-        np.savez(file, **{f"{kind}_{i}": array for kind, group in kinds.items() for i, array in group.items()})
+        arrays: dict[str, Any] = {f"{kind}_{i}": array for kind, group in kinds.items() for i, array in group.items()}
+        np.savez(file, **arrays)
 
 
 def _load(folder: Path) -> dict[str, dict[int, np.ndarray]]:
@@ -211,8 +215,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _prune(folder: Path) -> None:
     """Delete all checkpoints but two, and what only they were based on."""
-    *old, _, _ = [None, None, *sorted(folder.glob("[0-9]*"))]
-    for checkpoint in filter(None, old):
+    for checkpoint in sorted(folder.glob("[0-9]*"))[:-2]:
         disk.remove_folder(checkpoint)
     try:
         used = {runs.read_json(state).get("base") for state in folder.glob("[0-9]*/state.json")}

@@ -119,9 +119,9 @@ class FeatureCache:
                         yield np.clip(batch, -most, most).astype(dtype)
                         step.advance(len(batch))
 
-        rows = self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
-        _say_clipped(rows)
-        return rows
+        outputs = self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
+        _print_clipped(outputs)
+        return outputs
 
     @property
     def cache(self) -> Cache:
@@ -133,7 +133,7 @@ class FeatureCache:
         return self.cache.size_bytes()
 
 
-def _say_clipped(rows: ArrayFile) -> None:
+def _print_clipped(rows: ArrayFile) -> None:
     values, images = rows.notes.get("clipped", (0, 0))
     if values:
         print(
@@ -146,7 +146,7 @@ def _say_clipped(rows: ArrayFile) -> None:
 
 def fingerprint(network: keras.Model) -> str:
     """Digest of what a network computes: its graph and settings, whatever its layers are called, and its weights."""
-    text, numbers = network.to_json(), {}
+    text, numbers = network.to_json(), dict[str, int]()
 
     def number(match: re.Match) -> str:
         return f"{match[1]}#{numbers.setdefault(match[2], len(numbers))}"
@@ -156,7 +156,7 @@ def fingerprint(network: keras.Model) -> str:
     policies = [layer.dtype_policy.name for layer in network.layers]  # these names mean something
     digest = hashlib.sha256(f"{keras.__version__} {text} {policies}".encode())
     for weight in network.weights:
-        digest.update(np.ascontiguousarray(weight.numpy()))
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
     return digest.hexdigest()
 
 
@@ -176,7 +176,7 @@ def cached(
         cache: for the activations.
         dtype: of them; float16 is enough to train on.
     """
-    n, lock, held = len(dataset), threading.Lock(), {}
+    n, lock, held = len(dataset), threading.Lock(), dict[int, ArrayFile | Selection]()
 
     def values(generation: int) -> ArrayFile | Selection:
         with lock:  # two threads may read ahead

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -132,7 +133,7 @@ def dead_relus(network: keras.Model, titles: Mapping[str, str]) -> Callable[[tf.
     """
     found: dict[str, list[keras.KerasTensor]] = {}
 
-    def call(layer: layers.Layer, *args, **kwargs) -> keras.KerasTensor:
+    def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> keras.KerasTensor:
         output = layer(*args, **kwargs)
         if _is_relu(layer):
             peak = ops.max(output, axis=tuple(range(len(output.shape) - 1)))  # of each unit or channel
@@ -174,8 +175,9 @@ def warnings(gradient: Mapping[str, float], dead: Mapping[str, float]) -> list[s
             "more stages.N.warmup."
         )
     elif lengths.max() > 0 and lengths.min() < VANISHING * lengths.max():
+        least = min(gradient, key=gradient.__getitem__)
         found.append(
-            f"gradients vanish: hardly any reaches {min(gradient, key=gradient.get)}. Try a backbone with residuals "
+            f"gradients vanish: hardly any reaches {least}. Try a backbone with residuals "
             "and normalisation (resnet50, mobilenetv2), pretrained weights, or unfreeze fewer blocks "
             "(stages.N.unfreeze)."
         )

@@ -112,18 +112,18 @@ def folds(
         class has one image or group only, which cannot be held out and learned from.
     """
     repeats = min(most_repeats, math.ceil(1000 / len(labels)))
-    alone = groups is None or len(np.unique(groups)) == len(labels)
-    held = np.arange(len(labels)) if alone else groups
+    held = np.arange(len(labels)) if groups is None else groups
+    alone = len(np.unique(held)) == len(labels)
     has = to_matrix(labels, classes) > 0
     most = min(most_folds, *(len(np.unique(held[has[:, label]])) for label in range(classes)))
     if is_multi(labels):
-        return _multilabel_folds(labels, most, seed, repeats, None if alone else groups)
+        return _multilabel_folds(labels, most, seed, repeats, None if alone else held)
     if alone:
         divide = RepeatedStratifiedKFold(n_splits=most, n_repeats=repeats, random_state=seed) if most > 1 else None
         return list(divide.split(labels, labels)) if divide else []
     for number in range(most, 1, -1):
         divides = [StratifiedGroupKFold(number, shuffle=True, random_state=seed + r) for r in range(repeats)]
-        divisions = [division for divide in divides for division in divide.split(labels, labels, groups)]
+        divisions = [division for divide in divides for division in divide.split(labels, labels, held)]
         if all(len(np.unique(labels[inside])) == classes and len(outside) for inside, outside in divisions):
             return divisions
     return []

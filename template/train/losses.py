@@ -1,6 +1,7 @@
 """The training loss: cross-entropy or focal, smoothed labels, weights of classes, and adjustment to a long tail."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,11 +14,11 @@ FOCUS = 2.0
 """Exponent of the focal loss: the best of 0.5 to 5 in Lin et al. 2017."""
 OVERLAP = 0.99
 """Beta of the effective number: the hundredth image of a class still shows 37 % of what the first one did."""
+Counts = Sequence[int] | np.ndarray
+"""Of images, by class."""
 
 
-def class_weights(
-    counts: Sequence[int], kind: str | Mapping[str, float], class_names: Sequence[str] = ()
-) -> np.ndarray:
+def class_weights(counts: Counts, kind: str | Mapping[str, float], class_names: Sequence[str] = ()) -> np.ndarray:
     """Class weights in the training loss.
 
     Args:
@@ -31,15 +32,17 @@ def class_weights(
     Returns:
         float64 [classes]. Their mean over the training images is 1, so that the learning rate need not change.
     """
-    counts = np.asarray(counts, np.float64)
-    worth = {"none": np.ones_like(counts), "balanced": counts, "effective": (1 - OVERLAP**counts) / (1 - OVERLAP)}
-    by_name = isinstance(kind, Mapping)
-    named = {known: kind[name] for name, known in match_names(list(kind), class_names).items()} if by_name else {}
-    weights = np.array([named.get(name, 1.0) for name in class_names]) if by_name else 1 / worth[kind]
-    return weights * counts.sum() / (weights @ counts)
+    n = np.asarray(counts, np.float64)
+    if isinstance(kind, Mapping):
+        named = {known: kind[name] for name, known in match_names(list(kind), class_names).items()}
+        weights = np.array([named.get(name, 1.0) for name in class_names])
+    else:
+        worth = {"none": np.ones_like(n), "balanced": n, "effective": (1 - OVERLAP**n) / (1 - OVERLAP)}
+        weights = 1 / worth[kind]
+    return weights * n.sum() / (weights @ n)
 
 
-def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | Mapping[str, float]) -> str:
+def weight_table(class_names: Sequence[str], counts: Counts, kind: str | Mapping[str, float]) -> str:
     """One line per class: its training images and its weight."""
     rows = zip(class_names, counts, class_weights(counts, kind, class_names), strict=True)
     lines = [f"  {name}: {count} images x {weight:.3g}" for name, count, weight in rows]
@@ -48,7 +51,7 @@ def weight_table(class_names: Sequence[str], counts: Sequence[int], kind: str | 
 
 
 def training_loss(
-    settings: Train, counts: Sequence[int], class_names: Sequence[str] = (), *, multi: bool = False
+    settings: Train, counts: Counts, class_names: Sequence[str] = (), *, multi: bool = False
 ) -> keras.losses.Loss:
     """Loss of logits and one-hot, multi-hot or mixed labels that the settings ask for.
 
@@ -102,18 +105,18 @@ class WeightedLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        weights: Sequence[float],
-        shift: Sequence[float],
+        weights: Sequence[float] | np.ndarray,
+        shift: Sequence[float] | np.ndarray,
         focus: float = 0.0,
         label_smoothing: float = 0.0,
         name: str = "weighted_loss",
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.weights, self.shift = np.asarray(weights, np.float32), np.asarray(shift, np.float32)
         self.focus, self.label_smoothing = focus, label_smoothing
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: keras.KerasTensor, y_pred: keras.KerasTensor) -> keras.KerasTensor:
         """Labels and logits [n, classes] to losses [n]."""
         log_p = ops.log_softmax(y_pred + self.shift)
         losses = -log_p  # [n, classes]: if the label were this class

@@ -39,13 +39,14 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Look at the loss, and at the weights: the last step of an epoch can ruin them without showing in its loss."""
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
             where, names = f"epoch {epoch + 1}", ""
             if found := self.find(epoch):
                 where = f"epoch {found[0] + 1}, batch {found[1] + 1}"
                 names = ", ".join(repr(str(name)) for name in found[2])
             names = f" The images of this batch: {names}" if names else ""
-            raise NonFiniteError(f"The loss became {logs['loss']} in {where}. {ADVICE}{names}")
+            raise NonFiniteError(f"The loss became {loss} in {where}. {ADVICE}{names}")
         floats = [v for v in self.whole.variables if "float" in v.dtype]
         finite = np.asarray(tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in floats]))  # one wait for all
         if not finite.all():

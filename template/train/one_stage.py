@@ -70,6 +70,13 @@ class CompiledStage:
     base: Arrays
 
     @property
+    def held_out(self) -> ArrayDataset:
+        """`val`, where there must be one."""
+        if self.val is None:
+            raise ValueError("Expected a stage with images to validate on. Received: one of a refit, without any")
+        return self.val
+
+    @property
     def takes_maps(self) -> bool:
         """Whether the network takes images or feature maps, which have an area, and not pooled features."""
         return len(self.network.input_shape) == 4
@@ -283,7 +290,10 @@ def _first_bad_batch(
     checkpoint: Checkpoint, epoch: int,
 ) -> tuple[int, int, Sequence[str]] | None:  # fmt: skip
     """Train again from the last checkpoint: epoch, batch and names of its images, or None if all losses are finite."""
-    network, (begun, saved) = compiled.network, checkpoint.last
+    network = compiled.network
+    if checkpoint.last is None:  # it has what training begins with, at least
+        return None
+    begun, saved = checkpoint.last
     assign(compiled.model.variables, saved["model"])
     assign(network.optimizer.variables, saved["optimizer"])
     found = first_bad_batch(network, range(begun, epoch + 1), lambda e: batches(range(e, e + 1)), schedules)

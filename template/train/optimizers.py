@@ -1,6 +1,7 @@
 """Optimizers, learning rate schedules and layer-wise learning rate decay."""
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops
@@ -72,11 +73,11 @@ def create_schedule(stage: Stage, total_steps: int) -> schedules.LearningRateSch
 class WarmupExponentialDecay(schedules.ExponentialDecay):
     """Keras's exponential decay (or staircase) after a warm-up, which Keras gives to the cosine alone."""
 
-    def __init__(self, warmup_steps: int, *args, **kwargs) -> None:
+    def __init__(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.warmup_steps = warmup_steps
 
-    def __call__(self, step):
+    def __call__(self, step: keras.KerasTensor) -> keras.KerasTensor:
         """Learning rate at a step, counted from 0."""
         step = ops.cast(step, "float32")
         rise = ops.minimum(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
@@ -101,7 +102,7 @@ class PlateauSchedule(schedules.LearningRateSchedule):
         self.warmup_steps, self.peak = warmup_steps, peak
         self.factor = keras.Variable(factor, trainable=False, dtype="float32", name="factor")
 
-    def __call__(self, step):
+    def __call__(self, step: keras.KerasTensor) -> keras.KerasTensor:
         """Learning rate at a step, counted from 0."""
         rise = ops.minimum(1.0, ops.cast(step, "float32") / self.warmup_steps) if self.warmup_steps else 1.0
         return self.peak * rise * self.factor
@@ -162,7 +163,7 @@ def apply_layer_decay(optimizer: keras.optimizers.Optimizer, model: keras.Model,
     step, shrink = optimizer.update_step, optimizer.weight_decay
     optimizer.weight_decay = None  # Keras would apply it with the common learning rate
 
-    def slower(gradient, variable, rate):
+    def slower(gradient: keras.KerasTensor, variable: keras.Variable, rate: keras.KerasTensor) -> None:
         rate = rate * factors[variable_index(optimizer, variable)]
         if shrink and has_weight_decay(optimizer, variable):
             variable.assign_sub(variable * ops.cast(shrink * rate, variable.dtype))

@@ -49,11 +49,11 @@ class StartingPoint(keras.regularizers.L1L2):
         start: pretrained values.
     """
 
-    def __init__(self, l1: float, l2: float, l2_sp: float, start: Sequence) -> None:
+    def __init__(self, l1: float, l2: float, l2_sp: float, start: Sequence | np.ndarray) -> None:
         super().__init__(l1, l2)
         self.l2_sp, self.start = l2_sp, ops.convert_to_tensor(start)  # an array would be copied into the graph
 
-    def __call__(self, x):
+    def __call__(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """Penalty of a kernel, a scalar."""
         return super().__call__(x) + self.l2_sp * ops.sum(ops.square(x - self.start))
 

@@ -86,7 +86,7 @@ def _fit_stage(
     print(f"{title}: {stage.epochs} epochs at most")
     compiled = compile_stage(model, stage, [train], val, context, saved=saved)
     network, before = compiled.network, compiled.base["before"]
-    validate = Validate(state, compiled.val, settings.monitor, settings.batch_size)
+    validate = Validate(state, compiled.held_out, settings.monitor, settings.batch_size)
     if not saved:
         start = scores(validate.logits(network), validate.labels)[validate.column]
         state.begin_stage(start if math.isfinite(start) else None)
@@ -103,7 +103,7 @@ def _fit_stage(
         network.set_weights(keep.weights)
         raise
     update = functools.partial(update_statistics, compiled, state.epoch)
-    kept = _choose(network, validate, state, before, keep.weights, update)
+    kept = _choose(network, validate, state, before, keep.weights or before, update)
     print(f"{title}: kept {kept.pop('words')}")
     return {"start": state.start, **kept, "lr_drops": state.lr_drops}
 
@@ -155,7 +155,7 @@ def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
     return (7 + (settings.gradient_accumulation_steps > 1)) * 4 * model.count_params()
 
 
-def feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: TrainContext) -> int:
+def feature_bytes(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: TrainContext) -> float:
     """Bytes that the activations of all stages will take beside what is cached already, at most."""
     needed = 0
     for stage in context.stages:

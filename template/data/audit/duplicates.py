@@ -1,6 +1,6 @@
 """The same image more than once: equal files, copies that were recoded or resized, copies that only a network sees."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.fft import dctn
@@ -108,7 +108,9 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
-def _by_consequence(examples: Examples, groups: list[tuple[int, ...]], kind: str, forms: str = "") -> Iterator[Finding]:
+def _by_consequence(
+    examples: Examples, groups: Sequence[tuple[int, ...]], kind: str, forms: str = ""
+) -> Iterator[Finding]:
     """Groups of duplicates: with different labels, across parts, or only repeated."""
     labels, parts = texts(examples.labels, examples.class_names), examples.parts
     contradicting = [g for g in groups if len({labels[row] for row in g}) > 1]

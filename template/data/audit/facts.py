@@ -68,8 +68,8 @@ def read_facts(examples: Examples, data: Data | None = None) -> Facts:
     """
     data = dataclasses.replace(with_bits(data or Data(), examples.images), image_size=THUMBNAIL, resize="stretch")
     with device.threads() as pool:
-        rows = pool.map(lambda source: _read_one(source, data), examples.images)
-        rows = list(progress.track(rows, "reading", len(examples)))
+        facts = pool.map(lambda source: _read_one(source, data), examples.images)
+        rows = list(progress.track(facts, "reading", len(examples)))
     return Facts(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
@@ -90,7 +90,9 @@ def facts_from_pixels(examples: Examples, pixels: ArrayFile, rows: np.ndarray) -
     for start in range(0, len(rows), 256):
         for row, image in enumerate(pixels[rows[start : start + 256]], start):
             thumbnails[row] = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    return Facts(np.array(reasons), examples.digests, *map(np.array, headers), thumbnails, examples.notes)
+    notes = np.full(len(examples), "") if examples.notes is None else examples.notes
+    columns = [np.array(reasons), examples.known_digests, *map(np.array, headers), thumbnails, notes]
+    return Facts(*columns)
 
 
 def _read_one(source: ImageSource, data: Data) -> tuple:

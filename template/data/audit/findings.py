@@ -1,7 +1,7 @@
 """What the audit found: as JSON, as an HTML page, and which images are left without it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class Finding:
     images: Sequence[tuple[int, ...]] = ()
 
 
-def one_by_one(rows: np.ndarray) -> list[tuple[int, ...]]:
+def one_by_one(rows: Iterable[int]) -> list[tuple[int, ...]]:
     """Rows as groups of one."""
     return [(int(row),) for row in rows]
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -21,7 +22,7 @@ def flatten_alpha(image: Image.Image) -> tuple[Image.Image, str]:
         return image, ""
     mode = "L" if image.mode in {"LA", "La"} else "RGB"
     image = image.convert("RGBA")
-    colours, (least, most) = image.convert("RGB").convert(mode), image.getchannel("A").getextrema()
+    colours, ((least, most),) = image.convert("RGB").convert(mode), _extrema(image.getchannel("A"))
     if least == 255:
         return colours, ""
     if most < CLEAR and _varies(colours):
@@ -51,7 +52,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image.convert("RGB"), "its colour profile is damaged or of another colour space, and was ignored"
     image = image if image.mode == space else image.convert(space)
-    return (image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)), ""
+    if transform is None:
+        return image.convert("RGB"), ""
+    return cast(Image.Image, ImageCms.applyTransform(image, transform)), ""  # None only of what is done in place
 
 
 _SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK", "LAB": "Lab "}
@@ -98,7 +101,7 @@ def _composite(image: Image.Image, ground: str, mode: str) -> Image.Image:
 
 def _extrema(image: Image.Image) -> tuple[tuple[int, int], ...]:
     """Least and most of each channel."""
-    return tuple(channel.getextrema() for channel in image.split())
+    return tuple(cast(tuple[int, int], channel.getextrema()) for channel in image.split())  # of one channel: a pair
 
 
 def _varies(image: Image.Image) -> bool:

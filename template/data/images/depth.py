@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .read import ImageSource, decode_image, memory_lock, open_image, open_within, read
 from .reasons import BadImageError, declared_bits
@@ -89,9 +91,9 @@ def needed_bits(source: ImageSource, max_megapixels: float) -> tuple[int, int]:
         return 0, 0
 
 
-def to_8_bits(image: Image.Image, contents: bytes, bits: Bits, notes: list[str]) -> Image.Image:
+def to_8_bits(image: ImageFile, contents: bytes, bits: Bits, notes: list[str]) -> Image.Image:
     """Decode to 8 bits: 16 are scaled by the bits that are used, 32 by least and greatest value."""
-    inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0 and image.mode not in {"1", "L", "P"}
+    inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(262) == 0 and image.mode not in {"1", "L", "P"}
     inverted |= "white is zero" in image.info
     values, needed = _deep(image, contents)
     if values is not None:
@@ -104,22 +106,23 @@ def to_8_bits(image: Image.Image, contents: bytes, bits: Bits, notes: list[str])
     return Image.fromarray(255 - pixels if inverted else pixels)
 
 
-def _deep(image: Image.Image, contents: bytes) -> tuple[np.ndarray | None, int]:
+def _deep(image: ImageFile, contents: bytes) -> tuple[np.ndarray | None, int]:
     """Decode, and give what 8 bits would lose.
 
     Returns:
         uint16 [h, w], [h, w, 3] or [h, w, 4] if the image has 16 bits that must be scaled, else None; and how many of
         16 bits it needs: 8 to 16, or 0 if that cannot be told.
     """
-    page, tile, raw = image.tell(), image.tile[0] if image.tile else None, _raw(image)
+    page, raw = image.tell(), _raw(image)
+    codec, _, offset, args = image.tile[0] if image.tile else ("", None, 0, None)
     decode_image(image)
-    declared = declared_bits(contents, image.tag_v2 if image.format == "TIFF" else None)
+    declared = declared_bits(contents, image.tag_v2 if isinstance(image, TiffImageFile) else None)
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)
     elif image.format == "PPM" and image.mode == "I":  # which Pillow scales to 16 bits and keeps in 32
-        values, declared = np.asarray(image).astype(np.uint16), 0 if tile.codec_name == "raw" else 16
-    elif image.format == "PPM" and tile.codec_name == "ppm" and tile.args[1] == 65535:
-        values = np.frombuffer(contents, ">u2", image.width * image.height * 3, tile.offset).astype(np.uint16)
+        values, declared = np.asarray(image).astype(np.uint16), 0 if codec == "raw" else 16
+    elif image.format == "PPM" and codec == "ppm" and args is not None and args[1] == 65535:
+        values = np.frombuffer(contents, ">u2", image.width * image.height * 3, offset).astype(np.uint16)
         values = values.reshape(image.height, image.width, 3)
     elif image.mode in {"RGB", "RGBA"} and ";16" in raw:
         high = np.asarray(image)
@@ -131,13 +134,13 @@ def _deep(image: Image.Image, contents: bytes) -> tuple[np.ndarray | None, int]:
     return values, significant_bits(without_alpha(values), declared)
 
 
-def _raw(image: Image.Image) -> str:
+def _raw(image: ImageFile) -> str:
     """Pillow's name of how the values lie in the file, such as `RGB;16B`; "" if it has none."""
     args = image.tile[0].args if image.tile else ""
     return str(args if isinstance(args, str) else (args or ("",))[0])
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile) -> bool:
     """Whether an image may have 16 bits, before it is decoded."""
     return image.mode.startswith("I") or ";16" in _raw(image) or image.format == "PPM"
 
@@ -159,7 +162,8 @@ def _low_bytes(contents: bytes, page: int, raw: str) -> np.ndarray:
     if page:
         again.seek(page)
     again.tile = [
-        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in again.tile
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
+        for tile in again.tile
     ]
     decode_image(again)
     return np.asarray(again)[..., [1, 1, 1, 3]] if other == "RGBA" else np.asarray(again)
@@ -167,11 +171,11 @@ def _low_bytes(contents: bytes, page: int, raw: str) -> np.ndarray:
 
 def scale_to_8_bits(values: np.ndarray, needed: int, bits: Bits, notes: list[str]) -> np.ndarray:
     """8 of 16 bits: by the range of the data set if that is known, else by what the image needs; uint8 of one shape."""
-    bits = max(needed, 0 if bits == "auto" else bits) if needed else 16
-    if bits < 16:
-        notes.append(f"{bits} of 16 bits are used and scaled to 8")
-    pixels = to_uint8(values, bits)
-    if values.ndim == 3 and values.shape[2] == 4 and int(values[..., 3].max()) >= 2**bits:
+    used = max(needed, 0 if bits == "auto" else bits) if needed else 16
+    if used < 16:
+        notes.append(f"{used} of 16 bits are used and scaled to 8")
+    pixels = to_uint8(values, used)
+    if values.ndim == 3 and values.shape[2] == 4 and int(values[..., 3].max()) >= 2**used:
         pixels[..., 3] = to_uint8(values[..., 3], 16)  # alpha uses another range
     return pixels
 

@@ -8,13 +8,13 @@ import base64
 import functools
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from .color import flatten_alpha, to_srgb
-from .depth import scale_to_8_bits, significant_bits, to_8_bits, without_alpha
+from .depth import Bits, scale_to_8_bits, significant_bits, to_8_bits, without_alpha
 from .read import ImageSource, is_large, memory_lock, open_image, read
 from .reasons import BadImageError, ReadError
 
@@ -30,6 +30,17 @@ _TRANSPOSES = dict(enumerate(
     start=2,
 ))  # fmt: skip
 """The transpose that an EXIF orientation asks for."""
+
+
+class DecodeSettings(Protocol):
+    """What decoding asks of `Data`, or of the inputs of an exported network."""
+
+    @property
+    def image_size(self) -> int | str: ...  # noqa: D102
+    @property
+    def bits(self) -> Bits: ...  # noqa: D102
+    @property
+    def max_megapixels(self) -> float: ...  # noqa: D102
 
 
 def load_image(source: ImageSource, size: int, resize: Literal["crop", "pad", "stretch"]) -> np.ndarray:
@@ -61,7 +72,7 @@ def load(source: ImageSource, settings: "Data") -> tuple[np.ndarray, str]:
     return pixels, note
 
 
-def load_views(source: ImageSource, settings: "Data", resizes: Sequence[str]) -> tuple[list[np.ndarray], str]:
+def load_views(source: ImageSource, settings: DecodeSettings, resizes: Sequence[str]) -> tuple[list[np.ndarray], str]:
     """`load` for each of several `resize`, from an image that is decoded once."""
     notes: list[str] = []
     try:
@@ -73,7 +84,7 @@ def load_views(source: ImageSource, settings: "Data", resizes: Sequence[str]) ->
         notes.append(note)
         image, note = to_srgb(image, profile)
         notes.append(note)
-        views = [np.asarray(to_square(image, settings.image_size, resize)) for resize in resizes]
+        views = [np.asarray(to_square(image, int(settings.image_size), resize)) for resize in resizes]
         return views, "; ".join(filter(None, notes))
     except BadImageError:
         raise
@@ -84,7 +95,7 @@ def load_views(source: ImageSource, settings: "Data", resizes: Sequence[str]) ->
         raise BadImageError(f"cannot be decoded ({what}); convert it to JPEG or PNG") from error
 
 
-def to_square(image: Image.Image, size: int, resize: Literal["crop", "pad", "stretch"]) -> Image.Image:
+def to_square(image: Image.Image, size: int, resize: str) -> Image.Image:
     """Resize to size x size with antialiasing: crop the longer side, pad with grey, or change the aspect ratio."""
     bilinear = Image.Resampling.BILINEAR  # Pillow's filters widen with the scale, so they antialias
     if resize == "crop":
@@ -114,19 +125,19 @@ def data_url(image: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _decoded(contents: bytes, settings: "Data", notes: list[str]) -> tuple[Image.Image, bytes | None]:
+def _decoded(contents: bytes, settings: DecodeSettings, notes: list[str]) -> tuple[Image.Image, bytes | None]:
     """The image in 8 bits and any mode, its EXIF orientation applied; and its colour profile."""
-    image, contents = open_image(contents, settings.max_megapixels, notes)
-    size, large = int(settings.image_size), is_large(image)
-    with memory_lock(image):
-        if image.format in {"JPEG", "MPO"}:
-            image.draft(None, (2 * size, 2 * size))  # decode at 1/2, 1/4 or 1/8, never below twice the size
-        profile = image.info.get("icc_profile")
-        image = _upright(to_8_bits(image, contents, settings.bits, notes))
+    opened, contents = open_image(contents, settings.max_megapixels, notes)
+    size, large = int(settings.image_size), is_large(opened)
+    with memory_lock(opened):
+        if opened.format in {"JPEG", "MPO"}:
+            opened.draft(None, (2 * size, 2 * size))  # decode at 1/2, 1/4 or 1/8, never below twice the size
+        profile = opened.info.get("icc_profile")
+        image = _upright(to_8_bits(opened, contents, settings.bits, notes))
         return (_smaller(image, size) if large else image), profile
 
 
-def _of_array(array: np.ndarray, settings: "Data", notes: list[str]) -> Image.Image:
+def _of_array(array: np.ndarray, settings: DecodeSettings, notes: list[str]) -> Image.Image:
     """An array as an image of 8 bits."""
     if array.dtype not in (np.uint8, np.uint16) or array.size == 0:
         raise BadImageError(f"expected an array of uint8 or uint16, received {array.dtype} {list(array.shape)}")
@@ -139,7 +150,7 @@ def _of_array(array: np.ndarray, settings: "Data", notes: list[str]) -> Image.Im
 def _upright(image: Image.Image) -> Image.Image:
     """With its EXIF orientation applied. No other tag is read, so a damaged one does not matter."""
     try:
-        method = _TRANSPOSES.get(image.getexif().get(0x0112))
+        method = _TRANSPOSES.get(image.getexif().get(0x0112, 1))
     except Exception:  # whatever Pillow makes of a damaged block
         return image
     return image if method is None else image.transpose(method)

@@ -12,9 +12,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .reasons import (
     FORMATS,
@@ -46,6 +49,10 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # nameless, of damaged tags;
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
+@overload
+def read(source: Path | bytes, most: int | None = None) -> bytes: ...
+@overload
+def read(source: np.ndarray, most: int | None = None) -> np.ndarray: ...
 def read(source: ImageSource, most: int | None = None) -> bytes | np.ndarray:
     """Contents of a file, or its first bytes; bytes and arrays as they are.
 
@@ -86,11 +93,11 @@ def read_header(source: ImageSource) -> tuple[str, str, int, int]:
             _choose_page(image, b"", [])
             return str(image.format), image.mode, *image.size
     except Exception:  # what `open_image` repairs, and sizes that only the settings allow
-        image = _open(strip_chunks(read(source)), megapixels=10_000)
-        return str(image.format), image.mode, *image.size
+        repaired = _open(strip_chunks(read(source)), megapixels=10_000)
+        return str(repaired.format), repaired.mode, *repaired.size
 
 
-def open_image(contents: bytes, max_megapixels: float, notes: list[str]) -> tuple[Image.Image, bytes]:
+def open_image(contents: bytes, max_megapixels: float, notes: list[str]) -> tuple[ImageFile, bytes]:
     """An image that is checked and at the right page, but not decoded; and the bytes that it is read from.
 
     Args:
@@ -184,9 +191,9 @@ def _refuse_bombs(image: Image.Image, length: int, megapixels: float) -> None:
         raise BadImageError(f"{image.format} claims {claims}: empty, or a decompression bomb; remove it")
 
 
-def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
+def _choose_page(image: ImageFile, contents: bytes, notes: list[str]) -> None:
     """Go to the first page that is no thumbnail of another, and note if there are more."""
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         if image.format != "MPO" and getattr(
             image, "is_animated", False
         ):  # the other images of an MPO are the other eye's
@@ -205,7 +212,7 @@ def _choose_page(image: Image.Image, contents: bytes, notes: list[str]) -> None:
         raise BadImageError(f"not supported: TIFF with {kind}; convert it to PNG")
 
 
-def _full_pages(image: Image.Image) -> Iterator[int]:
+def _full_pages(image: TiffImageFile) -> Iterator[int]:
     """Pages of a TIFF that are no thumbnails or masks, and of a kind that can be read."""
     for page in range(16):
         try:
@@ -222,6 +229,6 @@ def _full_pages(image: Image.Image) -> Iterator[int]:
 def _silence_libtiff() -> None:
     """Keep libtiff from writing to the terminal, without the name of a file; what matters is in the error."""
     with contextlib.suppress(OSError, AttributeError):  # where it cannot be found, it goes on writing
-        libtiff = ctypes.CDLL(Image.core.__file__)
+        libtiff = ctypes.CDLL(Image.core.__file__)  # its C library
         libtiff.TIFFSetErrorHandler(None)
         libtiff.TIFFSetWarningHandler(None)

@@ -97,7 +97,7 @@ def merge_spellings(names: Iterable[str]) -> dict[str, str]:
     counts: dict[str, Counter[str]] = {}
     for name, count in Counter(names).items():
         counts.setdefault(normalize(name), Counter())[name] = count
-    spelling = {}
+    spelling: dict[str, str] = {}
     for spelled in counts.values():
         common = sorted(spelled, key=lambda name: (-spelled[name], name != tidy(name), name))
         kept = tidy(common[0]) or ascii(common[0])[1:-1]

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .files import list_files
@@ -31,7 +31,7 @@ def locate(file: Path, rows: Sequence[Row]) -> list[Path]:
     if any(map(_there, spelled)):
         return spelled
     relative = [(re.sub(r"^(?:[A-Za-z]:)?/+", "", path.replace("\\", "/")), label) for path, label in rows]
-    leading = {}
+    leading: dict[tuple[str, ...], tuple[str, list[Path]]] = {}
     for words, way in _ways(file.absolute().parent, relative):
         if _there(way(*relative[0])) and all(map(_there, found := [way(*row) for row in relative])):
             leading.setdefault(tuple(map(os.path.realpath, found)), (words, found))
@@ -55,19 +55,24 @@ def _ways(here: Path, rows: Sequence[Row]) -> Iterator[tuple[str, Callable[[str,
         for count in range(depth + 1):
             fewer = f"without the first {count} folder{'s' * (count > 1)} of each path"
             words = [f"in {folder.name}/"] * (folder != here) + [fewer] * (count > 0)
-            yield (
-                ", ".join(words) or "without the / or drive",
-                lambda path, _, f=folder, n=count: f / path.split("/", n)[n],
-            )
+            yield ", ".join(words) or "without the / or drive", _without_first(folder, count)
     yield "in folders of their labels", lambda path, label: here / label / path
     yield "from the folder above", lambda path, _: here.parent / path
     yield "from the working directory", lambda path, _: Path.cwd() / path
     files = [file.relative_to(here) for file in list_files(here, cannot_list=lambda error: None)]
-    for words, names in (
+    for how, names in (
         ("in another case", _once((normalize(name.as_posix()), name) for name in files)),
         ("with an extension", _once((normalize(name.with_suffix("").as_posix()), name) for name in files)),
     ):
-        yield words, lambda path, _, names=names: here / names.get(normalize(path), path)
+        yield how, _among(here, names)
+
+
+def _without_first(folder: Path, count: int) -> Callable[[str, str], Path]:
+    return lambda path, _: folder / path.split("/", count)[count]
+
+
+def _among(folder: Path, names: Mapping[str, Path]) -> Callable[[str, str], Path]:
+    return lambda path, _: folder / names.get(normalize(path), path)
 
 
 def _once(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:

@@ -129,7 +129,8 @@ def _cells(file: Path, needed: set[str]) -> tuple[list[str], list[tuple[int, lis
 
 def _parsed(text: str, sign: str, first: int) -> list[tuple[int, list[str]]]:
     """(line, cells) of each row that is not blank. A last line is added, which a quotation that is open takes in."""
-    reader, table = csv.reader(io.StringIO(f"{text}\n\0", newline=""), delimiter=sign, skipinitialspace=True), []
+    reader = csv.reader(io.StringIO(f"{text}\n\0", newline=""), delimiter=sign, skipinitialspace=True)
+    table: list[tuple[int, list[str]]] = []
     try:
         table += ((reader.line_num + first - 1, row) for row in reader)
     except csv.Error as error:
@@ -191,7 +192,7 @@ def _meaning(name: str) -> str | None:
 
 def _recognised(file: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> dict[str, int]:
     """Position of each column that is used, by its meaning; prints what is recognised and what is not used."""
-    columns = {}
+    columns: dict[str, int] = {}
     for meaning, names in MEANINGS.items():
         candidates = sorted(
             (position for position, name in enumerate(header) if _squeezed(name) in names),

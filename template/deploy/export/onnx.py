@@ -159,7 +159,7 @@ def _quantise(file: Path, calibration: np.ndarray) -> None:
 
 def _head(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes that pool the features, and of all that follow from those."""
-    names, made = [], set()
+    names, made = list[str](), set[str]()
     for node in graph.node:
         if "/pool_avg" in node.name or "/pool_max" in node.name or made & set(node.input):
             names.append(node.name)

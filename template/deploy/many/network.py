@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,11 +125,13 @@ class Network:
         """What it says of images, uint8 [n, views, size, size, 3], however many."""
         parts = [self._answer(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
         probabilities, features = (np.concatenate(each) for each in zip(*parts, strict=True))
-        known = self.novelty is not None and features.shape[1]
-        return probabilities, self.novelty.score(features) if known else np.full(len(images), np.nan), features
+        novelty = np.full(len(images), np.nan)
+        if self.novelty is not None and features.shape[1]:
+            novelty = self.novelty.score(features)
+        return probabilities, novelty, features
 
 
-_Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
+_Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], tuple[np.ndarray, Any]]]
 """Class names; inputs; most images at once; pixels of so many to probabilities and features."""
 
 

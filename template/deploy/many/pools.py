@@ -149,7 +149,7 @@ class Pools:
         Raises:
             DataError: if processes die and nothing gets done.
         """
-        fresh, again, deaths = iter(chunks), deque(), 0
+        fresh, again, deaths = iter(chunks), deque[Chunk](), 0
         while True:
             self._send_all(fresh, again)
             if not self._flying:
@@ -267,5 +267,6 @@ def _join(address: str) -> tuple[int, int]:
         _init(address=address, runtime_env={"py_modules": [str(PACKAGE)]})
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DataError(f"The Ray cluster {address!r} cannot be reached: {error}") from error
-    found = ray.cluster_resources()
+    cluster: Any = ray  # whose functions have no types
+    found = cluster.cluster_resources()
     return max(1, int(found.get("CPU", 1)) - 1), int(found.get("GPU", 0))

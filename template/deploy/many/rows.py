@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,18 +87,18 @@ class Row:
         columns += [("features", pa.list_(number, self.features))] * bool(self.features)
         return pa.schema(columns)
 
-    def table(self, found: Decoded, classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]):
+    def table(self, found: Decoded, classify: Callable[[np.ndarray], tuple[np.ndarray, ...]]) -> pa.Table:
         """Rows of images.
 
         Args:
             found: the images.
             classify: pixels to probabilities [n, classes], novelty [n] (NaN where nobody can say), features [n, f].
         """
-        rows = [{"path": legible(path), "model": self.model} for path in found.paths]
+        rows: list[dict[str, Any]] = [{"path": legible(path), "model": self.model} for path in found.paths]
         for row, digest, note, reason in zip(rows, found.digests, found.notes, found.reasons, strict=True):
             row |= {"sha256": digest, "note": note, "reason": None if reason is None else legible(reason)}
         good = [row for row in rows if row["reason"] is None]
-        if good:
+        if found.pixels is not None:
             for row, *answer in zip(good, *classify(found.pixels), strict=True):
                 row.update(self._answer(*answer))
         return pa.Table.from_pylist(rows, self.schema)
@@ -110,11 +111,12 @@ class Row:
         best = np.argsort(-probabilities, kind="stable")[: self.top_k]
         confidence = float(probabilities[best[0]])
         if self.above:
-            sure = sure_answer(probabilities, self.class_names, self.least, self.above)
+            found = sure_answer(probabilities, self.class_names, self.least, self.above)
+            sure = found[0] if found else UNSURE
         else:
-            sure = (self.class_names[best[0]],) if confidence >= self.least else None
+            sure = self.class_names[best[0]] if self.least is not None and confidence >= self.least else UNSURE
         answer = {
-            "answer": sure[0] if sure else UNSURE,
+            "answer": sure,
             "confidence": confidence,
             "classes": [self.class_names[i] for i in best],
             "probabilities": probabilities[best].tolist(),

@@ -23,7 +23,7 @@ class Connection(H11Protocol):
         super().__init__(**uvicorn)
         self.seconds, self.stops = seconds, False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Begin to look at it."""
         super().connection_made(transport)
         self.loop.call_later(self.seconds, self._look, None)
@@ -86,6 +86,5 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _speak(self) -> asyncio.Protocol:
-        return self.config.http_protocol_class(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
+        protocol: Any = self.config.http_protocol_class
+        return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

@@ -4,6 +4,7 @@ import hmac
 import time
 from collections import Counter as Tally
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,7 +34,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("serve_requests", "Requests answered", ["path", "status"], **own)
         words = "Seconds from a request's headers to its answer"
         self.seconds = Histogram("serve_request_seconds", words, ["path"], **own)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Query
@@ -84,15 +84,16 @@ class Service:
             ("/v1/explain", self.explain, Explanation),
             ("/v1/correct", self.correct, Correction),
         ):
-            how = {"response_model": answer, "responses": PROBLEMS, "openapi_extra": IMAGE}
+            how: dict[str, Any] = {"response_model": answer, "responses": PROBLEMS, "openapi_extra": IMAGE}
             app.add_api_route(path, ask, methods=["POST"], **how)
         app.add_api_route("/v1/model", self.model, summary="The model card")
         app.add_api_route("/v1/reload", self.reload, methods=["POST"], summary="Load the runs anew")
         app.add_api_route("/healthz", self.healthz, summary="Whether the process lives")
         app.add_api_route("/readyz", self.readyz, summary="Whether images can be classified")
         app.add_api_route("/metrics", self.show_metrics, summary="Counters for Prometheus")
-        app.add_exception_handler(RefusedError, self._refuse)
-        app.add_exception_handler(RequestValidationError, self._refuse_values)
+        refusals: dict[type[Exception], Any] = {RefusedError: self._refuse, RequestValidationError: self._refuse_values}
+        for error, answer_error in refusals.items():
+            app.add_exception_handler(error, answer_error)
         app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # nobody reads it
         paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
         return Guard(app, self.metrics, paths, self.token, self.hosts, self.limits.per_client)
@@ -214,7 +215,7 @@ class Service:
     async def model(self, model: str = "") -> Response:
         """What must be known about a run: classes, scores, limits, versions."""
         deployed = self._model(model)
-        about = {"name": deployed.name, "names": list(self.models), "runtime": deployed.runtime}
+        about: dict[str, Any] = {"name": deployed.name, "names": list(self.models), "runtime": deployed.runtime}
         about["collects"] = self.corrections is not None
         return JSONResponse(about | {"requests": vars(self.limits)} | deployed.card)
 

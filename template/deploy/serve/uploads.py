@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -144,7 +144,7 @@ class _Form(MultiPartParser):
         self.is_complete = True
 
 
-async def _chunks(body: bytes) -> AsyncIterator[bytes]:
+async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(body), _CHUNK):
         yield body[start : start + _CHUNK]
         await asyncio.sleep(0)  # others have their turn
