@@ -445,7 +445,7 @@ class Config:
         return self
 
     @model_validator(mode="after")
-    def _nothing_counts_on_one_class_an_image(self):
+    def _nothing_counts_on_one_class_an_image(self) -> Self:
         plain = Train()
         names = ("loss", "class_weights", "logit_adjustment", "sampling")
         given = [f"train.{name}" for name in names if getattr(self.train, name) != getattr(plain, name)]

@@ -113,7 +113,7 @@ def _score(
         rows: of the examples, in its order.
         folder: of the run.
     """
-    scores = {name: metrics.score(p) if len(p.ids) else None for name, p in predictions.items()}
+    scores: dict[str, Any] = {name: metrics.score(p) if len(p.ids) else None for name, p in predictions.items()}
     calibration = _calibrated(trained.config.evaluate, predictions["val"], measured, folder)
     accuracy = (scores["test"] or scores["val"])["accuracy"]
     result = scores | {"calibration": calibration} | _compared(trained, measured, accuracy, folder)
@@ -178,15 +178,18 @@ def _compared(trained: TrainedRun, measured: Predictions, accuracy: dict[str, fl
         if (folder / f"{name}.json").exists()
     }
     before = found.get("preflight", {"numbers": {}})["numbers"]
+    learned, colors = trained.train_accuracy, trained.color_baseline
+    if learned is None or colors is None:
+        raise ValueError("Expected the baselines of a run with one label an image. Received: one without")
     staged = bool(trained.config.stages)
     crossed = {"cross_validation": found["cross_validation"]} if "cross_validation" in found else {}
     return (
         crossed
         | _found(folder)
         | {
-            "color_baseline": wilson_interval(trained.color_baseline, len(measured.ids)),
+            "color_baseline": wilson_interval(colors, len(measured.ids)),
             "preflight": {name: value for name, value in before.items() if "accuracy" in name},
-            "diagnosis": dataclasses.asdict(diagnose(trained.train_accuracy, accuracy, staged=staged)),
+            "diagnosis": dataclasses.asdict(diagnose(learned, accuracy, staged=staged)),
             "learning_curve": extrapolate(*trained.learning_curve) if trained.learning_curve else None,
         }
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def iterative_stratification(counts: np.ndarray, shares: Sequence[float], order: np.ndarray) -> np.ndarray:
+def iterative_stratification(counts: np.ndarray, shares: Sequence[float] | np.ndarray, order: np.ndarray) -> np.ndarray:
     """The part of each cluster of images, so that every part gets its share of each label, the rarest label first.
 
     Sechidis et al. 2011, "On the stratification of multi-label data". A cluster goes where the label at hand is wanted

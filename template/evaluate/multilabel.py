@@ -70,8 +70,8 @@ def score(predictions: Predictions, thresholds: np.ndarray, *, seed: int = 0) ->
         for name, values in rows.items():
             sampled.setdefault(name, []).append(values)
     draws = {name: np.concatenate(values) for name, values in sampled.items()}
-    values = {name: value[0] for name, value in _f1_scores(has, says, np.ones((1, n))).items()}
-    values |= {name: each.mean() for name, each in means.items()}
+    found = {name: value[0] for name, value in _f1_scores(has, says, np.ones((1, n))).items()}
+    found |= {name: each.mean() for name, each in means.items()}
     names = ("micro_f1", "macro_f1", *means)
     ranks, by_label = multilabel_ranking_scores(predictions)
     return {
@@ -79,7 +79,7 @@ def score(predictions: Predictions, thresholds: np.ndarray, *, seed: int = 0) ->
         "groups": None if groups is None else len(np.unique(groups)),
         "majority_baseline": float(np.unique(has, axis=0, return_counts=True)[1].max() / n),
         "accuracy": share_interval(right, groups=groups),
-        **{name: percentile_bootstrap(values[name], draws[name]) for name in names},
+        **{name: percentile_bootstrap(float(found[name]), draws[name]) for name in names},
         "mean_average_precision": ranks["average_precision"],
         "roc_auc": ranks["roc_auc"],
         "classes": {
@@ -87,7 +87,7 @@ def score(predictions: Predictions, thresholds: np.ndarray, *, seed: int = 0) ->
                 "images": int(has[:, label].sum()),
                 "threshold": float(thresholds[label]),
                 **_answers(has[:, label], says[:, label], groups),
-                "f1": percentile_bootstrap(values["f1"][label], draws["f1"][:, label]),
+                "f1": percentile_bootstrap(float(found["f1"][label]), draws["f1"][:, label]),
                 **by_label[label],
             }
             for label, name in enumerate(predictions.class_names)
