@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +212,14 @@ def test_light_modules_really_do_without_tensorflow():
     )
     said = subprocess.run([sys.executable, "-c", code, *LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(said.stdout) == {name: [] for name in LIGHT}
+
+
+def test_the_types_of_the_package_are_there_for_those_who_use_it():
+    assert (
+        "py.typed"
+        in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["template"]
+    )
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_importing_the_package_imports_nothing_else():
