@@ -142,7 +142,7 @@ def is_large(image: Image.Image) -> bool:
     return image.width * image.height > LARGE
 
 
-def open_within(contents: bytes, megapixels: float | None) -> Image.Image:
+def open_within(contents: bytes, megapixels: float | None) -> ImageFile:
     """Pillow's `open`, with a limit that holds for this image alone.
 
     Pillow has one for the whole process, and a server has runs with others: nobody opens meanwhile, and it is as before
@@ -161,7 +161,7 @@ def open_within(contents: bytes, megapixels: float | None) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _open(contents: bytes, megapixels: float) -> Image.Image:
+def _open(contents: bytes, megapixels: float) -> ImageFile:
     """Read the header. Our own limit, which a setting raises, comes next."""
     try:
         image = open_within(contents, megapixels)

@@ -138,7 +138,7 @@ _Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], tuple[np.nd
 def _open_onnx(folder: Path, threads: int | None) -> _Opened:
     session = open_session(folder / "model.onnx", threads)
     name, given = session.get_inputs()[0].name, {output.name for output in session.get_outputs()}
-    outputs, seen = [OUTPUT, *{FEATURES} & given], []
+    outputs, seen = [OUTPUT, *{FEATURES} & given], list[np.ndarray]()
 
     def infer(pixels: np.ndarray) -> list[np.ndarray]:
         probabilities, *features = session.run(outputs, {name: pixels})
