@@ -73,7 +73,7 @@ class Served(tf.Module):
             if self.hflip:  # of several labels the log-odds; 1 - p is the sigmoid of -logit, and never rounded to zero
                 logits = log_mean(logits) - log_mean(-logits) if self.multi else log_mean(logits)
             answer = {OUTPUT: link(logits / self.temperature, name=OUTPUT)}
-            if self.novelty:
+            if self.novelty and features is not None:
                 answer[NOVELTY] = _novelty(features[: tf.shape(pixels)[0]], self.novelty)
             return answer
 
