@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
@@ -445,6 +446,17 @@ def test_an_image_waits_for_no_others_where_none_are_on_their_way():
     batcher = Batcher(most=8, wait=1000)
     with batcher.places(1):
         batcher.submit(Classifier(shares, ABOUT), np.zeros((1, 8, 8, 3), np.uint8)).result(20)
+    batcher.close()
+
+
+def test_a_network_is_let_go_of_when_it_has_answered():
+    batcher, classifier = Batcher(wait=0), Classifier(shares, ABOUT)
+    gone = threading.Event()
+    weakref.finalize(classifier, gone.set)
+    with batcher.places(1):
+        batcher.submit(classifier, np.zeros((1, 8, 8, 3), np.uint8)).result(20)
+    del classifier
+    assert gone.wait(20), "though nobody asks again"
     batcher.close()
 
 

@@ -98,6 +98,7 @@ class Batcher:
             if batch:
                 self.seen(len(batch))
                 self._answer(batch)
+            del batch  # or a network that was swapped would stay in memory until somebody asks again
 
     def _next(self) -> list[Job]:
         """The next batch; none when the batcher is closed and nothing waits."""
