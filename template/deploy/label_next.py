@@ -14,6 +14,7 @@ from scipy.special import softmax
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
+from .. import progress
 from ..config import Config
 from ..data.array_file import ArrayFile
 from ..data.audit.duplicates import COSINE_DISTANCE
@@ -60,8 +61,9 @@ def predict_with_features(
     Returns:
         Calibrated probabilities, float64 [n, classes], and features of the plain view, float32 [n, f].
     """
-    logits, features = with_features(model).predict(inference_batches(views[0], batch_size), verbose=0)
-    others = [model.predict(inference_batches(view, batch_size), verbose=0) for view in views[1:]]
+    with progress.step("predicting"):
+        logits, features = with_features(model).predict(inference_batches(views[0], batch_size), verbose=0)
+        others = [model.predict(inference_batches(view, batch_size), verbose=0) for view in views[1:]]
     each = [softmax(np.asarray(logits, np.float64), axis=1) for logits in (logits, *others)]
     mean = np.log(np.clip(np.mean(each, axis=0), 1e-30, None))[: len(views[0])]
     return softmax(mean / temperature, axis=1), np.asarray(features, np.float32)[: len(views[0])]

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from .. import runs
+from .. import progress, runs
 from ..config import Backbone, Config, Stage, settled
 from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import PARTS, DataError, Examples
@@ -79,12 +79,15 @@ def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[
     """All checks; baselines and the forecast of seconds; images by file name."""
     clock = runs.Timer()
     begun = Begun.of(config, clock)
-    found, images = _checks(begun)
-    numbers = _baselines(begun)
+    with progress.step("checks"):
+        found, images = _checks(begun)
+    with progress.step("baselines"):
+        numbers = _baselines(begun)
     if starts_from_probe(begun.config):
         more, numbers["validation accuracy of the linear probe"] = _probe(begun, clock)
         found += more
-    numbers |= _seconds(config, begun, clock)
+    with progress.step("forecast"):
+        numbers |= _seconds(config, begun, clock)
     return found, {name: float(value) for name, value in numbers.items()}, images
 
 

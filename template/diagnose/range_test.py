@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from .. import progress
 from ..data.batches import shuffled_batches, steps
 from ..model.layers import renormalise
 from ..train.one_stage import CompiledStage, mixing_of
@@ -54,7 +55,7 @@ def sweep(
     batches = shuffled_batches(compiled.train, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
     losses: list[float] = []
     found: list[float] = []
-    for images, labels in batches.take(count * each):
+    for images, labels in progress.track(batches.take(count * each), "range test", count * each, "batches"):
         found.append(trial.train_on_batch(images, labels, return_dict=True)["loss"])
         if not math.isfinite(found[-1]):
             break

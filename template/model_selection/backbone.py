@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from .. import progress
 from ..config import Backbone, Config, Data, settled
 from ..data.dataset import ArrayDataset
 from ..data.examples import DataError
@@ -94,7 +95,7 @@ def evaluate_candidates(
         DataError: if a class has a single image or group, so that cross-validation is impossible.
     """
     found, groups = [], None
-    for backbone in backbones:
+    for backbone in progress.track(backbones, "comparing", len(backbones), "networks"):
         trial = without_auto(dataclasses.replace(config, backbone=backbone))
         dataset, base = images(trial.data), build_backbone(backbone, settled(trial.data.image_size))
         probe, groups = cross_validate(base, trial, dataset, cache)

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .. import config as configuration
-from .. import disk, messages, recipe, runs, system
+from .. import disk, messages, progress, recipe, runs, system
 from .. import suggest as suggestions
 from ..config import Config, ConfigError
 from ..data.examples import DataError
@@ -152,7 +152,8 @@ def search(found: Search, seconds: float | None, trials: int | None) -> None:
     if trials and len(found.study.get_trials(deepcopy=False, states=ENDED)) >= trials:
         return
     run = functools.partial(objective, found=found)
-    found.study.optimize(run, timeout=seconds, catch=FAILURES, callbacks=[print_trial], gc_after_trial=True)
+    with progress.step("search"):
+        found.study.optimize(run, timeout=seconds, catch=FAILURES, callbacks=[print_trial], gc_after_trial=True)
 
 
 def fail_abandoned(found: Search) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import disk, runs
+from ... import disk, progress, runs
 from ...data.examples import DataError
 from ...data.images.load import BadImageError, ImageSource
 from ...evaluate.intervals import share_interval
@@ -107,7 +107,7 @@ def export_run(
     rows, problems = [_row_of_keras(run, served, expected, images, timed)], []
     sources = Sources(served, about)
     with disk.replacing_folder(out) as temporary:
-        for kind, precision in wanted:
+        for kind, precision in progress.track(wanted, "exporting", len(wanted), "files"):
             file = temporary / name_of(kind, precision)
             try:
                 found = _export(sources, file, kind, precision, pixels)
