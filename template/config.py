@@ -59,6 +59,10 @@ class Data:
     labels: Literal["single", "multi"] = "single"
     """One class an image, or any number of labels: a CSV file with `path,label` where labels are `cat;dog`, or with a
     column for each class that has 0 and 1. Each label is then a question of its own (docs/multilabel.md)."""
+    unlabelled: str = ""
+    """A folder of images without labels, of the same kind, from which the linear probe learns too (self-training),
+    where cross-validation of the images with labels says that it pays: docs/labels.md. Test images in it are refused;
+    copies of training images and images of no class are left out. Empty for none."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
     """Side in pixels of the square that enters the network. `auto`: 288, or 224 if cross-validation clearly prefers it.
     (Networks trained at 224 pixels on random crops, which magnify, see things a little too small at 224; Touvron et al.
@@ -456,6 +460,21 @@ class Config:
             )
         return self
 
+    @model_validator(mode="after")
+    def _there_is_a_probe_to_teach(self) -> Self:
+        if self.data.unlabelled and self.data.labels == "multi":
+            raise ValueError(
+                "data.unlabelled: for images of one class each; received data.labels=multi. Leave one of the two out"
+            )
+        if self.data.unlabelled and (self.backbone.weights == "none" or self.head.hidden or not self.train.probe):
+            raise ValueError(
+                "data.unlabelled teaches the linear probe of pretrained features that training begins with; with "
+                f"backbone.weights={self.backbone.weights}, head.hidden={self.head.hidden} and "
+                f"train.probe={str(self.train.probe).lower()} there is none. Take pretrained weights, no hidden layer "
+                "and train.probe=true, or leave data.unlabelled out"
+            )
+        return self
+
 
 RENAMED = {
     "augment.flip": "augment.hflip",
@@ -630,6 +649,8 @@ def absolute(config: Config) -> Config:
     data, backbone = config.data, config.backbone
     if data.path != "digits" and not data.path.startswith("tfds:"):
         data = dataclasses.replace(data, path=found(data.path))
+    if data.unlabelled:
+        data = dataclasses.replace(data, unlabelled=found(data.unlabelled))
     if backbone.weights not in {"imagenet", "none"}:
         backbone = dataclasses.replace(backbone, weights=found(backbone.weights))
     names: dict[str, Any] = {"name": preset(backbone.name), "candidates": tuple(map(preset, backbone.candidates))}
@@ -644,8 +665,8 @@ def hub_folder(name: str) -> str | None:
 
 
 MAY_CHANGE = (
-    "data.path", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients", "train.patience",
-    "train.checkpoint_seconds", "train.track", "train.devices",
+    "data.path", "data.unlabelled", "data.cache", "data.cache_gb", "data.memory_gb", "train.monitor_gradients",
+    "train.patience", "train.checkpoint_seconds", "train.track", "train.devices",
     "tta.hflip", "tta.full_image", "evaluate.target_*",
 )  # fmt: skip
 """Settings with which an interrupted run can go on. Any other would make what was trained already worth nothing, or the

@@ -14,6 +14,7 @@ from .data.audit.facts import Facts
 from .data.audit.findings import to_json
 from .data.examples import PARTS, Examples
 from .data.lineage import warm_start_leaks
+from .data.load import Parts
 from .evaluate.tree import describe
 from .labels import is_multi
 from .train.losses import weight_table
@@ -58,15 +59,21 @@ def print_audit(examples: Examples, facts: Facts, config: Config, folder: Path) 
         print(f"  (python scripts/audit.py {system.quote(config.data.path)} --out audit shows them)", file=sys.stderr)
 
 
-def print_found(config: Config, examples: Examples, folder: Path) -> None:
+def print_found(config: Config, parts: Parts, folder: Path) -> None:
     """How many images there are, in which parts, and which were left out for what reason."""
-    used = examples.parts != ""
-    sizes = ", ".join(f"{(examples.parts == name).sum()} {name}" for name in PARTS)
-    left_out = len(examples.skipped)
-    print(f"{config.data.path}: {used.sum() + left_out} found = {used.sum()} used + {left_out} skipped; {sizes}")
+    sizes = ", ".join(f"{len(parts.rows(name))} {name}" for name in PARTS)
+    _print_used(config.data.path, parts.examples, f"; {sizes}", folder / "skipped.json")
+    if parts.unlabelled:
+        found = parts.unlabelled.examples
+        _print_used(config.data.unlabelled, found, ", without labels", folder / "unlabelled_skipped.json")
+
+
+def _print_used(path: str, examples: Examples, what: str, listed: Path) -> None:
+    used, left_out = (examples.parts != "").sum(), len(examples.skipped)
+    print(f"{path}: {used + left_out} found = {used} used + {left_out} skipped{what}")
     for line in () if is_multi(examples.labels) else describe(examples.class_names):
         print(line)
     for name, reason in examples.skipped[:10]:
         print(f"  skipped {name!r}: {reason}", file=sys.stderr)
     if left_out > 10:
-        print(f"  and {left_out - 10} more: {folder / 'skipped.json'}", file=sys.stderr)
+        print(f"  and {left_out - 10} more: {listed}", file=sys.stderr)

@@ -50,6 +50,7 @@ class TrainedRun:
             several labels.
         color_baseline: correct predictions from color histograms alone, on the test images, or else on validation;
             likewise.
+        unlabelled: how many images without labels were learned from.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class TrainedRun:
     learning_curve: tuple[list[int], list[float]] | None
     train_accuracy: tuple[int, int] | None
     color_baseline: int | None
+    unlabelled: int = 0
 
 
 def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: runs.Timer, folder: Path) -> dict:
@@ -89,7 +91,7 @@ def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: run
             plots.save(figure, folder / f"{name}.png")
     result |= {"memory_gb": runs.peak_memory_gb(), "seconds": {**clock.seconds, "total": clock.total()}}
     told = (multilabel if multi else report).build(
-        result, measured, trained.state.history, description=_description(trained.config, trained.examples),
+        result, measured, trained.state.history, description=_description(trained),
         charts=tuple(drawn), galleries=galleries, skipped=trained.examples.skipped,
         monitor=MONITORED[trained.config.train.monitor],
     )  # fmt: skip
@@ -221,8 +223,9 @@ def _training_figures(
     return drawn
 
 
-def _description(config: Config, examples: Examples) -> str:
+def _description(trained: TrainedRun) -> str:
     """One line on the data and the model."""
+    config, examples = trained.config, trained.examples
     counts = {name: int((examples.parts == name).sum()) for name in ("train", "val")}
     weights = {"none": "from random weights", "imagenet": "from ImageNet weights"}
     learned = f"{counts['train']} images"
@@ -235,7 +238,8 @@ def _description(config: Config, examples: Examples) -> str:
         later += "validation images since, and no image is left to measure it."
     return (
         f"{config.backbone.name}, {weights.get(config.backbone.weights, 'from given weights')}, "
-        f"{config.data.image_size} pixels, trained on {learned} of {len(examples.class_names)} classes.{later}"
+        f"{config.data.image_size} pixels, trained on {learned} of {len(examples.class_names)} classes"
+        f"{f', and {trained.unlabelled} without labels' if trained.unlabelled else ''}.{later}"
     )
 
 

@@ -19,7 +19,7 @@ from .data.audit.facts import facts_from_pixels
 from .data.dataset import ArrayDataset
 from .data.examples import DataError, Examples, first_lines
 from .data.load import Parts, load_data
-from .data.split import differences, to_csv
+from .data.split import differences
 from .deploy.novelty import Novelty
 from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
@@ -43,6 +43,7 @@ from .model_selection.auto import (
 )
 from .model_selection.backbone import choose_backbone
 from .model_selection.depth import choose_stages
+from .model_selection.unlabelled import choose_unlabelled
 from .publish import TrainedRun, publish
 from .train.checkpoint import TrainState
 from .train.distribute import on_devices
@@ -114,8 +115,8 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
         pixels = parts.pixels(without_auto(config).data)
         facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
-    messages.print_found(config, parts.examples, folder)
-    refuse_changes(config, parts.examples, folder)
+    messages.print_found(config, parts, folder)
+    refuse_changes(config, parts, folder)
     with clock("audit"):
         messages.print_audit(parts.examples, facts, config, folder)
     begun = prepare(config, parts, cache, folder)
@@ -133,7 +134,10 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
         held_out = parts.plain("test", config.data) if len(predictions["test"].ids) else val
         learned = train_accuracy(model, train, config.train.batch_size) if single else None
         colors = color_baseline(train, held_out) if single else None
-    trained = TrainedRun(config, parts.examples, parts.pixels(config.data), facts, model, state, curve, learned, colors)
+    others = len(begun.parts.unlabelled or ())
+    trained = TrainedRun(
+        config, parts.examples, parts.pixels(config.data), facts, model, state, curve, learned, colors, others
+    )
     return publish(trained, predictions, clock, folder)
 
 
@@ -167,15 +171,16 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
         cache: for features.
         folder: of the run.
     """
-    config, base, model, choices = _choose(config, parts, cache)
+    loaded = parts
+    config, parts, base, model, choices = _choose(config, loaded, cache)
     with cache.clock("decode"):
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
     initial = [variable.numpy() for variable in model.variables]
     blocks = find_blocks(model, config.backbone)
     context = TrainContext(blocks, (), config.train, cache, initial, parts.examples.class_names)
-    config, depths = choose_stages(model, base, config, parts.train, context)
+    config, depths = choose_stages(model, base, config, parts.train, context, parts.without_labels)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
-    _record(config, choices | depths, parts.examples, folder)
+    _record(config, choices | depths, loaded, folder)
     return Prepared(
         config, parts, base, model, dataclasses.replace(context, stages=configuration.settled(config.stages)), views
     )
@@ -209,7 +214,8 @@ def fit_and_predict(
             print(f"refit on training and validation images together: {len(train) + len(val)}")
             assign(model.variables, context.pretrained)
             if probed:
-                init_head_from_probe(model, begun.base, config, [train], context.cache, val)
+                others = parts.without_labels(config.data)
+                init_head_from_probe(model, begun.base, config, [train], context.cache, val, others)
             refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
     predictions["test"] = _predict(model, begun, "test")
@@ -232,41 +238,57 @@ def _fit_novelty(model: keras.Model, config: Config, learned: Sequence[ArrayData
     return Novelty.fit(np.concatenate(seen), np.concatenate([part.groups for part in learned]))
 
 
-def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, keras.Model, keras.Model, dict]:
-    """What linear probes choose: the configuration without `auto`, its backbone, a model to start from, and why."""
+def _choose(config: Config, parts: Parts, cache: FeatureCache) -> tuple[Config, Parts, keras.Model, keras.Model, dict]:
+    """What linear probes choose: the configuration without `auto`, the images without labels that are of use, the
+    backbone, a model to start from, and why.
+    """
     with cache.clock("probe"):
         set_seed_and_precision(config.train)
         images = functools.partial(parts.plain, "train")
         config, networks = choose_backbone(config, images, cache)
         config, base, settings = resolve_auto(config, images, cache)
+        parts, taught = choose_unlabelled(base, config, parts, cache)
         set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
-        return config, base, init_model(base, config, [images(config.data)], cache), networks | settings
+        model = init_model(base, config, [images(config.data)], cache, parts.without_labels(config.data))
+        return config, parts, base, model, networks | settings | taught
 
 
-def refuse_changes(config: Config, examples: Examples, folder: Path) -> None:
+def refuse_changes(config: Config, parts: Parts, folder: Path) -> None:
     """A run that has begun goes on with its images and settings, and says which of those that may change have."""
-    table, split, begun = to_csv(examples), folder / "split.csv", folder / "begun.toml"
-    before = split.read_text(encoding="utf-8") if split.exists() else table
-    if before != table:
-        raise DataError(
-            f"The images or their split have changed since {str(folder)!r} began:\n  "
-            f"{first_lines(differences(before, table))}\nPut them back as they were and resume, or start a new run."
-        )
+    begun = folder / "begun.toml"
+    for name, table in parts.tables().items():
+        recorded = folder / name
+        before = recorded.read_text(encoding="utf-8") if recorded.exists() else "" if begun.exists() else table
+        if before != table:
+            raise DataError(
+                f"The images or their split have changed since {str(folder)!r} began ({name}):\n  "
+                f"{first_lines(differences(before, table))}\nPut them back as they were and resume, or start a new run."
+            )
     for line in configuration.changed(configuration.load(begun), config) if begun.exists() else ():
         print(f"goes on with {line}")
 
 
-def _record(config: Config, choices: dict, examples: Examples, folder: Path) -> None:
+def _record(config: Config, choices: dict, parts: Parts, folder: Path) -> None:
     """Write what the run is made from."""
-    table, begun = to_csv(examples), folder / "begun.toml"
+    tables, begun, chosen = parts.tables(), folder / "begun.toml", folder / "choices.json"
+    for name, table in tables.items():
+        if table:
+            runs.write_text(folder / name, table)
     runs.write_text(folder / "config.toml", configuration.to_toml(config))
     if not begun.exists():
         runs.write_text(begun, configuration.to_toml(config))
-    if choices:  # a resumed run finds nothing left to choose
-        runs.write_json(folder / "choices.json", choices)
-    runs.write_text(folder / "split.csv", table)
-    runs.write_json(folder / "classes.json", list(examples.class_names))
-    runs.write_json(folder / "skipped.json", [{"id": name, "reason": reason} for name, reason in examples.skipped])
-    digest = hashlib.sha256(table.encode()).hexdigest()
+    if choices:  # a resumed run finds little left to choose
+        runs.write_json(chosen, (runs.read_json(chosen) if chosen.exists() else {}) | choices)
+    runs.write_json(folder / "classes.json", list(parts.examples.class_names))
+    _write_skipped(parts.examples, folder / "skipped.json")
+    if parts.unlabelled:
+        _write_skipped(parts.unlabelled.examples, folder / "unlabelled_skipped.json")
+    digests = {name: hashlib.sha256(table.encode()).hexdigest() for name, table in tables.items() if table}
     made_on = {"environment": runs.environment(), "device": device.describe(config.train.precision)}
-    runs.write_json(folder / "run.json", made_on | {"split_sha256": digest})
+    runs.write_json(
+        folder / "run.json", made_on | {f"{Path(name).stem}_sha256": digest for name, digest in digests.items()}
+    )
+
+
+def _write_skipped(examples: Examples, file: Path) -> None:
+    runs.write_json(file, [{"id": name, "reason": reason} for name, reason in examples.skipped])

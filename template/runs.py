@@ -21,7 +21,7 @@ from . import device, disk, progress, system
 
 BEFORE_TRAINING = {
     ".lock", "config.toml", "begun.toml", "choices.json", "split.csv", "classes.json", "skipped.json", "run.json",
-    "audit.json", "folds.json",
+    "audit.json", "folds.json", "unlabelled.csv", "unlabelled_skipped.json",
 }  # fmt: skip
 """What a run has written by the time it trains; all of it would be written again."""
 

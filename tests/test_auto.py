@@ -250,7 +250,7 @@ def test_where_nothing_differs_the_first_option_stays(pretrained, cache, strengt
 
 def measured(losses: np.ndarray) -> tuple[Probe, None]:
     """What `cross_validate` gives for these losses."""
-    return Probe(np.zeros((1, 2)), np.zeros(2), 1.0, losses, 0.5), None
+    return Probe(np.zeros((1, 2)), np.zeros(2), 1.0, losses, 0.5, np.zeros((1, 2))), None
 
 
 @pytest.mark.parametrize(

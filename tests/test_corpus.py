@@ -15,7 +15,7 @@ from template.data.audit.facts import facts_from_pixels, read_facts
 from template.data.decode import decode
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images.load import load, load_image
-from template.data.load import load_data
+from template.data.load import Parts, load_data
 from template.data.split import split
 
 
@@ -63,7 +63,8 @@ def test_every_kind_of_file_is_used_or_named_with_a_reason_and_an_action(written
             assert ";" in reasons[name] or "? " in reasons[name], f"no action: {reasons[name]}"
     # What a run prints of it: one line a file, whatever its name holds.
     capsys.readouterr()
-    messages.print_found(Config(data=Data(path="files")), examples, tmp_path)
+    parts = Parts(examples, lambda _: None, np.arange(len(examples)))
+    messages.print_found(Config(data=Data(path="files")), parts, tmp_path)
     said = "".join(capsys.readouterr())
     assert "\x1b" not in said and len(said.splitlines()) == 1 + 10 + 1
 

@@ -14,7 +14,8 @@ from .dataset import ArrayDataset, eval_dataset, share, train_dataset
 from .decode import decode, with_bits, with_digests
 from .examples import DataError, Examples, first_lines, load_examples
 from .sources.names import match_names
-from .split import clusters, split
+from .split import clusters, split, to_csv
+from .unlabelled import Unlabelled, check_folder, load_unlabelled
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Parts:
         pixels: (settings) -> pixels of all examples at that size and resizing; the last two are kept.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`).
         pool: rows of the images that are divided in turn into other parts, which share their features; or None.
+        unlabelled: images without labels to learn from too; or None.
     """
 
     examples: Examples
     pixels: Callable[[Data], ArrayFile]
     groups: np.ndarray
     pool: np.ndarray | None = None
+    unlabelled: Unlabelled | None = None
 
     @classmethod
     def of(cls, examples: Examples, pixels: ArrayFile, part: str) -> "Parts":
@@ -58,6 +61,15 @@ class Parts:
         """The training images as they are, and augmented."""
         return self.plain("train", config.data), self.augmented("train", config)
 
+    def without_labels(self, data: Data) -> ArrayDataset | None:
+        """The images without labels, not augmented, if there are any."""
+        return self.unlabelled.images(data) if self.unlabelled else None
+
+    def tables(self) -> dict[str, str]:
+        """What a run records of its images, by the name of its file; empty where there are none."""
+        others = to_csv(self.unlabelled.examples) if self.unlabelled else ""
+        return {"split.csv": to_csv(self.examples), "unlabelled.csv": others}
+
     def _take(self, part: str, dataset: Callable[[np.ndarray], ArrayDataset]) -> ArrayDataset:
         """The dataset of the rows of a part, as a share of the pool if there is one."""
         rows = self.rows(part)
@@ -79,15 +91,18 @@ def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
         ConfigError: if a class weight is given for a class that does not exist.
         DiskError: if there is no room for their pixels.
     """
+    check_folder(config.data)
     found = load_examples(config.data.path, config.data.class_folders, config.data.labels)
     check_class_names(config.train.class_weights, found.class_names)
     data = with_bits(config.data, found.images)
     found = with_digests(found)
     decoded = functools.lru_cache(maxsize=2)(lambda data: decode(found, data))  # those of a race, and of all else
-    examples, _ = decoded(dataclasses.replace(first, bits=data.bits))
+    first = dataclasses.replace(first, bits=data.bits)
+    examples, _ = decoded(first)
     fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     examples = split(examples, **fractions, seed=data.split_seed)
     parts = Parts(examples, lambda data: same_images(examples, *decoded(data)), clusters(examples))
+    parts = dataclasses.replace(parts, unlabelled=load_unlabelled(first, examples, parts.pixels(first)))
     return dataclasses.replace(config, data=data), parts
 
 

@@ -29,6 +29,7 @@ from ..model_selection.auto import (
     count_probes,
     init_model,
     probe_features,
+    probe_views,
     select_levels,
     set_seed_and_precision,
     standardise_input,
@@ -246,6 +247,9 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
         seconds["other networks"] = sum(
             _of_candidate(known, other, train) for other in candidates(open_config.backbone)[1:]
         )
+    if others := begun.parts.unlabelled:
+        views = len(probe_views(train, config))
+        seconds["images without labels"] = len(others) * views * per_image
     fit = clock.seconds.get("probe", 0.0) * max(1.0, min(len(train), MAX_CV_IMAGES) / MOST) ** 2
     seconds["fits of the probe"] = fit * count_probes(known)
     seconds["decoding"] = clock.seconds["decode"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,8 @@ from ..model.blocks import block_outputs, find_blocks, lowest_boundary
 from ..model.build import attach, pool_features, power_norm
 from ..model.layers import strip_training_layers
 from ..train.features import FeatureCache, from_boundary
-from ..train.linear_probe import Probe, fit_probe
+from ..train.linear_probe import Probe
+from .probes import fit_once, teach_once
 
 MAX_CV_IMAGES = 1000
 """Training images that decide about `auto` settings; more would take longer and say the same."""
@@ -98,7 +98,10 @@ def resolve_auto(
     return chosen, backbone(chosen.data.image_size), compared
 
 
-def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache) -> keras.Model:
+def init_model(
+    base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache,
+    unlabelled: ArrayDataset | None = None,
+) -> keras.Model:  # fmt: skip
     """A model to start training from; where the recipe begins with a probe, that is its head.
 
     Args:
@@ -106,6 +109,7 @@ def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset],
         config: without `auto`.
         train: training images as they are, in one part or several.
         cache: for features.
+        unlabelled: images that the probe learns from too.
     """
     labels = np.concatenate([part.labels for part in train])
     standardise_input(base, config, concatenate(train))
@@ -113,7 +117,7 @@ def init_model(base: keras.Model, config: Config, train: Sequence[ArrayDataset],
     shares = (counts + 0.5) / (len(labels) + 1) if multi else counts  # of a label that every image has, not quite 1
     model = attach(base, config.backbone, config.head, shares, multi=multi)
     if starts_from_probe(config):
-        init_head_from_probe(model, base, config, train, cache)
+        init_head_from_probe(model, base, config, train, cache, unlabelled=unlabelled)
     return model
 
 
@@ -125,7 +129,7 @@ def standardise_input(base: keras.Model, config: Config, train: ArrayDataset) ->
 
 def init_head_from_probe(
     model: keras.Model, base: keras.Model, config: Config, train: Sequence[ArrayDataset], cache: FeatureCache,
-    val: ArrayDataset | None = None,
+    val: ArrayDataset | None = None, unlabelled: ArrayDataset | None = None,
 ) -> Probe:  # fmt: skip
     """Fit a probe on training images, and make it the output layer of a model.
 
@@ -136,6 +140,7 @@ def init_head_from_probe(
         train: training images as they are, in one part or several.
         cache: for features.
         val: images to learn from too, which the model has predicted and will predict: see `head_inputs`.
+        unlabelled: images without labels to learn from too (`self_train`).
     """
     head = model.get_layer("logits")
     features, widths = select_levels(probe_features(base, config, train, cache), config.head)
@@ -144,12 +149,17 @@ def init_head_from_probe(
         train, features = [*train, val], np.concatenate([features, more], axis=1)
     labels = np.concatenate([part.labels for part in train])
     groups = None if any(part.groups is None for part in train) else np.concatenate([part.groups for part in train])
-    probe = _fit_once(features, labels, head.units, config.train.seed, widths, groups, cache)
+    if unlabelled:
+        others = select_levels(probe_features(base, config, [unlabelled], cache), config.head)[0]
+        probe = teach_once(features, labels, others, config.train.seed, widths, groups, cache)
+    else:
+        probe = fit_once(features, labels, head.units, config.train.seed, widths, groups, cache)
     head.set_weights([probe.kernel, probe.bias])
     found = f"accuracy {probe.accuracy:.3f}, cross-entropy {probe.cross_entropy:.3f} (cross-validated; "
     if math.isnan(probe.accuracy):
         found = "(not cross-validated: a class has a single image or group, which cannot be held out; "
-    print(f"linear probe on {len(labels)} images: {found}strength {probe.strength:.2g})")
+    beside = f" and {len(unlabelled)} without labels" if unlabelled else ""
+    print(f"linear probe on {len(labels)} images{beside}: {found}strength {probe.strength:.2g})")
     return probe
 
 
@@ -220,19 +230,7 @@ def cross_validate(
     sample = _subsample_classes(dataset, config.train.seed)
     features, widths = select_levels(probe_features(base, config, [sample], cache), config.head)
     classes = count_classes(sample.labels)
-    return _fit_once(features, sample.labels, classes, config.train.seed, widths, sample.groups, cache), sample.groups
-
-
-def _fit_once(
-    features: np.ndarray, labels: np.ndarray, classes: int, seed: int, widths: list[int], groups: np.ndarray | None,
-    cache: FeatureCache,
-) -> Probe:  # fmt: skip
-    """`fit_probe`; in a run, what was fitted on these features before, which are of the same images."""
-    digest = hashlib.sha256(np.ascontiguousarray(features).data)
-    digest.update(labels.data)
-    if (key := digest.hexdigest()) not in cache.probes:
-        cache.probes[key] = fit_probe(features, labels, classes, seed, widths, groups=groups)
-    return cache.probes[key]
+    return fit_once(features, sample.labels, classes, config.train.seed, widths, sample.groups, cache), sample.groups
 
 
 def count_forward_passes(config: Config, images: int) -> int:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from .. import disk, suggest
-from ..config import Config, Stage, settled
+from ..config import Config, Data, Stage, settled
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
@@ -25,6 +25,7 @@ from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe, folds
 from ..train.one_stage import CompiledStage, TrainContext, assign, compile_network, compile_stage, train_once
 from ..train.select import per_image_losses
+from ..train.self_training import self_train
 from ..train.stages import feature_bytes
 from .auto import MAX_CV_IMAGES, probe_features, select_levels, starts_from_probe
 
@@ -50,6 +51,9 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 Images = Callable[[Config], tuple[ArrayDataset, ArrayDataset]]
 """From a configuration to the training images at its size: as they are, and augmented."""
+
+Unlabelled = Callable[[Data], ArrayDataset | None]
+"""From settings to the images without labels, at their size, that the probe learns from too; if there are any."""
 
 
 def with_stages(config: Config, images: int) -> Config:
@@ -86,8 +90,9 @@ def cross_validates_depth(config: Config, images: int) -> bool:
 
 
 def choose_stages(
-    model: keras.Model, base: keras.Model, config: Config, images: Images, context: TrainContext
-) -> tuple[Config, dict[str, dict[str, float]]]:
+    model: keras.Model, base: keras.Model, config: Config, images: Images, context: TrainContext,
+    unlabelled: Unlabelled = lambda _: None,
+) -> tuple[Config, dict[str, dict[str, float]]]:  # fmt: skip
     """The configuration with stages, if it names none; says which, and which settings have no effect with them.
 
     Where training begins with a linear probe on fewer than `MAX_CV_IMAGES` images, they are what cross-validation
@@ -99,6 +104,7 @@ def choose_stages(
         config: without `auto`.
         images: of training, for a configuration.
         context: of the model, without stages.
+        unlabelled: images without labels, for settings.
 
     Returns:
         The configuration, and the out-of-fold losses of what raced, {"blocks to unfreeze, at 288 pixels": {blocks:
@@ -111,7 +117,7 @@ def choose_stages(
     train = images(config)[0]
     if cross_validates_depth(config, len(train)):
         with context.cache.clock("depth"):
-            stages, compared = choose_depth(model, base, config, images, context)
+            stages, compared = choose_depth(model, base, config, images, context, unlabelled)
         config = dataclasses.replace(config, stages=stages)
     elif config.stages is None:
         config = with_stages(config, len(train))
@@ -123,8 +129,9 @@ def choose_stages(
 
 
 def choose_depth(
-    model: keras.Model, base: keras.Model, config: Config, images: Images, context: TrainContext
-) -> tuple[tuple[Stage, ...], dict[str, dict[str, float]]]:
+    model: keras.Model, base: keras.Model, config: Config, images: Images, context: TrainContext,
+    unlabelled: Unlabelled = lambda _: None,
+) -> tuple[tuple[Stage, ...], dict[str, dict[str, float]]]:  # fmt: skip
     """The stage that cross-validation prefers to the linear probe, if any, out of `depths`: the deepest that pays.
 
     Arguments and errors are those of `choose_stages`.
@@ -147,7 +154,8 @@ def choose_depth(
     for stage, needed in [*((stage, DEEPER) for stage in reversed(deeper)), (top, -FIRST if likely else FIRST)]:
         network, below, at = at_small_size(model, base, config) if stage in deeper else (model, base, config)
         context = dataclasses.replace(context, stages=(stage,))
-        z, losses = _against_probe(network, below, at, images, context, divisions, needed)
+        seen = images(at), unlabelled(at.data)
+        z, losses = _against_probe(network, below, at, seen, context, divisions, needed)
         compared.setdefault(f"blocks to unfreeze, at {at.data.image_size} pixels", {}).update(losses)
         if z > needed:
             chosen = (stage,)
@@ -166,20 +174,21 @@ def at_small_size(model: keras.Model, base: keras.Model, config: Config) -> tupl
 
 
 def _against_probe(
-    model: keras.Model, base: keras.Model, config: Config, images: Images, context: TrainContext,
-    divisions: Sequence[Fold], needed: float,
+    model: keras.Model, base: keras.Model, config: Config,
+    images: tuple[tuple[ArrayDataset, ArrayDataset], ArrayDataset | None],
+    context: TrainContext, divisions: Sequence[Fold], needed: float,
 ) -> tuple[float, dict[str, float]]:  # fmt: skip
     """Race the one stage of a context against the linear probe; says how it went.
 
     Returns:
         By how many standard errors it leads, and the losses of both, by blocks to unfreeze.
     """
-    (train, augmented), (stage,) = images(config), context.stages
+    ((train, augmented), unlabelled), (stage,) = images, context.stages
     initial = [variable.numpy() for variable in model.variables]
     # Keras numbers layers without a name of their own anew in every network.
     context = dataclasses.replace(context, blocks=find_blocks(model, config.backbone), pretrained=initial)
     disk.require_space({context.cache.folder: feature_bytes(model, augmented, train, context)})
-    heads, probe = _probes(base, config, train, divisions, context.cache)
+    heads, probe = _probes(base, config, train, unlabelled, divisions, context.cache)
     lowest = float(per_image_losses(probe, train.labels, config.train.monitor).mean())
     size = config.data.image_size
     print(f"  at {size} pixels: linear probe {lowest:.3f}")
@@ -193,15 +202,22 @@ def _against_probe(
 
 
 def _probes(
-    base: keras.Model, config: Config, train: ArrayDataset, divisions: Sequence[Fold], cache: FeatureCache
-) -> tuple[list[list[np.ndarray]], np.ndarray]:
+    base: keras.Model, config: Config, train: ArrayDataset, unlabelled: ArrayDataset | None, divisions: Sequence[Fold],
+    cache: FeatureCache,
+) -> tuple[list[list[np.ndarray]], np.ndarray]:  # fmt: skip
     """Kernel and bias of a linear probe for each fold, and their out-of-fold logits [n, classes]."""
     features, widths = select_levels(probe_features(base, config, [train], cache), config.head)
+    others = None
+    if unlabelled:
+        others = select_levels(probe_features(base, config, [unlabelled], cache), config.head)[0]
     classes, heads = count_classes(train.labels), []
     logits = np.empty((len(train), classes), np.float32)
     for inside, outside in divisions:
         groups = None if train.groups is None else train.groups[inside]
-        probe = fit_probe(features[:, inside], train.labels[inside], classes, config.train.seed, widths, 1, groups)
+        seen, labels = features[:, inside], train.labels[inside]
+        probe = fit_probe(seen, labels, classes, config.train.seed, widths, 1, groups)
+        if others is not None:
+            probe = self_train(seen, labels, others, probe.strength, (), widths)
         heads.append([probe.kernel, probe.bias])
         logits[outside] = features[0, outside] @ probe.kernel + probe.bias
     return heads, logits

@@ -51,7 +51,7 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
         cache = FeatureCache.of(config, clock)
         with clock("decode"):
             config, parts = load_data(config, without_auto(config).data)
-        messages.print_found(config, parts.examples, folder)
+        messages.print_found(config, parts, folder)
         divisions = split_into_folds(parts, config.data, folds, repeats)
         _refuse_changes(divisions, folder)
         with clock("audit"):
@@ -156,7 +156,7 @@ def _run_fold(
     start, begun = time.perf_counter(), folder / "begun.toml"
     with disk.locked(folder):
         how = configuration.load(begun) if begun.exists() else config
-        recipe.refuse_changes(how, parts.examples, folder)
+        recipe.refuse_changes(how, parts, folder)
         predictions, temperature, chosen = predict_fold(how, parts, cache, folder)
         predictions.save(folder / "predictions.npz")
         accuracy = float((predictions.predicted == predictions.labels).mean())

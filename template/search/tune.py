@@ -118,7 +118,7 @@ def open_search(config: Config, space: Space, study: optuna.Study, folds: tuple[
     messages.print_device(config)
     cache = FeatureCache.of(config)
     config, parts = load_data(config, without_auto(config).data)
-    messages.print_found(config, parts.examples, folder)
+    messages.print_found(config, parts, folder)
     divisions = split_into_folds(parts, config.data, *folds)
     digest = hashlib.sha256(to_csv(parts.examples).encode()).hexdigest()
     if study.user_attrs.get("images", digest) != digest:

@@ -8,8 +8,8 @@ Its cross-validation is also the cheapest judge of everything that comes before 
 large the images, how they become square. No gradient is needed for that, and every training image counts.
 """
 
+import copy
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +40,7 @@ class Probe:
             several labels an image, the mean over the classes); float64 [n], NaN if a class has a single image or group
             and none could be held out.
         accuracy: out-of-fold, likewise; of several labels an image, the share whose labels are all right.
+        probabilities: out-of-fold, likewise, float64 [n, classes].
     """
 
     kernel: np.ndarray
@@ -47,6 +48,7 @@ class Probe:
     strength: float
     losses: np.ndarray
     accuracy: float
+    probabilities: np.ndarray
 
     @property
     def cross_entropy(self) -> float:
@@ -72,19 +74,30 @@ def fit_probe(
         groups: [n], what no two folds share (`split.clusters`): features that know the patient would be judged on
             images of patients whose label they have learned. By default each image is a group of its own.
     """
-    mean = features[0].mean(axis=0)
-    scale = _scale(features[0] - mean, widths or [features.shape[-1]])
+    mean, scale = scaling(features, widths)
     # Threads that wait for each other in small matrices cost 30 times: one a fold instead.
     with threadpool_limits(1, "blas"), progress.step("linear probe", unit="fits") as step:
         # Centred features only change the free intercept, and the solver needs a fraction of the steps.
-        regression = _Regression((features - mean) / scale, labels, classes)
+        regression = Regression((features - mean) / scale, labels, classes)
         divisions = folds(labels, classes, seed, most_repeats, groups)
-        strength, losses, accuracy, start = _cross_validate(regression, divisions, step)
+        strength, losses, accuracy, probabilities, start = _cross_validate(regression, divisions, step)
         point = regression.fit(np.arange(len(labels)), strength, start, tolerance=1e-6)
-        kernel, bias = regression.kernel(point), point[-1]
+        kernel, bias = unscaled(regression.kernel(point), point[-1], mean, scale)
+    return Probe(kernel, bias, strength, losses, accuracy, probabilities)
+
+
+def scaling(features: np.ndarray, widths: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What to take off features and to divide them by, [features] each; the arguments are those of `fit_probe`."""
+    mean = features[0].mean(axis=0)
+    return mean, _scale(features[0] - mean, widths or [features.shape[-1]])
+
+
+def unscaled(
+    kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias for features as they are, float32, of those for what `scaling` makes of them."""
     kernel = kernel / scale[:, None]
-    bias = bias - mean @ kernel
-    return Probe(kernel.astype(np.float32), bias.astype(np.float32), strength, losses, accuracy)
+    return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
 
 
 def folds(
@@ -140,7 +153,7 @@ def _multilabel_folds(
     return []
 
 
-class _Regression:
+class Regression:
     """Logistic regressions on some of the images, which share the dot products of all.
 
     Args:
@@ -176,6 +189,12 @@ class _Regression:
         targets = np.tile(self.targets[images], (self.views, 1))
         return minimize(self._gram(images, images), targets, penalty, start, tolerance, self.link)
 
+    def taught(self, targets: np.ndarray) -> "Regression":
+        """The same images with other targets, float32 [n, classes], one-hot or soft."""
+        other = copy.copy(self)
+        other.targets = targets
+        return other
+
     def predict(self, point: np.ndarray, learned: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Probabilities [images, classes], float64 and above zero: the mean over the views, after `fit` on others."""
         logits = self._gram(images, learned)(point[:-1]) + point[-1].astype(np.float64)
@@ -207,13 +226,13 @@ class _Regression:
 
 
 def _cross_validate(
-    regression: _Regression, divisions: Sequence[tuple[np.ndarray, np.ndarray]], step: progress.Step
-) -> tuple[float, np.ndarray, float, np.ndarray]:
-    """Best inverse penalty, its out-of-fold losses [n] and accuracy; NaN without divisions. And a start for all."""
-    labels = regression.labels
+    regression: Regression, divisions: Sequence[tuple[np.ndarray, np.ndarray]], step: progress.Step
+) -> tuple[float, np.ndarray, float, np.ndarray, np.ndarray]:
+    """What `choose_strength` returns, and a start for all."""
+    everything = np.arange(regression.n)
     if not divisions:
-        start = regression.zeros(np.arange(len(labels)))
-        return float(STRENGTHS[len(STRENGTHS) // 2]), np.full(len(labels), np.nan), np.nan, start
+        strength = float(STRENGTHS[len(STRENGTHS) // 2])
+        return strength, *nothing_held_out(regression.n, regression.classes), regression.zeros(everything)
     # Each starts where it ended with the last strength, and never where another fold did: before all has converged,
     # that would know the labels of images held out here.
     points = [regression.zeros(inside) for inside, _ in divisions]
@@ -224,19 +243,41 @@ def _cross_validate(
         return regression.predict(points[fold], inside, outside)
 
     @functools.cache
-    def judge(number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Losses of each image, and whether it is predicted correctly, as means over the repeats."""
-        sums = np.zeros((2, len(labels)))
-        with ThreadPoolExecutor(min(4, device.cores())) as pool:
-            results = pool.map(out_of_fold, range(len(divisions)), itertools.repeat(STRENGTHS[number]))
-            for (_, outside), p in zip(divisions, step.over(results), strict=True):
-                sums[:, outside] += regression.judge(p, outside)
-        return tuple(sums * len(labels) / sum(len(outside) for _, outside in divisions))
+    def judge(number: int) -> tuple[np.ndarray, float, np.ndarray]:
+        strength = float(STRENGTHS[number])
+        return hold_out(regression, functools.partial(out_of_fold, strength=strength), divisions, regression.n, step)
 
     best = _lowest(lambda number: judge(number)[0].mean(), len(STRENGTHS))
-    losses, correct = judge(best)
-    start = regression.mean(points, [inside for inside, _ in divisions])
-    return float(STRENGTHS[best]), losses, float(correct.mean()), start
+    return float(STRENGTHS[best]), *judge(best), regression.mean(points, [inside for inside, _ in divisions])
+
+
+def hold_out(
+    regression: Regression, out_of_fold: Callable[[int], np.ndarray],
+    divisions: Sequence[tuple[np.ndarray, np.ndarray]], n: int, step: progress.Step,
+) -> tuple[np.ndarray, float, np.ndarray]:  # fmt: skip
+    """Out-of-fold losses [n], accuracy and probabilities [n, classes], as means over the repeats.
+
+    Args:
+        regression: that knows the labels.
+        out_of_fold: number of a division -> probabilities of the images outside it.
+        divisions: from `folds`.
+        n: images that are divided, the first ones of the regression.
+        step: which counts the fits.
+    """
+    sums, shares = np.zeros((2, n)), np.zeros((n, regression.classes))
+    with ThreadPoolExecutor(min(4, device.cores())) as pool:
+        results = pool.map(out_of_fold, range(len(divisions)))
+        for (_, outside), p in zip(divisions, step.over(results), strict=True):
+            sums[:, outside] += regression.judge(p, outside)
+            shares[outside] += p
+    times = sum(len(outside) for _, outside in divisions)
+    losses, correct = sums * n / times
+    return losses, float(correct.mean()), shares * n / times
+
+
+def nothing_held_out(n: int, classes: int) -> tuple[np.ndarray, float, np.ndarray]:
+    """What `hold_out` returns where nothing can be held out: NaN."""
+    return np.full(n, np.nan), np.nan, np.full((n, classes), np.nan)
 
 
 def _lowest(value: Callable[[int], float], count: int) -> int:

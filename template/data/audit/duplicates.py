@@ -31,12 +31,27 @@ def exact_duplicates(examples: Examples, facts: Facts) -> Iterator[Finding]:
 
 def near_duplicates(examples: Examples, facts: Facts) -> Iterator[Finding]:
     """Images that were recoded, resized, rotated by 90 degrees or flipped."""
-    # In a few pixels different images look alike.
-    good = np.flatnonzero(facts.readable & (np.minimum(facts.width, facts.height) >= THUMBNAIL // 2))
+    good = _comparable(facts)
     pairs = [(int(good[a]), int(good[b])) for a, b in near_pairs(facts.thumbnails[good])]
     pairs = [(a, b) for a, b in pairs if facts.digest[a] != facts.digest[b]]
     forms = " (recoded, resized, rotated or flipped)"
     yield from _by_consequence(examples, pairs, "near duplicates", forms)
+
+
+def copies_of(known: Facts, others: Facts) -> list[tuple[int, int]]:
+    """Pairs of rows, of a known image and another one with the same contents, or that was recoded, resized, rotated by
+    90 degrees or flipped.
+    """
+    exact = np.argwhere(known.digest[:, None] == others.digest[None])
+    mine, theirs = _comparable(known), _comparable(others)
+    both = np.concatenate([known.thumbnails[mine], others.thumbnails[theirs]])
+    near = {(int(mine[a]), int(theirs[b - len(mine)])) for a, b in near_pairs(both, first=len(mine))}
+    return sorted(near | {(int(a), int(b)) for a, b in exact})
+
+
+def _comparable(facts: Facts) -> np.ndarray:
+    """Rows of images that are large enough: in a few pixels different ones look alike."""
+    return np.flatnonzero(facts.readable & (np.minimum(facts.width, facts.height) >= THUMBNAIL // 2))
 
 
 def feature_duplicates(examples: Examples, features: np.ndarray) -> Iterator[Finding]:
@@ -83,24 +98,26 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     return np.stack(hashes, axis=1)
 
 
-def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
+def near_pairs(thumbnails: np.ndarray, first: int | None = None) -> list[tuple[int, int]]:
     """Pairs of rows that show the same image, perhaps recoded, resized, rotated by 90 degrees or flipped.
 
     Candidates by the Hamming distance of their hashes, confirmed by the correlation of the thumbnails in grey.
 
     Args:
         thumbnails: uint8 [n, THUMBNAIL, THUMBNAIL, 3].
+        first: only pairs of one of so many at the beginning and one of those after them; None for all pairs.
     """
     hashes, pairs = perceptual_hashes(thumbnails), []
     gray = thumbnails.astype(np.float32).mean(axis=3).reshape(len(thumbnails), 16, 4, 16, 4).mean(axis=(2, 4))
     centered = gray - gray.mean(axis=(1, 2), keepdims=True)
     norms = np.sqrt((centered**2).sum(axis=(1, 2))) + 1e-6
     varied = norms > 16 * LOW_CONTRAST  # without contrast, any two images correlate
-    for row in range(len(thumbnails) - 1):
+    for row in range(len(thumbnails) - 1 if first is None else first):
         if not varied[row]:
             continue
-        distances = np.bitwise_count(hashes[row + 1 :, :1] ^ hashes[row]).min(axis=1)
-        for other in row + 1 + np.flatnonzero(distances <= HAMMING_DISTANCE):
+        start = row + 1 if first is None else first
+        distances = np.bitwise_count(hashes[start:, :1] ^ hashes[row]).min(axis=1)
+        for other in start + np.flatnonzero(distances <= HAMMING_DISTANCE):
             turned = [np.rot90(g, k) for g in (centered[row], centered[row][:, ::-1]) for k in range(4)]
             correlation = max(float((g * centered[other]).sum()) for g in turned) / (norms[row] * norms[other])
             if varied[other] and correlation > CORRELATION:
