@@ -28,6 +28,7 @@ from template.model.backbones import build_backbone
 from template.model.build import attach
 from template.model.layers import strip_training_layers
 from template.model_selection import auto as module
+from template.model_selection import probes
 from template.model_selection.auto import (
     init_head_from_probe,
     init_model,
@@ -357,13 +358,13 @@ def test_the_choices_are_a_function_of_the_seed(pretrained, cache):
 
 def test_of_many_images_as_many_of_each_class_are_cross_validated(pretrained, cache, monkeypatch):
     voted = []
-    original = module.fit_probe
+    original = probes.fit_probe
 
     def spy(features, labels, *rest, **named):
         voted.append((features[0], labels))
         return original(features, labels, *rest, **named)
 
-    monkeypatch.setattr(module, "fit_probe", spy)
+    monkeypatch.setattr(probes, "fit_probe", spy)
     monkeypatch.setattr(module, "MAX_CV_IMAGES", 24)
     labels, how = np.array([0] * 80 + [1] * 6 + [2] * 14), config(pretrained)
     pixels = coloured(100, 5).read(0, np.arange(100))
@@ -455,7 +456,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     table = tmp_path / "grouped" / "table.csv"
     table.write_text("\n".join(["path,label,group", *lines, "red/copy.png,red,red 7"]))
     given, parts = {"begin": [], "baselines": []}, []
-    divide, original = loading.split, module.fit_probe
+    divide, original = loading.split, probes.fit_probe
 
     def spy_of(where):
         def spy(features, labels, *rest, groups=None, **named):
@@ -473,7 +474,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
 
     monkeypatch.setattr(loading, "split", divided)
     monkeypatch.setattr(recipe, "fit", fit)
-    monkeypatch.setattr(module, "fit_probe", spy_of("begin"))
+    monkeypatch.setattr(probes, "fit_probe", spy_of("begin"))
     monkeypatch.setattr(baselines, "fit_probe", spy_of("baselines"))
     with pytest.raises(Enough):
         data = {"path": str(table), "val_fraction": 0.25, "test_fraction": 0.25, "cache": str(tmp_path / "cache")}
