@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import http.client
 import io
 import json
@@ -471,6 +472,25 @@ def test_a_network_that_fails_is_heard_of_and_the_next_batch_is_answered():
 
 
 # Swapping
+
+
+def test_a_run_that_was_swapped_is_gone_though_it_refers_to_itself(serve):
+    """As networks of TensorFlow do."""
+    opened = []
+
+    def open_runs() -> list[Deployed]:
+        model = deployed()
+        model.classifier.itself = model.classifier
+        opened.append(weakref.ref(model.classifier))
+        return [model]
+
+    service = serve(open_runs=open_runs).service
+    gc.disable()  # which would come to it by and by
+    try:
+        asyncio.run(service.swap())
+        assert [network() is None for network in opened] == [True, False]
+    finally:
+        gc.enable()
 
 
 def test_a_run_is_swapped_and_requests_that_had_begun_are_answered_by_the_former(serve):

@@ -8,6 +8,7 @@ in guard.py.
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,7 +237,8 @@ class Service:
             DataError: if one cannot be loaded; nothing has changed then.
         """
         self.models = {model.name: model for model in await run_in_threadpool(self.open_runs)}
-        await run_in_threadpool(device.give_back_memory)  # that of the former ones, which lay scattered
+        await run_in_threadpool(gc.collect)  # the former ones, if they are TensorFlow's, refer to themselves
+        await run_in_threadpool(device.give_back_memory)
 
     async def show_page(self) -> Response:
         """The page for people."""
