@@ -126,13 +126,17 @@ def load_features(config: configuration.Config, path: str) -> tuple[np.ndarray, 
 def of_runs(config: configuration.Config, known: argparse.Namespace) -> dict[str, list[np.ndarray]]:
     """Of whole runs: by method, which test images of each seed are classified correctly."""
     from template import recipe
+    from template.data.audit.duplicates import near_pairs
+    from template.data.audit.facts import read_facts
     from template.data.examples import load_examples
     from template.evaluate.predictions import Predictions
 
     examples, found = load_examples(config.data.path), {}
+    twice = np.unique(near_pairs(read_facts(examples).thumbnails)).astype(int)  # would be refused beside their copies
     others = load_examples(known.strangers).images if known.strangers else []
     for seed in range(known.seeds):
         few, pool, test = divide(examples.labels, known.per_class, seed)
+        pool = np.setdiff1d(pool, twice)
         number = min(len(others), round(len(pool) * known.share / (1 - known.share)))
         strangers = [others[row] for row in np.random.default_rng(seed).permutation(len(others))[:number]]
         with tempfile.TemporaryDirectory() as scratch:

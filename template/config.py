@@ -61,7 +61,7 @@ class Data:
     column for each class that has 0 and 1. Each label is then a question of its own (docs/multilabel.md)."""
     unlabelled: str = ""
     """A folder of images without labels, of the same kind, from which the linear probe learns too (self-training),
-    where cross-validation of the images with labels says that it pays: docs/labels.md. Test images in it are refused;
+    unless cross-validation of the images with labels says that it costs: docs/labels.md. Test images in it are refused;
     copies of training images and images of no class are left out. Empty for none."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=16, le=1024)] = 224
     """Side in pixels of the square that enters the network. `auto`: 288, or 224 if cross-validation clearly prefers it.
