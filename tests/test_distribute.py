@@ -110,6 +110,7 @@ def test_predictions_and_features_of_two_devices_are_those_of_one_in_the_same_or
 
 
 @pytest.mark.slow
-def test_what_two_devices_train_resumes_to_the_bit(found):
+def test_what_two_devices_train_resumes_to_the_bit_and_on_one_as_well(found):
     for name in ("weights", "logits", "history"):
         assert found[f"resumed 2 {name}"].tobytes() == found[f"even 2 {name}"].tobytes()
+        np.testing.assert_allclose(found[f"resumed 1 {name}"], found[f"even 2 {name}"], atol=1e-5, rtol=0)

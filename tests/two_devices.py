@@ -5,6 +5,7 @@ python two_devices.py FOLDER RESULTS.npz
 
 import contextlib
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,8 +59,8 @@ class Work:
         initial = [variable.numpy() for variable in model.variables]
         return model, TrainContext(find_blocks(model, self.backbone), self.stages, self.settings, cache, initial)
 
-    def train(self, stop_after: int | None = None) -> dict[str, np.ndarray]:
-        """Train, resuming what is in the folder; weights, history and predictions."""
+    def train(self, stop_after: int | None = None, more: bool = False) -> dict[str, np.ndarray]:
+        """Train, or go on: weights, history and predictions; with `more` gradients, and weights of a refit."""
         with on_devices(self.settings), interrupted(stop_after):
             model, context = self.start()
             val = coloured(11, 1)
@@ -72,6 +73,8 @@ class Work:
             found = {"weights": flat(model), "logits": logits, "plain": model(tf.cast(pixels(val), tf.float32)).numpy()}
             columns = ("loss", "cross_entropy", "val_cross_entropy")
             found["history"] = np.array([[row[column] for column in columns] for row in state.history])
+            if not more:
+                return found
             found["gradients"] = np.concatenate([g.ravel() for g in self.gradients(model)])
             fresh, context = self.start()
             refit(fresh, [coloured(self.images, 0), val], state.plan, context, self.folder)
@@ -122,13 +125,15 @@ def main(folder: Path, results: Path) -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     found = {}
     for devices in (1, 2):
-        parts = {"even": Work(folder / f"even{devices}", devices, 24).train()}
+        parts = {"even": Work(folder / f"even{devices}", devices, 24).train(more=True)}
         parts["uneven"] = Work(folder / f"uneven{devices}", devices, 22, STAGES[1:], patience=1).train()
         parts["features"] = features(devices, folder)
         found |= {f"{part} {devices} {name}": value for part, values in parts.items() for name, value in values.items()}
     resumed = Work(folder / "resumed", 2, 24)
     assert resumed.train(stop_after=4) == {}
+    shutil.copytree(resumed.folder, folder / "moved")
     found |= {f"resumed 2 {name}": value for name, value in resumed.train().items()}
+    found |= {f"resumed 1 {name}": value for name, value in Work(folder / "moved", 1, 24).train().items()}
     with results.open("wb") as out:
         np.savez(out, **found)
 
