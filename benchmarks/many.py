@@ -3,11 +3,12 @@
 python benchmarks/many.py rate --run runs/RUN --photos FOLDER --images 2000    # against predict.py and model.predict
 python benchmarks/many.py memory --run runs/RUN --photos FOLDER --images 2000 20000
 python benchmarks/many.py kills --run runs/RUN --photos FOLDER --images 2000   # three workers, by SIGKILL
+python benchmarks/many.py stages --run runs/RUN --photos FOLDER --images 500   # CPU time of what is done with an image
 
 Images are copies of those in --photos, each with its number behind the end of the picture, so that no two files are
 equal. Every contestant is a process of its own, timed from its start to its end; CPU seconds and memory (proportional
-set size: what processes share counts once) are those of all its processes, looked at twice a second. Contestants take
-turns, and the ratio of the medians counts. `model.predict` sees one view of an image: take a run without more.
+set size: what processes share counts once) are those of all its processes, looked at every two seconds. Contestants
+take turns, and the ratio of the medians counts. `model.predict` sees one view of an image: take a run without more.
 """
 
 import argparse
@@ -39,8 +40,9 @@ images = keras.utils.image_dataset_from_directory(
 print(len(model.predict(images, verbose=0)))
 """
 """What a guide would have one write."""
-PAUSE = 0.5
+PAUSE = 2.0
 """Seconds between two looks at the processes."""
+CHUNK = 32
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
     runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    for measure, images in ((rate, [2000]), (memory, [2000, 20_000]), (kills, [2000])):
+    for measure, images in ((rate, [2000]), (memory, [2000, 20_000]), (kills, [2000]), (stages, [500])):
         part = parts.add_parser(measure.__name__, help=measure.__doc__.splitlines()[0])
         part.set_defaults(measure=measure)
         part.add_argument("--run", type=Path, required=True, help="folder of a finished run")
@@ -102,9 +104,8 @@ def memory(scratch: Path, run: Path, arguments: argparse.Namespace) -> dict:
     for number in arguments.images:
         folder = copy_images(arguments.photos, scratch / f"images-{number}", number)
         taken = Taken.of(many(run, folder, scratch / f"many-{number}"))
-        rows.append({"images": number, "seconds": taken.seconds, "cpu_seconds": taken.cpu_seconds, "mb": taken.mb})
-        rows[-1]["rows"] = require_complete(scratch / f"many-{number}", folder)
-        print(f"{number:,} images: {taken}", flush=True)
+        rows.append({"images": require_complete(scratch / f"many-{number}", folder), **vars(taken)})
+        print(f"{number:,} images: {taken}, {taken.own_cpu_seconds:.1f} CPU s of the process that writes", flush=True)
     return {"runs": rows}
 
 
@@ -126,6 +127,33 @@ def kills(scratch: Path, run: Path, arguments: argparse.Namespace) -> dict:
     rows = require_complete(out, folder)
     print(f"killed: {', '.join(killed)}; {rows:,} rows of {number:,} images, each once; {taken}")
     return {"images": number, "killed": killed, "rows": rows, "seconds": taken.seconds}
+
+
+def stages(scratch: Path, run: Path, arguments: argparse.Namespace) -> dict:
+    """CPU milliseconds an image, in one thread, of reading and decoding, of the network, and of its row."""
+    from template.deploy.many.network import Network, pack_run
+    from template.deploy.many.rows import Row, decode
+
+    (number,) = arguments.images
+    paths = [str(path) for path in list_files(copy_images(arguments.photos, scratch / "images", number))]
+    packed = pack_run(run)
+    network = Network(packed.files, packed.runtime, threads=1)
+    row = Row(class_names=packed.class_names, top_k=3, least=0.0, above=(), model=packed.digest, features=0)
+    taken = dict.fromkeys(("decode", "network", "row"), 0.0)
+    for start in range(0, number, CHUNK):
+        clock = [time.process_time()]
+        found = decode(paths[start : start + CHUNK], packed.inputs)
+        clock.append(time.process_time())
+        answers = network.classify(found.pixels)
+        clock.append(time.process_time())
+        row.table(found, lambda pixels, answers=answers: answers)
+        clock.append(time.process_time())
+        for name, seconds in zip(taken, np.diff(clock), strict=True):
+            taken[name] += 1000 * seconds / number
+    views = len(packed.inputs.views)
+    print(f"{packed.inputs.image_size} pixels, {views} views, by {packed.runtime}; CPU ms an image: "
+          + ", ".join(f"{name} {value:.2f}" for name, value in taken.items()))  # fmt: skip
+    return {"images": number, "size": packed.inputs.image_size, "views": views, "ms": taken}
 
 
 def many(run: Path, folder: Path, out: Path, *options: object) -> list:
@@ -164,11 +192,12 @@ class Taken:
     Args:
         seconds: from start to end.
         cpu_seconds: of all its processes.
+        own_cpu_seconds: of the one that was started.
         mb: most memory that they held together.
     """
 
-    def __init__(self, seconds: float, cpu_seconds: float, mb: float) -> None:
-        self.seconds, self.cpu_seconds, self.mb = seconds, cpu_seconds, mb
+    def __init__(self, seconds: float, cpu_seconds: float, own_cpu_seconds: float, mb: float) -> None:
+        self.seconds, self.cpu_seconds, self.own_cpu_seconds, self.mb = seconds, cpu_seconds, own_cpu_seconds, mb
 
     def __str__(self) -> str:
         return f"{self.seconds:.0f} s, {self.cpu_seconds:.0f} CPU s, {self.mb:.0f} MB"
@@ -179,7 +208,7 @@ class Taken:
 
         Args:
             line: the arguments.
-            look: called twice a second with the numbers of its processes.
+            look: called every two seconds with the numbers of its processes.
         """
         cpu: dict[int, float] = {}
         peak, start = 0.0, time.perf_counter()
@@ -195,7 +224,7 @@ class Taken:
             if process.returncode:
                 log.seek(0)
                 sys.exit(f"{command_line[:2]} ended with {process.returncode}:\n{log.read().decode()[-2000:]}")
-        return cls(time.perf_counter() - start, sum(cpu.values()), peak)
+        return cls(time.perf_counter() - start, sum(cpu.values()), cpu[process.pid], peak)
 
 
 def descendants(root: int) -> Iterator[int]:

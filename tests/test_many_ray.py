@@ -54,14 +54,16 @@ def pid(actor) -> int:
     return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
 
 
-def opened(tmp_path: Path, paths: list[str], chunk_size: int, inputs: type[Inputs] = Inputs) -> tuple[Job, Pools]:
-    """A job for the run of colours, and its pools with two of each kind."""
+def opened(
+    tmp_path: Path, paths: list[str], chunk_size: int, inputs: type[Inputs] = Inputs, networks: int = 2, **how
+) -> tuple[Job, Pools]:
+    """A job for the run of colours, and its pools, with two decoders."""
     packed = pack_run(colour_run(tmp_path / "run"))
     packed = dataclasses.replace(packed, inputs=inputs(**dataclasses.asdict(packed.inputs)))
     row = Row(class_names=packed.class_names, top_k=1, least=0.0, above=(), model=packed.digest, features=0)
     (tmp_path / "out").mkdir()
     job = open_job(tmp_path / "out", paths, {}, part_size=40)
-    return job, Pools(packed, row, chunk_size=chunk_size, decoders=2, networks=2)
+    return job, Pools(packed, row, chunk_size=chunk_size, decoders=2, networks=networks, **how)
 
 
 def test_three_killed_workers_cost_nothing_but_time(tmp_path):
@@ -163,3 +165,32 @@ def test_answers_are_those_of_predict(trained, tmp_path, runtime):
         assert row["classes"][0] == one["class_1"] and len(row["features"]) > 3
         assert row["confidence"] == pytest.approx(float(one["probability_1"]), abs=2e-5)
         assert row["novelty"] == pytest.approx(float(one["novelty"]), abs=2e-3)
+
+
+def test_a_machine_of_the_cluster_that_goes_away_costs_nothing_but_time(tmp_path):
+    """Machines that are imitated on this one, by several of Ray's node processes."""
+    from ray.cluster_utils import Cluster
+
+    def home() -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    paths = photos(tmp_path / "photos", 300)
+    how = {"num_cpus": 3, "object_store_memory": 2**27, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=how)
+    other = cluster.add_node(num_cpus=3, object_store_memory=2**27)
+    try:
+        job, pools = opened(tmp_path, paths, chunk_size=5, networks=4, address=cluster.address)
+        with pools:
+            homes = [
+                ray.get(actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()))
+                for actor in pools._networks
+            ]
+            assert len(set(homes)) == 2, "both machines are at work"
+            done, gone = 0, False
+            for images in collect_parts(pools.classify(job.chunks(5, ())), job, write_parquet):
+                done += images
+                if done >= 80 and not gone:
+                    gone = cluster.remove_node(other, allow_graceful=False) or True
+        assert [row["path"] for row in rows_of(job.folder)] == paths and gone
+    finally:
+        cluster.shutdown()

@@ -35,8 +35,11 @@ IN_A_ROW = 25
 LOST = f"the process that read it died {DEATHS} times (a crash, or too little memory); convert it, or make it smaller"
 ALONE = 1000
 """Load of an actor that nothing else is sent to."""
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Ray would tell its makers of every cluster; and warn of what a later version will do."""
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # or it tells its makers of every cluster
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns of what a later version will do
+    "RAY_worker_niceness": "0",  # or workers stand back behind everything else on the machine
+}
 
 
 @dataclass(frozen=True, kw_only=True)
