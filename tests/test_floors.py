@@ -33,7 +33,7 @@ LIGHT += ["data.images.load", "data.audit.checks", "deploy.runtime", "deploy.ser
 LIGHT += [
     f"data.{name}" for name in ("examples", "split", "decode", "array_file", "cache", "augment", "dataset", "lineage")
 ]
-LIGHT += [f"deploy.many.{name}" for name in ("sources", "parts", "tally", "progress", "drift", "network")]
+LIGHT += [f"deploy.many.{name}" for name in ("sources", "parts", "tally", "drift", "network")]
 LIGHT += [f"experiments.{name}" for name in ("read", "table", "page", "prune", "tracking")]
 LIGHT += [f"evaluate.{file.stem}" for file in sorted((PACKAGE / "evaluate").glob("*.py")) if file.stem != "__init__"]
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_datasets"}

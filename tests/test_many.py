@@ -14,7 +14,6 @@ from template import runs
 from template.data.sources.names import DataError
 from template.deploy.many.drift import Reference, compare, describe, psi
 from template.deploy.many.parts import LIST, Chunk, collect_parts, open_job
-from template.deploy.many.progress import Progress
 from template.deploy.many.sources import list_images, read_image
 from template.deploy.many.tally import Tally
 from template.deploy.runtime import Inputs
@@ -264,19 +263,7 @@ def test_the_reference_is_calibrated_and_said_to_be_missing(tmp_path):
     np.testing.assert_allclose(Reference.of_run(tmp_path).confidence, 1 / (1 + np.exp([-2.0, -1.0])), rtol=1e-6)
 
 
-# progress, and the script
-
-
-def test_progress_tells_the_rate_of_now_and_the_time_left(capsys):
-    now = 0.0
-    progress = Progress(10_000, 2_000, lambda: now)
-    for now in range(1, 101):  # noqa: B007 (the clock)
-        progress.add(10 if now <= 40 else 20)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
-    assert lines[3] == "2,400 of 10,000 images (24 %), 10.0 a second, 13 min left"
-    assert lines[9] == "3,600 of 10,000 images (36 %), 20.0 a second, 5 min left"
-    assert progress.summary() == "1,600 images in 2 min (16.0 a second)"
+# the script
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path):

@@ -115,7 +115,7 @@ def test_an_interrupted_job_goes_on(tmp_path):
     assert 0 < len(before) < 60
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert f"1,500 images in 60 parts, {len(before)} of them finished; by onnx" in done.stdout
-    assert f"{1500 - 25 * len(before):,} images in" in done.stdout
+    assert f" of {1500 - 25 * len(before):,} images" in done.stderr, "what is left, in the lines on how far it is"
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
     assert [row["path"] for row in rows_of(out)] == paths
     assert not list(out.glob(".tmp-*"))

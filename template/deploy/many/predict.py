@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ... import runs
+from ... import progress, runs
 from ...data.sources.names import DataError
 from . import drift
 from .network import pack_run
 from .parts import Job, collect_parts, open_job
 from .pools import Pools
-from .progress import Progress
 from .rows import Row, write_parquet
 from .sources import list_images
 from .tally import Tally, tally_parts
@@ -102,11 +101,10 @@ def _classify(options: Options) -> Job:
     how = {name: getattr(options, name) for name in ("chunk_size", "decoders", "networks", "address")}
     with Pools(packed, row, **how) as pools:
         print(f"{pools.sizes.decoders} processes decode, {pools.sizes.networks} classify", flush=True)
-        progress = Progress(job.images, sum(map(job.size, finished)))
         results = pools.classify(job.chunks(options.chunk_size, finished))
-        for done in collect_parts(results, job, write_parquet):
-            progress.add(done)
-        print(progress.summary())
+        with progress.step("classifying", job.images - sum(map(job.size, finished))) as shown:
+            for done in collect_parts(results, job, write_parquet):
+                shown.advance(done)
     return job
 
 
