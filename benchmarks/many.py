@@ -116,7 +116,7 @@ def kills(scratch: Path, run: Path, arguments: argparse.Namespace) -> dict:
     victims, killed = ["ray::Classifying", "ray::Decoder", "ray::Classifying"], []
 
     def kill(processes: Sequence[int]) -> None:
-        done = len(list(out.glob("part-*.parquet"))) if out.exists() else 0
+        done = len(list(out.glob("parts/*.parquet"))) if out.exists() else 0
         if victims and done > len(killed):
             named = (process for process in processes if command(process).startswith(victims[0]))
             if (victim := next(named, None)) is not None:
@@ -165,7 +165,7 @@ def require_complete(out: Path, folder: Path) -> int:
     """Every image of the folder has one row, and an answer; how many."""
     import pyarrow.parquet as pq
 
-    tables = [pq.read_table(file, columns=["path", "answer"]) for file in sorted(out.glob("part-*.parquet"))]
+    tables = [pq.read_table(file, columns=["path", "answer"]) for file in sorted(out.glob("parts/*.parquet"))]
     found = [path for table in tables for path in table["path"].to_pylist()]
     if found != [str(path) for path in list_files(folder)]:
         sys.exit(f"rows are missing, twice or out of order: {len(found)}")

@@ -511,6 +511,9 @@ def test_any_number_of_images_begins_with_one(journey, run):
     code, _ = journey.end("predict_many", "--run", run, "nothing/", "--out", "rows")
     assert str(code).startswith("There are no images")
     assert sorted(path.name for path in (journey.home / "rows").iterdir()) == [".lock"]
+    code, _ = journey.end("predict_many", "--run", run, "photos/", "--out", "photos/rows")
+    assert "is inside the images" in str(code)
+    shutil.rmtree(journey.home / "photos" / "rows")
 
 
 @pytest.mark.skipif(not (SCRIPTS / "new_project.py").exists(), reason="this is one's own already")

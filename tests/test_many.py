@@ -73,7 +73,8 @@ def test_another_job_does_not_go_into_the_same_folder(tmp_path, names, about, pa
 
 
 def test_parts_of_nobody_knows_what_are_not_taken_for_ours(tmp_path):
-    (tmp_path / "part-0000000.parquet").touch()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "part-0000000.parquet").touch()
     with pytest.raises(DataError, match="no manifest.json"):
         open_job(tmp_path, NAMES, {}, part_size=10)
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from conftest import SCRIPTS, call, class_folders, without_plots
 from PIL import Image
-from served import colour_run
+from served import ABOUT, colour_run
 
 ray = pytest.importorskip("ray", reason='needs the extra ray: pip install -e ".[ray]"')
 pq = pytest.importorskip("pyarrow.parquet", reason='needs the extra ray: pip install -e ".[ray]"')
 
-from template.deploy.many.network import pack_run  # noqa: E402
+from template.data.sources.names import DataError  # noqa: E402
+from template.deploy.many.network import PackedRun, pack_run  # noqa: E402
 from template.deploy.many.parts import Job, collect_parts, open_job  # noqa: E402
 from template.deploy.many.pools import LOST, Pools  # noqa: E402
 from template.deploy.many.rows import Row, write_parquet  # noqa: E402
@@ -47,7 +48,7 @@ def photos(root: Path, number: int) -> list[str]:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return [row for file in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return pq.read_table(folder / "parts").to_pylist()
 
 
 def pid(actor) -> int:
@@ -98,6 +99,15 @@ def test_files_that_crash_a_decoder_are_left_out_and_no_other(tmp_path, monkeypa
     assert [i for i, row in enumerate(rows) if row["answer"] is None] == [7, 8, 20, 41]
 
 
+def test_a_run_that_no_worker_can_open_ends_at_once_with_the_reason():
+    packed = PackedRun(runtime="onnx", files={"model.onnx": b"no network"}, digest="", class_names=("a", "b"),
+                       inputs=Inputs(**ABOUT["inputs"]), least=0.0, above=(), features=0)  # fmt: skip
+    row = Row(class_names=("a", "b"), top_k=1, least=0.0, above=(), model="", features=0)
+    with pytest.raises(DataError, match=r"No worker can be started[\s\S]*cannot be loaded by onnxruntime"):
+        Pools(packed, row, chunk_size=1)
+    assert not ray.is_initialized()
+
+
 def script(*arguments) -> list[str]:
     return [sys.executable, str(SCRIPTS / "predict_many.py"), *map(str, arguments)]
 
@@ -106,19 +116,19 @@ def test_an_interrupted_job_goes_on(tmp_path):
     run, paths, out = colour_run(tmp_path / "run"), photos(tmp_path / "photos", 1500), tmp_path / "out"
     line = script("--run", run, tmp_path / "photos", "--out", out, "--part-size", 25, "--chunk-size", 5)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list(out.glob("part-*.parquet")):
+        while process.poll() is None and not list(out.glob("parts/part-*.parquet")):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 143 and "Go on with: python scripts/predict_many.py" in errors
-    before = {file.name: file.stat().st_mtime_ns for file in out.glob("part-*.parquet")}
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("parts/part-*.parquet")}
     assert 0 < len(before) < 60
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert f"1,500 images in 60 parts, {len(before)} of them finished; by onnx" in done.stdout
     assert f" of {1500 - 25 * len(before):,} images" in done.stderr, "what is left, in the lines on how far it is"
-    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    assert {name: (out / "parts" / name).stat().st_mtime_ns for name in before} == before
     assert [row["path"] for row in rows_of(out)] == paths
-    assert not list(out.glob(".tmp-*"))
+    assert not list(out.rglob(".tmp-*"))
     finished = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "60 of them finished" in finished.stdout and "processes decode" not in finished.stdout
 

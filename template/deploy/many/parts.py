@@ -17,6 +17,8 @@ from ... import runs
 from ...data.sources.names import DataError
 
 MANIFEST, LIST = "manifest.json", "images.jsonl"
+PARTS = "parts"
+"""A folder of nothing but Parquet files, which other programs read as one table."""
 
 
 class Chunk(NamedTuple):
@@ -56,11 +58,11 @@ class Job:
 
     def file(self, part: int) -> Path:
         """Where a part is written."""
-        return self.folder / f"part-{part:07d}.parquet"
+        return self.folder / PARTS / f"part-{part:07d}.parquet"
 
     def finished(self) -> set[int]:
         """Numbers of the parts that are there."""
-        names = (re.fullmatch(r"part-(\d+)\.parquet", file.name) for file in self.folder.iterdir())
+        names = (re.fullmatch(r"part-(\d+)\.parquet", file.name) for file in (self.folder / PARTS).glob("*"))
         return {int(name[1]) for name in names if name}
 
     def size(self, part: int) -> int:
@@ -103,7 +105,7 @@ def open_job(folder: Path, images: Iterable[str], about: dict[str, Any], part_si
     with runs.replacing(folder / LIST) as temporary:
         count, digest = _write_list(images, temporary)
         manifest = {"images": count, "list_sha256": digest, "part_size": part_size, **about}
-        if before is None and any(folder.glob("part-*.parquet")):
+        if before is None and any((folder / PARTS).glob("*.parquet")):
             raise DataError(f"{str(folder)!r} holds parts, but no {MANIFEST}. Choose another folder with --out.")
         if before is not None and before != manifest:
             differ = [

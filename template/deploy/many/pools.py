@@ -247,6 +247,7 @@ def _gpus(runtime: str) -> int:
 def _start(sizes: Sizes, store: int) -> None:
     """Ray on this machine alone, with room for so many bytes on their way."""
     _init(
+        address="local",
         num_cpus=sizes.networks * sizes.threads + 1,  # with none left, it waits for ever and only warns
         num_gpus=sizes.networks * sizes.gpus,
         object_store_memory=max(2**27, store),

@@ -1,19 +1,21 @@
 """Classify any number of images with a run: the list, the parts, the workers, and what came of it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ... import progress, runs
+from ...data.sources.files import require_outside
 from ...data.sources.names import DataError
 from . import drift
 from .network import pack_run
 from .parts import Job, collect_parts, open_job
 from .pools import Pools
 from .rows import Row, write_parquet
-from .sources import list_images
+from .sources import is_address, list_images
 from .tally import Tally, tally_parts
 
 DRIFT = "drift.json"
@@ -66,7 +68,7 @@ def predict_many(options: Options) -> Tally:
     counted = tally_parts(map(job.file, range(job.parts)), edges)
     print(*counted.describe(), sep="\n")
     if counted.classified:
-        _print_drift(reference, counted, options.out)
+        _print_drift(reference, counted, options)
     return counted
 
 
@@ -92,6 +94,8 @@ def _classify(options: Options) -> Job:
         model=packed.digest,
         features=packed.features if options.features else 0,
     )
+    if not is_address(options.source):
+        require_outside(os.path.abspath(options.source), {"--out": options.out})  # noqa: PTH100 (links stay)
     about = {"model": packed.digest, "top_k": row.top_k, "features": row.features}
     job = open_job(options.out, list_images(options.source), about, options.part_size)
     finished = job.finished()
@@ -108,10 +112,10 @@ def _classify(options: Options) -> Job:
     return job
 
 
-def _print_drift(reference: drift.Reference | str, counted: Tally, out: Path) -> None:
+def _print_drift(reference: drift.Reference | str, counted: Tally, options: Options) -> None:
     if isinstance(reference, str):
         print(f"no comparison with the images that the run was measured with: {reference}")
         return
-    compared: dict[str, Any] = drift.compare(reference, counted)
-    runs.write_json(out / DRIFT, compared)
+    compared = {"reference": str(options.reference or options.run), **drift.compare(reference, counted)}
+    runs.write_json(options.out / DRIFT, compared)
     print(*drift.describe(compared), sep="\n")

@@ -77,7 +77,7 @@ def _open_address(address: str) -> tuple[Any, str]:
     """File system and path of an address."""
     import fsspec
 
-    return fsspec.core.url_to_fs(address)
+    return fsspec.core.url_to_fs(address, use_listings_cache=False)  # which would hold every name ever seen
 
 
 def _list_address(address: str) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _list_address(address: str) -> Iterator[str]:
 def _walk(files: Any, folder: str) -> Iterator[str]:
     """Addresses below a folder in sorted order, folder by folder."""
     try:
-        entries = sorted(files.ls(folder, detail=True, refresh=True), key=lambda entry: entry["name"])
+        entries = sorted(files.ls(folder, detail=True), key=lambda entry: entry["name"])
     except Exception as error:  # of whatever package reads from there
         raise DataError(f"Folder {files.unstrip_protocol(folder)!r} cannot be listed: {error}") from error
     for entry in entries:
