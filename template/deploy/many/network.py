@@ -10,15 +10,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ... import runs
 from ...data.sources.names import DataError
-from ..novelty import FILE as NOVELTY
+from ..novelty import FILE as NOVELTY_FILE
 from ..novelty import Novelty
-from ..runtime import BATCH, CARD, FILES, FOLDER, OUTPUT, Classifier, Inputs, open_session
+from ..runtime import BATCH, CARD, FILES, FOLDER, NOVELTY, OUTPUT, Classifier, Inputs, open_session
 
 FEATURES = "features"
 _HEAD = re.compile(r"/(head_hidden|logits)(_\d+)?/")
@@ -78,15 +78,12 @@ def pack_run(run: Path, runtime: Literal["auto", "onnx", "keras"] = "auto", prec
         if missing := [name for name in KERAS if not (run / name).is_file()]:
             raise DataError(f"{str(run)!r} does not hold a finished run: it has no {', '.join(missing)}.")
         decided = runs.read_json(calibration)
-        files = {name: (run / name).read_bytes() for name in KERAS}
+        files = {name: (run / name).read_bytes() for name in (*KERAS, NOVELTY_FILE) if (run / name).is_file()}
         own = list(files.values())
     if decided.get("labels") == "multi":
         raise DataError(
             "predict_many.py is for images of one class each, and those of this run may have several labels."
         )
-    if (run / NOVELTY).is_file():
-        files[NOVELTY] = (run / NOVELTY).read_bytes()
-        own.append(files[NOVELTY])
     least, above = decided["reject"]["confidence"], tuple(level["confidence"] for level in decided.get("levels", ()))
     own.append(json.dumps([least, above]).encode())
     digest = hashlib.sha256(b"".join(hashlib.sha256(contents).digest() for contents in own)).hexdigest()
@@ -117,41 +114,38 @@ class Network:
                 (Path(temporary) / name).write_bytes(contents)
             opened = _open_onnx if runtime == "onnx" else _open_keras
             self.class_names, self.inputs, self.batch, self._answer = opened(Path(temporary), threads)
-            self.novelty = Novelty.load(Path(temporary))
         size, views = self.inputs.image_size, len(self.inputs.views)
         self.features = self.classify(np.zeros((1, views, size, size, 3), np.uint8))[2].shape[1]
 
     def classify(self, images: np.ndarray) -> Answers:
         """What it says of images, uint8 [n, views, size, size, 3], however many."""
         parts = [self._answer(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
-        probabilities, features = (np.concatenate(each) for each in zip(*parts, strict=True))
-        novelty = np.full(len(images), np.nan)
-        if self.novelty is not None and features.shape[1]:
-            novelty = self.novelty.score(features)
+        probabilities, novelty, features = (np.concatenate(each) for each in zip(*parts, strict=True))
         return probabilities, novelty, features
 
 
-_Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], tuple[np.ndarray, Any]]]
-"""Class names; inputs; most images at once; pixels of so many to probabilities and features."""
+_Opened = tuple[tuple[str, ...], Inputs, int, Callable[[np.ndarray], Answers]]
+"""Class names; inputs; most images at once; what is said of so many."""
 
 
 def _open_onnx(folder: Path, threads: int | None) -> _Opened:
     session = open_session(folder / "model.onnx", threads)
     name, given = session.get_inputs()[0].name, {output.name for output in session.get_outputs()}
-    outputs, seen = [OUTPUT, *{FEATURES} & given], list[np.ndarray]()
+    outputs, seen = [OUTPUT, *{NOVELTY} & given, *{FEATURES} & given], list[np.ndarray]()
 
     def infer(pixels: np.ndarray) -> list[np.ndarray]:
-        probabilities, *features = session.run(outputs, {name: pixels})
-        seen.extend(each[: len(pixels)] for each in features)  # those of mirror images come after them
-        return [probabilities]
+        found: list[np.ndarray] = session.run(outputs, {name: pixels})
+        if FEATURES in given:
+            seen.append(found.pop()[: len(pixels)])  # those of mirror images come after them
+        return found
 
     classifier = Classifier.of_session(session, folder / "model.onnx", infer)
 
-    def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def answer(images: np.ndarray) -> Answers:
         seen.clear()
-        probabilities = classifier.classify(images)
+        probabilities, novelty = map(np.array, zip(*classifier.answer(images), strict=True))
         features = np.concatenate(seen)[:: images.shape[1]] if seen else np.zeros((len(images), 0), np.float32)
-        return probabilities, features  # of the first view
+        return probabilities, novelty, features  # of the first view
 
     return classifier.class_names, classifier.inputs, BATCH, answer
 
@@ -166,7 +160,13 @@ def _open_keras(folder: Path, threads: int | None) -> _Opened:
         _limit_threads(threads)
     config, class_names, model = load_run(folder)
     temperature = runs.read_json(folder / "calibration.json")["temperature"]
-    answer = answers_of(model, config, temperature, features=True)
+    answers, novelty = answers_of(model, config, temperature, features=True), Novelty.load(folder)
+
+    def answer(images: np.ndarray) -> Answers:
+        probabilities, features = answers(images)
+        features = np.asarray(features)
+        return probabilities, novelty.score(features) if novelty else np.full(len(images), np.nan), features
+
     return class_names, inputs_of(config), config.train.batch_size, answer
 
 
