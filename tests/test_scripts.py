@@ -331,30 +331,49 @@ def test_the_table_is_written_where_it_is_asked_for(finished, odd, tmp_path):
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
-@pytest.mark.parametrize("thresholds", [(0.9999, 0.6), (None, None), (0.0, 0.0)])
-def test_of_a_tree_of_classes_the_finest_sure_name_is_the_answer(finished, tmp_path, thresholds):
-    run, names = tmp_path / "run", ["flat/across", "round", "flat/upright"]
+@pytest.fixture(scope="module")
+def treed(finished) -> Path:
+    """The run, as if its classes had been the inner folders flat/across and flat/upright, and round."""
+    run = finished.home / "treed"
     shutil.copytree(finished.folder, run)
-    (run / "classes.json").write_text(json.dumps(names), encoding="utf-8")
-    decided = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
+    runs.write_json(run / "classes.json", ["flat/across", "round", "flat/upright"])
+    settings = (run / "config.toml").read_text(encoding="utf-8")
+    (run / "config.toml").write_text(
+        settings.replace('class_folders = "outer"', 'class_folders = "inner"'), encoding="utf-8"
+    )
+    return run
+
+
+@pytest.mark.parametrize("thresholds", [(0.9999, 0.6), (None, None)])
+def test_of_a_tree_of_classes_the_finest_sure_name_is_the_answer(finished, treed, tmp_path, thresholds):
+    decided = runs.read_json(treed / "calibration.json")
     decided["reject"]["confidence"], decided["levels"] = thresholds[0], [{"confidence": thresholds[1]}]
-    (run / "calibration.json").write_text(json.dumps(decided), encoding="utf-8")
+    runs.write_json(treed / "calibration.json", decided)
     (tmp_path / "no.png").touch()
-    _, said = call("predict", "--run", run, finished.images, tmp_path / "no.png", errors=io.StringIO())
+    _, said = call("predict", "--run", treed, finished.images, tmp_path / "no.png", errors=io.StringIO())
     *rows, unread = csv.DictReader(io.StringIO(said))
     assert (unread["answer"], unread["answer_probability"]) == ("", "") and "empty" in unread["problem"]
     for row in rows:
         each = {row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)}
         sums = {"flat": each["flat/across"] + each["flat/upright"], "round": each["round"]}
         best, above = max(each, key=each.get), max(sums, key=sums.get)
-        expected = ("", "")
-        if None not in thresholds and each[best] >= thresholds[0]:
-            expected = (best, f"{each[best]:.6f}")
-        elif None not in thresholds and sums[above] >= thresholds[1]:
-            expected = (above, pytest.approx(sums[above], abs=2e-6))
-        found = row["answer"], row["answer_probability"]
-        assert found == expected or (found[0] == expected[0] and float(found[1]) == expected[1])
+        expected = (above, sums[above]) if thresholds[1] and sums[above] >= thresholds[1] else ("", 0.0)
+        if thresholds[0] and each[best] >= thresholds[0]:
+            expected = best, each[best]
+        assert row["answer"] == expected[0]
+        assert float(row["answer_probability"] or 0) == pytest.approx(expected[1], abs=3e-6)
     assert any(row["answer"] == "flat" for row in rows) == (thresholds[1] == 0.6)
+
+
+def test_a_run_of_inner_folders_is_evaluated_on_inner_folders(finished, treed, tmp_path):
+    for old, new in (("across", "flat/across"), ("disc", "round"), ("upright", "flat/upright")):
+        shutil.copytree(finished.images / old, tmp_path / "images" / new)
+    code, said = call("evaluate", "--run", treed, "--path", tmp_path / "images", "--out", tmp_path / "out")
+    scores = runs.read_json(tmp_path / "out" / "metrics.json")
+    (level,) = scores["levels"]
+    assert code == 0 and level["names"] == ["flat", "round"]
+    assert level["accuracy"]["value"] >= scores["accuracy"]["value"]
+    assert "accuracy at level 1 of 2 names" in said and "not taken as classes" not in said
 
 
 def test_what_is_left_out_of_a_folder_is_named(finished, tmp_path):
