@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, help="run whose validation images to compare with (default: --run)")
     parser.add_argument("--part-size", type=int, default=2000, help="images in a Parquet file (default: 2000)")
     parser.add_argument("--chunk-size", type=int, default=32, help="images that travel together (default: 32)")
-    parser.add_argument("--decoders", type=int, help="processes that decode (default: one on four cores)")
+    parser.add_argument("--decoders", type=int, help="processes that decode (default: one a core)")
     parser.add_argument("--networks", type=int, help="processes that classify (default: one a core, or a GPU)")
     parser.add_argument("--address", help="of a Ray cluster (`auto` for the one of this machine); default: none needed")
     arguments = parser.parse_args()

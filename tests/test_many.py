@@ -275,6 +275,17 @@ def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_there_is_work_for_every_core_and_gpu():
+    pytest.importorskip("ray", reason='needs the extra ray: pip install -e ".[ray]"')
+    from template.deploy.many.pools import Sizes
+
+    assert Sizes.of(16, 0, "onnx") == Sizes(decoders=16, networks=16, threads=1, gpus=0)
+    assert Sizes.of(16, 0, "keras") == Sizes(decoders=16, networks=4, threads=4, gpus=0)
+    assert Sizes.of(16, 2, "keras") == Sizes(decoders=13, networks=2, threads=1, gpus=1)
+    for runtime in ("onnx", "keras"):
+        assert Sizes.of(1, 0, runtime) == Sizes(decoders=1, networks=1, threads=1, gpus=0)
+
+
 def test_chunks_that_killed_a_process_come_back_one_by_one():
     pytest.importorskip("ray", reason='needs the extra ray: pip install -e ".[ray]"')
     from collections import deque

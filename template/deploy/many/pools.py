@@ -7,7 +7,6 @@ needs pandas. Who dies here is replaced, and what it was at work on is done agai
 
 import dataclasses
 import logging
-import math
 import os
 import signal
 from collections import Counter, deque
@@ -47,7 +46,7 @@ class Sizes:
     """How many processes do what.
 
     Args:
-        decoders: that read and decode; they take a fraction of the time of a network.
+        decoders: that read and decode.
         networks: that classify.
         threads: of each of them.
         gpus: of each of them, 0 or 1.
@@ -63,12 +62,13 @@ class Sizes:
         """For a machine or a cluster.
 
         A network on every GPU, if there are any. By TensorFlow, which takes a gigabyte for each process, one on every
-        four cores; by onnxruntime, one on every core: several threads would wait for each other.
+        four cores; by onnxruntime, one on every core: several threads would wait for each other. And a decoder on every
+        core: who has nothing to do waits, and the cores go to whatever is behind, decoding or networks.
         """
         if gpus:
             return cls(decoders=max(1, cpus - gpus - 1), networks=gpus, threads=1, gpus=1)
         threads = min(4, cpus) if runtime == "keras" else 1
-        return cls(decoders=math.ceil(cpus / 4), networks=max(1, cpus // threads), threads=threads, gpus=0)
+        return cls(decoders=cpus, networks=max(1, cpus // threads), threads=threads, gpus=0)
 
 
 class Decoder:
