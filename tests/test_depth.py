@@ -127,6 +127,23 @@ def test_the_top_is_tried_where_half_does_not_pay(chosen, trained):
     assert [unfrozen for unfrozen, *_ in seen] == [2, 1, 1, 1], "the first fold says enough"
 
 
+def test_with_images_without_labels_each_fold_races_from_the_probe_that_they_taught(chosen, monkeypatch):
+    """By the labels of that fold alone; the other depth is not worth its time here."""
+    taught, raced, original = [], [], module.self_train
+
+    def teach(features, labels, pool, *how):
+        taught.append(original(features, labels, pool, *how))
+        assert (len(labels), pool.shape[1]) == (N * 2 // 3, N)
+        return taught[-1]
+
+    monkeypatch.setattr(module, "self_train", teach)
+    monkeypatch.setattr(module, "_race", lambda compiled, heads, *_: raced.append(heads) or (1.0, 9.0))
+    stages, _ = chosen(lambda *how: choose_depth(*how, unlabelled=lambda _: coloured()))
+    assert stages == (HALF,) and len(taught) == 3
+    for probe, (kernel, bias) in zip(taught, raced[0], strict=True):
+        assert kernel is probe.kernel and bias is probe.bias
+
+
 def test_the_probe_stays_where_nothing_pays(chosen, trained):
     trained(-3.0, -3.0)
     assert chosen()[0] == ()
