@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,8 @@ pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
+PROGRESS = re.compile(r"  .*\d (s|min)( left)?")
+"""A line of how far something is, of those that there are every few seconds."""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -60,7 +63,10 @@ class Executed:
         """What no cell means to say: warnings of libraries, which in a notebook arrive on either stream."""
         cells = [c for c in self.notebook.cells if c.cell_type == "code"]
         said = [o for c in cells for o in c.outputs if o.output_type == "stream"]
-        return [o.text for o in said if o.name == "stderr" or "WARNING" in o.text]
+        lines = [(o.name, line) for o in said for line in o.text.splitlines() if line.strip()]
+        return [
+            line for name, line in lines if "WARNING" in line or (name == "stderr" and not PROGRESS.fullmatch(line))
+        ]
 
 
 @pytest.fixture(autouse=True)
