@@ -40,7 +40,14 @@ python scripts/predict.py --run runs/RUN new_photo.jpg
 ```
 
 Settings are in `configs/` and `{package}/config.py` (`python scripts/train.py --help` lists them), the run itself in
-`{package}/recipe.py`, what was measured in `docs/`. Tests:
+`{package}/recipe.py`. Documentation is in `docs/` (its measurements are of the project that this one was made from);
+as a site:
+
+```
+pip install -c constraints.txt -e ".[docs]" && mkdocs serve
+```
+
+Tests:
 
 ```
 pip install -c constraints.txt -e ".[test]" && python -m pytest
