@@ -213,6 +213,14 @@ def test_a_label_that_no_image_has_is_undefined_and_spoils_nothing():
     assert found["mean_average_precision"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_nothing_wrong_among_few_is_no_certainty():
+    labels = np.tile([[1, 0], [0, 1]], (6, 1))
+    logits = (8.0 * labels - 4).astype(np.float32)
+    found = multilabel.score(Predictions(np.arange(12).astype(str), labels, logits, ("a", "b")), np.full(2, 0.5))
+    for row in found["classes"].values():
+        assert row["f1"]["value"] == 1 and row["f1"]["low"] < 0.7
+
+
 def test_temperature_and_thresholds_come_from_validation():
     val, test = noisy(400, boast=4.0), noisy(400, seed=9, boast=4.0)
     found = multilabel.calibrate(val, test)

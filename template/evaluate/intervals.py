@@ -138,6 +138,12 @@ def _wilson(value: float, trials: float) -> dict[str, float]:
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
+def widened(interval: Interval, *others: Interval) -> Interval:
+    """An interval, made to hold those of others: for where all images are alike, and resampling has no spread."""
+    every = (interval, *others)
+    return interval | {"low": min(each["low"] for each in every), "high": max(each["high"] for each in every)}
+
+
 def undefined() -> Interval:
     """In place of a score that does not exist, such as the precision of a class that was never predicted."""
     return {"value": None, "low": None, "high": None}

@@ -16,6 +16,7 @@ from .intervals import (
     percentile_bootstrap,
     share_interval,
     undefined,
+    widened,
 )
 from .levels import level_scores
 from .predictions import Predictions
@@ -88,7 +89,7 @@ def score(predictions: Predictions, *, k: int | None = None, seed: int = 0) -> d
     for name, metric in COUNT_METRICS.items():
         result[name] = percentile_bootstrap(metric(*counts), sampled[name])
         if correct.all() == correct.any() and result[name]["value"] is not None:  # all alike: resampling has no spread
-            result[name] = _widened(result[name], result["accuracy"])
+            result[name] = widened(result[name], result["accuracy"])
     ranks, by_class = ranking_scores(predictions)
     result |= _probability_scores(predictions, images, sampled) | ranks
     return result | {
@@ -215,12 +216,6 @@ def _per_class(
                 row[key] = share_interval(true & predicted, groups=predictions.groups, among=among)
         if row["f1"]["value"] in {0.0, 1.0}:  # resampling shows no spread
             alike = [row[key] for key in ("precision", "recall") if row[key]["value"] == row["f1"]["value"]]
-            row["f1"] = _widened(row["f1"], *alike)
+            row["f1"] = widened(row["f1"], *alike)
         table[name] = {"images": int(true.sum()), **row, **ranks[i]}
     return table
-
-
-def _widened(interval: Interval, *others: Interval) -> Interval:
-    """An interval, made to hold those of others."""
-    every = (interval, *others)
-    return interval | {"low": min(each["low"] for each in every), "high": max(each["high"] for each in every)}

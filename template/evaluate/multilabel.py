@@ -9,7 +9,15 @@ from . import report
 from .calibration import clear_temperature, threshold
 from .classification import f1
 from .document import Cell, Report, Section, Table, cell, count, share, titled, user
-from .intervals import bootstrap_weights, number_parts, percent_parts, percentile_bootstrap, share_interval
+from .intervals import (
+    Interval,
+    bootstrap_weights,
+    number_parts,
+    percent_parts,
+    percentile_bootstrap,
+    share_interval,
+    widened,
+)
 from .predictions import Predictions
 from .ranking import multilabel_ranking_scores
 
@@ -86,8 +94,10 @@ def score(predictions: Predictions, thresholds: np.ndarray, *, seed: int = 0) ->
             name: {
                 "images": int(has[:, label].sum()),
                 "threshold": float(thresholds[label]),
-                **_answers(has[:, label], says[:, label], groups),
-                "f1": percentile_bootstrap(float(found["f1"][label]), draws["f1"][:, label]),
+                **_with_f1(
+                    _answers(has[:, label], says[:, label], groups),
+                    percentile_bootstrap(float(found["f1"][label]), draws["f1"][:, label]),
+                ),
                 **by_label[label],
             }
             for label, name in enumerate(predictions.class_names)
@@ -143,11 +153,9 @@ def build(
         report.training(metrics, history, monitor, charts),
         report.left_out(skipped),
     ]
-    text = (
-        "An image may have several labels. It is said to have one from the threshold of that label on, which has the "
-    )
+    text = "An image may have several labels. It is said to have one from the threshold of that label on, which was "
     text += (
-        "best F1 on validation. Brackets are 95 % confidence intervals: how far a score would move with other images."
+        "chosen on validation. Brackets are 95 % confidence intervals: how far a score would move with other images."
     )
     warning = "" if metrics["test"] else "There was no test part. These images also made the choices."
     title = f"mean average precision on {measured['images']:,} {part} images"
@@ -182,6 +190,12 @@ def _answers(has: np.ndarray, says: np.ndarray, groups: np.ndarray | None) -> di
     return {
         name: share_interval(hits, groups=groups, among=which) if which.any() else None for name, which in among.items()
     }
+
+
+def _with_f1(answers: dict[str, Any], found: Interval) -> dict[str, Any]:
+    """Precision and recall of one label, and their F1, whose resampling has no spread where all images are alike."""
+    alike = [each for each in answers.values() if each and each["value"] == found["value"]]
+    return answers | {"f1": widened(found, *alike) if found["value"] in {0.0, 1.0} else found}
 
 
 def _f1_scores(has: np.ndarray, says: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
