@@ -133,8 +133,8 @@ def _classify(
 ) -> tuple[Sequence[str], list[tuple[Path, Any]]]:
     """All answers; says how far it is."""
     answer = _onnx if arguments.runtime == "onnx" else _keras
-    classes, answers = answer(arguments, files, assumed)
     with progress.without_messages(arguments.quiet):
+        classes, answers = answer(arguments, files, assumed)
         return classes, list(progress.track(answers, "classifying", len(files)))
 
 

@@ -41,14 +41,17 @@ def main() -> None:
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
-            from template.diagnose.preflight import preflight
+            from template.diagnose.preflight import FORECAST, preflight
         try:
+            forecast = None
             if known.preflight:
                 with clock("preflight"):
                     passed = preflight(config, folder)
                 if not passed:
                     sys.exit("\nNothing was trained. Correct what failed, or go on without --preflight.")
-            metrics = recipe.run(config, folder, clock)
+                forecast = runs.read_json(folder / "preflight.json")["numbers"][FORECAST]
+            with progress.step("run", expected=forecast):
+                metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
             if new and runs.discard(folder):
                 sys.exit(f"\n{error}\n(nothing was trained, and no folder is left of it: the same command starts anew)")

@@ -32,7 +32,8 @@ def main() -> None:
     config, space, folder, known = parse()
     resume = f"python scripts/tune.py --resume {system.quote(str(folder))}"
     with runs.graceful_stop(f"Stopped. All trials that ended are kept. Go on with: {resume}"):
-        runs.import_tensorflow()
+        with progress.without_messages(known.quiet):
+            runs.import_tensorflow()
         from template import recipe
         from template.search import outcome, tune
         from template.train.distribute import on_devices

@@ -28,6 +28,7 @@ class Step:
         total: how many things are to be done; None where nobody can say.
         unit: what they are.
         done: of them.
+        expected: seconds from begin to end, if there is a forecast.
         begun: by the monotonic clock.
     """
 
@@ -35,6 +36,7 @@ class Step:
     total: int | None = None
     unit: str = "images"
     done: int = 0
+    expected: float | None = None
     begun: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,13 +57,20 @@ class Step:
         seconds = time.monotonic() - self.begun
         if not self.total:
             counted = f": {self.done:,} {self.unit}" if self.done else ""
-            return f"{self.what}{counted}, {duration(seconds)}"
+            return f"{self.what}{counted}, {duration(seconds)}{self._left(seconds)}"
         counted = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}"
         if not self.done or not seconds:
             return f"{counted}, {duration(seconds)}"
         rate = self.done / seconds
         left = max(0, self.total - self.done) / rate
         return f"{counted}, {rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {duration(left)} left"
+
+    def _left(self, seconds: float) -> str:
+        """By the forecast, if there is one; it may be wrong."""
+        if self.expected is None:
+            return ""
+        left = self.expected - seconds
+        return f", about {duration(left)} left" if left > 0 else f" ({duration(self.expected)} were forecast)"
 
 
 _steps: list[Step] = []
@@ -76,7 +85,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def step(what: str, total: int | None = None, unit: str = "images") -> Iterator[Step]:
+def step(what: str, total: int | None = None, unit: str = "images", expected: float | None = None) -> Iterator[Step]:
     """For the block, show how far it is, as it tells by `advance` or `over`; within another step, behind that.
 
     Shown are steps of the main thread, for others work beside them; and none within `without_messages`.
@@ -85,8 +94,9 @@ def step(what: str, total: int | None = None, unit: str = "images") -> Iterator[
         what: is done.
         total: how many things are to be done; None where nobody can say.
         unit: what they are.
+        expected: seconds, where they cannot be counted but were forecast.
     """
-    shown = Step(what, total, unit)
+    shown = Step(what, total, unit, expected=expected)
     if isinstance(sys.stdout, _Nowhere) or threading.current_thread() is not threading.main_thread():
         yield shown
         return

@@ -87,6 +87,11 @@ def test_a_line_says_rate_and_time_left(monkeypatch):
     assert str(step) == "decoding: 320 of 1,000 images, 64 images/s, 11 s left"
     step.advance(-315)
     assert str(step) == "decoding: 5 of 1,000 images, 1.0 images/s, 17 min left"
+    run = progress.Step("run", expected=100.0)
+    clock.now += 40
+    assert str(run) == "run, 40 s, about 60 s left"
+    clock.now += 70
+    assert str(run) == "run, 110 s (100 s were forecast)"
     counted = progress.Step("linear probe", unit="fits")
     clock.now += 2
     assert str(counted) == "linear probe, 2 s"

@@ -41,6 +41,7 @@ from ..train.features import FeatureCache
 from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
 
+FORECAST = "seconds of the run without its report, about"
 MOST = 500
 """Images of each part for the probe and the small network; more would take longer and show the same."""
 
@@ -257,7 +258,7 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     if paces:
         _, pace = paces[0]
         numbers["seconds of an epoch of stage 1"] = pace.training * counts["train"] + pace.validation * counts["val"]
-    return {**numbers, "seconds of the run without its report, about": sum(seconds.values())}
+    return {**numbers, FORECAST: sum(seconds.values())}
 
 
 def _of_candidate(config: Config, other: Backbone, train: ArrayDataset) -> float:
