@@ -305,7 +305,8 @@ def test_evaluate_says_what_the_run_said(run):
     assert code == 0 and f"micro F1                            {100 * value:.1f} %" in said
 
 
-def test_an_export_says_what_keras_says(run, tmp_path):
+@pytest.mark.slow
+def test_an_export_says_what_keras_says(run):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     from template.deploy.runtime import Classifier
 

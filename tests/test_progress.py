@@ -107,7 +107,7 @@ def until(text: str, out: io.StringIO) -> None:
 
 def test_a_log_gets_lines_and_each_names_what_is_around(monkeypatch, eager):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    clock = runs.Timer()
+    clock, threads = runs.Timer(), threading.active_count()
     with clock("depth"):
         for item in progress.track("abc", "training", 3, "steps"):
             if item == "c":
@@ -117,7 +117,7 @@ def test_a_log_gets_lines_and_each_names_what_is_around(monkeypatch, eager):
         re.fullmatch(r"  depth, 0 s \| training: 2 of 3 steps, [\d.,]+ steps/s, 0 s left", line) for line in lines
     )
     assert "\r" not in sys.stderr.getvalue() and "\x1b" not in sys.stderr.getvalue()
-    assert not progress._steps and threading.active_count() == 1
+    assert not progress._steps and threading.active_count() == threads
 
 
 def test_a_terminal_gets_one_line_that_changes_and_goes(monkeypatch):

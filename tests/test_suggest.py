@@ -132,7 +132,7 @@ USED = {
     "augment": {"hflip"},
     "backbone": {"name", "candidates", "weights", "alpha"},
     "head": {"feature_levels", "pooling", "power_norm", "hidden", "activation"},  # hidden: then a stage trains
-    "train": {"batch_size", "precision", "seed", "probe", "refit_on_train_val", "deterministic", "track"},
+    "train": {"batch_size", "precision", "seed", "probe", "refit_on_train_val", "deterministic", "track", "devices"},
     "tta": set(TTA.__pydantic_fields__),
     "evaluate": set(Evaluate.__pydantic_fields__),
 }
