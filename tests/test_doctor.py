@@ -100,6 +100,8 @@ def test_a_folder_has_room_and_says_what_it_holds(monkeypatch, tmp_path, gib, le
 
 
 def test_a_folder_that_cannot_be_written_to(monkeypatch, tmp_path):
+    usage = doctor.shutil.disk_usage(tmp_path)._replace(free=20 * 2**30)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     (tmp_path / "file").touch()
     assert doctor.room("runs", tmp_path / "file").level == "FAIL"
     assert doctor.room("runs", tmp_path / "file" / "runs").level == "FAIL"
