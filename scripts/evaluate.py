@@ -49,7 +49,7 @@ def main() -> None:
     predictions, parts = zip(*(_predict(run, arguments.path, arguments.cache) for run in arguments.run), strict=True)
     predictions = _together(predictions)
     scores = _score(predictions, arguments.top_k, first)
-    scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts, scores)}
+    scores |= {"path": _place(arguments.path), "seen": _seen(predictions, parts, first)}
     predictions.save(folder / "predictions.npz")
     if not predictions.multi:
         counts = confusion_counts(predictions)
@@ -89,7 +89,7 @@ def _folder(out: Path | None, run: Path, path: str) -> Path:
     return folder
 
 
-def _seen(predictions: Predictions, parts: Sequence[dict[str, str]], scores: dict) -> dict:
+def _seen(predictions: Predictions, parts: Sequence[dict[str, str]], run: Path) -> dict:
     """How many images are in each part of the runs (in any of several), or `new`; and the accuracy on the others.
 
     `accuracy_on_others`: those that no run has learned from or chosen by, or null if there are none.
@@ -97,17 +97,23 @@ def _seen(predictions: Predictions, parts: Sequence[dict[str, str]], scores: dic
     names = ("train", "val", "test", "new")
     part = np.array([min((known[name] for known in parts), key=names.index) for name in predictions.ids])
     others = predictions.take(np.isin(part, ["test", "new"]))
-    correct = _correct(others, scores)
+    correct = _correct(others, run)
     held_out = share_interval(correct, groups=others.groups) if len(others.ids) else None
     return {**{name: int((part == name).sum()) for name in names}, "accuracy_on_others": held_out}
 
 
-def _correct(predictions: Predictions, scores: dict) -> np.ndarray:
+def _correct(predictions: Predictions, run: Path) -> np.ndarray:
     """Whether the class of each image is right, or all its labels; bool [n]."""
     if not predictions.multi:
         return predictions.predicted == predictions.labels
-    levels = [scores["classes"][name]["threshold"] for name in predictions.class_names]
-    return ((predictions.scaled(scores["temperature"]).probabilities >= levels) == (predictions.labels > 0)).all(axis=1)
+    scaled, levels = _calibrated(predictions, run)
+    return ((scaled.probabilities >= levels) == (scaled.labels > 0)).all(axis=1)
+
+
+def _calibrated(predictions: Predictions, run: Path) -> tuple[Predictions, np.ndarray]:
+    """At the temperature of a run; and its thresholds, float64 [classes]."""
+    found = runs.read_json(run / "calibration.json")
+    return predictions.scaled(found["temperature"]), thresholds_of(found, predictions.class_names)
 
 
 def _saved(run: Path) -> Predictions:
@@ -182,9 +188,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
 def _score(predictions: Predictions, k: int | None, run: Path) -> dict:
     """All scores; where an image may have several labels, at the thresholds of this run."""
     if predictions.multi:
-        found = runs.read_json(run / "calibration.json")
-        temperature, levels = found["temperature"], thresholds_of(found, predictions.class_names)
-        return multilabel.score(predictions.scaled(temperature), levels) | {"temperature": temperature}
+        return multilabel.score(*_calibrated(predictions, run))
     try:
         return metrics.score(predictions, k=k)
     except ValueError as error:

@@ -4,16 +4,21 @@
 
 Grad-CAM weights the topmost feature maps by their gradients; `--occlusion` covers one square after another instead and
 watches the logit, which takes fifty times as long and trusts nothing inside the network. Either explains the prediction
-for the plain image; predict.py averages over several views (TTA), and may differ where it is close.
+for the plain image, and where an image may have several labels, each that it is given; predict.py averages over several
+views (TTA), and may differ where it is close.
 """
 
 import argparse
+import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 from template import runs
+from template.labels import thresholds_of
 
 
 def main() -> None:
@@ -43,6 +48,8 @@ def main() -> None:
         config, classes, model = load_run(arguments.run)
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
+    multi = config.data.labels == "multi"
+    explain = functools.partial(occlusion, multi=multi) if arguments.occlusion else grad_cam
     done, notes = 0, []
     for number, file in enumerate(files):
         try:
@@ -52,11 +59,11 @@ def main() -> None:
             continue
         notes.append((str(file), note))
         pixels = pixels[None]
-        logits = np.asarray(model.predict_on_batch(pixels.astype(np.float32)))[0]
-        for label in _explained(logits, config.data.labels):
-            heat = (occlusion if arguments.occlusion else grad_cam)(model, pixels, np.array([label]))
+        logits = np.asarray(model.predict_on_batch(pixels.astype(np.float32)), np.float64)[0]
+        for label in _labels(logits, classes, arguments.run) if multi else [int(logits.argmax())]:
+            heat = explain(model, pixels, np.array([label]))
             name = f"{number:04d}-{runs.short(file.stem)}"
-            several = f"-{runs.short(classes[label])}" if config.data.labels == "multi" else ""
+            several = f"-{runs.short(classes[label])}" * multi
             target = arguments.out / f"{name}{several}.png"
             with runs.replacing(target) as temporary:
                 side_by_side(pixels[0], heat[0]).save(temporary, format="PNG")
@@ -68,10 +75,11 @@ def main() -> None:
         sys.exit(problem)
 
 
-def _explained(logits: np.ndarray, labels: str) -> list[int]:
-    """The most probable class; where an image may have several labels, all of at least one half too."""
-    best = int(logits.argmax())
-    return sorted({best, *np.flatnonzero(logits >= 0).tolist()}) if labels == "multi" else [best]
+def _labels(logits: np.ndarray, classes: Sequence[str], run: Path) -> list[int]:
+    """Of an image that may have several labels: those that it is given; without any, the nearest to its threshold."""
+    found = runs.read_json(run / "calibration.json")
+    away = expit(logits / found["temperature"]) - thresholds_of(found, classes)
+    return np.flatnonzero(away >= 0).tolist() or [int(away.argmax())]
 
 
 if __name__ == "__main__":

@@ -21,10 +21,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("preflight"), help="folder to write to (default: preflight)")
     config, known = configuration.parse(parser)
-    try:
-        configuration.require_single_label(config, "preflight.py")
-    except configuration.ConfigError as error:
-        parser.exit(2, f"{error}\n")
     runs.check_output(known.out, "folder")
     runs.import_tensorflow()
     from template import recipe

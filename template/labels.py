@@ -38,5 +38,9 @@ def texts(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
 
 
 def thresholds_of(calibration: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:
-    """From which probability on an image has a label, by the calibration.json of a run; float64 [classes]."""
-    return np.array([calibration["thresholds"][name]["threshold"] for name in class_names])
+    """From which probability on an image has a label, by the calibration.json of a run; float64 [classes].
+
+    Infinite for a label of which validation could not promise the precision that was asked for: it is never given.
+    """
+    found = calibration["thresholds"]
+    return np.array([found[name]["threshold"] if name in found else np.inf for name in class_names])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from template.config import Config, ConfigError, Data, Train
 from template.data.examples import DataError, Examples, load_examples
 from template.data.split import split
 from template.data.stratify import iterative_stratification, multilabel_folds
+from template.diagnose.grids import label_text
 from template.evaluate import multilabel
 from template.evaluate.calibration import temperature
 from template.evaluate.predictions import Predictions, average
@@ -331,6 +333,52 @@ def test_means_over_views_are_of_each_label_alone():
 
     p = np.array([[0.2, 0.9], [0.6, 0.8]])
     np.testing.assert_allclose(_power(p, 2.0, multi=True), expit(2 * np.log(p / (1 - p))))
+
+
+def test_explain_shows_each_label_that_is_given(run, tmp_path):
+    folder, file, _ = run
+    thresholds = json.loads((folder / "calibration.json").read_text())["thresholds"]
+    code, said = call("explain", "--run", folder, "--out", tmp_path, file.parent / "0001.png", errors=io.StringIO())
+    _, row = call("predict", "--run", folder, "--top-k", 10, file.parent / "0001.png", errors=io.StringIO())
+    given = next(csv.DictReader(row.splitlines()))["labels"].split(";")
+    assert code == 0 and len(list(tmp_path.glob("0000-0001-*.png"))) == len(given) == said.count("0000-0001-")
+    assert set(given) <= set(thresholds)
+
+
+def test_all_runs_side_by_side_may_have_several_labels(run, tmp_path):
+    folder, _, _ = run
+    shutil.copytree(folder, tmp_path / "runs" / "one")
+    shutil.copytree(folder, tmp_path / "runs" / "two")
+    code, said = call("runs", tmp_path / "runs", "--html", tmp_path / "runs.html")
+    assert code == 0, said
+    assert "What separates them" not in (tmp_path / "runs.html").read_text()
+
+
+def test_what_training_sees_is_drawn_with_all_labels(run, tmp_path):
+    _, file, _ = run
+    out, cache = tmp_path / "seen.png", tmp_path / "cache"
+    more = ["--data.labels=multi", "--data.image_size=32", "--out", out, f"--data.cache={cache}"]
+    code, said = call("show", f"--data.path={file}", *more)
+    assert code == 0 and out.is_file(), said
+    assert label_text(np.array([0, 1, 1]), "abc") == "b c" and label_text(np.zeros(3), "abc") == ""
+    assert label_text(np.array([0.3, 0.7, 0]), "abc") == "b 0.70 a 0.30"
+
+
+def test_a_precision_that_cannot_be_promised_gives_the_label_to_none(tmp_path):
+    val = noisy(60)
+    found = multilabel.calibrate(val, val, precision=0.999)
+    levels = thresholds_of(found, val.class_names)
+    assert np.isinf(levels).all() and found["thresholds"] == {}
+    scores = multilabel.score(val, levels)
+    assert scores["classes"]["a"]["threshold"] is None and scores["classes"]["a"]["recall"]["value"] == 0
+    assert len(multilabel.most_confident_errors(val, levels, 5)[0]) == 0
+    json.dumps(scores, allow_nan=False)
+
+
+def test_a_run_with_preflight_is_refused_before_it_trains(run, tmp_path):
+    _, file, _ = run
+    code, _ = call("train", f"--data.path={file}", "--data.labels=multi", "--preflight", "--runs", tmp_path / "runs")
+    assert "preflight.py is for images of one class each" in str(code) and not list((tmp_path / "runs").glob("*"))
 
 
 @pytest.mark.parametrize("script", ["preflight", "cross_validate", "tune"])

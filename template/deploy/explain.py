@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from ..data.array_file import ArrayFile
 from ..data.images.load import data_url
@@ -130,7 +130,9 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
 
 
-def occlusion(model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patches: int = PATCHES) -> np.ndarray:
+def occlusion(
+    model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patches: int = PATCHES, *, multi: bool = False
+) -> np.ndarray:
     """The same without looking inside: `evidence` of each image, which takes patches^2 passes.
 
     Args:
@@ -138,6 +140,7 @@ def occlusion(model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patch
         pixels: [n, size, size, 3], RGB 0-255.
         classes: int [n].
         patches: squares a side.
+        multi: whether an image may have several labels.
 
     Returns:
         float64 [n, patches, patches], in nats; negative where a part speaks against the class.
@@ -145,6 +148,7 @@ def occlusion(model: keras.Model, pixels: np.ndarray, classes: np.ndarray, patch
     found = []
     for image, label in zip(np.asarray(pixels, np.float32), classes, strict=True):
         logits = model.predict_on_batch(np.concatenate([image[None], covered(image, patches)]))
-        whole, *each = softmax(np.asarray(logits, np.float64), axis=1)
+        logits = np.asarray(logits, np.float64)
+        whole, *each = expit(logits) if multi else softmax(logits, axis=1)
         found.append(evidence(whole, each, label))
     return np.stack(found)

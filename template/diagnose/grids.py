@@ -10,6 +10,7 @@ from ..config import Train
 from ..data.batches import Mixing, shuffled_batch, shuffled_rows
 from ..data.dataset import ArrayDataset, evenly_spaced
 from ..evaluate import fonts
+from ..labels import texts, to_matrix
 
 GRID_ROWS = 12
 """Images that `epochs_grid` shows, about; at least one of each class."""
@@ -36,9 +37,11 @@ def epochs_grid(
         epochs: to look at, from the first on; also the most times that an image is shown.
     """
     each, class_names = max(1, GRID_ROWS // len(class_names)), fonts.drawable(class_names)
-    rows = [np.flatnonzero(plain.labels == label) for label in range(len(class_names))]
+    rows = [np.flatnonzero(has) for has in to_matrix(plain.labels, len(class_names)).T]
     chosen = np.concatenate([mine[evenly_spaced(len(mine), each)] for mine in rows])
-    found = {row: [(plain.read(0, chosen[[i]])[0], class_names[plain.labels[row]])] for i, row in enumerate(chosen)}
+    chosen = np.array(list(dict.fromkeys(chosen.tolist())))  # an image of several classes is shown once
+    names = texts(plain.labels[chosen], class_names)
+    found = {row: [(plain.read(0, chosen[[i]])[0], names[i])] for i, row in enumerate(chosen)}
     for epoch in range(epochs):
         order = shuffled_rows(plain.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
         for number, (_, members) in enumerate(order):
@@ -55,10 +58,11 @@ def epochs_grid(
 
 
 def label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """Text of a one-hot or mixed label, [classes]: the class, or classes and weights of 1 % and more, largest first."""
+    """Text of a one-hot, multi-hot or mixed label, [classes]: the classes, largest first, of 1 % and more, with their
+    weights where those are not 1.
+    """
     classes = [i for i in np.argsort(-label, kind="stable") if label[i] >= 0.005]
-    parts = [f"{class_names[i]} {label[i]:.2f}" for i in classes]
-    return " ".join(parts) if len(parts) > 1 else class_names[classes[0]]
+    return " ".join(class_names[i] if label[i] >= 0.995 else f"{class_names[i]} {label[i]:.2f}" for i in classes)
 
 
 def grid(pixels: np.ndarray, names: Sequence[str], columns: int = 8) -> Image.Image:

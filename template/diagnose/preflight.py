@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .. import progress, runs
-from ..config import Backbone, Config, Stage, settled
+from ..config import Backbone, Config, Stage, require_single_label, settled
 from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import PARTS, DataError, Examples
 from ..data.images.load import BadImageError, load
@@ -59,7 +59,9 @@ def preflight(config: Config, folder: Path) -> bool:
     Raises:
         DataError: if the images cannot be trained on.
         WeightsError: if the pretrained weights are not to be had.
+        ConfigError: if an image may have several labels.
     """
+    require_single_label(config, "preflight.py")
     found, numbers, images = inspect(config)
     for check in found:
         print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found} (expected: {check.expected})")

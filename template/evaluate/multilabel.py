@@ -24,7 +24,7 @@ from .ranking import multilabel_ranking_scores
 REJECT = ("target", "confidence", "coverage", "accuracy")
 """What `calibration.calibrate` says of answers that are withheld; here each label has a threshold of its own."""
 LEVEL = 0.5
-"""The threshold of a label that no validation image has."""
+"""The threshold of a label that no validation image has, where no precision is asked for."""
 TITLES = {
     "mean average precision (mAP)": ("mean_average_precision", number_parts),
     "ROC AUC, mean over labels": ("roc_auc", number_parts),
@@ -42,13 +42,14 @@ def choose_thresholds(val: Predictions, precision: float | None = None) -> np.nd
 
     Args:
         val: calibrated.
-        precision: target of each; by default the best F1, as in `calibration.threshold`.
+        precision: target of each; by default the best F1, as in `calibration.threshold`. A label of which it cannot be
+            promised is never given: its threshold is infinite.
     """
     found = [
         threshold(scores, positive, precision=precision, groups=val.groups)
         for scores, positive in zip(val.probabilities.T, val.labels.T > 0, strict=True)
     ]
-    return np.array([LEVEL if at is None else at for at in found])
+    return np.array([(np.inf if precision else LEVEL) if at is None else at for at in found])
 
 
 def score(predictions: Predictions, thresholds: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def score(predictions: Predictions, thresholds: np.ndarray, *, seed: int = 0) ->
         "classes": {
             name: {
                 "images": int(has[:, label].sum()),
-                "threshold": float(thresholds[label]),
+                "threshold": float(thresholds[label]) if np.isfinite(thresholds[label]) else None,
                 **_with_f1(
                     _answers(has[:, label], says[:, label], groups),
                     percentile_bootstrap(float(found["f1"][label]), draws["f1"][:, label]),
@@ -115,12 +116,13 @@ def calibrate(val: Predictions, measured: Predictions, precision: float | None =
 
     Returns:
         `labels`: "multi"; `temperature`; `reject` (nulls: each label has a threshold of its own); and `thresholds`: by
-        class the decision threshold, and `precision` and `recall` of the measured images there.
+        class, if it has one, the decision threshold, and `precision` and `recall` of the measured images there.
     """
     found = clear_temperature(val)
     levels, probabilities = choose_thresholds(val.scaled(found), precision), measured.scaled(found).probabilities
     table = {}
-    for label, name in enumerate(val.class_names):
+    for label in np.flatnonzero(np.isfinite(levels)):
+        name = val.class_names[label]
         has, says = measured.labels[:, label] > 0, probabilities[:, label] >= levels[label]
         table[name] = {"threshold": float(levels[label]), **_answers(has, says, measured.groups)}
     return {"labels": "multi", "temperature": found, "reject": dict.fromkeys(REJECT), "thresholds": table}
@@ -128,7 +130,7 @@ def calibrate(val: Predictions, measured: Predictions, precision: float | None =
 
 def most_confident_errors(predictions: Predictions, thresholds: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and labels of the answers that are wrong and furthest from their threshold, in log-odds, the worst first."""
-    wrong = (predictions.probabilities >= thresholds) != (predictions.labels > 0)
+    wrong = ((predictions.probabilities >= thresholds) != (predictions.labels > 0)) & np.isfinite(thresholds)
     away = np.abs(predictions.logits - np.log(thresholds / np.maximum(1 - thresholds, 1e-12)))
     order = np.argsort(np.where(wrong, -away, np.inf), axis=None, kind="stable")[: min(most, int(wrong.sum()))]
     rows, labels = np.unravel_index(order, wrong.shape)
@@ -175,12 +177,16 @@ def _baselines(metrics: Mapping[str, Any], measured: Mapping[str, Any], part: st
 def _per_label(measured: Mapping[str, Any]) -> Section:
     keys = ("precision", "recall", "f1", "roc_auc", "average_precision")
     rows = [
-        [user(name), count(scores["images"]), Cell(f"{scores['threshold']:.3f}", value=scores["threshold"])]
+        [user(name), count(scores["images"]), _level(scores["threshold"])]
         + [cell(scores[key], number_parts) for key in keys]
         for name, scores in measured["classes"].items()
     ]
     columns = ["label", "images", "threshold", "precision", "recall", "F1", "ROC AUC", "average precision"]
     return Section("Per-label metrics", tables=[Table(columns, rows)])
+
+
+def _level(threshold: float | None) -> Cell:
+    return Cell("never given", value=2.0) if threshold is None else Cell(f"{threshold:.3f}", value=threshold)
 
 
 def _answers(has: np.ndarray, says: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _comparisons(finished: Sequence[Run], names: Mapping[Run, str]) -> Section |
     """A table for each set of images that several runs were measured on, against the earliest of these runs."""
     alike: dict[tuple, list[Run]] = {}
     for run in sorted(finished, key=lambda run: (run.date(), run.folder.name)):
-        if saved := run.predictions:
+        saved = run.predictions
+        if saved and not saved.multi:  # of several labels an image there is no one that is right
             alike.setdefault((saved.class_names, frozenset(zip(saved.ids, saved.labels, strict=True))), []).append(run)
     tables = [_compared(group, names) for group in alike.values() if len(group) > 1]
     text = [
