@@ -7,11 +7,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .. import progress
 from ..config import Backbone, Config, Head
 from ..data.batches import inference_batches, shuffled_batches
 from ..data.dataset import ArrayDataset, eval_dataset, subsample
 from ..model.build import build
 from ..model_selection.auto import head_inputs, probe_features, select_levels
+from ..train.callbacks import Advance
 from ..train.features import FeatureCache
 from ..train.linear_probe import fit_probe
 
@@ -49,7 +51,8 @@ def scratch_baseline(train: ArrayDataset, val: ArrayDataset, config: Config) -> 
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
     model.optimizer.build(model.trainable_variables)  # or the step is traced twice
     batches = shuffled_batches(train, classes, config.train.batch_size, config.train.seed, range(STEPS))
-    model.fit(batches.take(STEPS), shuffle=False, verbose=0)
+    with progress.step("small network from scratch", STEPS, "steps") as step:
+        model.fit(batches.take(STEPS), shuffle=False, verbose=0, callbacks=[Advance(step)])
     logits = model.predict(inference_batches(val, config.train.batch_size), verbose=0)[: len(val)]
     return int((logits.argmax(axis=1) == val.labels).sum())
 

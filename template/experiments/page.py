@@ -54,7 +54,7 @@ def _details(run: Run) -> dict[str, Any]:
 def _scores(finished: Sequence[Run], names: Mapping[Run, str]) -> Section | None:
     if not finished:
         return None
-    columns = ["run", "accuracy", "of images", "validation", "seconds", "model", "data", "network", "began"]
+    columns = ["run", "accuracy", "of images", "validation", "seconds", "model", "data", "began"]
     rows = []
     for run in finished:
         row = run.columns()
@@ -64,7 +64,7 @@ def _scores(finished: Sequence[Run], names: Mapping[Run, str]) -> Section | None
         rows.append(
             [_user(names[run]), _share(row["accuracy"], bar=True), of, _share(row["validation"]), seconds, size]
         )
-        rows[-1] += [_user(row["data"]), _user(row["network"]), _date(run)]
+        rows[-1] += [_user(row["data"]), _date(run)]
     text = [
         "Accuracy with its 95 % interval. Whether two runs differ is not seen from whether their intervals overlap, "
         "but from the images on which they disagree: below, for runs that were measured on the same ones."
