@@ -233,6 +233,7 @@ def shown(how: dict[str, int]):
     return lambda data: sources[data.resize]
 
 
+@pytest.mark.slow
 def test_what_alone_shows_the_class_is_taken(pretrained, cache):
     for option in OPTIONS:
         look = shown({other: 60 * (other == option) for other in OPTIONS})
@@ -356,6 +357,7 @@ def test_the_choices_are_a_function_of_the_seed(pretrained, cache):
     assert votes(1, before=1) != votes(0, before=1)
 
 
+@pytest.mark.slow
 def test_of_many_images_as_many_of_each_class_are_cross_validated(pretrained, cache, monkeypatch):
     voted = []
     original = probes.fit_probe
@@ -490,6 +492,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     assert all(groups is not None and len(groups) == len(labels) for labels, groups in given["baselines"])
 
 
+@pytest.mark.slow
 def test_a_class_of_one_training_image_cannot_vote_and_stops_nothing(pretrained, wide_images, tmp_path):
     """It cannot be held out, so there is no cross-entropy; that must not end a run that would be good without."""
     for kind, each in {"green": 8, "red": 8, "blue": 3}.items():
@@ -618,6 +621,7 @@ def test_the_numbers_of_the_input_are_saved_with_the_model_and_with_its_weights(
     np.testing.assert_array_equal(fed(again, train), fed(model, train))  # as the weights know it
 
 
+@pytest.mark.slow
 def test_pretrained_weights_keep_the_preprocessing_that_they_were_trained_with(cache, tmp_path):
     network = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25, input_shape=(SIZE, SIZE, 3))
     network.save_weights(tmp_path / "theirs.weights.h5")

@@ -287,7 +287,9 @@ def test_blocks_go_up_through_the_network_and_hold_its_weights(built):
     assert all(weights.values())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "efficientnetb0", "convnexttiny"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "mobilenetv2", pytest.param("efficientnetb0", marks=pytest.mark.slow), "convnexttiny"]
+)
 def test_blocks_of_a_family_are_found_and_cut_where_they_begin(name):
     """As above and below, but for what takes a network that has seen images."""
     settings = Backbone(name=name, weights="none", stochastic_depth=0.0)
@@ -389,6 +391,7 @@ def test_efficientnet_drops_branches_where_it_is_unfrozen(built):
     assert {layer.name[5] for layer in drops if layer.trainable} == {"6", "7"} & {layer.name[5] for layer in drops}
 
 
+@pytest.mark.slow
 @only("tiny", "mobilenet")
 def test_in_mixed_precision_images_are_prepared_in_float32(built):
     """bfloat16 has no odd numbers above 256, and a mean subtracted in it is another mean."""

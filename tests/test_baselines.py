@@ -60,6 +60,7 @@ def test_a_small_network_tells_shapes(monkeypatch, shallow):
     assert baselines.scratch_baseline(shapes(60, 0), shapes(60, 1), Config(train=Train(batch_size=12))) > 45
 
 
+@pytest.mark.slow
 def test_what_is_known_is_counted():
     model, train = build(Backbone(name="tiny", weights="none"), Head(), SIZE, [1] * CLASSES), coloured(500, 0)
     kernel = model.get_layer("logits").kernel
@@ -102,6 +103,7 @@ def test_more_images_are_of_more_patients():
         np.testing.assert_array_equal(baselines._drawn(same, 0, 3), expected)
 
 
+@pytest.mark.slow
 def test_a_rare_class_is_in_every_draw(store):
     base = build_backbone(Backbone(name="tiny", weights="none"), SIZE)
     labels = np.array([0] * 60 + [1] * 30 + [2] * 2)

@@ -57,6 +57,7 @@ def test_they_become_those_of_the_activations_under_the_present_weights():
         assert not np.allclose(variance, stale[name][1], rtol=0.1), "they were others"
 
 
+@pytest.mark.slow
 def test_of_several_batches_of_unlike_size_they_are_those_of_all_images():
     """To the digit in the lowest layer; further up each batch was normalised by itself, as in training."""
     model = moved()
@@ -68,6 +69,7 @@ def test_of_several_batches_of_unlike_size_they_are_those_of_all_images():
     np.testing.assert_allclose(found[first][1], expected[first][1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_else_moves_and_it_is_the_same_every_time():
     """Dropout is off: its random generators would go on from another place."""
     model, ended = moved(), []
@@ -109,6 +111,7 @@ def test_only_so_many_batches_are_looked_at_and_of_a_tail_only_its_own_layers():
         assert np.array_equal(mean, before[name][0]) == (name in below)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16"])
 def test_in_mixed_precision_they_are_worked_out_in_float32(precision):
     keras.config.set_dtype_policy(precision)

@@ -242,7 +242,7 @@ def test_with_levels_the_boundary_still_divides_what_is_frozen_from_all_the_rest
         assert tensor is next(model.get_layer(name).input for name, block in numbers.items() if block == lowest)
 
 
-@pytest.mark.parametrize("unfreeze", [0, 1])
+@pytest.mark.parametrize("unfreeze", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_training_the_tail_above_several_levels_trains_the_model(unfreeze, pixels):
     head = Head(feature_levels=3, power_norm=True, dropout=0.0)
     model = classifier(head, [1, 1])
@@ -326,7 +326,7 @@ def test_the_gains_are_those_of_the_formulas():
     assert loud == pytest.approx(dict.fromkeys(GAINS, 1), rel=0.01)
 
 
-@pytest.mark.parametrize("activation", ["prelu", "maxout"])
+@pytest.mark.parametrize("activation", ["prelu", pytest.param("maxout", marks=pytest.mark.slow)])
 def test_activations_with_weights_of_their_own_are_the_head_penalised_saved_and_loaded(activation, tmp_path, pixels):
     head = Head(hidden=5, activation=activation, l2=0.01, max_norm=3.0)
     model = build(TINY, head, SIZE, [1, 2])
@@ -381,6 +381,7 @@ def test_noise_multiplies_the_features_in_training_keeps_their_mean_and_is_off_a
     np.testing.assert_array_equal(run(head, features), features)
 
 
+@pytest.mark.slow
 def test_without_noise_there_is_no_layer_and_with_it_the_same_weights_and_a_saved_model_loads(tmp_path, pixels):
     noisy, plain = (build(TINY, Head(gaussian_dropout=noise, feature_levels=2), SIZE, [1, 1]) for noise in (0.5, 0.0))
     assert {layer.name for layer in noisy.layers} - {layer.name for layer in plain.layers} == {"head_noise"}
@@ -495,8 +496,11 @@ def test_batch_norm_trains_from_scratch(pixels):
 
 @pytest.mark.parametrize(
     ("unfreeze", "settings"),
-    [(0, TINY), (1, TINY), ("block2", Backbone(name="tiny", weights="a file"))],
-    ids=["head, scratch", "top block, scratch", "two blocks, pretrained"],
+    [
+        pytest.param(0, TINY, id="head, scratch"),
+        pytest.param(1, TINY, id="top block, scratch", marks=pytest.mark.slow),
+        pytest.param("block2", Backbone(name="tiny", weights="a file"), id="two blocks, pretrained"),
+    ],
 )
 def test_what_is_frozen_does_not_move_and_what_is_not_does(unfreeze, settings, pixels):
     model = classifier(Head(hidden=4, dropout=0.0), [1, 1])

@@ -214,6 +214,7 @@ def test_what_was_chosen_on_validation_holds_on_test_images():
         assert row["precision"]["value"] == pytest.approx((test.labels == label)[yes].mean())
 
 
+@pytest.mark.slow
 def test_a_target_precision_holds_on_test_images():
     val, test = honest(4000, 11), honest(4000, 12)
     best, precise = calibrate(val, test), calibrate(val, test, precision=0.97)

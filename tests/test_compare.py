@@ -98,7 +98,14 @@ def test_the_accuracy_alone_is_compared_as_among_all_scores(groups):
     assert alone["difference"] == pytest.approx(found["accuracy"]["difference"])
 
 
-@pytest.mark.parametrize("has", [(True, False), (False, True), (True, "under other names")])
+@pytest.mark.parametrize(
+    "has",
+    [
+        pytest.param((True, False), marks=pytest.mark.slow),
+        pytest.param((False, True), marks=pytest.mark.slow),
+        (True, "under other names"),
+    ],
+)
 def test_groups_that_one_run_knows_of_hold_for_both(has):
     """Otherwise the two are drawn differently, and images of one patient count as so many patients."""
     rng = np.random.default_rng(2)

@@ -42,6 +42,7 @@ def prepared(place: Path, cache: Path) -> Examples:
     return examples
 
 
+@pytest.mark.slow
 def test_the_corpus_has_as_many_kinds_as_it_should(expected):
     assert len(expected["files"]) >= 60 and len(expected["folders"]) >= 25
 

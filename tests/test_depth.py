@@ -165,6 +165,7 @@ def test_with_images_enough_the_top_is_kept_unless_it_is_clearly_worse(chosen, t
     assert {unfrozen for unfrozen, *_ in seen} == {1, 2}
 
 
+@pytest.mark.slow
 def test_half_races_on_small_images_with_the_same_weights_and_the_top_on_those_of_the_run(
     chosen, trained, monkeypatch, base
 ):
@@ -190,6 +191,7 @@ def test_half_races_on_small_images_with_the_same_weights_and_the_top_on_those_o
         np.testing.assert_array_equal(mine, others)
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_loses(chosen, monkeypatch, capsys):
     def train_once(compiled):
         compiled.model.get_layer("logits").bias.assign([np.nan] * 3)

@@ -57,6 +57,7 @@ def test_it_knows_a_palace_and_a_flower(network, variant):
     assert flower.argmax() == (HONEYCOMB if variant == 2 else DAISY)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_another_reading_of_the_same_file(network, variant, shared):
     """An independent builder and reader, which were held against 500 images of ImageNet: top-1 0.892 for Lite0."""
     other = {}

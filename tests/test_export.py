@@ -114,6 +114,7 @@ def expected(said) -> dict[str, np.ndarray]:
     return {file: answer.probabilities for file, answer in said.items()}
 
 
+@pytest.mark.slow
 @NEEDED
 def test_novelty_is_the_same_by_all_ways(run, said, tmp_path):
     """By Keras with NumPy; by the network that TensorFlow serves; by onnxruntime; by a SavedModel."""

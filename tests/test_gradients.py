@@ -70,6 +70,7 @@ def test_gradient_and_update_are_those_worked_out_by_hand(tmp_path):
     assert float(second[4]) == pytest.approx(0.1 * float(first[3]) / size, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "size", "said"),
     [("sigmoid", 1.0, "vanish: hardly any reaches block0"), ("relu", 2**0.5, ""), ("relu", 10.0, "explode")],

@@ -215,6 +215,7 @@ def last_block(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     return keras.Model(model.inputs[0], start.input), keras.Model(start.input, [add.input[0], drop.input, add.output])
 
 
+@pytest.mark.slow
 def test_images_drop_a_branch_whole_and_on_average_nothing_changes(pixels):
     below, model = last_block(build(DEEP, Head(), SIZE, [1, 1]))
     for layer in model.layers:

@@ -214,6 +214,7 @@ def counted(confidence: np.ndarray, reference: Reference, novelty: np.ndarray | 
     return found
 
 
+@pytest.mark.slow
 def test_without_drift_one_comparison_in_twenty_says_so():
     generator, alarms = np.random.default_rng(0), 0
     for _ in range(200):

@@ -136,6 +136,7 @@ def test_wilson_interval_worked_by_hand():
     assert intervals.wilson_interval(10, 10) == pytest.approx({"value": 1.0, "low": 0.72247, "high": 1.0}, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_bootstrap_on_counts_agrees_with_one_on_images():
     given = noisy(150, 4, 1.0)
     rng = np.random.default_rng(1)
@@ -295,6 +296,7 @@ def test_intervals_narrow_with_the_square_root_of_the_number():
         assert ratio == pytest.approx(4, rel=0.35), key
 
 
+@pytest.mark.slow
 def test_many_classes_fit_into_memory(monkeypatch):
     # All resampled confusion matrices at once would be 80 x 600 x 600 numbers: 230 MB; of 1,000 of 1,000 classes, 8 GB.
     monkeypatch.setattr(intervals, "RESAMPLES", 80)
@@ -402,6 +404,7 @@ def test_one_class_alone_has_no_curve():
         assert found[key] == {"value": None, "low": None, "high": None}, key
 
 
+@pytest.mark.slow
 def test_intervals_of_ranks_agree_with_the_bootstrap():
     """Influence functions against drawing images and scoring again, where both can be had."""
     given = noisy(300, 3, 1.0)

@@ -194,6 +194,7 @@ def test_every_score_is_that_of_scikit_learn():
         )
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_they_promise():
     truth = multilabel.score(noisy(40_000), np.full(3, 0.5))
     held = {"micro_f1": 0, "mean_average_precision": 0, "hamming_loss": 0}

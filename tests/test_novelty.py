@@ -59,7 +59,13 @@ def test_it_is_small_saved_whole_and_damage_is_noticed(tmp_path):
         Novelty.load(tmp_path)
 
 
-@pytest.mark.parametrize("head", [Head(), Head(hidden=4, activation="maxout", gaussian_dropout=0.1, dropout=0.5)])
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(Head(), marks=pytest.mark.slow),
+        Head(hidden=4, activation="maxout", gaussian_dropout=0.1, dropout=0.5),
+    ],
+)
 def test_an_image_is_compared_by_what_its_like_were_kept_by(head, tmp_path):
     """A run keeps features from below a hidden layer; those of a new image must be the same ones."""
     keras.utils.set_random_seed(0)

@@ -47,6 +47,7 @@ def test_the_default_is_adamw_with_warm_up_and_cosine_and_nothing_else():
     assert rates("cosine")[[0, 10, 55, 100]] == pytest.approx([0, PEAK, PEAK / 2, 0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_schedule_rises_and_falls_as_it_says():
     for name in ("constant", "step", "exponential", "plateau"):
         np.testing.assert_allclose(rates(name)[:11], PEAK * np.arange(11) / 10, rtol=1e-5, err_msg=name)
@@ -160,7 +161,7 @@ def moved_by(stage: Stage, precision: str = "float32") -> tuple[dict[str, np.nda
     return moved, {v.path: blocks.depths[layer.name] for layer in model.layers for v in layer.trainable_variables}
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "mixed_float16"])
 def test_clipped_is_the_gradient_of_the_plain_loss_whatever_scales_it(precision):
     moved, _ = moved_by(STEEP, precision)
     length = np.sqrt(sum(np.sum(np.square(step, dtype=np.float64)) for step in moved.values()))

@@ -132,6 +132,7 @@ def test_a_run_from_scratch_given_to_another_is_standardised_as_it_was(tmp_path,
         np.testing.assert_array_equal(run(again, images), run(base, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_a_run_of_the_first_version_is_read(tmp_path, images, precision):
     """Which saved the compiled model as it was: with its optimizer, losses of ours, and mixed precision."""

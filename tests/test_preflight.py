@@ -199,6 +199,7 @@ def test_a_few_images_are_memorised_unless_they_are_all_the_same(train):
     assert not check.passed and "3 of 9 right" in check.found
 
 
+@pytest.mark.slow
 def test_what_is_frozen_is_not_asked_to_learn(train):
     """The tail alone memorises them; with nothing that trains, nothing is learned."""
     names, given = ("red", "green", "blue"), Backbone(name="tiny", weights="given.h5")

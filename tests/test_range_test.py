@@ -95,6 +95,7 @@ def test_a_step_of_several_batches_is_swept_as_one_large_batch_is(tmp_path):
     np.testing.assert_allclose(in_parts, whole, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sweep_mixes_as_training_does_to_its_last_step(tmp_path, monkeypatch):
     seen, original = [], batches.mix_batch
 

@@ -273,6 +273,7 @@ def test_the_report_says_what_holds_it_back_and_what_is_odd_about_the_images(run
     assert set(watched["ids"]) <= set(run.val.ids) and len(watched["probability_of_label"]) == 3
 
 
+@pytest.mark.slow
 def test_what_is_odd_about_the_images_is_said_before_training(home, images):
     """The same scene in training and, recoded, in a given test part: the number would be flattered."""
     root = home / "odd"
@@ -653,11 +654,13 @@ def test_a_warm_start_says_which_held_out_images_its_weights_have_learned(home, 
     assert "whose weights this run starts from" in (done.folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_mirror_images_that_training_never_sees_are_said(probed, run):
     assert "tta.hflip=true answers by mirror images too" in probed.printed
     assert "mirror images" not in run.printed
 
 
+@pytest.mark.slow
 def test_with_few_images_the_probe_is_reported_as_the_training(probed):
     assert configuration.load(probed.folder / "config.toml").stages == ()
     assert probed.result["probe"] == probed.result["val"]
@@ -667,6 +670,7 @@ def test_with_few_images_the_probe_is_reported_as_the_training(probed):
     assert "learning_curves" not in (probed.folder / "report.md").read_text(), "a report of no epochs shows none"
 
 
+@pytest.mark.slow
 def test_the_predictor_says_what_the_run_said(probed, images):
     """All views that the settings ask for, as the run had averaged them."""
     config, classes, model = load_run(probed.folder)

@@ -282,6 +282,7 @@ def test_no_name_is_taken_for_markup_in_the_page():
         assert name.replace("\r\n", "\n") in nasty.text.replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_many_classes_are_drawn_and_not_tabled():
     few, many = page(), page([f"class {i}" for i in range(31)])
     assert 'class="matrix"' in few and 'class="matrix"' not in many
@@ -398,7 +399,9 @@ def test_confusion_matrix_has_the_truth_in_rows(tmp_path, figures):
     assert shares[2].tolist() == pytest.approx([3 / 7, 0, 4 / 7])
 
 
-@pytest.mark.parametrize("n", [2, 30, 31, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n", [2, pytest.param(30, marks=pytest.mark.slow), 31, pytest.param(120, marks=pytest.mark.slow)]
+)
 def test_confusion_matrix_of_few_and_many_classes(tmp_path, n):
     counts = np.diag(np.arange(n))  # the first class has no images
     plots.save(

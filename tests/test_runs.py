@@ -305,7 +305,7 @@ with runs.graceful_stop("go on with: this", seconds=1):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 @pytest.mark.parametrize(("lasts", "again"), [(0, False), (60, False), (60, True)], ids=["", "hangs", "twice"])
 def test_a_signal_ends_the_process_soon_with_its_code_and_the_message(number, lasts, again):
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -344,7 +344,7 @@ def treed(finished) -> Path:
     return run
 
 
-@pytest.mark.parametrize("thresholds", [(0.9999, 0.6), (None, None)])
+@pytest.mark.parametrize("thresholds", [(0.9999, 0.6), pytest.param((None, None), marks=pytest.mark.slow)])
 def test_of_a_tree_of_classes_the_finest_sure_name_is_the_answer(finished, treed, tmp_path, thresholds):
     decided = runs.read_json(treed / "calibration.json")
     decided["reject"]["confidence"], decided["levels"] = thresholds[0], [{"confidence": thresholds[1]}]
@@ -365,6 +365,7 @@ def test_of_a_tree_of_classes_the_finest_sure_name_is_the_answer(finished, treed
     assert any(row["answer"] == "flat" for row in rows) == (thresholds[1] == 0.6)
 
 
+@pytest.mark.slow
 def test_a_run_of_inner_folders_is_evaluated_on_inner_folders(finished, treed, tmp_path):
     for old, new in (("across", "flat/across"), ("disc", "round"), ("upright", "flat/upright")):
         shutil.copytree(finished.images / old, tmp_path / "images" / new)
@@ -409,7 +410,7 @@ def test_what_had_to_be_assumed_to_see_an_image_is_said_with_its_name(finished, 
     assert "1 images: only the first of several pages is used" in line and "stack.tif'" in line
 
 
-@pytest.mark.parametrize("script", ["predict", "explain"])
+@pytest.mark.parametrize("script", ["predict", pytest.param("explain", marks=pytest.mark.slow)])
 def test_exit_codes_tell_whether_all_that_was_named_was_there(finished, tmp_path, script):
     fine = sorted(finished.images.rglob("*.png"))[0]
     (tmp_path / "empty").mkdir()
@@ -523,6 +524,7 @@ def test_validation_predictions_are_not_called_test_predictions(finished, tmp_pa
     assert "validation predictions" in said and "test predictions" not in said
 
 
+@pytest.mark.slow
 def test_a_folder_that_lacks_a_class_is_scored_by_names(finished, tmp_path):
     # Counted from 0 in this folder, disc and upright would be taken for across and disc.
     test = finished.test
@@ -620,6 +622,7 @@ def test_a_image_is_explained_beside_itself_and_a_broken_one_is_named(finished, 
     assert f"{str(files[1])!r}: text, not an image" in said
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(class_folder):
     answers = (  # without TensorFlow, which has no part in it
         "import runpy, sys, types; import numpy as np; from template import runs; sys.argv = sys.argv[1:]; "
@@ -861,6 +864,7 @@ def test_missing_folders_on_the_way_are_made(finished, tmp_path):
     assert code == 0 and out.is_file()
 
 
+@pytest.mark.slow
 def test_a_run_of_another_machine_is_evaluated_with_a_cache_of_this_one(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "copied"

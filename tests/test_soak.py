@@ -29,6 +29,7 @@ def test_good_and_hostile_requests_are_answered_as_they_should_be(tmp_path, monk
     assert found["restarts"]["by"] == {"SIGTERM": 2, "SIGKILL": 2} and found["restarts"]["requests"] > 20
 
 
+@pytest.mark.slow
 def test_a_server_that_says_something_else_is_noticed(tmp_path):
     wrong, right = (colour_run(tmp_path / name, order) for name, order in (("a", (2, 1, 0)), ("b", (0, 1, 2))))
     with soak.serving(wrong) as server:

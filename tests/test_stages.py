@@ -169,6 +169,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkey
     assert checkpoints.read_checkpoint(tmp_path / "checkpoints")[0].epoch == 1
 
 
+@pytest.mark.slow
 def test_validation_that_gives_no_number_twice_stops_training_and_is_not_saved(
     pretrained, tmp_path, monkeypatch, eagerly
 ):
@@ -189,6 +190,7 @@ def test_a_network_that_gives_nan_is_not_stored(pretrained, tmp_path, eagerly):
     assert not list((tmp_path / "cache").glob("*"))
 
 
+@pytest.mark.slow
 def test_an_epoch_without_a_number_neither_stops_the_run_nor_becomes_the_best(
     pretrained, tmp_path, monkeypatch, eagerly
 ):
@@ -433,6 +435,7 @@ def test_each_stage_mixes_what_its_input_allows_until_its_last_quarter(pretraine
     assert capsys.readouterr().out.count("train.cutmix: mixup only") == 1
 
 
+@pytest.mark.slow
 def test_blocks_are_dropped_more_from_epoch_to_epoch_in_a_refit_too_and_never_of_vectors(
     pretrained, tmp_path, monkeypatch, capsys
 ):
@@ -465,6 +468,7 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_a_refit_too_and_never_of
     assert seen == expected[:4], "as planned, though the fourth epoch was not kept"
 
 
+@pytest.mark.slow
 def test_a_refit_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch, eagerly):
     stages = (Stage(unfreeze=1, epochs=1, learning_rate=1e-2), Stage(unfreeze=0, epochs=1, learning_rate=3e-3))
     monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
@@ -483,6 +487,7 @@ def test_a_refit_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, mon
     assert same(expected, again, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_refit_computes_only_what_the_stages_have_not(pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: None)
     stages = (Stage(unfreeze=0, epochs=3, cached_augmentations=2),)
@@ -743,6 +748,7 @@ def test_there_is_one_notion_of_best(pretrained, tmp_path, monkeypatch, capsys, 
     assert f"{name} {state.best:.3f} " in said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_epoch_predicts_validation_once_and_evaluates_nothing(pretrained, tmp_path, monkeypatch, eagerly):
     count = dict.fromkeys(("predict", "evaluate", "predict_on_batch"), 0)
 

@@ -149,6 +149,7 @@ def test_another_process_goes_on_with_the_same_recipe(open_search, monkeypatch):
     assert (found.folder / "default.toml").is_file()
 
 
+@pytest.mark.slow
 def test_a_study_may_be_in_a_database(tmp_path):
     """Two processes, or machines, that are given the same address and name have the same study."""
     address = f"sqlite:///{tmp_path}/studies.db"

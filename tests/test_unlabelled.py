@@ -190,6 +190,7 @@ def weights(photographs, shallow) -> Path:
     return photographs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eagerly")
 def test_a_run_records_what_it_used_and_goes_on_with_nothing_else(weights, capsys, monkeypatch):
     monkeypatch.setattr(module, "CLEARLY_WORSE", -np.inf)

@@ -54,7 +54,7 @@ def test_weights_are_read_as_written(name, what, tmp_path):
         ({"name": "tiny"}, {"name": "mobilenet"}),
         ({"name": "vgg16"}, {"name": "vgg19"}),
         pytest.param({"name": "vgg19"}, {"name": "vgg16"}, marks=pytest.mark.slow),
-        ({"name": "mobilenet", "alpha": 0.5}, {"name": "mobilenet", "alpha": 0.25}),
+        pytest.param({"name": "mobilenet", "alpha": 0.5}, {"name": "mobilenet", "alpha": 0.25}, marks=pytest.mark.slow),
     ],
     ids=lambda row: "-".join(map(str, row.values())),
 )
