@@ -41,16 +41,14 @@ def main() -> None:
         with clock("import"):
             runs.import_tensorflow()
             from template import recipe
-            from template.diagnose.preflight import FORECAST, preflight
+            from template.diagnose.preflight import preflight
         try:
-            forecast = None
             if known.preflight:
                 with clock("preflight"):
                     passed = preflight(config, folder)
                 if not passed:
                     sys.exit("\nNothing was trained. Correct what failed, or go on without --preflight.")
-                forecast = runs.read_json(folder / "preflight.json")["numbers"][FORECAST]
-            with progress.step("run", expected=forecast):
+            with progress.step("run"):
                 metrics = recipe.run(config, folder, clock)
         except recipe.ERRORS as error:
             if new and runs.discard(folder):

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO, TypeVar
 
@@ -28,7 +28,7 @@ class Step:
         total: how many things are to be done; None where nobody can say.
         unit: what they are.
         done: of them.
-        expected: seconds from begin to end, if there is a forecast.
+        expected: seconds from begin to end, if there is a forecast, which may become better on the way.
         begun: by the monotonic clock.
     """
 
@@ -36,7 +36,7 @@ class Step:
     total: int | None = None
     unit: str = "images"
     done: int = 0
-    expected: float | None = None
+    expected: Callable[[], float | None] = lambda: None
     begun: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,10 +67,11 @@ class Step:
 
     def _left(self, seconds: float) -> str:
         """By the forecast, if there is one; it may be wrong."""
-        if self.expected is None:
+        expected = self.expected()
+        if expected is None:
             return ""
-        left = self.expected - seconds
-        return f", about {duration(left)} left" if left > 0 else f" ({duration(self.expected)} were forecast)"
+        left = expected - seconds
+        return f", about {duration(left)} left" if left > 0 else f" ({duration(expected)} were forecast)"
 
 
 _steps: list[Step] = []
@@ -85,7 +86,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def step(what: str, total: int | None = None, unit: str = "images", expected: float | None = None) -> Iterator[Step]:
+def step(what: str, total: int | None = None, unit: str = "images") -> Iterator[Step]:
     """For the block, show how far it is, as it tells by `advance` or `over`; within another step, behind that.
 
     Shown are steps of the main thread, for others work beside them; and none within `without_messages`.
@@ -94,9 +95,8 @@ def step(what: str, total: int | None = None, unit: str = "images", expected: fl
         what: is done.
         total: how many things are to be done; None where nobody can say.
         unit: what they are.
-        expected: seconds, where they cannot be counted but were forecast.
     """
-    shown = Step(what, total, unit, expected=expected)
+    shown = Step(what, total, unit)
     if isinstance(sys.stdout, _Nowhere) or threading.current_thread() is not threading.main_thread():
         yield shown
         return
@@ -118,6 +118,16 @@ def track(items: Iterable[Item], what: str, total: int | None = None, unit: str 
 def describe() -> str:
     """What is going on, in a line."""
     return " | ".join(map(str, _steps))
+
+
+def expect(seconds: Callable[[], float | None]) -> None:
+    """From now on the outermost step, if one is shown, says what is left of so many seconds since it began.
+
+    Args:
+        seconds: as far as they are known; asked for again with every line.
+    """
+    if _steps:
+        _steps[0].expected = seconds
 
 
 def print_line(text: str) -> None:

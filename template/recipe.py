@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import config as configuration
-from . import device, disk, messages, runs, suggest
+from . import device, disk, messages, progress, runs, suggest
 from .config import Config
 from .data.audit.facts import facts_from_pixels
 from .data.dataset import ArrayDataset
@@ -24,6 +24,7 @@ from .deploy.novelty import Novelty
 from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
 from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
+from .diagnose.forecast import seconds_in_all
 from .evaluate.predictions import Predictions
 from .experiments import tracking
 from .experiments.read import read
@@ -112,6 +113,7 @@ def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
     cache = FeatureCache.of(config, clock)
     with clock("decode"):
         config, parts = load_data(config, without_auto(config).data)
+    progress.expect(functools.partial(seconds_in_all, config, parts.counts, clock))
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
         pixels = parts.pixels(without_auto(config).data)
         facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))

@@ -267,7 +267,7 @@ def peak_memory_gb() -> float | None:
 
 
 class Timer:
-    """Where the time went: `with clock("decode"): ...` adds up seconds under a name.
+    """Where the time went: `with clock("decode"): ...` adds up seconds under a name, and images that were counted.
 
     Inside a block another may be opened; its seconds are its own and not those of the block around it. Blocks of other
     threads than the one that made the clock run beside these, and are not counted.
@@ -276,6 +276,7 @@ class Timer:
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
         self._around: list[str] = []
         self._thread = threading.get_ident()
 
@@ -300,6 +301,7 @@ class Timer:
             taken = time.perf_counter() - start
             self._around.pop()
             self.seconds[name] += taken
+            self.counts[name] = self.counts.get(name, 0) + step.done
             if self._around:
                 self.seconds[self._around[-1]] -= taken
 

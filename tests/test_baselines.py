@@ -9,11 +9,10 @@ from conftest import image
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.dataset import ArrayDataset, eval_dataset
 from template.diagnose import baselines, forecast, preflight
-from template.diagnose.forecast import StageTiming
 from template.model.backbones import build_backbone
-from template.model.blocks import find_blocks
 from template.model.build import attach, build
 from template.model_selection.auto import count_forward_passes, count_probes, head_inputs, probe_features, probe_views
+from template.model_selection.depth import SMALL, depths
 from template.runs import Timer
 from template.train import linear_probe as probe
 from template.train.features import FeatureCache
@@ -142,36 +141,46 @@ def test_every_network_that_auto_compares_takes_its_own_time(monkeypatch):
     assert preflight._of_candidate(PRETRAINED, PRETRAINED.backbone, coloured(40, 0)) == expected
 
 
+COUNTS = {"train": 100, "val": 50, "test": 30}
+
+
 def test_a_forecast_adds_up():
+    """Of three blocks one is trained: a third of each step, forward and, for twice as long, backward."""
     stage = Stage(unfreeze=1, epochs=10, cached_augmentations=4)
     config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=(stage,), tta=TTA(hflip=True))
-    pace = StageTiming(start=5.0, below=0.1, training=0.02, validation=0.01)
-    counts = {"train": 100, "val": 50, "test": 30}
-    seconds = forecast.forecast(config, counts, 0.2, [(stage, pace)])
+    seconds = forecast.forecast(config, COUNTS, 0.2)
     assert seconds == {
         "probe": pytest.approx(0.2 * 100),
-        "stage 1": pytest.approx(5 + 0.1 * 4 * 100 + 10 * (0.02 * 100 + 0.01 * 50)),
-        "refit": pytest.approx(5 + 0.1 * 4 * 50 + 10 * 0.02 * 150),
+        "stage 1": pytest.approx(0.2 * (4 * 100 * 2 / 3 + 10 * (3 * 100 + 50) / 3)),
+        "refit": pytest.approx(0.2 * (4 * 50 * 2 / 3 + 10 * 3 * 150 / 3)),
         "evaluation": pytest.approx(0.2 * (2 * (50 + 30) + 100)),
     }
-    # Of three folds each trains on two thirds; images as they are go below once, and are judged once. The second depth
-    # has augmented views of its own.
-    raced = forecast.forecast(config, counts, 0.2, [(stage, pace)], [(stage, pace), (stage, pace)])
-    race = 5 + 0.1 * 100 + 10 * 0.02 * 200 + 0.01 * 100
-    assert raced == seconds | {"depth": pytest.approx(2 * race + 0.1 * 4 * 100)}
-    few = forecast.forecast(config, counts | {"train": 6000}, 0.2, [(stage, pace)])
-    assert "refit" not in few
+    by_name = dataclasses.replace(config, stages=(dataclasses.replace(stage, unfreeze="block3"),))
+    assert forecast.forecast(by_name, COUNTS, 0.2) == seconds, "the top one of three"
+    everything = forecast.forecast(dataclasses.replace(config, stages=(Stage(unfreeze="all", epochs=1),)), COUNTS, 0.2)
+    assert everything["stage 1"] == pytest.approx(0.2 * (3 * 100 + 50))
+    assert everything["evaluation"] == pytest.approx(0.2 * (2 * (50 + 50 + 30) + 100)), "validation images twice"
+    assert "refit" not in forecast.forecast(config, COUNTS | {"train": 6000}, 0.2)
 
 
-@pytest.mark.slow
-def test_the_pace_is_of_what_the_stage_does(eagerly):
-    train = coloured(40, 0)
-    config = Config(data=Data(image_size=SIZE), backbone=PRETRAINED.backbone, train=Train(batch_size=16))
+def test_what_races_takes_time_and_little_of_it_on_small_images():
+    """A race may end after the first of three folds, each of which trains on two thirds."""
+    config = Config(backbone=Backbone(name="mobilenet"), data=Data(image_size=2 * SMALL), augment=Augment(hflip=False))
+    top, half = depths(config, 100)
+    assert (top.unfreeze, half.unfreeze) == (2, 6), "of 13 blocks"
 
-    def pace(unfreeze) -> StageTiming:
-        model = build(Backbone(name="tiny", weights="none"), Head(), SIZE, [1] * CLASSES)
-        blocks, stage = find_blocks(model, config.backbone), Stage(unfreeze=unfreeze, epochs=5)
-        return forecast.measure_stage(model, blocks, stage, train, config.train.batch_size)
+    def race(stage: Stage, above: float, views: int) -> float:
+        return (1 - above) * views * 100 + above * 0.5 * (stage.epochs * 3 * 200 + 100)
 
-    top, everything = pace(1), pace("all")
-    assert top.below > 0 and everything.below == 0 and min(top.start, top.training, top.validation) > 0
+    expected = race(top, 2 / 13, 1) + race(half, 6 / 13, 1 + min(half.cached_augmentations or 99, half.epochs)) / 4
+    assert forecast.forecast(config, COUNTS, 0.2)["depth"] == pytest.approx(0.2 * expected)
+
+
+def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network():
+    config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=())
+    clock = Timer()
+    clock.seconds |= {"decode": 7.0, "import": 9.0}
+    assert forecast.seconds_in_all(config, COUNTS, clock) is None
+    clock.seconds["features"], clock.counts["features"] = 20.0, 100
+    expected = 7 + forecast.OTHERS + sum(forecast.forecast(config, COUNTS, 0.2).values())
+    assert forecast.seconds_in_all(config, COUNTS, clock) == pytest.approx(expected), "without what was before the run"

@@ -87,8 +87,13 @@ def test_a_line_says_rate_and_time_left(monkeypatch):
     assert str(step) == "decoding: 320 of 1,000 images, 64 images/s, 11 s left"
     step.advance(-315)
     assert str(step) == "decoding: 5 of 1,000 images, 1.0 images/s, 17 min left"
-    run = progress.Step("run", expected=100.0)
-    clock.now += 40
+    run = progress.Step("run")
+    monkeypatch.setattr(progress, "_steps", [run, step])
+    clock.now += 20
+    assert str(run) == "run, 20 s"
+    progress.expect(lambda: None if clock.now < run.begun + 40 else 100.0)
+    assert str(run) == "run, 20 s", "as long as nobody knows"
+    clock.now += 20
     assert str(run) == "run, 40 s, about 60 s left"
     clock.now += 70
     assert str(run) == "run, 110 s (100 s were forecast)"

@@ -150,13 +150,15 @@ def test_clock_adds_up_under_each_name(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     clock = runs.Timer()
     for name, seconds in [("decode", 2.0), ("training", 10.0), ("decode", 3.0)]:
-        with clock(name):
+        with clock(name) as step:
             now += seconds
+            step.advance(20)
         now += 1  # between the blocks: in the total alone
     with pytest.raises(RuntimeError), clock("training"):
         now += 5
         raise RuntimeError("the time was spent all the same")
     assert clock.seconds == {"decode": 5.0, "training": 15.0}
+    assert clock.counts == {"decode": 40, "training": 20}
     assert clock.total() == 23.0
 
 

@@ -12,7 +12,7 @@ from ..config import Config, ConfigError, Data
 from .array_file import ArrayFile
 from .dataset import ArrayDataset, eval_dataset, share, train_dataset
 from .decode import decode, with_bits, with_digests
-from .examples import DataError, Examples, first_lines, load_examples
+from .examples import PARTS, DataError, Examples, first_lines, load_examples
 from .sources.names import match_names
 from .split import clusters, split, to_csv
 from .unlabelled import Unlabelled, check_folder, load_unlabelled
@@ -45,6 +45,11 @@ class Parts:
     def rows(self, part: str) -> np.ndarray:
         """Rows of the examples in a part, int64."""
         return np.flatnonzero(self.examples.parts == part)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each part."""
+        return {part: len(self.rows(part)) for part in PARTS}
 
     def plain(self, part: str, data: Data) -> ArrayDataset:
         """The images of a part, not augmented."""

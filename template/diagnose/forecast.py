@@ -1,106 +1,110 @@
-"""How long a run will take: a few batches measured, times what it will do."""
+"""How long a run will take: the passes through its network, of which each takes as long as those so far."""
 
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from ..config import Config, Stage
+from .. import runs
+from ..config import Config, Stage, settled
 from ..data.dataset import ArrayDataset, subsample
-from ..model.blocks import Blocks, boundary, freeze
-from ..model_selection.auto import count_forward_passes
-from ..model_selection.depth import FOLDS
+from ..model.backbones import count_blocks
+from ..model_selection.auto import count_forward_passes, without_auto
+from ..model_selection.depth import FOLDS, cross_validates_depth, depths, small_size, with_stages
 from ..suggest import refits, uses_hflip
-from ..train.features import inference, split_model
-from ..train.one_stage import compile_for
-from ..train.optimizers import create_optimizer, create_schedule
+from ..train.features import inference
 from .baselines import FEW
 
-BATCHES = 3
+BACKWARD = 2.0
+"""Passes that as many gradients take: with respect to the activations, and to the weights."""
+
+GIVEN_UP = 0.5
+"""Of all folds of a race, how much is run: it may end after the first."""
 
 
-@dataclass(frozen=True)
-class StageTiming:
-    """Seconds of a stage: `start` to trace; per image `below` the boundary, in `training` and in `validation`."""
-
-    start: float
-    below: float
-    training: float
-    validation: float
-
-
-def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int) -> float:
-    """Seconds an image takes through the whole network."""
-    batch = subsample(train, batch_size)
-    network, pixels = inference(model), batch.read(0, np.arange(len(batch)))
-    return _seconds(lambda: network(pixels).numpy())[1] / len(pixels)
-
-
-def measure_stage(
-    model: keras.Model, blocks: Blocks, stage: Stage, train: ArrayDataset, batch_size: int
-) -> StageTiming:
-    """Seconds of a stage, measured on one batch; the model is changed."""
-    batch = subsample(train, batch_size)
-    inputs, below, network = batch.read(0, np.arange(len(batch))).astype(np.float32), 0.0, model
-    freeze(model, blocks, stage.unfreeze)
-    tensor = boundary(model, blocks, stage.unfreeze)
-    start = 0.0
-    if tensor is not None:
-        bottom, network = split_model(model, tensor)
-        run = inference(bottom)
-        start, below = _seconds(lambda: run(inputs).numpy())
-        inputs = run(inputs).numpy()
-    compile_for(network, create_optimizer(stage, create_schedule(stage, 100)))
-    wanted = np.eye(model.output_shape[-1])[batch.labels]
-    first, step = _seconds(lambda: network.train_on_batch(inputs, wanted))
-    second, test = _seconds(lambda: network.predict_on_batch(inputs))
-    return StageTiming(start + first + second, below / len(batch), step / len(batch), test / len(batch))
-
-
-def forecast(
-    config: Config, counts: dict[str, int], per_image: float, stages: Sequence[tuple[Stage, StageTiming]],
-    depths: Sequence[tuple[Stage, StageTiming]] = (),
-) -> dict[str, float]:  # fmt: skip
+def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dict[str, float]:
     """Seconds of passes through the network in each phase of a run in which no stage stops early and nothing is found
     from an earlier one.
 
+    What a stage trains of the network is taken for as long as its share of the blocks.
+
     Args:
-        config: with its `auto`, which may turn out to be what takes longest.
+        config: with its `auto`, which may turn out to be what takes longest; the backbone is named.
         counts: images of train, val and test.
-        per_image: from `seconds_per_image`.
-        stages: each with its pace.
-        depths: likewise, what is cross-validated (`depth.choose_depth`), in all folds, at the size at which it is; the
-            first is a stage then.
+        per_image: seconds of a pass of one through the network, of the size that takes longest.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
-    shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)
-    shown *= 2 if uses_hflip(config) else 1
+    known = without_auto(config)
+    stages = settled(with_stages(known, train).stages)
     seconds = {"probe": per_image * count_forward_passes(config, train)}
-    for number, (stage, pace) in enumerate(depths):
-        views = 1 + (min(stage.cached_augmentations or stage.epochs, stage.epochs) if number else 0)
-        folds = stage.epochs * pace.training * train * (FOLDS - 1) + pace.validation * train
-        seconds["depth"] = seconds.get("depth", 0.0) + pace.start + pace.below * views * train + folds
+    for number, stage in enumerate(depths(known, train) if cross_validates_depth(config, train) else ()):
+        # The first at the size of the run, where it finds the views of the images as they are and leaves the others.
+        smaller = (small_size(known) / settled(known.data.image_size)) ** 2 if number else 1.0
+        above = _share(stage, known)
+        views = 1 + (_views(stage) if number else 0)
+        folds = GIVEN_UP * (stage.epochs * (1 + BACKWARD) * train * (FOLDS - 1) + train)
+        passes = smaller * ((1 - above) * views * train + above * folds)
+        seconds["depth"] = seconds.get("depth", 0.0) + per_image * passes
     again = 0.0
-    for number, (stage, pace) in enumerate(stages, start=1):
-        cached = min(stage.cached_augmentations or stage.epochs, stage.epochs)
-        epoch = pace.training * train + pace.validation * val
-        seconds[f"stage {number}"] = pace.start + pace.below * cached * train + stage.epochs * epoch
-        again += pace.start + pace.below * cached * val + stage.epochs * pace.training * (train + val)
+    for number, stage in enumerate(stages, start=1):
+        above = _share(stage, known)
+        below, step = (1 - above) * _views(stage), above * stage.epochs * (1 + BACKWARD)
+        seconds[f"stage {number}"] = per_image * ((below + step) * train + above * stage.epochs * val)
+        again += per_image * (below * val + step * (train + val))
     if refits(config, train + val + test):
         seconds["refit"] = again
+    shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)
+    shown *= 2 if uses_hflip(config) else 1
     # Validation images once, before the stages; and after them where nothing was frozen.
-    times = 1 + any(not pace.below for _, pace in stages)
+    times = 1 + any(stage.unfreeze == "all" for stage in stages)
     seconds["evaluation"] = per_image * (shown * (times * val + test) + min(train, FEW))
     return seconds
 
 
-def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the first call, in which TensorFlow traces and compiles, and the median of those after it."""
+def seconds_in_all(config: Config, counts: Mapping[str, int], clock: runs.Timer) -> float | None:
+    """Seconds of `recipe.run` from those that it has taken; None before it has sent images through its network.
+
+    Args:
+        config: as in `forecast`.
+        counts: likewise.
+        clock: of the run.
+    """
+    if not clock.counts.get("features"):
+        return None
+    per_image = clock.seconds["features"] / clock.counts["features"]
+    once = sum(clock.seconds.get(phase, 0.0) for phase in ("decode", "audit"))
+    return once + OTHERS + sum(forecast(config, counts, per_image).values())
+
+
+OTHERS = 30.0
+"""Seconds of what is no pass: fits of the probe, TensorFlow at tracing, the report; on two cores."""
+
+
+def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int, batches: int = 3) -> float:
+    """Seconds an image takes through the whole network: of a batch, the median, without the first, which is traced."""
+    batch = subsample(train, batch_size)
+    network, pixels = inference(model), batch.read(0, np.arange(len(batch)))
     times = []
-    for _ in range(1 + BATCHES):
+    for _ in range(1 + batches):
         start = time.perf_counter()
-        work()
+        network(pixels).numpy()
         times.append(time.perf_counter() - start)
-    return times[0], float(np.median(times[1:]))
+    return float(np.median(times[1:])) / len(pixels)
+
+
+def _share(stage: Stage, config: Config) -> float:
+    """Of the blocks of a backbone, those that a stage trains."""
+    if stage.unfreeze == "all":
+        return 1.0
+    blocks = count_blocks(config.backbone.name)
+    if isinstance(stage.unfreeze, int):
+        return min(stage.unfreeze, blocks) / blocks
+    lowest = int(re.sub(r"\D", "", stage.unfreeze))  # block4: that, and all above
+    return min(max(1, blocks - lowest + 1), blocks) / blocks
+
+
+def _views(stage: Stage) -> int:
+    """Epochs of which the frozen part of the network sees the images."""
+    return min(stage.cached_augmentations or stage.epochs, stage.epochs)

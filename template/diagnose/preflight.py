@@ -16,7 +16,7 @@ from PIL import Image
 from .. import progress, runs
 from ..config import Backbone, Config, Stage, require_single_label, settled
 from ..data.dataset import ArrayDataset, evenly_spaced, subsample
-from ..data.examples import PARTS, DataError, Examples
+from ..data.examples import DataError, Examples
 from ..data.images.load import BadImageError, load
 from ..data.load import Parts, load_data
 from ..model.at_hand import candidates
@@ -36,7 +36,7 @@ from ..model_selection.auto import (
     starts_from_probe,
     without_auto,
 )
-from ..model_selection.depth import at_small_size, cross_validates_depth, depths, with_stages
+from ..model_selection.depth import with_stages
 from ..train.features import FeatureCache
 from ..train.one_stage import mixing_of
 from . import baselines, checks, forecast
@@ -221,31 +221,17 @@ def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
 
 
 def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, float]:
-    """How long an epoch, each phase and the whole run will take.
+    """How long each phase and the whole run will take.
 
     Args:
         open_config: with its `auto`.
         begun: without.
         clock: with the seconds of decoding, and of fitting one probe on at most `MOST` images.
     """
-    config, train, model = begun.config, begun.train, begun.model()
-    blocks, batch_size = find_blocks(model, config.backbone), config.train.batch_size
-    paces = [
-        (stage, forecast.measure_stage(begun.model(), blocks, stage, train, batch_size))
-        for stage in settled(config.stages)
-    ]
-    raced = []
-    if cross_validates_depth(open_config, len(train)):
-        raced = paces.copy()
-        for stage in depths(config, len(train))[1:]:
-            small, _, at = at_small_size(begun.model(), begun.base, config)
-            images = begun.parts.plain("train", at.data)
-            its_blocks = find_blocks(small, config.backbone)
-            raced.append((stage, forecast.measure_stage(small, its_blocks, stage, images, batch_size)))
-    per_image = forecast.seconds_per_image(model, train, batch_size)
-    counts = {name: len(begun.parts.rows(name)) for name in PARTS}
+    config, train = begun.config, begun.train
+    per_image = forecast.seconds_per_image(begun.model(), train, config.train.batch_size)
     known = dataclasses.replace(open_config, backbone=config.backbone)
-    seconds = forecast.forecast(known, counts, per_image, paces, raced)
+    seconds = forecast.forecast(known, begun.parts.counts, per_image)
     if open_config.backbone.name == "auto":
         seconds["other networks"] = sum(
             _of_candidate(known, other, train) for other in candidates(open_config.backbone)[1:]
@@ -257,9 +243,6 @@ def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, 
     seconds["fits of the probe"] = fit * count_probes(known)
     seconds["decoding"] = clock.seconds["decode"]
     numbers = {f"seconds of the {name}, about": value for name, value in seconds.items()}
-    if paces:
-        _, pace = paces[0]
-        numbers["seconds of an epoch of stage 1"] = pace.training * counts["train"] + pace.validation * counts["val"]
     return {**numbers, FORECAST: sum(seconds.values())}
 
 

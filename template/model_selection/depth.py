@@ -164,12 +164,19 @@ def choose_depth(
     return chosen, compared
 
 
+def small_size(config: Config) -> int:
+    """Pixels a side at which half of the blocks races: `SMALL`, or those of the run if they are fewer."""
+    size = settled(config.data.image_size)
+    return size if config.backbone.name.startswith("hub:") else min(size, SMALL)
+
+
 def at_small_size(model: keras.Model, base: keras.Model, config: Config) -> tuple[keras.Model, keras.Model, Config]:
-    """Model, backbone and configuration for images of `SMALL` pixels; the same if they are not larger."""
-    if settled(config.data.image_size) <= SMALL or config.backbone.name.startswith("hub:"):
+    """Model, backbone and configuration for images of `small_size`; the same if they are not larger."""
+    size = small_size(config)
+    if settled(config.data.image_size) == size:
         return model, base, config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=SMALL))
-    base = resized(base, config.backbone, SMALL)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=size))
+    base = resized(base, config.backbone, size)
     return attach(base, config.backbone, config.head, np.ones(model.output_shape[-1])), base, config
 
 
