@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -113,6 +114,23 @@ def settings_complaint(arguments: list[str]) -> str | None:
 
 
 COMMANDS = [page for page in PAGES if page not in HOWTO]  # those are called where their diffs are applied
+
+
+@pytest.mark.skipif(OWN, reason="a project that new_project.py made has no benchmarks")
+def test_the_walk_of_the_readme_leaves_no_command_out():
+    walk = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
+    readme = TEXT[ROOT / "README.md"]
+    called = [shlex.split(command)[1:] for command in walk["commands"](readme)]
+    told = [
+        [script, *rest]
+        for block in blocks(readme)
+        for script, rest in scripts_called(f"```\n{block}```\n")
+        if script.startswith("scripts")
+    ]
+    added = [words for words in called if words not in told]
+    assert [words for words in called if words in told] == told
+    assert added == [["scripts/train.py", "--data.path=photos", "--train.seed=1"]], "a run to compare with"
+    assert called.index(added[0]) < min(place for place, words in enumerate(called) if "runs/OTHER" in words)
 
 
 @pytest.mark.parametrize("page", COMMANDS, ids=names(COMMANDS))
