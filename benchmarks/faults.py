@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from template import runs
+from template import progress, runs
 from template.config import Data
 from template.data.audit.duplicates import near_pairs
 from template.data.audit.facts import THUMBNAIL
@@ -303,7 +303,7 @@ def _save_checkpoint(folder: Path, model: Any, epoch: int) -> None:
         model.compile("adam", "categorical_crossentropy")
         model.optimizer.build(model.trainable_variables)
     base = {"begun": [variable.numpy() for variable in model.variables], "before": model.get_weights()}
-    checkpoint = Checkpoint(TrainState(), folder, model, base, runs.Timer())
+    checkpoint = Checkpoint(TrainState(), folder, model, base, progress.Timer())
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(epoch - 1)
 
@@ -494,7 +494,7 @@ def _artifacts(scratch: Path) -> dict[str, Artifact]:
     )
 
     def read_features(folder: Path) -> int:
-        rows = FeatureCache(folder, 1e9, 8, runs.Timer()).outputs(model, source, range(1))
+        rows = FeatureCache(folder, 1e9, 8, progress.Timer()).outputs(model, source, range(1))
         return 1 if (rows[np.arange(30)] == 4 * np.arange(30)[:, None]).all() else -1
 
     model = network(1)

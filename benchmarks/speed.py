@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from template import runs
+from template import progress, runs
 from template.config import Augment, Backbone, Head, Stage, Train
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -182,7 +182,7 @@ def unfrozen(backbone: Backbone, head: Head, size: int, scratch: Path) -> tuple:
     from template.train.features import FeatureCache, cache_frozen
 
     keras.utils.set_random_seed(SEED)
-    model, cache = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, runs.Timer())
+    model, cache = build(backbone, head, size, np.ones(CLASSES)), FeatureCache(scratch, 2**33, BATCH, progress.Timer())
     blocks = find_blocks(model, backbone)
     freeze(model, blocks, UNFROZEN)
     bottom = boundary(model, blocks, UNFROZEN)
@@ -208,7 +208,7 @@ def step(scratch: Path, images: int, rounds: int, name: str = "mobilenet", size:
     stage, settings = Stage(unfreeze="all", epochs=3 * rounds), Train(batch_size=BATCH)
     ours, plain = (build(backbone, head, size, np.ones(CLASSES)) for _ in range(2))
     context = TrainContext(
-        find_blocks(ours, backbone), (stage,), settings, FeatureCache(scratch, 2**33, BATCH, runs.Timer())
+        find_blocks(ours, backbone), (stage,), settings, FeatureCache(scratch, 2**33, BATCH, progress.Timer())
     )
     compile_stage(ours, stage, [source], None, context)
     rate = keras.optimizers.schedules.CosineDecay(stage.learning_rate, 3 * rounds * images // BATCH)

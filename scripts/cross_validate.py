@@ -24,7 +24,7 @@ from template.evaluate.intervals import percent
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then train fold by fold."""
     runs.any_terminal()
-    clock = runs.Timer()
+    clock = progress.Timer()
     config, folder, known = parse()
     resume = f"python scripts/cross_validate.py --resume {system.quote(str(folder))}{' --refit' * known.refit}"
     message = f"Stopped. Finished folds are kept, and what was saved of this one. Go on with: {resume}"

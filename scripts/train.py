@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
     runs.any_terminal()
-    clock = runs.Timer()
+    clock = progress.Timer()
     config, folder, known = parse(sys.argv[1:])
     new = not (folder / "config.toml").exists()
     if new:

@@ -1,4 +1,4 @@
-"""What a run says while something takes long: one live line on a terminal, in a log a line every few seconds.
+"""What a run says while something takes long: one live line on a terminal, in a log one every few seconds; its clock.
 
 It goes to stderr, for results go to stdout.
 """
@@ -196,3 +196,47 @@ def write_lines(out: TextIO, over: threading.Event) -> None:
         if time.monotonic() >= _written[0] + EVERY:  # nobody else has written meanwhile
             _written[0] = time.monotonic()
             print(f"  {describe()}", file=out, flush=True)
+
+
+class Timer:
+    """Where the time went: `with clock("decode"): ...` adds up seconds under a name, and images that were counted.
+
+    Inside a block another may be opened; its seconds are its own and not those of the block around it. Blocks of other
+    threads than the one that made the clock run beside these, and are not counted.
+    """
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self._around: list[str] = []
+        self._thread = threading.get_ident()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, total: int | None = None) -> Iterator[Step]:
+        """Add the duration of the block to `seconds[name]`, and show how far it is.
+
+        Args:
+            name: of what is done.
+            total: of how many images, if they are counted by the step that the block is given.
+        """
+        if threading.get_ident() != self._thread:
+            yield Step(name, total)
+            return
+        self.seconds.setdefault(name, 0.0)
+        self._around.append(name)
+        start = time.perf_counter()
+        try:
+            with step(name, total) as shown:
+                yield shown
+        finally:
+            taken = time.perf_counter() - start
+            self._around.pop()
+            self.seconds[name] += taken
+            self.counts[name] = self.counts.get(name, 0) + shown.done
+            if self._around:
+                self.seconds[self._around[-1]] -= taken
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self.start

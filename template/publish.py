@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from . import runs
+from . import progress, runs
 from .config import Config, Evaluate
 from .data.array_file import ArrayFile
 from .data.audit.facts import Facts
@@ -65,7 +65,7 @@ class TrainedRun:
     unlabelled: int = 0
 
 
-def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: runs.Timer, folder: Path) -> dict:
+def publish(trained: TrainedRun, predictions: dict[str, Predictions], clock: progress.Timer, folder: Path) -> dict:
     """Score the predictions, and write predictions, metrics, calibration, plots and the report into a run's folder.
 
     Args:

@@ -57,7 +57,7 @@ ERRORS = (DataError, WeightsError, configuration.ConfigError, disk.DiskError, di
 """Errors that a user can correct; the message says how."""
 
 
-def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
+def run(config: Config, folder: Path, clock: progress.Timer | None = None) -> dict:
     """Train and evaluate a classifier, and write everything about it into a folder.
 
     Args:
@@ -80,7 +80,7 @@ def run(config: Config, folder: Path, clock: runs.Timer | None = None) -> dict:
     if tracked:
         tracking.require()
     with writing(config, folder), on_devices(config.train):
-        metrics = _run(config, folder, clock or runs.Timer())
+        metrics = _run(config, folder, clock or progress.Timer())
     if tracked:
         tracking.log(read(folder))
     return metrics
@@ -107,7 +107,7 @@ def writing(config: Config, folder: Path) -> Iterator[None]:
             ) from error
 
 
-def _run(config: Config, folder: Path, clock: runs.Timer) -> dict:
+def _run(config: Config, folder: Path, clock: progress.Timer) -> dict:
     """`run`, in a folder that is ours alone."""
     messages.print_device(config)
     cache = FeatureCache.of(config, clock)

@@ -12,7 +12,7 @@ from template.data.dataset import ArrayDataset
 from template.model.backbones import build_backbone
 from template.model.blocks import Blocks, find_blocks
 from template.model.build import build
-from template.runs import Timer
+from template.progress import Timer
 from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext
 from template.train.stages import fit

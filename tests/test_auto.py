@@ -38,7 +38,7 @@ from template.model_selection.auto import (
     starts_from_probe,
     without_auto,
 )
-from template.runs import Timer
+from template.progress import Timer
 from template.suggest import OF_STAGES, settings_without_effect
 from template.train import checkpoint as checkpoints
 from template.train import linear_probe as probe

@@ -13,7 +13,7 @@ from template.model.backbones import build_backbone
 from template.model.build import attach, build
 from template.model_selection.auto import count_forward_passes, count_probes, head_inputs, probe_features, probe_views
 from template.model_selection.depth import SMALL, depths
-from template.runs import Timer
+from template.progress import Timer
 from template.train import linear_probe as probe
 from template.train.features import FeatureCache
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import call, class_folders, without_plots
 
-from template import recipe, runs
+from template import progress, recipe, runs
 from template.config import Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.load import Parts, load_data
@@ -177,10 +177,10 @@ def finished(home) -> tuple[Path, dict]:
     with without_plots(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(recipe, "fit_and_predict", dies)
         with contextlib.suppress(KeyboardInterrupt):
-            cross_validate(config, folder, 3, 1, runs.Timer())
+            cross_validate(config, folder, 3, 1, progress.Timer())
         assert sorted(path.name for path in folder.glob("fold-*")) == ["fold-01", "fold-02"]
         assert not (folder / "cross_validation.json").exists()
-        scores = cross_validate(config, folder, 3, 1, runs.Timer())
+        scores = cross_validate(config, folder, 3, 1, progress.Timer())
     assert len(begun) == 4, "the first fold was kept"
     return folder, scores
 
@@ -215,7 +215,7 @@ def test_other_images_do_not_go_on(finished, home, tmp_path):
     config = settings(home)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path / "images")))
     with pytest.raises(DataError, match="have changed since(.|\n)*missing or unreadable: 'disc/00.png'"):
-        cross_validate(config, folder, 3, 1, runs.Timer())
+        cross_validate(config, folder, 3, 1, progress.Timer())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from template.model.blocks import find_blocks
 from template.model_selection import depth as module
 from template.model_selection.auto import init_model
 from template.model_selection.depth import choose_depth, choose_stages
-from template.runs import Timer
+from template.progress import Timer
 from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext
 

@@ -15,7 +15,7 @@ from template.data.dataset import ArrayDataset
 from template.data.load import check_class_names
 from template.model.blocks import find_blocks
 from template.model.build import build
-from template.runs import Timer
+from template.progress import Timer
 from template.train.features import FeatureCache
 from template.train.losses import OVERLAP, WeightedLoss, class_weights, training_loss, weight_table
 from template.train.one_stage import TrainContext, compile_stage

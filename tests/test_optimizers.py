@@ -13,7 +13,7 @@ from template.config import Backbone, Head, Stage, Train
 from template.data.dataset import ArrayDataset
 from template.model.blocks import find_blocks, freeze
 from template.model.build import build
-from template.runs import Timer
+from template.progress import Timer
 from template.train import checkpoint as checkpoints
 from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext, compile_for

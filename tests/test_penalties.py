@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from template import runs
+from template import progress, runs
 from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
 from template.data.dataset import ArrayDataset
 from template.deploy.predictor import load_run, save_model
@@ -97,7 +97,7 @@ def test_the_penalty_is_logged_apart_falls_in_training_and_the_model_is_saved_an
     )
     settings, start = Train(batch_size=6), [v.numpy() for v in model.variables]
     how = TrainContext(
-        find_blocks(model, TINY), stages, settings, FeatureCache(tmp_path / "cache", 1e9, 6, runs.Timer()), start
+        find_blocks(model, TINY), stages, settings, FeatureCache(tmp_path / "cache", 1e9, 6, progress.Timer()), start
     )
     state = fit(model, source, source, how, tmp_path)
     first, second, third, last = (row["penalty"] for row in state.history)

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import call
 
-from template import progress, runs
+from template import progress
 
 
 class Clock:
@@ -112,7 +112,7 @@ def until(text: str, out: io.StringIO) -> None:
 
 def test_a_log_gets_lines_and_each_names_what_is_around(monkeypatch, eager):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    clock, threads = runs.Timer(), threading.active_count()
+    clock, threads = progress.Timer(), threading.active_count()
     with clock("depth"):
         for item in progress.track("abc", "training", 3, "steps"):
             if item == "c":

@@ -17,7 +17,7 @@ from template.diagnose.range_test import best_rate, sweep
 from template.model.backbones import build_backbone, standardise
 from template.model.blocks import find_blocks
 from template.model.build import attach, build
-from template.runs import Timer
+from template.progress import Timer
 from template.train.features import FeatureCache
 from template.train.one_stage import TrainContext, compile_stage
 

@@ -13,7 +13,7 @@ from staged import CLASSES, SETTINGS, STAGES, coloured, context, fresh, load_pre
 
 from template import disk
 from template.config import Backbone, Stage
-from template.runs import Timer
+from template.progress import Timer
 from template.train import checkpoint as checkpoints
 from template.train import one_stage
 from template.train.select import scores

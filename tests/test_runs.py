@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from template import runs
+from template import progress, runs
 
 
 def names(folder: Path) -> list[str]:
@@ -148,7 +148,7 @@ def test_new_folder_makes_its_parents_and_says_when_and_what(tmp_path):
 def test_clock_adds_up_under_each_name(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock = runs.Timer()
+    clock = progress.Timer()
     for name, seconds in [("decode", 2.0), ("training", 10.0), ("decode", 3.0)]:
         with clock(name) as step:
             now += seconds
@@ -175,7 +175,7 @@ def wait(monkeypatch):
 
 
 def test_the_seconds_of_an_inner_block_are_not_those_of_the_block_around_it(wait):
-    clock = runs.Timer()
+    clock = progress.Timer()
     with clock("stage 1"):
         wait(1)
         with clock("features"):
@@ -194,7 +194,7 @@ def test_the_seconds_of_an_inner_block_are_not_those_of_the_block_around_it(wait
 
 
 def test_a_block_inside_one_of_the_same_name_is_counted_once(wait):
-    clock = runs.Timer()
+    clock = progress.Timer()
     with clock("probe"):
         wait(1)
         with clock("probe"):
@@ -204,7 +204,7 @@ def test_a_block_inside_one_of_the_same_name_is_counted_once(wait):
 
 
 def test_a_failure_inside_an_inner_block_loses_no_time(wait):
-    clock = runs.Timer()
+    clock = progress.Timer()
     with pytest.raises(RuntimeError), clock("stage 1"):
         wait(1)
         with clock("features"):
@@ -216,7 +216,7 @@ def test_a_failure_inside_an_inner_block_loses_no_time(wait):
 
 
 def test_whatever_the_blocks_they_add_up_to_the_time_inside_the_outermost(wait):
-    clock, generator, inside = runs.Timer(), random.Random(0), 0.0
+    clock, generator, inside = progress.Timer(), random.Random(0), 0.0
 
     def block(depth: int) -> float:
         spent = 0.0
@@ -237,7 +237,7 @@ def test_whatever_the_blocks_they_add_up_to_the_time_inside_the_outermost(wait):
 
 def test_a_block_of_another_thread_takes_no_time_from_the_blocks_of_this_one(wait):
     """With `refresh`, the threads that read ahead compute activations, perhaps beyond the end of a stage."""
-    clock, begun, end = runs.Timer(), threading.Event(), threading.Event()
+    clock, begun, end = progress.Timer(), threading.Event(), threading.Event()
 
     def compute() -> None:
         with clock("features"):

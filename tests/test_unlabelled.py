@@ -23,7 +23,7 @@ from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
 from template.model_selection import unlabelled as module
 from template.model_selection.unlabelled import STRANGE, choose_unlabelled
-from template.runs import Timer
+from template.progress import Timer
 from template.train import checkpoint as checkpoints
 from template.train.features import FeatureCache
 

@@ -19,7 +19,7 @@ from template.data.batches import inference_batches
 from template.evaluate.predictions import predict
 from template.model.blocks import find_blocks
 from template.model.build import build
-from template.runs import Timer
+from template.progress import Timer
 from template.train import checkpoint
 from template.train.distribute import on_all, on_devices
 from template.train.features import FeatureCache, inference

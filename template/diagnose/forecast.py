@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from .. import runs
+from .. import progress
 from ..config import Config, Stage, settled
 from ..data.dataset import ArrayDataset, subsample
 from ..model.backbones import count_blocks
@@ -63,7 +63,7 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     return seconds
 
 
-def seconds_in_all(config: Config, counts: Mapping[str, int], clock: runs.Timer) -> float | None:
+def seconds_in_all(config: Config, counts: Mapping[str, int], clock: progress.Timer) -> float | None:
     """Seconds of `recipe.run` from those that it has taken; None before it has sent images through its network.
 
     Args:

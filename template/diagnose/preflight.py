@@ -81,7 +81,7 @@ def preflight(config: Config, folder: Path) -> bool:
 
 def inspect(config: Config) -> tuple[list[checks.Check], dict[str, float], dict[str, Image.Image]]:
     """All checks; baselines and the forecast of seconds; images by file name."""
-    clock = runs.Timer()
+    clock = progress.Timer()
     begun = Begun.of(config, clock)
     with progress.step("checks"):
         found, images = _checks(begun)
@@ -116,7 +116,7 @@ class Begun:
     cache: FeatureCache
 
     @classmethod
-    def of(cls, config: Config, clock: runs.Timer) -> "Begun":
+    def of(cls, config: Config, clock: progress.Timer) -> "Begun":
         """From settings, with the first option of every `auto`."""
         config = without_auto(config)
         set_seed_and_precision(config.train)
@@ -190,7 +190,7 @@ def _baselines(begun: Begun) -> dict[str, float]:
     }
 
 
-def _probe(begun: Begun, clock: runs.Timer) -> tuple[list[checks.Check], float]:
+def _probe(begun: Begun, clock: progress.Timer) -> tuple[list[checks.Check], float]:
     """Of the linear probe: checks, and its validation accuracy."""
     config, examples = begun.config, begun.parts.examples
     few, held_out = subsample(begun.train, MOST), subsample(begun.val, MOST)
@@ -220,7 +220,7 @@ def _served(examples: Examples, row: int, config: Config) -> np.ndarray:
         raise DataError(f"{str(examples.ids[row])!r} was read, and cannot be any more: {error}") from error
 
 
-def _seconds(open_config: Config, begun: Begun, clock: runs.Timer) -> dict[str, float]:
+def _seconds(open_config: Config, begun: Begun, clock: progress.Timer) -> dict[str, float]:
     """How long each phase and the whole run will take.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import runs
+from .. import progress, runs
 from . import document, failures, metrics, plots
 from .calibration import reliability, risk_coverage_table
 from .classification import confusion_counts
@@ -19,7 +19,7 @@ LISTED = 24
 
 def publish(
     predictions: Predictions, raw: Predictions, folds: Sequence[Mapping[str, Any]], repeats: int,
-    skipped: Sequence[tuple[str, str]], clock: runs.Timer, folder: Path,
+    skipped: Sequence[tuple[str, str]], clock: progress.Timer, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Score predictions that are all out of fold, and write predictions, scores, plots and the report.
 

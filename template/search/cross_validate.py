@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from .. import config as configuration
-from .. import disk, messages, recipe, runs
+from .. import disk, messages, progress, recipe, runs
 from ..config import Config, Data
 from ..data.audit.facts import facts_from_pixels
 from ..data.examples import DataError
@@ -29,7 +29,7 @@ from ..train.features import FeatureCache
 from ..train.linear_probe import folds as divide_rows
 
 
-def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock: runs.Timer) -> dict[str, Any]:
+def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock: progress.Timer) -> dict[str, Any]:
     """Cross-validate a recipe, and write a report about it into a folder; goes on with the folds that are missing.
 
     Args:

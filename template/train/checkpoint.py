@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from .. import disk, runs
+from .. import disk, progress, runs
 
 Arrays = dict[str, list[np.ndarray]]
 
@@ -86,7 +86,7 @@ class Checkpoint(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, state: TrainState, folder: Path, whole: keras.Model, base: Arrays, clock: runs.Timer,
+        self, state: TrainState, folder: Path, whole: keras.Model, base: Arrays, clock: progress.Timer,
         keep: keras.callbacks.Callback | None = None, seconds: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .. import runs
+from .. import progress
 from ..config import Config
 from ..data.array_file import ArrayFile, Selection
 from ..data.batches import ordered_batches
@@ -72,14 +72,14 @@ class FeatureCache:
     folder: Path
     limit_bytes: float
     batch_size: int
-    clock: runs.Timer
+    clock: progress.Timer
     probes: dict[str, Probe] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Config, clock: runs.Timer | None = None) -> "FeatureCache":
+    def of(cls, config: Config, clock: progress.Timer | None = None) -> "FeatureCache":
         """In the cache folder of a recipe."""
         folder, limit = Path(config.data.cache).expanduser(), config.data.cache_gb * 2**30
-        return cls(folder, limit, config.train.batch_size, clock or runs.Timer())
+        return cls(folder, limit, config.train.batch_size, clock or progress.Timer())
 
     def outputs(
         self, network: keras.Model, dataset: ArrayDataset, epochs: range, dtype: type = np.float16
