@@ -9,6 +9,7 @@ from conftest import image
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.dataset import ArrayDataset, eval_dataset
 from template.diagnose import baselines, forecast, preflight
+from template.diagnose.forecast import TRACING
 from template.model.backbones import build_backbone
 from template.model.build import attach, build
 from template.model_selection.auto import count_forward_passes, count_probes, head_inputs, probe_features, probe_views
@@ -151,14 +152,14 @@ def test_a_forecast_adds_up():
     seconds = forecast.forecast(config, COUNTS, 0.2)
     assert seconds == {
         "probe": pytest.approx(0.2 * 100),
-        "stage 1": pytest.approx(0.2 * (4 * 100 * 2 / 3 + 10 * (3 * 100 + 50) / 3)),
-        "refit": pytest.approx(0.2 * (4 * 50 * 2 / 3 + 10 * 3 * 150 / 3)),
+        "stage 1": pytest.approx(TRACING + 0.2 * (4 * 100 * 2 / 3 + 10 * (3 * 100 + 50) / 3)),
+        "refit": pytest.approx(TRACING + 0.2 * (4 * 50 * 2 / 3 + 10 * 3 * 150 / 3)),
         "evaluation": pytest.approx(0.2 * (2 * (50 + 30) + 100)),
     }
     by_name = dataclasses.replace(config, stages=(dataclasses.replace(stage, unfreeze="block3"),))
     assert forecast.forecast(by_name, COUNTS, 0.2) == seconds, "the top one of three"
     everything = forecast.forecast(dataclasses.replace(config, stages=(Stage(unfreeze="all", epochs=1),)), COUNTS, 0.2)
-    assert everything["stage 1"] == pytest.approx(0.2 * (3 * 100 + 50))
+    assert everything["stage 1"] == pytest.approx(TRACING + 0.2 * (3 * 100 + 50))
     assert everything["evaluation"] == pytest.approx(0.2 * (2 * (50 + 50 + 30) + 100)), "validation images twice"
     assert "refit" not in forecast.forecast(config, COUNTS | {"train": 6000}, 0.2)
 
@@ -173,7 +174,7 @@ def test_what_races_takes_time_and_little_of_it_on_small_images():
         return (1 - above) * views * 100 + above * 0.5 * (stage.epochs * 3 * 200 + 100)
 
     expected = race(top, 2 / 13, 1) + race(half, 6 / 13, 1 + min(half.cached_augmentations or 99, half.epochs)) / 4
-    assert forecast.forecast(config, COUNTS, 0.2)["depth"] == pytest.approx(0.2 * expected)
+    assert forecast.forecast(config, COUNTS, 0.2)["depth"] == pytest.approx(2 * TRACING + 0.2 * expected)
 
 
 def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network():

@@ -23,10 +23,16 @@ BACKWARD = 2.0
 GIVEN_UP = 0.5
 """Of all folds of a race, how much is run: it may end after the first."""
 
+TRACING = 5.0
+"""Seconds until TensorFlow has a stage ready to train, on a CPU."""
+
+OTHERS = 12.0
+"""Seconds of what is neither: fits of the probe, bootstraps, the report."""
+
 
 def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dict[str, float]:
-    """Seconds of passes through the network in each phase of a run in which no stage stops early and nothing is found
-    from an earlier one.
+    """Seconds of passes through the network, and of tracing it, in each phase of a run in which no stage stops early and
+    nothing is found from an earlier one.
 
     What a stage trains of the network is taken for as long as its share of the blocks.
 
@@ -46,13 +52,13 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
         views = 1 + (_views(stage) if number else 0)
         folds = GIVEN_UP * (stage.epochs * (1 + BACKWARD) * train * (FOLDS - 1) + train)
         passes = smaller * ((1 - above) * views * train + above * folds)
-        seconds["depth"] = seconds.get("depth", 0.0) + per_image * passes
+        seconds["depth"] = seconds.get("depth", 0.0) + TRACING + per_image * passes
     again = 0.0
     for number, stage in enumerate(stages, start=1):
         above = _share(stage, known)
         below, step = (1 - above) * _views(stage), above * stage.epochs * (1 + BACKWARD)
-        seconds[f"stage {number}"] = per_image * ((below + step) * train + above * stage.epochs * val)
-        again += per_image * (below * val + step * (train + val))
+        seconds[f"stage {number}"] = TRACING + per_image * ((below + step) * train + above * stage.epochs * val)
+        again += TRACING + per_image * (below * val + step * (train + val))
     if refits(config, train + val + test):
         seconds["refit"] = again
     shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)
@@ -76,10 +82,6 @@ def seconds_in_all(config: Config, counts: Mapping[str, int], clock: progress.Ti
     per_image = clock.seconds["features"] / clock.counts["features"]
     once = sum(clock.seconds.get(phase, 0.0) for phase in ("decode", "audit"))
     return once + OTHERS + sum(forecast(config, counts, per_image).values())
-
-
-OTHERS = 30.0
-"""Seconds of what is no pass: fits of the probe, TensorFlow at tracing, the report; on two cores."""
 
 
 def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int, batches: int = 3) -> float:
