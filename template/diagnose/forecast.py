@@ -31,8 +31,8 @@ OTHERS = 12.0
 
 
 def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dict[str, float]:
-    """Seconds of passes through the network, and of tracing it, in each phase of a run in which no stage stops early and
-    nothing is found from an earlier one.
+    """Seconds of tracing the network and of passes through it, in each phase of a run in which no stage stops early
+    and nothing is found from an earlier one.
 
     What a stage trains of the network is taken for as long as its share of the blocks.
 
