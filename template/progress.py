@@ -120,14 +120,20 @@ def describe() -> str:
     return " | ".join(map(str, _steps))
 
 
-def expect(seconds: Callable[[], float | None]) -> None:
-    """From now on the outermost step, if one is shown, says what is left of so many seconds since it began.
+def expect(left: Callable[[], float | None]) -> None:
+    """The outermost step, if one is shown, says from now on how much of so many seconds after now is left.
 
     Args:
-        seconds: as far as they are known; asked for again with every line.
+        left: seconds from now to its end, as far as they are known; asked for again with every line.
     """
     if _steps:
-        _steps[0].expected = seconds
+        outermost, now = _steps[0], time.monotonic()
+
+        def expected() -> float | None:
+            seconds = left()
+            return None if seconds is None else now - outermost.begun + seconds
+
+        outermost.expected = expected
 
 
 def print_line(text: str) -> None:

@@ -174,14 +174,21 @@ def test_what_races_takes_time_and_little_of_it_on_small_images():
         return (1 - above) * views * 100 + above * 0.5 * (stage.epochs * 3 * 200 + 100)
 
     expected = race(top, 2 / 13, 1) + race(half, 6 / 13, 1 + min(half.cached_augmentations or 99, half.epochs)) / 4
-    assert forecast.forecast(config, COUNTS, 0.2)["depth"] == pytest.approx(2 * TRACING + 0.2 * expected)
+    seconds = forecast.forecast(config, COUNTS, 0.2)
+    chosen = forecast.forecast(dataclasses.replace(config, stages=(top,)), COUNTS, 0.2)
+    assert seconds["stage 1"] == pytest.approx(chosen["stage 1"] / 2), "if it is chosen"
+    assert seconds["depth"] == pytest.approx(2 * TRACING + 0.2 * expected)
 
 
 def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network():
     config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=())
     clock = Timer()
-    clock.seconds |= {"decode": 7.0, "import": 9.0}
-    assert forecast.seconds_in_all(config, COUNTS, clock) is None
-    clock.seconds["features"], clock.counts["features"] = 20.0, 100
-    expected = 7 + forecast.OTHERS + sum(forecast.forecast(config, COUNTS, 0.2).values())
-    assert forecast.seconds_in_all(config, COUNTS, clock) == pytest.approx(expected), "without what was before the run"
+    assert forecast.seconds_left(config, COUNTS, clock) is None
+    clock.seconds["features"], clock.counts["features"] = 22.0, 100
+    passes = forecast.forecast(config, COUNTS, 0.2)
+    assert forecast.seconds_left(config, COUNTS, clock) == pytest.approx(forecast.OTHERS + sum(passes.values()))
+    left = forecast.OTHERS + sum(passes.values()) - passes["probe"]
+    assert forecast.seconds_left(config, COUNTS, clock, begun=True) == pytest.approx(left), "the probe is fitted"
+    clock.seconds["features"] = 1.0
+    quick = sum(forecast.forecast(config, COUNTS, 0.005).values())
+    assert forecast.seconds_left(config, COUNTS, clock) == pytest.approx(forecast.OTHERS + quick), "half may be tracing"

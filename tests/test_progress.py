@@ -91,7 +91,7 @@ def test_a_line_says_rate_and_time_left(monkeypatch):
     monkeypatch.setattr(progress, "_steps", [run, step])
     clock.now += 20
     assert str(run) == "run, 20 s"
-    progress.expect(lambda: None if clock.now < run.begun + 40 else 100.0)
+    progress.expect(lambda: None if clock.now < run.begun + 40 else 80.0)
     assert str(run) == "run, 20 s", "as long as nobody knows"
     clock.now += 20
     assert str(run) == "run, 40 s, about 60 s left"

@@ -26,6 +26,12 @@ GIVEN_UP = 0.5
 TRACING = 5.0
 """Seconds until TensorFlow has a stage ready to train, on a CPU."""
 
+TRACED = 2.0
+"""Seconds of the first passes that are TensorFlow's, tracing the network."""
+
+LIKELY = 0.5
+"""How much of a stage is expected before a race has decided whether there is one."""
+
 OTHERS = 12.0
 """Seconds of what is neither: fits of the probe, bootstraps, the report."""
 
@@ -53,12 +59,13 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
         folds = GIVEN_UP * (stage.epochs * (1 + BACKWARD) * train * (FOLDS - 1) + train)
         passes = smaller * ((1 - above) * views * train + above * folds)
         seconds["depth"] = seconds.get("depth", 0.0) + TRACING + per_image * passes
-    again = 0.0
+    again, likely = 0.0, LIKELY if "depth" in seconds else 1.0
     for number, stage in enumerate(stages, start=1):
         above = _share(stage, known)
         below, step = (1 - above) * _views(stage), above * stage.epochs * (1 + BACKWARD)
-        seconds[f"stage {number}"] = TRACING + per_image * ((below + step) * train + above * stage.epochs * val)
-        again += TRACING + per_image * (below * val + step * (train + val))
+        passes = (below + step) * train + above * stage.epochs * val
+        seconds[f"stage {number}"] = likely * (TRACING + per_image * passes)
+        again += likely * (TRACING + per_image * (below * val + step * (train + val)))
     if refits(config, train + val + test):
         seconds["refit"] = again
     shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)
@@ -69,19 +76,22 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     return seconds
 
 
-def seconds_in_all(config: Config, counts: Mapping[str, int], clock: progress.Timer) -> float | None:
-    """Seconds of `recipe.run` from those that it has taken; None before it has sent images through its network.
+def seconds_left(config: Config, counts: Mapping[str, int], clock: progress.Timer, begun: bool = False) -> float | None:
+    """Seconds that a run takes once its images are decoded; None before it has sent any through its network.
 
     Args:
         config: as in `forecast`.
         counts: likewise.
         clock: of the run.
+        begun: nothing is left to choose in the configuration, and what is left of the run is asked for.
     """
-    if not clock.counts.get("features"):
+    count, taken = clock.counts.get("features"), clock.seconds.get("features", 0.0)
+    if not count:
         return None
-    per_image = clock.seconds["features"] / clock.counts["features"]
-    once = sum(clock.seconds.get(phase, 0.0) for phase in ("decode", "audit"))
-    return once + OTHERS + sum(forecast(config, counts, per_image).values())
+    seconds = forecast(config, counts, max(taken - TRACED, taken / 2) / count)
+    if begun:
+        del seconds["probe"]
+    return OTHERS + sum(seconds.values())
 
 
 def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int, batches: int = 3) -> float:
