@@ -33,7 +33,7 @@ LIKELY = 0.5
 """How much of a stage is expected before a race has decided whether there is one."""
 
 OTHERS = 12.0
-"""Seconds of what is neither: fits of the probe, bootstraps, the report."""
+"""Seconds of what is neither passes nor tracing: fits of the probe, bootstraps, the report."""
 
 
 def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dict[str, float]:
