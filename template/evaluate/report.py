@@ -180,8 +180,8 @@ def _reject(reject: Mapping[str, Any], val: Mapping[str, Any], part: str) -> str
         n, groups = val["groups"] or val["images"], f" of {val['groups']} groups" if val["groups"] else ""
         most = f"{100 * lower_bound(n, n):.1f} %"
         return (
-            f"Selective prediction: no confidence threshold reaches {target} with 90 % confidence on validation. With "
-            f"its {val['images']} images{groups}, all predicted correctly, {most} could be ensured at most."
+            f"Selective prediction: no confidence threshold reaches {target} with 90 % confidence on validation. If "
+            f"all of its {val['images']} images{groups} were predicted correctly, {most} could be ensured, and no more."
         )
     accuracy = f", with an accuracy of {percent(reject['accuracy'])}" if reject["accuracy"] else ""
     return (
