@@ -12,6 +12,7 @@ import itertools
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=1200, help="for tune.py (default: 1200, as the README has it)")
     parser.add_argument("--out", type=Path, default=Path("commands.md"), help="Markdown to write (commands.md)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background would ignore it
     home = arguments.out.resolve().with_suffix("")
     home.mkdir(parents=True)
     lay_out(arguments.images, home, arguments.per_class)
@@ -92,7 +94,8 @@ def walk(command: str, home: Path, trained: list[str]) -> tuple[int, float]:
     for name, run in (("RUN", trained[1:2]), ("OTHER", trained[2:]), ("SAME_WITH_ANOTHER_SEED", trained[2:])):
         command = re.sub(rf"runs/{name}\b", "".join(f"runs/{one}" for one in run[:1]), command)
     _, script, *rest = shlex.split(command)
-    line, start = [sys.executable, str(ROOT / script), *rest], time.monotonic()
+    before, start = set((home / "runs").glob("*")), time.monotonic()
+    line = [sys.executable, str(ROOT / script), *rest]
     with (home / "output.txt").open("a", encoding="utf-8") as log:
         print(f"\n$ {command}", file=log, flush=True)
         if Path(script).stem in SERVERS:
@@ -101,7 +104,7 @@ def walk(command: str, home: Path, trained: list[str]) -> tuple[int, float]:
             code = subprocess.run(line, cwd=home, stdout=log, stderr=log, check=False).returncode
     seconds = time.monotonic() - start
     if Path(script).stem == "train":
-        trained += [run.name for run in (home / "runs").iterdir() if run.name not in trained]
+        trained += [run.name for run in {*(home / "runs").iterdir()} - before]
     return code, seconds
 
 
@@ -112,7 +115,7 @@ def _ask_once(line: list[str], home: Path, log: object) -> int:
             if address := re.search(r"http://\S+?:\d+/?", said):
                 with urllib.request.urlopen(address[0], timeout=60) as page:
                     page.read()
-                process.send_signal(2)
+                process.send_signal(signal.SIGINT)
                 break
     return process.returncode
 
