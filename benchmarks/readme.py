@@ -115,8 +115,7 @@ def _ask_once(line: list[str], home: Path, log: object) -> int:
             if address := re.search(r"http://\S+?:\d+/?", said):
                 with urllib.request.urlopen(address[0], timeout=60) as page:
                     page.read()
-                process.send_signal(signal.SIGINT)
-                break
+                process.send_signal(signal.SIGINT)  # what it says then is read, too
     return process.returncode
 
 
