@@ -68,7 +68,7 @@ def lay_out(images: Path, home: Path, per_class: int) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for file in itertools.islice(files, number):
                 shutil.copy(file, folder / f"{kind.name}-{file.name}")
-    shutil.copy(next(file for file in (home / "folder").iterdir()), home / "new_photo.jpg")
+    shutil.copy(next((home / "folder").iterdir()), home / "new_photo.jpg")
 
 
 def commands(readme: str) -> Iterator[str]:

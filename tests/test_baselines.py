@@ -183,12 +183,15 @@ def test_what_races_takes_time_and_little_of_it_on_small_images():
 def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network():
     config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=())
     clock = Timer()
-    assert forecast.seconds_left(config, COUNTS, clock) is None
+    in_all, left = (forecast.seconds_left(config, COUNTS, clock, begun) for begun in (False, True))
+    assert in_all() is None and left() is None
     clock.seconds["features"], clock.counts["features"] = 22.0, 100
     passes = forecast.forecast(config, COUNTS, 0.2)
-    assert forecast.seconds_left(config, COUNTS, clock) == pytest.approx(forecast.OTHERS + sum(passes.values()))
-    left = forecast.OTHERS + sum(passes.values()) - passes["probe"]
-    assert forecast.seconds_left(config, COUNTS, clock, begun=True) == pytest.approx(left), "the probe is fitted"
+    assert in_all() == pytest.approx(forecast.OTHERS + sum(passes.values()))
+    assert left() == pytest.approx(forecast.OTHERS + sum(passes.values()) - passes["probe"]), "the probe is fitted"
     clock.seconds["features"] = 1.0
     quick = sum(forecast.forecast(config, COUNTS, 0.005).values())
-    assert forecast.seconds_left(config, COUNTS, clock) == pytest.approx(forecast.OTHERS + quick), "half may be tracing"
+    assert in_all() == pytest.approx(forecast.OTHERS + quick), "half may be tracing"
+    staged = dataclasses.replace(config, stages=(Stage(unfreeze=1, epochs=3),))
+    told = forecast.seconds_left(staged, COUNTS, clock)()
+    assert told == pytest.approx(forecast.OTHERS + sum(forecast.forecast(staged, COUNTS, 0.005).values()))

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
@@ -76,8 +76,12 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     return seconds
 
 
-def seconds_left(config: Config, counts: Mapping[str, int], clock: progress.Timer, begun: bool = False) -> float | None:
-    """Seconds that a run takes once its images are decoded; None before it has sent any through its network.
+def seconds_left(
+    config: Config, counts: Mapping[str, int], clock: progress.Timer, begun: bool = False
+) -> Callable[[], float | None]:
+    """What tells how many seconds a run takes once its images are decoded; None before any has gone through a network.
+
+    It is asked again and again, by the thread that shows it: what does not change is worked out here.
 
     Args:
         config: as in `forecast`.
@@ -85,13 +89,16 @@ def seconds_left(config: Config, counts: Mapping[str, int], clock: progress.Time
         clock: of the run.
         begun: nothing is left to choose in the configuration, and what is left of the run is asked for.
     """
-    count, taken = clock.counts.get("features"), clock.seconds.get("features", 0.0)
-    if not count:
-        return None
-    seconds = forecast(config, counts, max(taken - TRACED, taken / 2) / count)
-    if begun:
-        del seconds["probe"]
-    return OTHERS + sum(seconds.values())
+    tracing, once = (forecast(config, counts, per_image) for per_image in (0.0, 1.0))
+    phases = once.keys() - ({"probe"} if begun else set())
+    fixed = sum(tracing[phase] for phase in phases)
+    passes = sum(once[phase] for phase in phases) - fixed
+
+    def left() -> float | None:
+        count, taken = clock.counts.get("features"), clock.seconds.get("features", 0.0)
+        return OTHERS + fixed + passes * max(taken - TRACED, taken / 2) / count if count else None
+
+    return left
 
 
 def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int, batches: int = 3) -> float:
