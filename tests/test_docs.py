@@ -117,20 +117,58 @@ COMMANDS = [page for page in PAGES if page not in HOWTO]  # those are called whe
 
 
 @pytest.mark.skipif(OWN, reason="a project that new_project.py made has no benchmarks")
-def test_the_walk_of_the_readme_leaves_no_command_out():
-    walk = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
-    readme = TEXT[ROOT / "README.md"]
-    called = [shlex.split(command)[1:] for command in walk["commands"](readme)]
-    told = [
-        [script, *rest]
-        for block in blocks(readme)
-        for script, rest in scripts_called(f"```\n{block}```\n")
-        if script.startswith("scripts")
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_the_walk_of_the_pages_leaves_no_command_out(page):
+    walk = runpy.run_path(str(ROOT / "benchmarks" / "commands.py"))
+    walked = [shlex.split(command)[1:] for command in walk["commands"](TEXT[page])]
+    told = [[script, *rest] for script, rest in scripts_called(TEXT[page]) if script.startswith("scripts")]
+    assert sorted(walked) == sorted(told)
+
+
+@pytest.mark.skipif(OWN, reason="a project that new_project.py made has no benchmarks")
+def test_the_walk_trains_what_a_command_needs_and_calls_each_once(tmp_path):
+    walk = runpy.run_path(str(ROOT / "benchmarks" / "commands.py"))
+    for part in range(2):
+        (tmp_path / "images" / f"kind{part}").mkdir(parents=True)
+        for number in range(45):
+            (tmp_path / "images" / f"kind{part}" / f"{number}.jpg").write_bytes(bytes([part, number]))
+    walk["lay_out"](tmp_path / "images", tmp_path / "home", 5)
+
+    class Told(walk["Walk"]):
+        def _row(self, command):
+            if "train" in command:
+                self.made[command] = self.home / "runs" / f"{len(self.made)}"
+            return self._filled_in(command)
+
+    calls, home = Told(tmp_path / "home", 60), tmp_path / "home"
+    rows = [
+        row
+        for command in (
+            "python scripts/compare.py runs/RUN runs/OTHER",
+            walk["PHOTOS"],
+            "python scripts/train.py --data.path=labels.csv --data.labels=multi",
+            "python scripts/predict.py --run runs/RUN --bucket s3://x",
+        )
+        for row in calls.call(command)
     ]
-    added = [words for words in called if words not in told]
-    assert [words for words in called if words in told] == told
-    assert added == [["scripts/train.py", "--data.path=photos", "--train.seed=1"]], "a run to compare with"
-    assert called.index(added[0]) < min(place for place, words in enumerate(called) if "runs/OTHER" in words)
+    assert rows == [
+        walk["PHOTOS"],
+        walk["SECOND"],
+        f"python scripts/compare.py {home}/runs/0 {home}/runs/1",
+        "python scripts/train.py --data.path=several.csv --data.labels=multi",
+        "| `python scripts/predict.py --run runs/RUN --bucket s3://x` | not called: needs a bucket | | |",
+    ]
+    assert (home / "scans.csv").read_text(encoding="utf-8").splitlines()[:2] == [
+        "path,label,patient", f"{home}/photos/kind0/kind0-0.jpg,kind0,0"
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(OWN, reason="a project that new_project.py made has no benchmarks")
+def test_how_far_a_forecast_was_is_read_from_what_a_run_said():
+    error = runpy.run_path(str(ROOT / "benchmarks" / "commands.py"))["forecast_error"]
+    said = "run, 3 s, about 900 s left\n run, 12 s, about 68 s left | x\nrun, 60 s, about 1 s left\n"
+    assert error(f"{said}test accuracy 0.9 [0.8, 1.0] on 20 images, 100 s in all") == "1.25"
+    assert error(said) == "", "it did not end"
 
 
 @pytest.mark.parametrize("page", COMMANDS, ids=names(COMMANDS))
