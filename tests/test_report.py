@@ -322,6 +322,16 @@ def test_the_page_says_what_holds_a_run_back_and_what_is_odd_about_its_images():
     assert "## Diagnosis: overfitting" in text and "about +3.8 points" in text and "‹i›twice" in text
 
 
+def test_long_labels_of_a_figure_are_not_cut_off(tmp_path):
+    figure = Figure()
+    figure.add_subplot().barh(["a setting with a very long name " * 2], [1.0])
+    plots.save(figure, tmp_path / "bars.png")
+    pixels = np.asarray(Image.open(tmp_path / "bars.png").convert("L"))
+    assert (pixels < 128).any(), "something is drawn"
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge > 250).all(), "and nothing of it at the edge"
+
+
 def test_a_learning_curve_draws_each_error_and_the_law_to_twice_as_many(tmp_path, figures):
     curve = {"sizes": [10, 100], "errors": [0.4, 0.2], "scale": 0.8, "exponent": 0.3, "twice": 0.0375}
     plots.save(plots.learning_curve(curve), tmp_path / "c.png")

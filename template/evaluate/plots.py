@@ -216,7 +216,7 @@ def accuracy_over_time(
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     with runs.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")  # else long labels are cut off
 
 
 def svg(figure: Figure) -> str:
