@@ -87,7 +87,10 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path, argparse.Na
             if known.config or known.preflight:
                 raise configuration.ConfigError("--resume goes on with the run's own recipe; give no other.")
             if (known.resume / "metrics.json").exists():
-                raise configuration.ConfigError(f"{known.resume} is finished; its report is {known.resume}/report.html")
+                done = f"{known.resume} is finished; its report is {known.resume}/report.html"
+                if overrides:
+                    raise configuration.ConfigError(f"{done}. Other settings are another run: leave --resume out.")
+                parser.exit(0, f"{done}\n")  # no error, so that what resumes until a run is finished comes to an end
             config, begun = configuration.load(known.resume / "config.toml", overrides), known.resume / "begun.toml"
             if begun.exists():
                 configuration.changed(configuration.load(begun), config)  # now, and not after minutes

@@ -124,8 +124,11 @@ def test_the_resumed_run_does_the_rest_and_reports(finished):
 def test_a_finished_run_is_not_resumed(finished):
     before = (finished.folder / "metrics.json").read_bytes()
     code, said = call("train", "--resume", finished.folder)
-    assert code == 2
+    assert code == 0, "a loop that resumes until it is done ends"
     assert "is finished" in said and "report.html" in said
+    code, said = call("train", "--resume", finished.folder, "--train.patience=3")
+    assert code == 2
+    assert "is finished" in said and "leave --resume out" in said
     assert (finished.folder / "metrics.json").read_bytes() == before
 
 
