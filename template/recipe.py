@@ -113,7 +113,7 @@ def _run(config: Config, folder: Path, clock: progress.Timer) -> dict:
     cache = FeatureCache.of(config, clock)
     with clock("decode"):
         config, parts = load_data(config, without_auto(config).data)
-    progress.expect(seconds_left(config, parts.counts, clock))
+    progress.expect(seconds_left(config, parts.counts, cache))
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
         pixels = parts.pixels(without_auto(config).data)
         facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
@@ -123,7 +123,7 @@ def _run(config: Config, folder: Path, clock: progress.Timer) -> dict:
         messages.print_audit(parts.examples, facts, config, folder)
     begun = prepare(config, parts, cache, folder)
     config, train = begun.config, parts.plain("train", begun.config.data)
-    progress.expect(seconds_left(config, parts.counts, clock, begun=True))
+    progress.expect(seconds_left(config, parts.counts, cache, begun=True))
     with clock("diagnosis"):
         val = parts.plain("val", config.data)
         probed = starts_from_probe(config)

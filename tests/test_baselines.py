@@ -180,10 +180,9 @@ def test_what_races_takes_time_and_little_of_it_on_small_images():
     assert seconds["depth"] == pytest.approx(2 * TRACING + 0.2 * expected)
 
 
-def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network():
-    config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=())
-    clock = Timer()
-    in_all, left = (forecast.seconds_left(config, COUNTS, clock, begun) for begun in (False, True))
+def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network(store):
+    config, clock = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=()), store.clock
+    in_all, left = (forecast.seconds_left(config, COUNTS, store, begun) for begun in (False, True))
     assert in_all() is None and left() is None
     clock.seconds["features"], clock.counts["features"] = 22.0, 100
     passes = forecast.forecast(config, COUNTS, 0.2)
@@ -193,5 +192,17 @@ def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network():
     quick = sum(forecast.forecast(config, COUNTS, 0.005).values())
     assert in_all() == pytest.approx(forecast.OTHERS + quick), "half may be tracing"
     staged = dataclasses.replace(config, stages=(Stage(unfreeze=1, epochs=3),))
-    told = forecast.seconds_left(staged, COUNTS, clock)()
+    told = forecast.seconds_left(staged, COUNTS, store)()
     assert told == pytest.approx(forecast.OTHERS + sum(forecast.forecast(staged, COUNTS, 0.005).values()))
+
+
+def test_what_an_earlier_run_computed_says_how_long_it_took_and_is_not_done_again(store):
+    config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=())
+    told, passes = forecast.seconds_left(config, COUNTS, store), forecast.forecast(config, COUNTS, 0.2)
+    store.spared["computed by this run"] = (0, 0.0)
+    assert told() is None
+    store.spared["found"] = (100, 20.0)
+    assert told() == pytest.approx(forecast.OTHERS + sum(passes.values()) - 100 * 0.2)
+    later = forecast.seconds_left(config, COUNTS, store, begun=True)()
+    rest = sum(passes.values()) - passes["probe"]
+    assert later == pytest.approx(forecast.OTHERS + rest), "what was found by then is of the probe"

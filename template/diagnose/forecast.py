@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
-from .. import progress
 from ..config import Config, Stage, settled
 from ..data.dataset import ArrayDataset, subsample
 from ..model.backbones import count_blocks
 from ..model_selection.auto import count_forward_passes, without_auto
 from ..model_selection.depth import FOLDS, cross_validates_depth, depths, small_size, with_stages
 from ..suggest import refits, uses_hflip
-from ..train.features import inference
+from ..train.features import FeatureCache, inference
 from .baselines import FEW
 
 BACKWARD = 2.0
@@ -77,28 +76,41 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
 
 
 def seconds_left(
-    config: Config, counts: Mapping[str, int], clock: progress.Timer, begun: bool = False
+    config: Config, counts: Mapping[str, int], cache: FeatureCache, begun: bool = False
 ) -> Callable[[], float | None]:
-    """What tells how many seconds a run takes once its images are decoded; None before any has gone through a network.
+    """What tells how many seconds a run takes once its images are decoded; None before it is known how long the passes
+    of any take.
 
     It is asked again and again, by the thread that shows it: what does not change is worked out here.
 
     Args:
         config: as in `forecast`.
         counts: likewise.
-        clock: of the run.
+        cache: of the run, with its clock. What an earlier run has left there says how long it took, and is not done
+            again.
         begun: nothing is left to choose in the configuration, and what is left of the run is asked for.
     """
     tracing, once = (forecast(config, counts, per_image) for per_image in (0.0, 1.0))
     phases = once.keys() - ({"probe"} if begun else set())
     fixed = sum(tracing[phase] for phase in phases)
     passes = sum(once[phase] for phase in phases) - fixed
+    before = _spared(cache)[0]
 
     def left() -> float | None:
-        count, taken = clock.counts.get("features"), clock.seconds.get("features", 0.0)
-        return OTHERS + fixed + passes * max(taken - TRACED, taken / 2) / count if count else None
+        count, taken = cache.clock.counts.get("features", 0), cache.clock.seconds.get("features", 0.0)
+        spared, took = _spared(cache)
+        if not count and not took:
+            return None
+        per_image = (max(taken - TRACED, taken / 2) + took) / (count + spared)
+        return OTHERS + fixed + max(0.0, passes - (spared - before)) * per_image
 
     return left
+
+
+def _spared(cache: FeatureCache) -> tuple[int, float]:
+    """Images whose features were found, and the seconds that they took an earlier run."""
+    spared = list(cache.spared.values())  # at once, since another thread adds to them
+    return sum(images for images, _ in spared), sum(seconds for _, seconds in spared)
 
 
 def seconds_per_image(model: keras.Model, train: ArrayDataset, batch_size: int, batches: int = 3) -> float:

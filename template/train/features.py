@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,7 @@ class FeatureCache:
         batch_size: of the passes.
         clock: which adds up their seconds as `features`.
         probes: linear probes of this run, by digest of the features that they were fitted on.
+        spared: by name of what was found, images and the seconds that they took an earlier run; 0 if it was this one.
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class FeatureCache:
     batch_size: int
     clock: progress.Timer
     probes: dict[str, Probe] = field(default_factory=dict)
+    spared: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, clock: progress.Timer | None = None) -> "FeatureCache":
@@ -103,7 +106,8 @@ class FeatureCache:
         most = float(np.finfo(dtype).max)
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
-            function, notes["clipped"] = on_all(inference(network)), [0, 0]
+            function, notes["clipped"], self.spared[name] = on_all(inference(network)), [0, 0], (0, 0.0)
+            clock = [time.perf_counter()]
             with self.clock("features", shape[0]) as step:
                 for epoch in epochs:
                     for number, batch in enumerate(activations(function, dataset, epoch, self.batch_size)):
@@ -118,8 +122,12 @@ class FeatureCache:
                         notes["clipped"][1] += int(np.count_nonzero(beyond))
                         yield np.clip(batch, -most, most).astype(dtype)
                         step.advance(len(batch))
+                        clock.append(time.perf_counter())
+            seconds = np.diff(clock)  # of the first batch most is tracing
+            notes["seconds"] = float(np.median(seconds)) * len(seconds) if len(seconds) else 0.0
 
         outputs = self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
+        self.spared.setdefault(name, (shape[0], outputs.notes.get("seconds", 0.0)))
         _print_clipped(outputs)
         return outputs
 
