@@ -370,6 +370,7 @@ def test_others_are_kept_where_one_cannot_be_made(run, tmp_path, monkeypatch):
     assert len(conversions) == 1, "for all precisions"
 
 
+@NEEDED
 def test_int8_is_calibrated_on_training_images_and_compared_on_validation(run, images):
     from template.config import load
     from template.deploy.export.images import images_of

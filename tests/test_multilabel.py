@@ -384,6 +384,8 @@ def test_a_run_with_preflight_is_refused_before_it_trains(run, tmp_path):
 
 @pytest.mark.parametrize("script", ["preflight", "cross_validate", "tune"])
 def test_scripts_for_one_class_each_say_so(run, script, tmp_path):
+    if script == "tune":
+        pytest.importorskip("optuna", reason='needs the extra tune: pip install -e ".[tune]"')
     _, file, _ = run
     where = ["--out"] if script == "preflight" else ["--runs"]
     code, said = call(script, f"--data.path={file}", "--data.labels=multi", *where, tmp_path / "out")

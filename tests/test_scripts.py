@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import SCRIPTS, call, class_folders, image, without_plots, without_progress
+from conftest import BENCHMARKS, SCRIPTS, call, class_folders, image, without_plots, without_progress
 from PIL import Image
 
 from template import config as configuration
@@ -28,6 +28,7 @@ from template.evaluate.predictions import Predictions
 
 CLASSES = ("across", "disc", "upright")
 WARNING = re.compile(r"error: |warning: |  \(python scripts/audit\.py ")
+BENCHMARKED = pytest.mark.skipif(not BENCHMARKS.exists(), reason="a project that new_project.py made has no benchmarks")
 TINY = ["--backbone.name=tiny", "--backbone.weights=none", "--data.image_size=32", "--train.batch_size=8"]
 
 
@@ -813,7 +814,7 @@ def test_a_run_that_fails_its_preflight_trains_nothing(tmp_path, monkeypatch):
         ("choose_backbone", "--out", "file", []),
         ("show", "--out", "file", []),
         ("preflight", "--out", "folder", []),
-        ("accuracy", "--out", "file", []),
+        pytest.param("accuracy", "--out", "file", [], marks=BENCHMARKED),
         ("train", "--data.cache", "folder", []),
         ("cross_validate", "--data.cache", "folder", []),
         pytest.param(
@@ -884,6 +885,7 @@ def test_a_run_of_another_machine_is_evaluated_with_a_cache_of_this_one(finished
     assert "'/proc/x' cannot be written" in str(code)
 
 
+@BENCHMARKED
 def test_a_file_of_another_kind_is_not_taken_for_a_benchmark_to_add_to(tmp_path):
     (tmp_path / "mine.json").write_text("no JSON")
     code, _ = call("accuracy", "--out", tmp_path / "mine.json", "--data.path=digits")
