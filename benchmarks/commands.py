@@ -37,15 +37,12 @@ SAME = {
 }
 """Other names that pages have for them."""
 SERVERS = ("serve", "annotate")
+UNITS = {"s": 1, "min": 60}
 TAKEN_AWAY = 30
 """Seconds until a machine is."""
-NOT_HERE = {
-    "s3://": "needs a bucket",
-    "efficientnetb4": "a test applies the page's diff, and trains",
-    "=plain": "a test applies the page's diff, and trains",
-    "=poly": "a test applies the page's diff, and trains",
-    "images.npz": "a test applies the page's diff, and trains",
-}
+NOT_HERE = {"s3://": "needs a bucket"} | dict.fromkeys(
+    ("efficientnetb4", "=plain", "=poly", "images.npz"), "a test applies the page's diff, and trains"
+)
 """Commands with this in them are not called, and why."""
 PHOTOS = "python scripts/train.py --data.path=photos"
 SECOND = f"{PHOTOS} --train.seed=1"
@@ -127,7 +124,7 @@ class Walk:
     """
 
     def __init__(self, home: Path, seconds: int) -> None:
-        self.home, self.seconds, self.failed = home, seconds, False
+        self.home, self.seconds, self.failed, self.number = home, seconds, False, 0
         self.called: set[str] = set()
         self.made: dict[str, Path] = {}  # the run that a command has made
 
@@ -149,7 +146,8 @@ class Walk:
         _, script, *rest = shlex.split(self._filled_in(command))
         before, start = self._runs(), time.monotonic()
         line = [sys.executable, str(ROOT / script), *rest]
-        log = self.home / "output" / f"{len(self.called):02d}.txt"
+        self.number += 1
+        log = self.home / "output" / f"{self.number:02d}.txt"
         log.parent.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as output:
             print("$", script, *rest, file=output, flush=True)
@@ -186,7 +184,7 @@ class Walk:
             ("FOLDER", "photos"),
             ("melanoma", next((self.home / "photos").iterdir()).name),
             (r"labels\.csv(?= --data\.labels=multi)", "several.csv"),
-            (r"--out rows", f"--out rows-{len(self.called)}"),
+            (r"--out rows", f"--out rows-{self.number}"),
         ):
             command = re.sub(pattern, str(value), command)
         return command
@@ -194,11 +192,11 @@ class Walk:
 
 def forecast_error(output: str) -> str:
     """After the first tenth of a run: the seconds it took in the end, over those forecast then, or the inverse."""
-    lines = [[int(figure) for figure in said] for said in re.findall(r"run, (\d+) s, about (\d+) s left", output)]
     took = re.search(r", (\d+) s in all", output)
-    for gone, left in lines if took else ():
-        if gone >= int(took[1]) / 10:
-            ratio = int(took[1]) / (gone + left)
+    said = re.findall(r"run, (\d+) (s|min), about (\d+) (s|min) left", output) if took else ()
+    for gone, of_gone, left, of_left in said:
+        if (since := int(gone) * UNITS[of_gone]) >= int(took[1]) / 10:
+            ratio = int(took[1]) / (since + int(left) * UNITS[of_left])
             return f"{max(ratio, 1 / ratio):.2f}"
     return ""
 

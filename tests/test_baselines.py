@@ -196,6 +196,18 @@ def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network(sto
     assert told == pytest.approx(forecast.OTHERS + sum(forecast.forecast(staged, COUNTS, 0.005).values()))
 
 
+def test_where_no_probe_begins_the_stages_say_what_is_left(store):
+    store.clock.seconds["features"], store.clock.counts["features"] = 20.0, 100  # of what is looked at in the end
+    scratch = Config(backbone=Backbone(name="tiny", weights="none"), stages=(Stage(unfreeze="all", epochs=3),))
+    assert forecast.seconds_left(scratch, COUNTS, store)() is None
+
+
+def test_images_without_labels_pass_through_the_network_too():
+    plain, more = (forecast.forecast(PRETRAINED, counts, 0.2) for counts in (COUNTS, COUNTS | {"unlabelled": 70}))
+    assert more["probe"] == pytest.approx(plain["probe"] + 0.2 * 2 * 70), "and mirrored"
+    assert {**more, "probe": 0} == {**plain, "probe": 0}
+
+
 def test_what_an_earlier_run_computed_says_how_long_it_took_and_is_not_done_again(store):
     config = Config(backbone=PRETRAINED.backbone, augment=Augment(hflip=False), stages=())
     told, passes = forecast.seconds_left(config, COUNTS, store), forecast.forecast(config, COUNTS, 0.2)

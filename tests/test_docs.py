@@ -169,6 +169,8 @@ def test_how_far_a_forecast_was_is_read_from_what_a_run_said():
     said = "run, 3 s, about 900 s left\n run, 12 s, about 68 s left | x\nrun, 60 s, about 1 s left\n"
     assert error(f"{said}test accuracy 0.9 [0.8, 1.0] on 20 images, 100 s in all") == "1.25"
     assert error(said) == "", "it did not end"
+    long = "run, 40 s, about 5 min left\nrun, 3 min, about 90 s left\non 20 images, 300 s in all"
+    assert error(long) == "1.13", "340 s were forecast; minutes are no seconds"
 
 
 @pytest.mark.parametrize("page", COMMANDS, ids=names(COMMANDS))

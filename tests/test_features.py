@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -327,15 +328,15 @@ def test_settings_and_functions_make_another_network():
 
 
 @pytest.mark.parametrize("missing", [1, 8, "all"])
-def test_a_file_that_was_cut_short_is_computed_again(bottom, pixels, store, missing):
+def test_a_file_that_was_cut_short_is_computed_again(bottom, pixels, store, missing, monkeypatch):
+    monkeypatch.setattr(features, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # how long it took is in the file
     values = store.outputs(bottom, augmented(pixels), range(1))[np.arange(6)]
     (file,) = files(store)
-    whole, sums = file.read_bytes(), open_stored(file.open("rb")).sums
+    whole = file.read_bytes()
     file.write_bytes(whole[: 0 if missing == "all" else -missing])
     spied, seen = watched(augmented(pixels))
     assert store.outputs(bottom, spied, range(1))[np.arange(6)].tobytes() == values.tobytes()
-    np.testing.assert_array_equal(open_stored(file.open("rb")).sums, sums)
-    assert seen
+    assert seen and file.read_bytes() == whole
 
 
 def test_what_has_no_name_is_not_kept_but_can_be_read(bottom, source, store):

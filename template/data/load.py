@@ -48,8 +48,8 @@ class Parts:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each part."""
-        return {part: len(self.rows(part)) for part in PARTS}
+        """Images of each part, and of those without labels."""
+        return {part: len(self.rows(part)) for part in PARTS} | {"unlabelled": len(self.unlabelled or ())}
 
     def plain(self, part: str, data: Data) -> ArrayDataset:
         """The images of a part, not augmented."""

@@ -10,7 +10,7 @@ import numpy as np
 from ..config import Config, Stage, settled
 from ..data.dataset import ArrayDataset, subsample
 from ..model.backbones import count_blocks
-from ..model_selection.auto import count_forward_passes, without_auto
+from ..model_selection.auto import count_forward_passes, starts_from_probe, without_auto
 from ..model_selection.depth import FOLDS, cross_validates_depth, depths, small_size, with_stages
 from ..suggest import refits, uses_hflip
 from ..train.features import FeatureCache, inference
@@ -43,13 +43,13 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
 
     Args:
         config: with its `auto`, which may turn out to be what takes longest; the backbone is named.
-        counts: images of train, val and test.
+        counts: images of train, val and test, and of those without labels, if there are any.
         per_image: seconds of a pass of one through the network, of the size that takes longest.
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
     known = without_auto(config)
     stages = settled(with_stages(known, train).stages)
-    seconds = {"probe": per_image * count_forward_passes(config, train)}
+    seconds = {"probe": per_image * count_forward_passes(config, train, counts.get("unlabelled", 0))}
     for number, stage in enumerate(depths(known, train) if cross_validates_depth(config, train) else ()):
         # The first at the size of the run, where it finds the views of the images as they are and leaves the others.
         smaller = (small_size(known) / settled(known.data.image_size)) ** 2 if number else 1.0
@@ -79,7 +79,7 @@ def seconds_left(
     config: Config, counts: Mapping[str, int], cache: FeatureCache, begun: bool = False
 ) -> Callable[[], float | None]:
     """What tells how many seconds a run takes once its images are decoded; None before it is known how long the passes
-    of any take.
+    of any take, and where it does not begin with a probe: then its stages are nearly all, and say it themselves.
 
     It is asked again and again, by the thread that shows it: what does not change is worked out here.
 
@@ -90,11 +90,13 @@ def seconds_left(
             again.
         begun: nothing is left to choose in the configuration, and what is left of the run is asked for.
     """
+    if not starts_from_probe(config):
+        return lambda: None
     tracing, once = (forecast(config, counts, per_image) for per_image in (0.0, 1.0))
     phases = once.keys() - ({"probe"} if begun else set())
     fixed = sum(tracing[phase] for phase in phases)
     passes = sum(once[phase] for phase in phases) - fixed
-    before = _spared(cache)[0]
+    before = _spared(cache)[1]
 
     def left() -> float | None:
         count, taken = cache.clock.counts.get("features", 0), cache.clock.seconds.get("features", 0.0)
@@ -102,7 +104,7 @@ def seconds_left(
         if not count and not took:
             return None
         per_image = (max(taken - TRACED, taken / 2) + took) / (count + spared)
-        return OTHERS + fixed + max(0.0, passes - (spared - before)) * per_image
+        return OTHERS + fixed + max(0.0, passes * per_image - (took - before))
 
     return left
 

@@ -233,12 +233,13 @@ def cross_validate(
     return fit_once(features, sample.labels, classes, config.train.seed, widths, sample.groups, cache), sample.groups
 
 
-def count_forward_passes(config: Config, images: int) -> int:
+def count_forward_passes(config: Config, images: int, unlabelled: int = 0) -> int:
     """How many images `resolve_auto` and `init_model` send through the backbone at most, for so many training images.
 
     Args:
         config: with its `auto`.
         images: in the training part.
+        unlabelled: that the probe may learn from too.
     """
     if not starts_from_probe(config):
         return 0
@@ -246,7 +247,9 @@ def count_forward_passes(config: Config, images: int) -> int:
     others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
     # Where there are many, cross-validated is a sample of those that train.
     apart = close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
-    return (2 if config.augment.flips else 1) * (images * close + min(images, MAX_CV_IMAGES) * (others + apart))
+    return (2 if config.augment.flips else 1) * (
+        (images + unlabelled) * close + min(images, MAX_CV_IMAGES) * (others + apart)
+    )
 
 
 def count_probes(config: Config) -> int:

@@ -107,7 +107,7 @@ class FeatureCache:
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
             function, notes["clipped"], self.spared[name] = on_all(inference(network)), [0, 0], (0, 0.0)
-            clock = [time.perf_counter()]
+            times = [time.perf_counter()]
             with self.clock("features", shape[0]) as step:
                 for epoch in epochs:
                     for number, batch in enumerate(activations(function, dataset, epoch, self.batch_size)):
@@ -122,12 +122,13 @@ class FeatureCache:
                         notes["clipped"][1] += int(np.count_nonzero(beyond))
                         yield np.clip(batch, -most, most).astype(dtype)
                         step.advance(len(batch))
-                        clock.append(time.perf_counter())
-            seconds = np.diff(clock)  # of the first batch most is tracing
-            notes["seconds"] = float(np.median(seconds)) * len(seconds) if len(seconds) else 0.0
+                        times.append(time.perf_counter())
+            each = np.diff(times)  # of the first batch most is tracing
+            notes["seconds"] = float(np.median(each)) * len(each) if len(each) else 0.0
 
         outputs = self.cache.rows(name, batches, shape, dtype, memory_bytes=self.limit_bytes / 8)
-        self.spared.setdefault(name, (shape[0], outputs.notes.get("seconds", 0.0)))
+        seconds = outputs.notes.get("seconds", 0.0)
+        self.spared.setdefault(name, (shape[0] if seconds else 0, seconds))
         _print_clipped(outputs)
         return outputs
 
