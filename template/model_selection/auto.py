@@ -247,9 +247,8 @@ def count_forward_passes(config: Config, images: int, unlabelled: int = 0) -> in
     others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
     # Where there are many, cross-validated is a sample of those that train.
     apart = close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
-    return (2 if config.augment.flips else 1) * (
-        (images + unlabelled) * close + min(images, MAX_CV_IMAGES) * (others + apart)
-    )
+    views = (images + unlabelled) * close + min(images, MAX_CV_IMAGES) * (others + apart)
+    return (2 if config.augment.flips else 1) * views
 
 
 def count_probes(config: Config) -> int:
