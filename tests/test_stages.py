@@ -594,7 +594,9 @@ def test_an_average_that_is_clearly_worse_than_before_is_rejected(monitor):
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
-@pytest.mark.parametrize(("better", "errors"), [(BEFORE, 1), (BEST, 3)], ids=["before", "best epoch"])
+@pytest.mark.parametrize(
+    ("better", "errors"), [(BEFORE, 1), (HALFWAY, 1), (BEST, 3)], ids=["before", "halfway", "best epoch"]
+)
 @pytest.mark.parametrize(("mended", "broken"), [(0, 0), (3, 2), (9, 5), (10, 2), (12, 0), (30, 0), (2, 9)])
 def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monitor, better, errors, mended, broken):
     """It mends some of the images that the average gets wrong, and breaks others."""
@@ -604,8 +606,8 @@ def test_only_what_is_better_by_some_standard_errors_replaces_the_average(monito
     differences = losses[0] - losses[1]
     sure = differences.mean() > errors * differences.std() / 10
     left, kept, state = chosen(says, monitor)
-    assert left == (better if sure else HALFWAY)  # the first of two that are equal
-    expected = {BEFORE: (0, False, 0.0), BEST: (2, False, 1.0), HALFWAY: (4, True, 0.5)}[left]
+    assert left == (better if sure else AVERAGE)
+    expected = {BEFORE: (0, False, 0.0), BEST: (2, False, 1.0), HALFWAY: (4, True, 0.5), AVERAGE: (4, True, 1.0)}[left]
     assert (kept["epochs"], kept["averaged"], kept["alpha"]) == expected
     assert state.best == pytest.approx(scores(says[left], np.arange(100) % 2)[MONITORED[monitor]])
 
@@ -614,16 +616,16 @@ def test_images_of_one_patient_do_not_make_an_epoch_surely_better():
     """It mends twelve images: of as many patients that is no accident, of one it may be."""
     says = dict.fromkeys([BEFORE, HALFWAY, AVERAGE], logits_of(range(12))) | {BEST: logits_of([])}
     assert chosen(says)[0] == chosen(says, groups=np.arange(100))[0] == BEST
-    assert chosen(says, groups=np.arange(100) // 12)[0] == HALFWAY
+    assert chosen(says, groups=np.arange(100) // 12)[0] == AVERAGE
 
 
-def test_halfway_is_taken_where_it_is_better():
-    wrong = {BEFORE: range(40), HALFWAY: range(10), AVERAGE: range(11)}
+def test_halfway_is_taken_where_it_is_clearly_better():
+    wrong = {BEFORE: range(40), HALFWAY: range(10), AVERAGE: range(12)}
     left, kept, state = chosen({key: logits_of(value) for key, value in wrong.items()})
     assert left == HALFWAY and kept == {"epochs": 4, "averaged": True, "alpha": 0.5}
     assert state.best == pytest.approx(0.9)
     assert state.gain == pytest.approx(1 - 10 / 40)
-    wrong[AVERAGE] = range(9)
+    wrong[AVERAGE] = range(9, 20)  # one image more, but others
     left, kept, state = chosen({key: logits_of(value) for key, value in wrong.items()})
     assert left == AVERAGE and kept == {"epochs": 4, "averaged": True, "alpha": 1.0}
 
@@ -634,7 +636,7 @@ def test_one_that_is_only_surer_of_itself_is_not_better():
     says = dict.fromkeys([BEFORE, HALFWAY, AVERAGE], logits_of(wrong, sure=9.0)) | {BEST: logits_of(wrong, sure=1.0)}
     plain = {key: scores(logits, np.arange(100) % 2)["val_cross_entropy"] for key, logits in says.items()}
     assert plain[BEST] < 0.3 * plain[AVERAGE]
-    assert chosen(says, "cross_entropy")[0] == HALFWAY
+    assert chosen(says, "cross_entropy")[0] == AVERAGE
 
 
 @pytest.mark.parametrize("monitor", MONITORS)

@@ -18,10 +18,6 @@ from ..labels import is_multi
 MONITORED = {"cross_entropy": "val_calibrated_cross_entropy", "accuracy": "val_accuracy", "macro_f1": "val_macro_f1"}
 """Column of the history that each value of `train.monitor` means."""
 
-ALPHAS = (0.5, 1.0)
-"""Points on the line from the weights before a stage to their exponential moving average (EMA) at its end, tried on
-validation."""
-
 
 def per_image_losses(logits: np.ndarray, labels: np.ndarray, monitor: str) -> np.ndarray:
     """Loss of each validation image, by which weights are chosen; the mean is 1 - accuracy, 1 - macro F1, or the
@@ -110,7 +106,7 @@ class Candidate:
         epochs: of the stage that lead to them.
         averaged: whether they are EMA weights, or between these and those before the stage.
         alpha: of `interpolate`, from the weights before the stage.
-        errors: standard errors by which they must be better than those named before them; 0 for the first choice.
+        errors: standard errors by which they must be better than those named before them.
     """
 
     words: str
@@ -122,10 +118,11 @@ class Candidate:
 
 
 def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] | None, epochs: int) -> list[Candidate]:
-    """What a stage may end with: its EMA weights, or halfway to them, its best epoch, or the weights from before.
+    """What a stage may end with: its EMA weights; halfway to them, its best epoch, or the weights from before.
 
-    Before, if better by one standard error: a few dozen images are too few to measure what a stage is worth. The best
-    single epoch, if better by three: of a dozen that are alike, the luckiest leads by nearly two.
+    Halfway and before, if better by one standard error: a few dozen images are too few to measure what a stage is
+    worth, and halfway to weights that have moved far may be worse than both ends. The best single epoch, if better by
+    three: of a dozen that are alike, the luckiest leads by nearly two.
 
     Args:
         before: weights at the beginning of the stage.
@@ -133,9 +130,10 @@ def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] |
         best: epochs of the stage until its best one, and the weights there; or None if none was better than before.
         epochs: of the stage.
     """
+    halfway = interpolate(before, average, 0.5)
     found = [
-        Candidate(f"the EMA weights (alpha {alpha})", interpolate(before, average, alpha), epochs, True, alpha)
-        for alpha in ALPHAS
+        Candidate("the EMA weights", average, epochs, True, 1.0),
+        Candidate("halfway to the EMA weights", halfway, epochs, True, 0.5, errors=1),
     ]
     if best:
         found.append(Candidate(f"the weights of its epoch {best[0]}", best[1], best[0], alpha=1.0, errors=3))
@@ -143,17 +141,16 @@ def candidates(before: Sequence, average: Sequence, best: tuple[int, Sequence] |
 
 
 def choose(losses: Sequence[np.ndarray], errors: Sequence[float], groups: np.ndarray | None = None) -> int:
-    """Number of the candidate to keep: the first choice with the least mean loss, unless another clearly beats it.
+    """Number of the candidate to keep: the first, unless another clearly beats it.
 
     Args:
         losses: `per_image_losses` of each, float64 [n].
-        errors: standard errors by which each must lead; 0 for the first choices, which come first.
+        errors: standard errors by which each must lead the best of those before it; of the first, not looked at.
         groups: [n], as in `paired_z`: images of one patient are not independent.
     """
-    means = [np.inf if np.isnan(loss).any() else loss.mean() for loss in losses]
-    winner = int(np.argmin([mean for mean, needed in zip(means, errors, strict=True) if not needed]))
-    for challenger, needed in enumerate(errors):
-        if needed and paired_z(losses[challenger], losses[winner], groups=groups) > needed:
+    winner = 0
+    for challenger in range(1, len(losses)):
+        if paired_z(losses[challenger], losses[winner], groups=groups) > errors[challenger]:
             winner = challenger
     return winner
 
