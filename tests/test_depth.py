@@ -149,9 +149,13 @@ def test_the_probe_stays_where_nothing_pays(chosen, trained):
     assert chosen()[0] == ()
 
 
-@pytest.mark.parametrize(("z", "kept"), [(2.1, (HALF,)), (1.9, (TOP,)), (0.9, ())])
-def test_half_must_lead_by_more_than_the_top(chosen, trained, monkeypatch, z, kept):
+@pytest.mark.parametrize(
+    ("enough", "z", "kept"),
+    [(N + 1, 1.1, (HALF,)), (N + 1, 0.9, ()), (N, 2.1, (HALF,)), (N, 1.9, (TOP,)), (N, 0.9, (TOP,))],
+)
+def test_half_must_lead_by_more_where_the_top_is_likely_to_pay(chosen, trained, monkeypatch, enough, z, kept):
     trained(1.0, 1.0)
+    monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
     monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
     assert chosen()[0] == kept
 
