@@ -75,8 +75,9 @@ def chosen(base, begun):
     """Chooses for `coloured`, and returns what was chosen, and the losses; the model is as it was."""
     model, cache = begun
 
-    def choose(function=choose_depth, **train):
-        config = dataclasses.replace(CONFIG, train=Train(**train))
+    def choose(function=choose_depth, levels=1, **train):
+        head = dataclasses.replace(CONFIG.head, feature_levels=levels)
+        config = dataclasses.replace(CONFIG, head=head, train=Train(**train))
         before, initial = model.get_weights(), [variable.numpy() for variable in model.variables]
         context = TrainContext(find_blocks(model, CONFIG.backbone), (), config.train, cache, initial, ("a", "b", "c"))
         result = function(model, base, config, images, context)
@@ -150,14 +151,13 @@ def test_the_probe_stays_where_nothing_pays(chosen, trained):
 
 
 @pytest.mark.parametrize(
-    ("enough", "z", "kept"),
-    [(N + 1, 1.1, (HALF,)), (N + 1, 0.9, ()), (N, 2.1, (HALF,)), (N, 1.9, (TOP,)), (N, 0.9, (TOP,))],
+    ("levels", "z", "kept"), [(1, 2.1, (HALF,)), (1, 1.9, (TOP,)), (1, 0.9, ()), (2, 1.1, (HALF,)), (2, 0.9, ())]
 )
-def test_half_must_lead_by_more_where_the_top_is_likely_to_pay(chosen, trained, monkeypatch, enough, z, kept):
-    trained(1.0, 1.0)
-    monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
-    monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
-    assert chosen()[0] == kept
+def test_half_must_lead_by_more_than_the_top_unless_the_probe_prefers_several_levels(
+    chosen, monkeypatch, levels, z, kept
+):
+    monkeypatch.setattr(module, "_against_probe", lambda *_: (z, {}))
+    assert chosen(levels=levels)[0] == kept
 
 
 @pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, -0.5, False)])
