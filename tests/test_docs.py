@@ -265,13 +265,13 @@ def rows(text: str, header: str) -> dict[str, list[str]]:
 @pytest.mark.skipif(OWN, reason="this README has no numbers")
 def test_the_page_of_the_craft_has_the_numbers_of_the_readme():
     readme = rows(TEXT[ROOT / "README.md"], "| training images | linear probe | best probe |")
-    craft = rows(TEXT[DOCS / "craft.md"], "| | half: z (2 needed) |")
+    craft = rows(TEXT[DOCS / "craft.md"], "| | half: z (needed) |")
     assert set(readme) == set(craft) and len(craft) > 5
     for name, (*_, unfrozen, _, chosen) in craft.items():
         assert readme[name][2].startswith(f"{chosen} ["), name
         assert readme[name][3].split()[0] == unfrozen.split()[0] or unfrozen in readme[name][3], name
     digits, page = readme["digits at 96 pixels, 10 per class"], TEXT[DOCS / "howto" / "other_domain.md"]
-    assert f"reaches {digits[0][:5]}, this one {digits[2][:5]}" in page
+    assert f"reaches {digits[0][:5]}, the run {digits[2][:5]}" in page
 
 
 @pytest.mark.skipif(OWN, reason="this README has no numbers")

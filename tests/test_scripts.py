@@ -271,8 +271,9 @@ def table(finished, odd) -> list[dict]:
     with contextlib.chdir(odd):
         line = ("--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.images)
         code, said = call("predict", *line, errors=errors)
-    said_aside = without_progress(errors.getvalue())
-    assert (code, said_aside) == ("not found: 'missing.jpg'", ""), "the other rows are written all the same"
+    aside = without_progress(errors.getvalue()).splitlines()
+    aside = [line for line in aside if not line.startswith("like nothing in training")]  # a test image may be
+    assert (code, aside) == ("not found: 'missing.jpg'", []), "the other rows are written all the same"
     return list(csv.DictReader(io.StringIO(said, newline="")))
 
 
