@@ -151,7 +151,8 @@ def test_nobody_asks_for_the_loss_after_a_batch(pretrained, tmp_path, monkeypatc
     assert len(seen) > 9
     for callback in seen:
         for name in ("on_batch_end", "on_train_batch_end", "on_batch_begin", "on_train_batch_begin"):
-            assert getattr(type(callback), name) is getattr(keras.callbacks.Callback, name), f"{callback}.{name}"
+            looks = getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name)
+            assert not looks or getattr(callback, "async_safe", False), f"Keras waits for {callback}.{name}"
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(pretrained, tmp_path, monkeypatch, eagerly):
@@ -263,7 +264,7 @@ def test_interpolation_is_a_straight_line():
 
 
 def planned(monkeypatch, choice: int) -> None:
-    """Make validation sure of one of: half way to the average, the average, the second epoch, before."""
+    """Make validation sure of one of: the average, half way to it, the second epoch, before."""
     asked = itertools.count()
     losses = {True: np.zeros(12), False: np.ones(12)}
     monkeypatch.setattr(module, "per_image_losses", lambda *_: losses[next(asked) % 4 == choice])
@@ -279,10 +280,10 @@ def planned(monkeypatch, choice: int) -> None:
 @pytest.mark.parametrize(
     ("choice", "unfreeze", "plan"),
     [
-        (0, 1, {"start": 0, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []}),
         pytest.param(
-            1, 0, {"start": 0, "epochs": 3, "averaged": True, "alpha": 1.0, "lr_drops": []}, marks=pytest.mark.slow
+            0, 0, {"start": 0, "epochs": 3, "averaged": True, "alpha": 1.0, "lr_drops": []}, marks=pytest.mark.slow
         ),
+        (1, 1, {"start": 0, "epochs": 3, "averaged": True, "alpha": 0.5, "lr_drops": []}),
         pytest.param(
             2, 0, {"start": 0, "epochs": 2, "averaged": False, "alpha": 1.0, "lr_drops": []}, marks=pytest.mark.slow
         ),
@@ -290,7 +291,7 @@ def planned(monkeypatch, choice: int) -> None:
             3, 0, {"start": 0, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []}, marks=pytest.mark.slow
         ),
     ],
-    ids=["half way", "average", "best epoch", "before"],
+    ids=["average", "half way", "best epoch", "before"],
 )
 def test_a_refit_on_the_same_images_ends_where_fit_did(pretrained, tmp_path, monkeypatch, choice, unfreeze, plan):
     """With nothing added, a refit is the first one over again: same order, schedule, average and share."""
@@ -311,7 +312,7 @@ SCRATCH = Backbone(name="tiny", weights="none")
 def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallow, tmp_path, monkeypatch, eagerly):
     """With those of training, which lag behind and are of other weights, it would be worth little."""
     stages = (Stage(unfreeze="all", epochs=2, learning_rate=1e-2, schedule="step"),)
-    monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 1)  # the average
+    monkeypatch.setattr(module, "choose", lambda losses, *_: seen.extend(losses) or 0)  # the average
     seen, looked, real = [], [], one_stage.update_bn
 
     def spy(network, batches):
@@ -322,11 +323,11 @@ def test_an_average_from_scratch_has_statistics_of_its_own_in_a_refit_too(shallo
     monkeypatch.setattr(one_stage, "update_bn", spy)
     first, state = train(SCRATCH, tmp_path, stages)
     assert state.plan == [{"start": 0, "epochs": 2, "averaged": True, "alpha": 1.0, "lr_drops": []}]
-    assert len(looked) == 2 and max(looked[1]) > 0.1, "halfway and the average, not what an epoch trained with"
+    assert len(looked) == 2 and max(looked[1]) > 0.1, "the average and halfway, not what an epoch trained with"
     again = fresh(SCRATCH)
     refit(again, [coloured(24, 0)], state.plan, context(SCRATCH, tmp_path, stages), tmp_path / "again")
     assert len(looked) == 3 and same(first, again, atol=1e-5)
-    assert seen[1].mean() < np.log(CLASSES), "chosen by what it says with them"
+    assert seen[0].mean() < np.log(CLASSES), "chosen by what it says with them"
 
 
 @pytest.mark.slow
@@ -381,7 +382,7 @@ def test_the_learning_rate_drops_when_the_score_stops_improving_after_a_resume_a
         ),
     )
     settings = Train(batch_size=8, patience=6, checkpoint_seconds=0)
-    monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
+    monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # all alike: the average
     keep, save, rates = callbacks.KeepBest.on_epoch_end, checkpoints.Checkpoint.on_epoch_end, []
 
     def scored(self, epoch, logs):
@@ -401,7 +402,7 @@ def test_the_learning_rate_drops_when_the_score_stops_improving_after_a_resume_a
         refit(again, [coloured(24, 0)], state.plan, context(pretrained, tmp_path, stages, settings), tmp_path / "again")
     assert rates == pytest.approx(2 * [0.5, 0.5, 0.5, 0.5, 0.05, 0.05])
     assert [row["learning_rate"] for row in state.history] == pytest.approx(rates[:6])
-    assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "alpha": 0.5, "lr_drops": [4]}]
+    assert state.plan == [{"start": 0, "epochs": 6, "averaged": True, "alpha": 1.0, "lr_drops": [4]}]
     assert same(first, again, atol=1e-6)
     resumed, state = train(pretrained, tmp_path / f"after {epoch}", stages, settings)
     assert same(first, resumed) and state.plan[0]["lr_drops"] == [4]
@@ -471,9 +472,9 @@ def test_blocks_are_dropped_more_from_epoch_to_epoch_in_a_refit_too_and_never_of
 @pytest.mark.slow
 def test_a_refit_passes_over_a_stage_that_was_not_kept(pretrained, tmp_path, monkeypatch, eagerly):
     stages = (Stage(unfreeze=1, epochs=1, learning_rate=1e-2), Stage(unfreeze=0, epochs=1, learning_rate=3e-3))
-    monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # half way
+    monkeypatch.setattr(module, "per_image_losses", lambda *_: np.zeros(12))  # all alike: the average
     plan = [{"start": 0, "epochs": 0, "averaged": False, "alpha": 0.0, "lr_drops": []},
-            {"start": 1, "epochs": 1, "averaged": True, "alpha": 0.5, "lr_drops": []}]  # fmt: skip
+            {"start": 1, "epochs": 1, "averaged": True, "alpha": 1.0, "lr_drops": []}]  # fmt: skip
     expected, again = fresh(pretrained), fresh(pretrained)
     state = checkpoints.TrainState(stage=1, epoch=1, plan=plan[:1])  # as if nothing had come of the first stage
     monkeypatch.setattr(
