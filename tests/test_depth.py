@@ -150,14 +150,20 @@ def test_the_probe_stays_where_nothing_pays(chosen, trained):
     assert chosen()[0] == ()
 
 
-@pytest.mark.parametrize(
-    ("levels", "z", "kept"), [(1, 2.1, (HALF,)), (1, 1.9, (TOP,)), (1, 0.9, ()), (2, 1.1, (HALF,)), (2, 0.9, ())]
-)
-def test_half_must_lead_by_more_than_the_top_unless_the_probe_prefers_several_levels(
-    chosen, monkeypatch, levels, z, kept
-):
-    monkeypatch.setattr(module, "_against_probe", lambda *_: (z, {}))
-    assert chosen(levels=levels)[0] == kept
+@pytest.mark.parametrize(("z", "kept"), [(2.1, (HALF,)), (1.9, (TOP,)), (0.9, ())])
+def test_half_must_lead_by_more_than_the_top(chosen, trained, monkeypatch, z, kept):
+    trained(1.0, 1.0)
+    monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
+    assert chosen()[0] == kept
+
+
+@pytest.mark.parametrize(("levels", "needed"), [(1, [2.0, 1.0]), (2, [1.0, 1.0])])
+def test_half_must_lead_by_less_where_the_probe_prefers_several_levels(chosen, monkeypatch, levels, needed):
+    asked, z = [], 0.9
+    monkeypatch.setattr(module, "_against_probe", lambda *how: asked.append(how[-1]) or (z, {}))
+    assert chosen(levels=levels)[0] == () and asked == needed, "what races knows it, to give up early"
+    z = 1.1
+    assert chosen(levels=levels)[0] == (TOP if levels == 1 else HALF,)
 
 
 @pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, -0.5, False)])

@@ -271,10 +271,15 @@ def table(finished, odd) -> list[dict]:
     with contextlib.chdir(odd):
         line = ("--run", finished.folder, "--top-k", "2", *names, "missing.jpg", finished.images)
         code, said = call("predict", *line, errors=errors)
+    rows = list(csv.DictReader(io.StringIO(said, newline="")))
+    strange = [row["path"] for row in rows if row["novelty"] and float(row["novelty"]) > 1]
+    unlike = [f"like nothing in training (novelty above 1): {len(strange)}: {', '.join(strange)}"] if strange else []
     aside = without_progress(errors.getvalue()).splitlines()
-    aside = [line for line in aside if not line.startswith("like nothing in training")]  # a test image may be
-    assert (code, aside) == ("not found: 'missing.jpg'", []), "the other rows are written all the same"
-    return list(csv.DictReader(io.StringIO(said, newline="")))
+    assert (code, aside) == ("not found: 'missing.jpg'", unlike), "the other rows are written all the same"
+    split = csv.DictReader(io.StringIO((finished.folder / "split.csv").read_text(encoding="utf-8")))
+    learned = {str(finished.images / row["id"]) for row in split if row["part"] != "test"}
+    assert learned & {row["path"] for row in rows} and not learned & set(strange)
+    return rows
 
 
 def test_there_is_one_row_an_input_in_order(table, finished, odd):

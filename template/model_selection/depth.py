@@ -38,7 +38,7 @@ FIRST, DEEPER = 1.0, 2.0
 several levels: 1.5 on digits, where it does, are worth three points, and 1.6 on flowers, where it does not, none."""
 
 SMALL = 160
-"""Pixels a side at which half of the blocks races, for a third of the time. It leads the probe by 4.7 standard errors
+"""Pixels a side at which half of the blocks races, for a third of the time. It leads the probe by 4.2 standard errors
 there on hand signs and by 3.6 on clothing, where it gains five and three points at full size; by 0.3 on ants and bees
 and less on objects, where it does not. The top, which costs little, races at full size: at this one, where the
 probe is worse than it need be, it looks better than it is (ants and bees: 2.8 in place of -0.6)."""
