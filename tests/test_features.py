@@ -15,9 +15,10 @@ from template.data.array_file import ArrayFile, open_stored, write
 from template.data.dataset import ArrayDataset, center_zoom, concatenate, eval_dataset, hflip, train_dataset
 from template.model.blocks import boundary, find_blocks, freeze
 from template.model.build import build, power_norm
+from template.model.inference import fingerprint, inference
 from template.progress import Timer
 from template.train import features
-from template.train.features import FeatureCache, activations, cache_frozen, cached, fingerprint, inference, split_model
+from template.train.features import FeatureCache, activations, cache_frozen, cached, split_model
 from template.train.one_stage import compile_for
 from template.train.optimizers import create_optimizer, create_schedule
 

@@ -28,9 +28,9 @@ from template.model.backbones import build_backbone, count_blocks
 from template.model.blocks import block_outputs, boundary, find_blocks, freeze
 from template.model.build import attach, build
 from template.model.hub_layer import HubLayer
+from template.model.inference import fingerprint
 from template.model.layers import strip_training_layers
 from template.model.weights import WeightsError
-from template.train.features import fingerprint
 
 SIZE = 32  # of images, as in test_predictor
 INSTALL = r'pip install -c constraints\.txt -e "\.\[hub\]"'

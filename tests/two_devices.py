@@ -19,10 +19,11 @@ from template.data.batches import inference_batches
 from template.evaluate.predictions import predict
 from template.model.blocks import find_blocks
 from template.model.build import build
+from template.model.inference import inference
 from template.progress import Timer
 from template.train import checkpoint
 from template.train.distribute import on_all, on_devices
-from template.train.features import FeatureCache, inference
+from template.train.features import FeatureCache
 from template.train.gradients import gradients
 from template.train.one_stage import TrainContext
 from template.train.stages import fit, refit

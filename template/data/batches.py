@@ -273,5 +273,13 @@ def _batches(
     batches = tf.data.Dataset.range(numbers.start, numbers.stop)
     threads = max(2, device.cores() // 2)
     batches = batches.map(call, num_parallel_calls=threads, deterministic=True).prefetch(2)
+    batches = batches.with_options(_untuned())
     weakref.finalize(batches, held.clear)
     return batches
+
+
+def _untuned() -> tf.data.Options:
+    """Autotuning off: there is nothing to tune, and its thread keeps the end of a long pass waiting for seconds."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options

@@ -23,6 +23,7 @@ from ..data.dataset import ArrayDataset
 from ..data.decode import decode
 from ..data.examples import Examples
 from ..data.load import Parts
+from ..model.inference import fold_batch_norm
 from .predictor import with_features
 from .tta import build_views
 
@@ -61,6 +62,7 @@ def predict_with_features(
     Returns:
         Calibrated probabilities, float64 [n, classes], and features of the plain view, float32 [n, f].
     """
+    model = fold_batch_norm(model)
     with progress.step("predicting"):
         logits, features = with_features(model).predict(inference_batches(views[0], batch_size), verbose=0)
         others = [model.predict(inference_batches(view, batch_size), verbose=0) for view in views[1:]]

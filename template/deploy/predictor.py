@@ -17,6 +17,7 @@ from ..config import Config, settled
 from ..data.examples import DataError
 from ..data.images.load import BadImageError, ImageSource
 from ..model.hub_layer import HubLayer, import_keras_hub
+from ..model.inference import fold_batch_norm
 from ..model.layers import strip_training_layers
 from ..model.weights import WeightsError
 from ..suggest import uses_hflip
@@ -207,6 +208,7 @@ def answers_of(
         A function of uint8 [n, views, size, size, 3], with n up to `train.batch_size`: calibrated probabilities float64
         [n, classes], and features of the first view, float32 [n, f], or None.
     """
+    model = fold_batch_norm(model)
     size, both = config.train.batch_size, with_features(model) if features else model
 
     def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

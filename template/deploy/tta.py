@@ -15,6 +15,7 @@ from ..data.examples import Examples
 from ..data.load import Parts, same_images
 from ..data.split import group_names
 from ..evaluate.predictions import Predictions, average, predict
+from ..model.inference import fold_batch_norm
 from ..suggest import uses_hflip
 
 
@@ -47,6 +48,7 @@ def _full_images(parts: Parts, part: str, data: Data) -> ArrayDataset:
 
 def predict_tta(model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config) -> Predictions:
     """Predictions of these examples, averaged over `build_views` of them."""
+    model = fold_batch_norm(model)
     batches = [inference_batches(view, config.train.batch_size) for view in views]
     with progress.step("predicting", sum(map(len, batches)), "batches") as step:
         count = keras.callbacks.LambdaCallback(on_predict_batch_end=lambda batch, logs: step.advance(), async_safe=True)

@@ -12,6 +12,7 @@ from ..config import Backbone, Config, Head
 from ..data.batches import inference_batches, shuffled_batches
 from ..data.dataset import ArrayDataset, eval_dataset, subsample
 from ..model.build import build
+from ..model.inference import fold_batch_norm
 from ..model_selection.auto import head_inputs, probe_features, select_levels
 from ..train.callbacks import Advance
 from ..train.features import FeatureCache
@@ -32,7 +33,7 @@ MOST = 2000
 def train_accuracy(model: keras.Model, train: ArrayDataset, batch_size: int) -> tuple[int, int]:
     """Correct predictions, and images predicted: up to FEW training images, without augmentation."""
     few = subsample(train, FEW)
-    logits = model.predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
+    logits = fold_batch_norm(model).predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
     return int((logits.argmax(axis=1) == few.labels).sum()), len(few)
 
 

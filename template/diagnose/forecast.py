@@ -10,10 +10,11 @@ import numpy as np
 from ..config import Config, Stage, settled
 from ..data.dataset import ArrayDataset, subsample
 from ..model.backbones import count_blocks
+from ..model.inference import inference
 from ..model_selection.auto import count_forward_passes, starts_from_probe, without_auto
 from ..model_selection.depth import FOLDS, cross_validates_depth, depths, small_size, with_stages
 from ..suggest import refits, uses_hflip
-from ..train.features import FeatureCache, inference
+from ..train.features import FeatureCache
 from .baselines import FEW
 
 BACKWARD = 2.0

@@ -16,7 +16,8 @@ from ..data.examples import DataError
 from ..evaluate.intervals import paired_z, wilson_interval
 from ..model.at_hand import candidates, label
 from ..model.backbones import build_backbone
-from ..train.features import FeatureCache, inference
+from ..model.inference import inference
+from ..train.features import FeatureCache
 from .auto import cross_validate, without_auto
 
 TIMED_IMAGES = 32

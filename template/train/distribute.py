@@ -77,6 +77,6 @@ def on_all(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], 
     return shared
 
 
-@functools.lru_cache(maxsize=4)  # as features.inference
+@functools.lru_cache(maxsize=4)  # as model.inference
 def _on_each(strategy: tf.distribute.Strategy, function: Callable[[tf.Tensor], tf.Tensor]) -> Callable:
     return tf.function(lambda parts: strategy.run(function, args=(parts,)), reduce_retracing=True)

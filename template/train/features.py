@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from .. import progress
 from ..config import Config
@@ -21,6 +19,7 @@ from ..data.array_file import ArrayFile, Selection
 from ..data.batches import ordered_batches
 from ..data.cache import Cache
 from ..data.dataset import ArrayDataset, concatenate
+from ..model.inference import fingerprint, inference
 from .distribute import on_all
 from .linear_probe import Probe
 from .nonfinite import NonFiniteError
@@ -39,14 +38,6 @@ def split_model(model: keras.Model, boundary: keras.KerasTensor) -> tuple[keras.
 @functools.lru_cache(maxsize=4)  # for stages, refit and evaluation to have the same, which TensorFlow traces once
 def _below(inputs: keras.KerasTensor, boundary: keras.KerasTensor) -> keras.Model:
     return keras.Model(inputs, boundary)
-
-
-@functools.lru_cache(maxsize=4)  # tracing takes as long as the passes of a hundred images
-def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A network as a compiled function from images of any number type to float32, not training."""
-    return tf.function(
-        lambda inputs: tf.cast(network(tf.cast(inputs, tf.float32), training=False), tf.float32), reduce_retracing=True
-    )
 
 
 def activations(network: Callable, dataset: ArrayDataset, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -151,22 +142,6 @@ def _print_clipped(rows: ArrayFile) -> None:
             "train.precision is mixed_float16, take another; else other weights (backbone.weights) or another network "
             "(backbone.name)."
         )
-
-
-def fingerprint(network: keras.Model) -> str:
-    """Digest of what a network computes: its graph and settings, whatever its layers are called, and its weights."""
-    text, numbers = network.to_json(), dict[str, int]()
-
-    def number(match: re.Match) -> str:
-        return f"{match[1]}#{numbers.setdefault(match[2], len(numbers))}"
-
-    text = re.sub(r'("name": |\[)"([^"]+)"(?=, \d+, \d+\]|[,}])', number, text)
-    text = re.sub(r'"(trainable|shared_object_id)": \w+', "", text)
-    policies = [layer.dtype_policy.name for layer in network.layers]  # these names mean something
-    digest = hashlib.sha256(f"{keras.__version__} {text} {policies}".encode())
-    for weight in network.weights:
-        digest.update(np.ascontiguousarray(weight.numpy()).data)
-    return digest.hexdigest()
 
 
 def cached(
