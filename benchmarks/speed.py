@@ -1,6 +1,7 @@
 """How fast the parts are, as ratios of two contestants side by side in one run, and how much memory a run takes.
 
 python benchmarks/speed.py augmentation                          # against RandAugment of Keras, both in tf.data
+python benchmarks/speed.py passes                                # batch normalisation folded, against plain Keras
 python benchmarks/speed.py tail --backbone.weights=imagenet      # stored activations against augmented images
 python benchmarks/speed.py step                                  # with every setting off, against plain Keras
 python benchmarks/speed.py memory --images 20000 --out FILE      # a whole run in a process of its own; Linux only
@@ -39,6 +40,7 @@ def main() -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     for measure, images, least in (
         (augmentation, 1920, 10 * BATCH),
+        (passes, 320, BATCH),
         (tail, 200, BATCH),
         (step, 320, BATCH),
         (memory, 20_000, 400),
@@ -99,6 +101,37 @@ def an_image(batches: Iterable, images: int) -> np.ndarray:
     while seen < images:
         seen += len(next(batches)[0])
     return (now() - start) / seen
+
+
+def passes(_: Path, images: int, rounds: int, name: str = "efficientnet_lite0", size: int = 288) -> dict:
+    """Seconds of passes through a frozen network, and of the same as Keras has it, compiled too. At least 1.2 times."""
+    import tensorflow as tf
+
+    from template.model.backbones import build_backbone
+    from template.model.inference import inference
+
+    network = build_backbone(Backbone(name=name, weights="none"), size)
+    ours, other = inference(network), tf.function(lambda inputs: network(inputs, training=False), reduce_retracing=True)
+    batch = sample_images(BATCH, size)[0].astype(np.float32)
+    difference = float(np.abs(ours(batch) - other([batch])).max() / np.abs(other([batch])).max())  # and traces both
+    result = alternate(
+        lambda: some_passes(ours, batch, images), lambda: some_passes(other, [batch], images), rounds, least=1.2
+    )
+    table(f"{name}, {images} images of {size} pixels", ("seconds", "CPU seconds"), {
+        "passes, batch normalisation folded": result["ours"], "passes of plain Keras": result["other"],
+    })  # fmt: skip
+    result["claims"].append(
+        claim("largest difference, of the largest output, below 1e-4", difference, difference < 1e-4)
+    )
+    return {"images": images, "size": size, "backbone": name, "unit": "seconds", **result, "difference": difference}
+
+
+def some_passes(function: Callable, batch: object, images: int) -> np.ndarray:
+    """Clocks of passes of at least so many images."""
+    start = now()
+    for _ in range(-(-images // BATCH)):
+        function(batch).numpy()
+    return now() - start
 
 
 def tail(

@@ -118,6 +118,17 @@ def test_the_loss_of_a_step_is_the_same_on_stored_activations(speed, tmp_path):
         assert np.isfinite(after) and after < before - 2e-3, "the step does something that could be told apart"
 
 
+def test_both_passes_are_of_the_same_network_and_only_one_is_folded(speed, tmp_path, monkeypatch, capsys):
+    from template.model import inference
+
+    folded, original = [], inference.fold_batch_norm
+    monkeypatch.setattr(inference, "fold_batch_norm", lambda network: folded.append(network) or original(network))
+    result = speed.passes(tmp_path, images=64, rounds=3, name="mobilenet", size=64)
+    check(result, rounds=3)
+    assert len(folded) == 1 and result["difference"] < 1e-4
+    assert "1e-4: holds" in capsys.readouterr().out
+
+
 def test_random_weights_keep_the_values_in_range(speed, tmp_path):
     """Else float16 would store zeros only."""
     backbone = speed.random_weights(configuration.Backbone(name="mobilenet", alpha=0.25, weights="none"), 64, tmp_path)
