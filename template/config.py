@@ -317,9 +317,10 @@ class Train:
     """Validation score that picks the best epoch, stops a stage and chooses the weights: the calibrated
     cross-entropy (at the temperature fitted to validation: how sure a network is of itself does not count), the
     accuracy, or the F1 score averaged over classes."""
-    patience: Positive = 12
+    patience: Positive = 40
     """A stage ends when the score has not improved for this many epochs. The step size falls over a stage and the
-    best epochs are often its last, so little patience costs accuracy."""
+    best epochs are often its last, so little patience costs accuracy: by default none of the stages that are chosen
+    for small data, of at most 40 epochs, is cut short."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """What training minimises. `focal` passes over what is known already, (1 - p)^2 times the cross-entropy: where easy
     images are many and hard ones few. Its probabilities are less sure than they could be."""

@@ -215,7 +215,7 @@ def test_a_plateau_without_time_to_see_one_is_refused():
 
 def test_patience_stays_where_it_decides_when_the_step_size_falls():
     before = ["stages.0.schedule=plateau"]
-    with pytest.raises(ConfigError, match=r"^train.patience: 12 -> 6\n") as error:
+    with pytest.raises(ConfigError, match=r"^train.patience: 40 -> 6\n") as error:
         changed(load(None, before), load(None, [*before, "train.patience=6"]))
     assert str(error.value).count("train.patience") == 1, "nor is it named among those that may change"
 
@@ -508,7 +508,7 @@ def test_nothing_has_changed_in_an_equal_configuration():
         ("data.path=elsewhere", 'data.path: "digits" -> "elsewhere"'),
         ("data.cache=other", 'data.cache: "cache" -> "other"'),
         ("data.memory_gb=1.0", "data.memory_gb: 2.0 -> 1.0"),
-        ("train.patience=3", "train.patience: 12 -> 3"),
+        ("train.patience=3", "train.patience: 40 -> 3"),
         ("train.monitor_gradients=true", "train.monitor_gradients: false -> true"),
         ("evaluate.target_accuracy=0.9", "evaluate.target_accuracy: 0.95 -> 0.9"),
     ],
@@ -538,7 +538,7 @@ def test_what_must_not_change_is_refused_by_name(override, line):
     with pytest.raises(ConfigError) as error:
         changed(load(None, before), load(None, [*before, override, "train.patience=3"]))
     assert line in str(error.value)
-    assert "patience: 12" not in str(error.value) and "train.patience" in str(error.value), "only as what may change"
+    assert "patience: 40" not in str(error.value) and "train.patience" in str(error.value), "only as what may change"
 
 
 def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
