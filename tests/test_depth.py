@@ -150,20 +150,24 @@ def test_the_probe_stays_where_nothing_pays(chosen, trained):
     assert chosen()[0] == ()
 
 
-@pytest.mark.parametrize(("z", "kept"), [(2.1, (HALF,)), (1.9, (TOP,)), (0.9, ())])
-def test_half_must_lead_by_more_than_the_top(chosen, trained, monkeypatch, z, kept):
-    trained(1.0, 1.0)
-    monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
+@pytest.mark.parametrize(("half", "top", "kept"), [(1.1, 9.0, (HALF,)), (0.9, 1.1, (TOP,)), (0.9, 0.9, ())])
+def test_the_deepest_that_leads_by_more_than_a_standard_error_is_unfrozen(chosen, monkeypatch, half, top, kept):
+    asked = []
+    monkeypatch.setattr(
+        module, "_against_probe", lambda *how: asked.append(how[-1]) or ((half, top)[len(asked) - 1], {})
+    )
     assert chosen()[0] == kept
+    assert set(asked) == {1.0}, "what races knows it, to give up early"
 
 
-@pytest.mark.parametrize(("levels", "needed"), [(1, [2.0, 1.0]), (2, [1.0, 1.0])])
-def test_half_must_lead_by_less_where_the_probe_prefers_several_levels(chosen, monkeypatch, levels, needed):
-    asked, z = [], 0.9
-    monkeypatch.setattr(module, "_against_probe", lambda *how: asked.append(how[-1]) or (z, {}))
-    assert chosen(levels=levels)[0] == () and asked == needed, "what races knows it, to give up early"
-    z = 1.1
-    assert chosen(levels=levels)[0] == (TOP if levels == 1 else HALF,)
+@pytest.mark.parametrize(("levels", "needed"), [(1, [1.0, -1.0]), (2, [1.0, 1.0])])
+def test_with_images_enough_the_top_needs_no_lead_unless_they_are_far_from_imagenet(
+    chosen, monkeypatch, levels, needed
+):
+    asked = []
+    monkeypatch.setattr(module, "ENOUGH_IMAGES", N)
+    monkeypatch.setattr(module, "_against_probe", lambda *how: asked.append(how[-1]) or (-2.0, {}))
+    assert chosen(levels=levels)[0] == () and asked == needed
 
 
 @pytest.mark.parametrize(("enough", "z", "kept"), [(N, -0.5, True), (N, -1.5, False), (N + 1, -0.5, False)])
