@@ -36,7 +36,7 @@ says that the images are far from ImageNet's, excepted): it is kept unless it is
 LEAD = 1.0
 """Standard errors by which a depth must lead the probe. More would leave much to luck, since the noise of training is
 nearly as large as that of the images: with other units dropped, half of MobileNet's blocks leads by 1.3 to 3.6 on hand
-signs (six races), where it gains four points."""
+signs (six races), where it gains three or four points."""
 
 SMALL = 160
 """Pixels a side at which half of the blocks races, for a third of the time. It leads the probe by 4.8 standard errors
