@@ -748,6 +748,7 @@ def test_stages_are_taken_from_the_number_of_images_only_where_the_recipe_names_
 
 def test_images_without_a_group_are_not_one_group_together():
     class Model:
+        layers = ()
         predict = staticmethod(lambda batches, verbose, callbacks: np.zeros((4, 2), np.float32))
 
     ids = np.array(["a", "b", "c", "d"])
