@@ -202,6 +202,11 @@ def test_where_no_probe_begins_the_stages_say_what_is_left(store):
     assert forecast.seconds_left(scratch, COUNTS, store)() is None
 
 
+def test_while_the_network_is_to_be_chosen_nothing_is_foretold(store):
+    store.clock.seconds["features"], store.clock.counts["features"] = 20.0, 100
+    assert forecast.seconds_left(Config(backbone=Backbone(name="auto")), COUNTS, store)() is None
+
+
 def test_images_without_labels_pass_through_the_network_too():
     plain, more = (forecast.forecast(PRETRAINED, counts, 0.2) for counts in (COUNTS, COUNTS | {"unlabelled": 70}))
     assert more["probe"] == pytest.approx(plain["probe"] + 0.2 * 2 * 70), "and mirrored"

@@ -80,7 +80,8 @@ def seconds_left(
     config: Config, counts: Mapping[str, int], cache: FeatureCache, begun: bool = False
 ) -> Callable[[], float | None]:
     """What tells how many seconds a run takes once its images are decoded; None before it is known how long the passes
-    of any take, and where it does not begin with a probe: then its stages are nearly all, and say it themselves.
+    of any take, while the network itself is to be chosen, and where it does not begin with a probe: then its stages are
+    nearly all, and say it themselves.
 
     It is asked again and again, by the thread that shows it: what does not change is worked out here.
 
@@ -91,7 +92,7 @@ def seconds_left(
             again.
         begun: nothing is left to choose in the configuration, and what is left of the run is asked for.
     """
-    if not starts_from_probe(config):
+    if config.backbone.name == "auto" or not starts_from_probe(config):
         return lambda: None
     tracing, once = (forecast(config, counts, per_image) for per_image in (0.0, 1.0))
     phases = once.keys() - ({"probe"} if begun else set())
