@@ -21,7 +21,7 @@ from template.data.dataset import ArrayDataset, eval_dataset
 from template.data.decode import decode
 from template.data.examples import load_examples
 from template.data.images.load import zoom_center
-from template.deploy.predictor import load_run
+from template.deploy.predictor import classify, load_run
 from template.diagnose import baselines
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
@@ -583,11 +583,10 @@ def test_a_run_that_chose_and_was_resumed_ends_bit_for_bit_as_a_whole_one(
     assert one.logits.tobytes() == other.logits.tobytes()
     changing = {"seconds", "memory_gb"}
     assert {k: whole[k] for k in whole if k not in changing} == {k: resumed[k] for k in resumed if k not in changing}
-    # And rebuilt by our code, with its levels and root, it says the same.
+    # And of the files, with its levels and root, it says the same.
     loaded = load_examples(str(wide_images))
-    examples, pixels = decode(loaded, config_.data)
-    rows = [list(examples.ids).index(name) for name in one.ids]
-    said = softmax(model.predict(pixels[np.array(rows)].astype("float32"), verbose=0), axis=1)
+    files = [loaded.images[list(loaded.ids).index(name)] for name in one.ids]
+    said = np.array([probabilities for _, probabilities in classify(model, config_, files)])
     np.testing.assert_allclose(said, softmax(one.logits, axis=1), atol=1e-5)
     assert names == one.class_names
 

@@ -14,7 +14,7 @@ def fit_once(
     cache: FeatureCache,
 ) -> Probe:  # fmt: skip
     """`fit_probe`; in a run, what was fitted on these features before, which are of the same images."""
-    key = _key(features, labels)
+    key = _key(features, labels, np.array(seed))
     if key not in cache.probes:
         cache.probes[key] = fit_probe(features, labels, classes, seed, widths, groups=groups)
     return cache.probes[key]
@@ -35,7 +35,7 @@ def teach_once(
         groups: [n], or None.
         cache: of the run.
     """
-    classes, key = int(labels.max()) + 1, _key(features, labels, pool)
+    classes, key = int(labels.max()) + 1, _key(features, labels, pool, np.array(seed))
     if key not in cache.probes:
         teacher = fit_once(features, labels, classes, seed, widths, groups, cache)
         divisions = folds(labels, classes, seed, 5, groups)
