@@ -167,7 +167,7 @@ def best_probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="auto"), head=head, tta=tta)
     decoded = functools.cache(functools.partial(decode, load_examples(config.data.path, config.data.class_folders)))
     examples, _ = decoded(without_auto(config).data)
-    parts = Parts(examples, lambda data: decoded(data)[1], np.arange(len(examples)))
+    parts = Parts(examples, lambda data, _: decoded(data)[1], np.arange(len(examples)))
     start = time.perf_counter()
     cache = FeatureCache.of(config)
     images = functools.partial(parts.plain, "train")
@@ -204,7 +204,7 @@ def networks(config: configuration.Config, _: Path) -> tuple[int, int, float, di
 
     decoded = functools.cache(functools.partial(decode, load_examples(config.data.path)))
     examples, _ = decoded(without_auto(config).data)
-    parts = Parts(examples, lambda data: decoded(data)[1], np.arange(len(examples)))
+    parts = Parts(examples, lambda data, _: decoded(data)[1], np.arange(len(examples)))
     images, cache, start = functools.partial(parts.plain, "train"), FeatureCache.of(config), time.perf_counter()
     found, groups = evaluate_candidates(config, candidates(config.backbone), images, cache)
     picked, seconds, hits = found.index(best(found, groups)), time.perf_counter() - start, []

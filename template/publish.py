@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from . import progress, runs
 from .config import Config, Evaluate
-from .data.array_file import ArrayFile
+from .data.array_file import Rows
 from .data.audit.facts import Facts
 from .data.dataset import evenly_spaced
 from .data.examples import Examples
@@ -55,7 +55,7 @@ class TrainedRun:
 
     config: Config
     examples: Examples
-    pixels: ArrayFile
+    pixels: Rows
     facts: Facts
     model: keras.Model
     state: TrainState

@@ -115,7 +115,7 @@ def _run(config: Config, folder: Path, clock: progress.Timer) -> dict:
         config, parts = load_data(config, without_auto(config).data)
     progress.expect(seconds_left(config, parts.counts, cache))
     with clock("audit"):  # now, while the files are there: nothing after the choices opens one of them
-        pixels = parts.pixels(without_auto(config).data)
+        pixels = parts.all_pixels(without_auto(config).data)
         facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
     messages.print_found(config, parts, folder)
     refuse_changes(config, parts, folder)
@@ -139,7 +139,7 @@ def _run(config: Config, folder: Path, clock: progress.Timer) -> dict:
         colors = color_baseline(train, held_out) if single else None
     others = len(begun.parts.unlabelled or ())
     trained = TrainedRun(
-        config, parts.examples, parts.pixels(config.data), facts, model, state, curve, learned, colors, others
+        config, parts.examples, parts.all_pixels(config.data), facts, model, state, curve, learned, colors, others
     )
     return publish(trained, predictions, clock, folder)
 

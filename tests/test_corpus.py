@@ -64,7 +64,7 @@ def test_every_kind_of_file_is_used_or_named_with_a_reason_and_an_action(written
             assert ";" in reasons[name] or "? " in reasons[name], f"no action: {reasons[name]}"
     # What a run prints of it: one line a file, whatever its name holds.
     capsys.readouterr()
-    parts = Parts(examples, lambda _: None, np.arange(len(examples)))
+    parts = Parts(examples, lambda *_: None, np.arange(len(examples)))
     messages.print_found(Config(data=Data(path="files")), parts, tmp_path)
     said = "".join(capsys.readouterr())
     assert "\x1b" not in said and len(said.splitlines()) == 1 + 10 + 1
@@ -118,7 +118,7 @@ def test_the_bits_of_a_set_go_into_the_recipe_for_what_is_predicted_later(tmp_pa
     again, _ = load_data(config, config.data)
     assert again == config
     expected = [load(file, config.data)[0] for file in parts.examples.images]
-    np.testing.assert_array_equal(parts.pixels(config.data)[np.arange(12)], expected)
+    np.testing.assert_array_equal(parts.all_pixels(config.data)[np.arange(12)], expected)
     other = dataclasses.replace(data, path=str(corpus.fill(tmp_path / "plain", "a", "b")))
     plain, _ = load_data(Config(data=other), other)
     assert plain.data.bits == "auto"

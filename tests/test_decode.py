@@ -1,5 +1,6 @@
 """Every image is decoded once, is found again by its contents, and one that cannot be used is named."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -11,11 +12,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from template import disk
-from template.config import Data
+from template.config import Config, Data
 from template.data import decode as module
 from template.data.decode import decode, with_bits
 from template.data.examples import DataError, Examples, load_examples
 from template.data.images.load import load, load_image
+from template.data.load import load_data
 
 SIZE = 16
 
@@ -52,6 +54,32 @@ def test_pixels_are_those_of_load_image_in_the_order_of_the_examples(class_folde
     assert pixels.shape == (36, SIZE, SIZE, 3)
     expected = [load_image(class_folder / name, SIZE, "crop") for name in examples.ids]
     np.testing.assert_array_equal(pixels[np.arange(36)], expected)
+
+
+def test_another_size_is_tried_on_training_images_alone_and_then_the_others_are_decoded_once(
+    class_folder, tmp_path, decoded
+):
+    config = Config(data=settings(tmp_path, path=str(class_folder)))
+    _, parts = load_data(config, config.data)
+    assert len(decoded) == 36
+    for size, resize in [(20, "crop"), (SIZE, "stretch")]:
+        other = dataclasses.replace(config.data, image_size=size, resize=resize)
+        decoded.clear()
+        train, test = parts.rows("train"), parts.rows("test")
+        parts.train(dataclasses.replace(config, data=other))
+        assert sorted(decoded) == sorted(parts.examples.images[row].read_bytes() for row in train)
+        images, held_out = parts.plain("train", other), parts.plain("test", other)
+        pixels = parts.all_pixels(other)
+        assert len(decoded) == len(pixels) == 36
+        expected = [load_image(class_folder / name, size, resize) for name in parts.examples.ids]
+        mixed = np.random.default_rng(0).permutation(36)
+        np.testing.assert_array_equal(pixels[mixed], np.stack(expected)[mixed])
+        for dataset, rows in ((images, train), (held_out, test)):
+            np.testing.assert_array_equal(dataset.read(0, np.arange(len(rows))), np.stack(expected)[rows])
+        assert pixels[np.arange(0)].shape == (0, size, size, 3)
+        assert len(decoded) == 36
+        _, as_first = load_data(dataclasses.replace(config, data=other), other)
+        assert as_first.plain("train", other).key == images.key  # its features are found, whichever came first
 
 
 def test_a_second_run_finds_the_images_decoded_even_under_new_names(class_folder, tmp_path, decoded):

@@ -376,7 +376,7 @@ def test_pixels_of_another_shape_are_of_the_same_images_or_the_run_stops_with_th
     _, parts = load_data(settings(path), settings(path).data)
     (path / "across" / "03.png").unlink()
     with pytest.raises(DataError, match=r"'across/03.png': no such file"):
-        parts.pixels(dataclasses.replace(settings(path).data, resize="stretch"))
+        parts.all_pixels(dataclasses.replace(settings(path).data, resize="stretch"))
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def chosen(monkeypatch, tmp_path, capsys):
         examples = Examples(named[0], [], labels, ("a", "b"), np.full(len(known), "train"))
         others = Examples(named[1], [], nothing, ("",), np.full(len(pool), "unlabelled"))
         found = Unlabelled(others, lambda _: pixels[: len(pool)])
-        parts = Parts(examples, lambda _: pixels[: len(known)], np.arange(len(known)), unlabelled=found)
+        parts = Parts(examples, lambda *_: pixels[: len(known)], np.arange(len(known)), unlabelled=found)
         parts, losses = choose_unlabelled(None, Config(), parts, FeatureCache(tmp_path, 1e9, 8, Timer()))
         return parts.unlabelled, losses.get("data.unlabelled"), capsys.readouterr().out
 

@@ -4,6 +4,7 @@ An array file is the rows, C-ordered; a CRC-32 of each; a JSON of shape, dtype a
 complete file has.
 """
 
+import functools
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -131,6 +132,49 @@ class Selection:
         return self.whole[rows // len(self.rows) * self.n + self.rows[rows % len(self.rows)]]
 
 
+class Divided:
+    """Rows in several array files, each of which is made when one of its rows is first required: [n, ...].
+
+    Args:
+        parts: int64, rows of each file; together all rows.
+        made: rows of a file -> the file. It may raise.
+        shape: of one row.
+        dtype: of the values.
+        key: as that of an `ArrayFile` of all rows.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray],
+        made: Callable[[np.ndarray], "ArrayFile"],
+        shape: tuple[int, ...],
+        dtype: type,
+        key: str,
+    ) -> None:
+        self.shape, self.dtype, self.key = (sum(map(len, parts)), *shape), np.dtype(dtype), key
+        self._file, self._row = np.empty((2, len(self)), np.int64)
+        for file, rows in enumerate(parts):
+            self._file[rows], self._row[rows] = file, np.arange(len(rows))
+        self._made = functools.cache(lambda file: made(parts[file]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def require(self, rows: np.ndarray) -> "Divided":
+        """Itself, once the files of these rows are there."""
+        for file in np.unique(self._file[rows]).tolist():
+            self._made(file)
+        return self
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows at these positions, copied."""
+        out, files = np.empty((len(rows), *self.shape[1:]), self.dtype), self._file[rows]
+        for file in np.unique(files).tolist():
+            inside = files == file
+            out[inside] = self._made(file)[self._row[rows[inside]]]
+        return out
+
+
 def _read(file: BinaryIO, size: int, offset: int) -> bytes:
     buffer = bytearray(size)
     return bytes(buffer[: system.read_into(file, buffer, offset)])
@@ -186,3 +230,7 @@ class ArrayFile:
                     raise error
                 self._stored = stored
             return self._stored
+
+
+Rows = ArrayFile | Divided
+"""What is read by rows."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Augment
-from .array_file import ArrayFile
+from .array_file import Rows
 from .augment import POLICIES, VERSION, augment, strengthen
 from .images.load import zoom_center
 
@@ -42,9 +42,7 @@ class ArrayDataset:
         return len(self.whole[0]) if self.whole else len(self)
 
 
-def train_dataset(
-    pixels: ArrayFile, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int
-) -> ArrayDataset:
+def train_dataset(pixels: Rows, rows: np.ndarray, labels: np.ndarray, settings: Augment, seed: int) -> ArrayDataset:
     """These rows of the pixels and labels, augmented differently in every epoch."""
     policy = strengthen(POLICIES[settings.policy], settings.strength)
     policy = dataclasses.replace(
@@ -63,7 +61,7 @@ def train_dataset(
 
 
 def eval_dataset(
-    pixels: ArrayFile | np.ndarray, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    pixels: Rows | np.ndarray, rows: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
 ) -> ArrayDataset:
     """These rows of the pixels, labels and groups, not augmented."""
     groups = None if groups is None else groups[rows]
@@ -150,7 +148,7 @@ def channel_statistics(dataset: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:
     return mean, squares / count - mean**2
 
 
-def _key(pixels: ArrayFile | np.ndarray, rows: np.ndarray, *augmentation: object) -> str:
+def _key(pixels: Rows | np.ndarray, rows: np.ndarray, *augmentation: object) -> str:
     """Cache key of rows of pixels, if the pixels have one (an array has none)."""
     key = getattr(pixels, "key", "")
     return key and f"{key} {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()} {VERSION} {augmentation}"

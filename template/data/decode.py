@@ -103,12 +103,22 @@ def _pixels(examples: Examples, data: Data) -> ArrayFile:
         if unread:
             raise _UnreadError({row: unread[row] for row in sorted(unread)}, examples)
 
-    size = settled(data.image_size)
-    shape = (len(examples), size, size, 3)
+    name, cache = pixels_key(examples, data), Cache(Path(data.cache).expanduser(), data.cache_gb * 2**30)
+    shape = (len(examples), *pixels_shape(data))
+    return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, math.prod(shape)), key=name)
+
+
+def pixels_key(examples: Examples, data: Data) -> str:
+    """Cache key of the pixels of these images, and name of their file."""
     settings = f"{VERSION} {data.image_size} {data.resize} {data.max_megapixels} {data.bits}"
     key = hashlib.sha256(f"{settings} {' '.join(examples.known_digests)}".encode())
-    name, cache = f"pixels-{key.hexdigest()[:16]}", Cache(Path(data.cache).expanduser(), data.cache_gb * 2**30)
-    return cache.rows(name, batches, shape, np.uint8, memory_bytes=_memory(data, math.prod(shape)), key=name)
+    return f"pixels-{key.hexdigest()[:16]}"
+
+
+def pixels_shape(data: Data) -> tuple[int, int, int]:
+    """Height, width and channels of an image."""
+    size = settled(data.image_size)
+    return size, size, 3
 
 
 class _UnreadError(DataError):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Config, ConfigError, Data
-from .array_file import ArrayFile
+from .array_file import ArrayFile, Divided, Rows
 from .dataset import ArrayDataset, eval_dataset, share, train_dataset
-from .decode import decode, with_bits, with_digests
+from .decode import decode, pixels_key, pixels_shape, with_bits, with_digests
 from .examples import PARTS, DataError, Examples, first_lines, load_examples
 from .sources.names import match_names
 from .split import clusters, split, to_csv
@@ -24,23 +24,24 @@ class Parts:
 
     Args:
         examples: with their `parts`.
-        pixels: (settings) -> pixels of all examples at that size and resizing; the last two are kept.
+        pixels: (settings, rows) -> pixels of all examples at that size and resizing, of which those in these rows are
+            decoded. So whether another size is better is asked of the training images, and no other is decoded for it.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`).
         pool: rows of the images that are divided in turn into other parts, which share their features; or None.
         unlabelled: images without labels to learn from too; or None.
     """
 
     examples: Examples
-    pixels: Callable[[Data], ArrayFile]
+    pixels: Callable[[Data, np.ndarray], Rows]
     groups: np.ndarray
     pool: np.ndarray | None = None
     unlabelled: Unlabelled | None = None
 
     @classmethod
-    def of(cls, examples: Examples, pixels: ArrayFile, part: str) -> "Parts":
+    def of(cls, examples: Examples, pixels: Rows, part: str) -> "Parts":
         """Examples that are all in one part, and their pixels."""
         together = dataclasses.replace(examples, parts=np.full(len(examples), part))
-        return cls(together, lambda _: pixels, np.arange(len(examples)))
+        return cls(together, lambda *_: pixels, np.arange(len(examples)))
 
     def rows(self, part: str) -> np.ndarray:
         """Rows of the examples in a part, int64."""
@@ -51,15 +52,19 @@ class Parts:
         """Images of each part, and of those without labels."""
         return {part: len(self.rows(part)) for part in PARTS} | {"unlabelled": len(self.unlabelled or ())}
 
+    def all_pixels(self, data: Data) -> Rows:
+        """Pixels of all examples, decoded."""
+        return self.pixels(data, np.arange(len(self.examples)))
+
     def plain(self, part: str, data: Data) -> ArrayDataset:
         """The images of a part, not augmented."""
-        pixels = self.pixels(data)
-        return self._take(part, lambda rows: eval_dataset(pixels, rows, self.examples.labels, self.groups))
+        labels, groups = self.examples.labels, self.groups
+        return self._take(part, lambda rows: eval_dataset(self.pixels(data, rows), rows, labels, groups))
 
     def augmented(self, part: str, config: Config) -> ArrayDataset:
         """The images of a part, augmented differently in every epoch, with their names."""
-        pixels, how = self.pixels(config.data), (self.examples.labels, config.augment, config.train.seed)
-        dataset = self._take(part, lambda rows: train_dataset(pixels, rows, *how))
+        how = self.examples.labels, config.augment, config.train.seed
+        dataset = self._take(part, lambda rows: train_dataset(self.pixels(config.data, rows), rows, *how))
         return dataclasses.replace(dataset, names=self.examples.ids[self.rows(part)])
 
     def train(self, config: Config) -> tuple[ArrayDataset, ArrayDataset]:
@@ -101,14 +106,29 @@ def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
     check_class_names(config.train.class_weights, found.class_names)
     data = with_bits(config.data, found.images)
     found = with_digests(found)
-    decoded = functools.lru_cache(maxsize=2)(lambda data: decode(found, data))  # those of a race, and of all else
     first = dataclasses.replace(first, bits=data.bits)
-    examples, _ = decoded(first)
+    examples, pixels = decode(found, first)
     fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     examples = split(examples, **fractions, seed=data.split_seed)
-    parts = Parts(examples, lambda data: same_images(examples, *decoded(data)), clusters(examples))
-    parts = dataclasses.replace(parts, unlabelled=load_unlabelled(first, examples, parts.pixels(first)))
+    others = functools.lru_cache(maxsize=3)(functools.partial(by_part, examples))  # as many sizes a run looks at
+
+    def pixels_of(data: Data, rows: np.ndarray) -> Rows:
+        return pixels if data == first else others(data).require(rows)
+
+    parts = Parts(examples, pixels_of, clusters(examples))
+    parts = dataclasses.replace(parts, unlabelled=load_unlabelled(first, examples, pixels))
     return dataclasses.replace(config, data=data), parts
+
+
+def by_part(examples: Examples, data: Data) -> Divided:
+    """Pixels of examples at another size or resizing, decoded part by part, as they are required."""
+
+    def decoded(rows: np.ndarray) -> ArrayFile:
+        mine = examples.take(rows)
+        return same_images(mine, *decode(mine, data))
+
+    parts = [np.flatnonzero(examples.parts == part) for part in (*PARTS, "")]
+    return Divided(parts, decoded, pixels_shape(data), np.uint8, pixels_key(examples, data))
 
 
 def same_images(examples: Examples, again: Examples, pixels: ArrayFile) -> ArrayFile:

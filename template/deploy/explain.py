@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from scipy.special import expit, softmax
 
-from ..data.array_file import ArrayFile
+from ..data.array_file import Rows
 from ..data.images.load import data_url
 from ..evaluate.predictions import Predictions
 from ..labels import texts
@@ -22,7 +22,7 @@ THUMBNAIL = 160
 """Pixels a side."""
 
 
-def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
+def figures(model: keras.Model, pixels: Rows, rows: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
     """Images for a page, each with the Grad-CAM of its predicted class.
 
     Args:
@@ -40,7 +40,7 @@ def figures(model: keras.Model, pixels: ArrayFile, rows: np.ndarray, predictions
 
 
 def multilabel_figures(
-    model: keras.Model, pixels: ArrayFile, rows: np.ndarray, predictions: Predictions, classes: np.ndarray
+    model: keras.Model, pixels: Rows, rows: np.ndarray, predictions: Predictions, classes: np.ndarray
 ) -> list[dict[str, Any]]:
     """`figures` where an image may have several labels: of wrong answers about one class each, int [n]."""
     has = predictions.labels[np.arange(len(rows)), classes] > 0
@@ -54,7 +54,7 @@ def multilabel_figures(
 
 def _figures(
     model: keras.Model,
-    pixels: ArrayFile,
+    pixels: Rows,
     rows: np.ndarray,
     predictions: Predictions,
     classes: np.ndarray,

@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 
 from .. import progress
-from ..config import Config, Data
+from ..config import Config
 from ..data.batches import inference_batches
-from ..data.dataset import ArrayDataset, center_zoom, eval_dataset, hflip
-from ..data.decode import decode
+from ..data.dataset import ArrayDataset, center_zoom, hflip
 from ..data.examples import Examples
-from ..data.load import Parts, same_images
+from ..data.load import Parts
 from ..data.split import group_names
 from ..evaluate.predictions import Predictions, average, predict
 from ..model.inference import fold_batch_norm
@@ -34,16 +32,8 @@ def build_views(parts: Parts, part: str, config: Config) -> list[ArrayDataset]:
     if config.tta.center_zoom:
         views.append(center_zoom(views[0]))
     if config.tta.full_image and config.data.resize == "crop":
-        views.append(_full_images(parts, part, dataclasses.replace(config.data, resize="stretch", memory_gb=0.0)))
+        views.append(parts.plain(part, dataclasses.replace(config.data, resize="stretch", memory_gb=0.0)))
     return views + ([hflip(view) for view in views] if uses_hflip(config) else [])
-
-
-def _full_images(parts: Parts, part: str, data: Data) -> ArrayDataset:
-    """The whole images of a part; those of the others, which need none, are not decoded unless they share them."""
-    if parts.pool is not None:
-        return parts.plain(part, data)
-    mine = parts.examples.take(parts.rows(part))
-    return eval_dataset(same_images(mine, *decode(mine, data)), np.arange(len(mine)), mine.labels)
 
 
 def predict_tta(model: keras.Model, examples: Examples, views: Sequence[ArrayDataset], config: Config) -> Predictions:

@@ -150,7 +150,7 @@ class Begun:
 def _checks(begun: Begun) -> tuple[list[checks.Check], dict[str, Image.Image]]:
     """Of data, network and machine; and images by file name."""
     config, train, val, examples = begun.config, begun.train, begun.val, begun.parts.examples
-    names, pixels = examples.class_names, begun.parts.pixels(config.data)
+    names, pixels = examples.class_names, begun.parts.all_pixels(config.data)
     mixing = mixing_of(config.train, begun.stage, 0, maps=begun.stage.unfreeze != 0)
     in_range, first_batch = checks.input_grid(begun.parts.augmented("train", config), names, config.train, mixing)
     off = ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm")

@@ -15,9 +15,14 @@ from keras import KerasTensor, layers
 from .layers import renormalise
 
 
-def inference(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A network, with the weights that it has now, as a compiled function from images of any number type to float32."""
-    return _compiled(network, fingerprint(network))
+def inference(network: keras.Model, digest: str = "") -> Callable[[tf.Tensor], tf.Tensor]:
+    """A network, with the weights that it has now, as a compiled function from images of any number type to float32.
+
+    Args:
+        network: a Keras model.
+        digest: its `fingerprint`, where that is known already.
+    """
+    return _compiled(network, digest or fingerprint(network))
 
 
 @functools.lru_cache(maxsize=4)  # tracing takes as long as the passes of a hundred images

@@ -2,7 +2,7 @@
 
 With few images a validation part cannot tell what a stage is worth: parts of 40 hand signs saw a gain of three points
 as -0.2 to 2.0 standard errors. Out of fold every training image counts. Each depth races against the probe: what leads
-by little after the first fold is given up (Maron and Moore 1993, "Hoeffding races").
+by little after a fold is given up there, and what leads by much is taken (Maron and Moore 1993, "Hoeffding races").
 """
 
 import dataclasses
@@ -139,8 +139,8 @@ def choose_depth(
 
     Returns:
         No stage or one, and by depth and size the out-of-fold losses of the probe and of all that raced and did not
-        diverge (calibrated cross-entropy in nats, 1 - accuracy or 1 - macro F1, by `train.monitor`). Of what was given
-        up it is that of the probe and the difference on the images that were judged.
+        diverge (calibrated cross-entropy in nats, 1 - accuracy or 1 - macro F1, by `train.monitor`). Of what was decided
+        before the last fold it is that of the probe and the difference on the images that were judged.
     """
     train = images(config)[0]
     divisions = folds(train.labels, model.output_shape[-1], config.train.seed, groups=train.groups, most_folds=FOLDS)
@@ -246,7 +246,8 @@ def _race(
         heads: to start from, one a fold.
         divisions: folds.
         probe: its out-of-fold logits.
-        needed: standard errors by which it must lead in the end; after each fold, a quarter of it.
+        needed: standard errors by which it must lead in the end. After each fold it goes on if it leads by more than a
+            quarter of that, and by no more than one beyond it, or beyond 0: then it has won.
 
     Returns:
         By how much and by how many standard errors it is better; both minus infinity if it diverged.
@@ -265,7 +266,7 @@ def _race(
         held_out = subset(compiled.held_out, judged)
         mine, others = (per_image_losses(each[judged], held_out.labels, monitor) for each in (logits, probe))
         z = paired_z(mine, others, groups=held_out.groups)
-        if not z > needed / 4:
+        if not needed / 4 < z <= max(needed, 0.0) + LEAD:
             break
     return float((others - np.nan_to_num(mine, nan=np.inf)).mean()), z
 

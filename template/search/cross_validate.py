@@ -55,7 +55,7 @@ def cross_validate(config: Config, folder: Path, folds: int, repeats: int, clock
         divisions = split_into_folds(parts, config.data, folds, repeats)
         _refuse_changes(divisions, folder)
         with clock("audit"):
-            pixels = parts.pixels(without_auto(config).data)
+            pixels = parts.all_pixels(without_auto(config).data)
             facts = facts_from_pixels(parts.examples, pixels, np.arange(len(parts.examples)))
             messages.print_audit(parts.examples, facts, config, folder)
         found = []

@@ -92,12 +92,13 @@ class FeatureCache:
             whole, rows = dataset.whole
             return Selection(self.outputs(network, whole, epochs, dtype), rows, len(whole))
         shape = (len(epochs) * len(dataset), *network.output_shape[1:])
-        name = dataset.key and f"{fingerprint(network)} {dataset.key} {epochs} {np.dtype(dtype)}"  # without, not cached
+        digest = fingerprint(network)
+        name = dataset.key and f"{digest} {dataset.key} {epochs} {np.dtype(dtype)}"  # without, not cached
         name = name and f"features-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         most = float(np.finfo(dtype).max)
 
         def batches(notes: dict) -> Iterator[np.ndarray]:
-            function, notes["clipped"], self.spared[name] = on_all(inference(network)), [0, 0], (0, 0.0)
+            function, notes["clipped"], self.spared[name] = on_all(inference(network, digest)), [0, 0], (0, 0.0)
             times = [time.perf_counter()]
             with self.clock("features", shape[0]) as step:
                 for epoch in epochs:

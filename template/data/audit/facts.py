@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import device, progress
 from ...config import Data
-from ..array_file import ArrayFile
+from ..array_file import Rows
 from ..decode import contents_digest, with_bits
 from ..examples import Examples
 from ..images.load import load
@@ -73,7 +73,7 @@ def read_facts(examples: Examples, data: Data | None = None) -> Facts:
     return Facts(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def facts_from_pixels(examples: Examples, pixels: ArrayFile, rows: np.ndarray) -> Facts:
+def facts_from_pixels(examples: Examples, pixels: Rows, rows: np.ndarray) -> Facts:
     """Facts from images that are decoded already: only the headers of their files are read.
 
     Of a file that was deleted since, the reason says so.
