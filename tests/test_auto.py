@@ -16,7 +16,7 @@ from template import config as configuration
 from template import messages, recipe
 from template.config import TTA, Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data import load as loading
-from template.data.array_file import ArrayFile
+from template.data.array_file import ArrayFile, Divided
 from template.data.dataset import ArrayDataset, eval_dataset
 from template.data.decode import decode
 from template.data.examples import load_examples
@@ -422,13 +422,17 @@ class Enough(BaseException):
 
 
 def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained, wide_images, tmp_path, monkeypatch):
-    read, parts = set(), []
-    of, divide, start = ArrayFile.__getitem__, loading.split, recipe.init_model
+    read, parts, divide, start = set(), [], loading.split, recipe.init_model
 
-    def spy(self, rows):
-        if self.key.startswith("pixels"):
-            read.update(int(row) for row in rows)
-        return of(self, rows)
+    def spied(cls: type) -> None:
+        of = cls.__getitem__
+
+        def spy(self, rows):
+            if self.key.startswith("pixels") and len(self) == len(parts[0]):  # not a part's, whose rows are its own
+                read.update(rows.tolist())
+            return of(self, rows)
+
+        monkeypatch.setattr(cls, "__getitem__", spy)
 
     def divided(*args, **kwargs):
         parts.append(divide(*args, **kwargs))
@@ -438,7 +442,8 @@ def test_no_image_of_validation_or_test_is_read_to_choose_or_to_begin(pretrained
         start(*args)
         raise Enough
 
-    monkeypatch.setattr(ArrayFile, "__getitem__", spy)
+    for cls in (ArrayFile, Divided):
+        spied(cls)
     monkeypatch.setattr(
         recipe, "facts_from_pixels", lambda *_: None
     )  # the audit, which looks at all and chooses nothing
