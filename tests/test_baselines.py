@@ -167,17 +167,20 @@ def test_a_forecast_adds_up():
 def test_what_races_takes_time_and_little_of_it_on_small_images():
     """A race may end after the first of three folds, each of which trains on two thirds."""
     config = Config(backbone=Backbone(name="mobilenet"), data=Data(image_size=2 * SMALL), augment=Augment(hflip=False))
-    top, half = depths(config, 100)
-    assert (top.unfreeze, half.unfreeze) == (2, 6), "of 13 blocks"
+    for images in (100, 400):
+        *top, half = depths(config, images)
+        assert [stage.unfreeze for stage in (*top, half)] == ([6] if images == 100 else [2, 6]), "of 13 blocks"
 
-    def race(stage: Stage, above: float, views: int) -> float:
-        return (1 - above) * views * 100 + above * 0.5 * (stage.epochs * 3 * 200 + 100)
+        def race(stage: Stage, above: float, views: int, images: int = images) -> float:
+            return (1 - above) * views * images + above * 0.5 * (stage.epochs * 3 * 2 * images + images)
 
-    expected = race(top, 2 / 13, 1) + race(half, 6 / 13, 1 + min(half.cached_augmentations or 99, half.epochs)) / 4
-    seconds = forecast.forecast(config, COUNTS, 0.2)
-    chosen = forecast.forecast(dataclasses.replace(config, stages=(top,)), COUNTS, 0.2)
-    assert seconds["stage 1"] == pytest.approx(chosen["stage 1"] / 2), "if it is chosen"
-    assert seconds["depth"] == pytest.approx(2 * TRACING + 0.2 * expected)
+        expected = race(half, 6 / 13, 1 + min(half.cached_augmentations or 99, half.epochs)) / 4
+        expected += sum(race(stage, 2 / 13, 1) for stage in top)
+        seconds = forecast.forecast(config, COUNTS | {"train": images}, 0.2)
+        shallowest = dataclasses.replace(config, stages=(*top, half)[:1])
+        chosen = forecast.forecast(shallowest, COUNTS | {"train": images}, 0.2)
+        assert seconds["stage 1"] == pytest.approx(chosen["stage 1"] / 2), "if it is chosen"
+        assert seconds["depth"] == pytest.approx((1 + len(top)) * TRACING + 0.2 * expected)
 
 
 def test_a_run_says_what_is_left_once_it_has_sent_images_through_its_network(store):

@@ -12,7 +12,7 @@ from ..data.dataset import ArrayDataset, subsample
 from ..model.backbones import count_blocks
 from ..model.inference import inference
 from ..model_selection.auto import count_forward_passes, starts_from_probe, without_auto
-from ..model_selection.depth import FOLDS, cross_validates_depth, depths, small_size, with_stages
+from ..model_selection.depth import FOLDS, cross_validates_depth, depths, races_small, small_size, with_stages
 from ..suggest import refits, uses_hflip
 from ..train.features import FeatureCache
 from .baselines import FEW
@@ -51,11 +51,11 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     known = without_auto(config)
     stages = settled(with_stages(known, train).stages)
     seconds = {"probe": per_image * count_forward_passes(config, train, counts.get("unlabelled", 0))}
-    for number, stage in enumerate(depths(known, train) if cross_validates_depth(config, train) else ()):
-        # The first at the size of the run, where it finds the views of the images as they are and leaves the others.
-        smaller = (small_size(known) / settled(known.data.image_size)) ** 2 if number else 1.0
-        above = _share(stage, known)
-        views = 1 + (_views(stage) if number else 0)
+    for stage in depths(known, train) if cross_validates_depth(config, train) else ():
+        # At the size of the run it finds the views of the images as they are, and leaves the others.
+        small, above = races_small(stage, known), _share(stage, known)
+        smaller = (small_size(known) / settled(known.data.image_size)) ** 2 if small else 1.0
+        views = 1 + (_views(stage) if small else 0)
         folds = GIVEN_UP * (stage.epochs * (1 + BACKWARD) * train * (FOLDS - 1) + train)
         passes = smaller * ((1 - above) * views * train + above * folds)
         seconds["depth"] = seconds.get("depth", 0.0) + TRACING + per_image * passes
