@@ -124,8 +124,8 @@ def by_part(examples: Examples, data: Data) -> Divided:
     """Pixels of examples at another size or resizing, decoded part by part, as they are required."""
 
     def decoded(rows: np.ndarray) -> ArrayFile:
-        mine = examples.take(rows)
-        return same_images(mine, *decode(mine, data))
+        mine, share = examples.take(rows), len(rows) / len(examples)  # also of the memory
+        return same_images(mine, *decode(mine, dataclasses.replace(data, memory_gb=data.memory_gb * share)))
 
     parts = [np.flatnonzero(examples.parts == part) for part in (*PARTS, "")]
     return Divided(parts, decoded, pixels_shape(data), np.uint8, pixels_key(examples, data))
