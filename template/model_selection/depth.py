@@ -41,7 +41,7 @@ signs (six races), where it gains three or four points."""
 
 SMALL = 160
 """Pixels a side at which half of the blocks races, for a third of the time. It leads the probe by 4.8 standard errors
-there on hand signs and by 3.5 on clothing, where it gains five and three points at full size; by 0.3 on ants and bees
+there on hand signs and by 3.5 on clothing, where it gains five points and one at full size; by 0.3 on ants and bees
 and less on objects, where it does not. The top, which costs little, races at full size: at this one, where the
 probe is worse than it need be, it looks better than it is (ants and bees: 2.8 in place of -0.6)."""
 
