@@ -77,7 +77,12 @@ def with_stages(config: Config, images: int) -> Config:
 
 
 def depths(config: Config, images: int) -> tuple[Stage, ...]:
-    """What races, of `suggest.depths`: the top only if there are `ENOUGH_IMAGES`. The configuration is without `auto`."""
+    """What races: of `suggest.depths` the top only if there are `ENOUGH_IMAGES`.
+
+    Args:
+        config: without `auto`.
+        images: in the training part.
+    """
     found = suggest.depths(images, _step(config), count_blocks(config.backbone.name))
     return found if images >= ENOUGH_IMAGES else found[-1:]
 
