@@ -1,8 +1,8 @@
 """How deep to fine-tune: cross-validation of a few depths on cached activations.
 
 With few images a validation part cannot tell what a stage is worth: parts of 40 hand signs saw a gain of three points
-as -0.2 to 2.0 standard errors. Out of fold every training image counts. Each depth races against the probe: what leads by
-little after a fold is given up, and what leads by much after two is taken (Maron and Moore 1993, "Hoeffding races").
+as -0.2 to 2.0 standard errors. Out of fold every training image counts. Each depth races against the probe: what leads
+by little after a fold is given up, what leads by much after two is taken (Maron and Moore 1993, "Hoeffding races").
 """
 
 import dataclasses
