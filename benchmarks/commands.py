@@ -60,7 +60,6 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background would ignore it
     home = arguments.out.resolve().with_suffix("")
-    home.mkdir(parents=True)
     lay_out(arguments.images, home, arguments.per_class)
     walk, rows = Walk(home, arguments.seconds), ["| command | seconds | exit code | forecast |", "|---|---|---|---|"]
     for page in arguments.pages:
@@ -80,8 +79,15 @@ def commands(page: str) -> Iterator[str]:
 
 def lay_out(images: Path, home: Path, per_class: int) -> None:
     """The folders, images and tables that the pages speak of."""
-    for kind in sorted(path for path in images.iterdir() if path.is_dir()):
-        files = iter(sorted(kind.iterdir()))
+    kinds = {kind: sorted(kind.iterdir()) for kind in sorted(images.iterdir()) if kind.is_dir()}
+    needed = per_class + 3 * OTHERS
+    for kind, found in kinds.items():
+        if len(found) < needed:
+            sys.exit(f"{str(kind)!r}: expected {needed} images or more: --per-class, and {3 * OTHERS} that are not "
+                     f"trained on. Received: {len(found)}. Choose other images, or fewer.")  # fmt: skip
+    home.mkdir(parents=True)
+    for kind, found in kinds.items():
+        files = iter(found)
         for name, number in (
             ("photos", per_class),
             ("other_photos", OTHERS),

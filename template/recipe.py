@@ -135,7 +135,7 @@ def _run(config: Config, folder: Path, clock: progress.Timer) -> dict:
         if not len(predictions["test"].ids):  # what a report shows beside predictions of validation is of their network
             model.set_weights(chosen)
         held_out = parts.plain("test", config.data) if len(predictions["test"].ids) else val
-        learned = train_accuracy(model, train, config.train.batch_size) if single else None
+        learned = train_accuracy(model, train, config, cache) if single else None
         colors = color_baseline(train, held_out) if single else None
     others = len(begun.parts.unlabelled or ())
     trained = TrainedRun(

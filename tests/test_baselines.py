@@ -61,12 +61,14 @@ def test_a_small_network_tells_shapes(monkeypatch, shallow):
 
 
 @pytest.mark.slow
-def test_what_is_known_is_counted():
+def test_what_is_known_is_counted(store):
     model, train = build(Backbone(name="tiny", weights="none"), Head(), SIZE, [1] * CLASSES), coloured(500, 0)
     kernel = model.get_layer("logits").kernel
     kernel.assign(np.zeros(kernel.shape))
     model.get_layer("logits").bias.assign([0.0, 5.0, 0.0])  # always says 1
-    right, asked = baselines.train_accuracy(model, train, 16)
+    right, asked = baselines.train_accuracy(
+        model, train, Config(backbone=Backbone(name="tiny", weights="none"), stages=()), store
+    )
     rows = np.linspace(0, 499, baselines.FEW).astype(int)
     assert (right, asked) == (int((train.labels[rows] == 1).sum()), baselines.FEW)
 

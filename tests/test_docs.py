@@ -130,8 +130,10 @@ def test_the_walk_trains_what_a_command_needs_and_calls_each_once(tmp_path):
     walk = runpy.run_path(str(ROOT / "benchmarks" / "commands.py"))
     for part in range(2):
         (tmp_path / "images" / f"kind{part}").mkdir(parents=True)
-        for number in range(45):
+        for number in range(65):
             (tmp_path / "images" / f"kind{part}" / f"{number}.jpg").write_bytes(bytes([part, number]))
+    with pytest.raises(SystemExit, match=r"kind0': expected 66 images or more.*Received: 65"):
+        walk["lay_out"](tmp_path / "images", tmp_path / "home", 6)
     walk["lay_out"](tmp_path / "images", tmp_path / "home", 5)
 
     class Told(walk["Walk"]):

@@ -13,9 +13,9 @@ from ..data.batches import inference_batches, shuffled_batches
 from ..data.dataset import ArrayDataset, eval_dataset, subsample
 from ..model.build import build
 from ..model.inference import fold_batch_norm
-from ..model_selection.auto import head_inputs, probe_features, select_levels
+from ..model_selection.auto import head_inputs, never_trained, probe_features, select_levels
 from ..train.callbacks import Advance
-from ..train.features import FeatureCache
+from ..train.features import FeatureCache, from_boundary
 from ..train.linear_probe import fit_probe
 
 FEW = 200
@@ -30,10 +30,19 @@ MOST = 2000
 """Training images of the largest linear probe in the learning curve."""
 
 
-def train_accuracy(model: keras.Model, train: ArrayDataset, batch_size: int) -> tuple[int, int]:
-    """Correct predictions, and images predicted: up to FEW training images, without augmentation."""
+def train_accuracy(model: keras.Model, train: ArrayDataset, config: Config, cache: FeatureCache) -> tuple[int, int]:
+    """Correct predictions, and images predicted: up to FEW training images, without augmentation.
+
+    Args:
+        model: at inference.
+        train: images as they are; the passes through what is never trained are those that novelty needs, too.
+        config: without `auto`.
+        cache: for features.
+    """
+    model, (train,) = from_boundary(model, never_trained(model, config), [train], cache)
     few = subsample(train, FEW)
-    logits = fold_batch_norm(model).predict(inference_batches(few, batch_size), verbose=0)[: len(few)]
+    batches = inference_batches(few, config.train.batch_size)
+    logits = fold_batch_norm(model).predict(batches, verbose=0)[: len(few)]
     return int((logits.argmax(axis=1) == few.labels).sum()), len(few)
 
 
