@@ -65,6 +65,12 @@ def test_the_headline_is_the_test_accuracy_with_its_interval():
     assert "no test part" not in text
 
 
+def test_of_two_classes_accuracy_is_not_said_again_as_top_1():
+    two = predict_some(45, 5, ("cat", "dog"))
+    titles = [row[0].text for row in report.scores_of({"test": metrics.score(two)}).tables[0].rows]
+    assert "accuracy" in titles and "top-1 accuracy" not in titles
+
+
 def test_without_a_test_part_the_report_says_so_at_once():
     text = write(test=None, val=scores(right=30, wrong=10))
     lines = text.splitlines()

@@ -114,6 +114,7 @@ def scores_of(parts: Mapping[str, Mapping[str, Any]]) -> Section:
     rows = [
         titled(title.format(k=k), *(cell(scores[key], show) for scores in parts.values()))
         for title, (key, show) in TITLES.items()
+        if (key, k) != ("top_k", 1)  # of two classes, that is the accuracy
     ]
     return Section("Metrics", tables=[Table(["metric", *parts], rows)])
 
