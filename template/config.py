@@ -349,6 +349,10 @@ class Train:
     """Alpha of cutmix: a rectangle of each training image is taken from another of its batch, and its part of the
     label; 0 for off, 1 for all sizes alike. Not in a stage of the head alone, whose features have no area. With mixup
     also on, each batch draws one of the two."""
+    teachers: tuple[str, ...] = ()
+    """Folders of finished runs on the same images, whose mean probabilities for each augmented image the stages learn
+    from in place of its label (distillation): so a small network learns what a larger one or an ensemble knows, and
+    predicts in one pass. --train.teachers=runs/LARGE; several as --train.teachers='["runs/A", "runs/B"]'."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Arithmetic inside the network; the output is always float32. GPUs since 2017 are faster with a mixed one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -376,6 +380,22 @@ class Train:
         if self.batch_size == 1 and (self.mixup or self.cutmix):
             raise ValueError(
                 "mixup and cutmix mix the images of a batch with one another; received batch_size=1. Take 2 or more"
+            )
+        return self
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _one_needs_no_brackets(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _labels_are_those_of_the_images_or_of_teachers(self) -> Self:
+        off = {"loss": "cross_entropy", "class_weights": "none", "logit_adjustment": 0, "label_smoothing": 0}
+        given = [name for name, nothing in off.items() if getattr(self, name) != nothing]
+        if self.teachers and given:
+            raise ValueError(
+                f"{', '.join(given)}: for labels of images, and with teachers their probabilities are learned. Train "
+                "the teachers with it, and leave it out here"
             )
         return self
 
@@ -654,9 +674,10 @@ def absolute(config: Config) -> Config:
         data = dataclasses.replace(data, unlabelled=found(data.unlabelled))
     if backbone.weights not in {"imagenet", "none"}:
         backbone = dataclasses.replace(backbone, weights=found(backbone.weights))
+    train = dataclasses.replace(config.train, teachers=tuple(map(found, config.train.teachers)))
     names: dict[str, Any] = {"name": preset(backbone.name), "candidates": tuple(map(preset, backbone.candidates))}
     data, backbone = dataclasses.replace(data, cache=found(data.cache)), dataclasses.replace(backbone, **names)
-    return dataclasses.replace(config, data=data, backbone=backbone)
+    return dataclasses.replace(config, data=data, backbone=backbone, train=train)
 
 
 def hub_folder(name: str) -> str | None:

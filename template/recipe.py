@@ -25,6 +25,7 @@ from .deploy.predictor import save_model
 from .deploy.tta import build_views, predict_tta
 from .diagnose.baselines import color_baseline, learning_curve, train_accuracy
 from .diagnose.forecast import seconds_left
+from .distillation import Teacher, load_teachers, taught
 from .evaluate.predictions import Predictions
 from .experiments import tracking
 from .experiments.read import read
@@ -155,6 +156,7 @@ class Prepared:
         model: to train.
         context: of the training; as `pretrained`, it has the weights to begin a refit with.
         views: of the images of `val` and `test`, as they are predicted.
+        teachers: runs to learn from.
     """
 
     config: Config
@@ -163,6 +165,7 @@ class Prepared:
     model: keras.Model
     context: TrainContext
     views: dict[str, list[ArrayDataset]]
+    teachers: tuple[Teacher, ...]
 
 
 def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> Prepared:
@@ -174,7 +177,7 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
         cache: for features.
         folder: of the run.
     """
-    loaded = parts
+    loaded, teachers = parts, load_teachers(config, parts.examples)
     config, parts, base, model, choices = _choose(config, loaded, cache)
     with cache.clock("decode"):
         views = {name: build_views(parts, name, config) for name in ("val", "test")}
@@ -183,10 +186,9 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
     context = TrainContext(blocks, (), config.train, cache, initial, parts.examples.class_names)
     config, depths = choose_stages(model, base, config, parts.train, context, parts.without_labels)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
-    _record(config, choices | depths, loaded, folder)
-    return Prepared(
-        config, parts, base, model, dataclasses.replace(context, stages=configuration.settled(config.stages)), views
-    )
+    _record(config, choices | depths, loaded, teachers, folder)
+    context = dataclasses.replace(context, stages=configuration.settled(config.stages))
+    return Prepared(config, parts, base, model, context, views, teachers)
 
 
 def fit_and_predict(
@@ -204,7 +206,7 @@ def fit_and_predict(
         was one.
     """
     config, parts, model, context = begun.config, begun.parts, begun.model, begun.context
-    train, augmented = parts.train(config)
+    train, augmented = parts.plain("train", config.data), _augmented(begun, "train")
     val, probed = parts.plain("val", config.data), starts_from_probe(config)
     predictions = {"probe": _predict(model, begun, "val")} if probed else {}
     if config.stages:
@@ -219,10 +221,16 @@ def fit_and_predict(
             if probed:
                 others = parts.without_labels(config.data)
                 init_head_from_probe(model, begun.base, config, [train], context.cache, val, others)
-            refit(model, [augmented, parts.augmented("val", config)], state.plan, context, folder)
+            refit(model, [augmented, _augmented(begun, "val")], state.plan, context, folder)
     model = save_model(model, folder)  # from here on that is measured which will be used
     predictions["test"] = _predict(model, begun, "test")
     return model, chosen, state, predictions
+
+
+def _augmented(begun: Prepared, part: str) -> ArrayDataset:
+    """What the stages of a run learn from."""
+    teachers = begun.teachers if begun.config.stages else ()
+    return taught(begun.parts, part, begun.config, teachers, begun.context.cache)
 
 
 def _predict(model: keras.Model, begun: Prepared, part: str) -> Predictions:
@@ -271,7 +279,7 @@ def refuse_changes(config: Config, parts: Parts, folder: Path) -> None:
         print(f"goes on with {line}")
 
 
-def _record(config: Config, choices: dict, parts: Parts, folder: Path) -> None:
+def _record(config: Config, choices: dict, parts: Parts, teachers: Sequence[Teacher], folder: Path) -> None:
     """Write what the run is made from."""
     tables, begun, chosen = parts.tables(), folder / "begun.toml", folder / "choices.json"
     for name, table in tables.items():
@@ -288,6 +296,8 @@ def _record(config: Config, choices: dict, parts: Parts, folder: Path) -> None:
         _write_skipped(parts.unlabelled.examples, folder / "unlabelled_skipped.json")
     digests = {name: hashlib.sha256(table.encode()).hexdigest() for name, table in tables.items() if table}
     made_on = {"environment": runs.environment(), "device": device.describe(config.train.precision)}
+    if teachers:
+        made_on["teachers"] = {str(each.folder): disk.sha256(each.folder / "model.keras") for each in teachers}
     runs.write_json(
         folder / "run.json", made_on | {f"{Path(name).stem}_sha256": digest for name, digest in digests.items()}
     )

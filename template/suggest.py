@@ -67,7 +67,7 @@ OF_STAGES = {
     "head": ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm"),
     "train": (
         "gradient_accumulation_steps", "monitor", "patience", "loss", "class_weights", "logit_adjustment", "sampling",
-        "label_smoothing", "mixup", "cutmix", "checkpoint_seconds", "monitor_gradients",
+        "label_smoothing", "mixup", "cutmix", "teachers", "checkpoint_seconds", "monitor_gradients",
     ),
 }  # fmt: skip
 """Settings, by section, of gradient steps; the linear probe, which takes none, is as it is whatever they are."""

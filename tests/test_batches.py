@@ -348,6 +348,30 @@ def test_concatenated_datasets_read_as_one():
         np.testing.assert_array_equal(one[1], other[1])
 
 
+def by_row_and_epoch(first: int):
+    """Soft labels that say whose and when they are; rows are counted from the first."""
+    return lambda epoch, rows: np.stack([rows + first, rows * 0 + epoch, rows * 0], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("sampling", ["all", "balanced"])
+def test_soft_labels_take_the_place_of_labels_row_by_row_and_view_by_view(sampling):
+    halves = [dataset(9, np.arange(4)), dataset(9, np.arange(4, 9))]
+    parts = [dataclasses.replace(each, soft_labels=by_row_and_epoch(n)) for each, n in zip(halves, (0, 4), strict=True)]
+    whole = concatenate(parts)
+    order = shuffled_rows(whole.labels, 4, 5, 2, sampling)
+    for number, (passes, rows) in enumerate(order):
+        inputs, said = shuffled_batch(whole, CLASSES, 4, 5, 2, number, sampling=sampling)
+        np.testing.assert_array_equal(said[:, 0], rows)
+        np.testing.assert_array_equal(said[:, 1], passes)
+        np.testing.assert_array_equal(inputs[:, 0, 0, 0], rows)
+    some = subset(whole, np.array([8, 2]))
+    assert some.soft_labels(3, np.array([1, 0])).tolist() == [[2, 3, 0], [8, 3, 0]]
+    assert concatenate([parts[0], halves[1]]).soft_labels is None
+    mixed = shuffled_batch(whole, CLASSES, 9, 5, 0, 0, mixing=Mixing(mixup=0.4, until=1))
+    pixels = mixed[0][:, 0, 0, 0]
+    np.testing.assert_allclose(mixed[1][:, 0], pixels, atol=0.5)  # pixels are whole numbers
+
+
 def test_joined_augmented_parts_vary_as_they_would_alone():
     pixels, labels = noise(20), np.arange(20) % CLASSES
     rows = np.random.default_rng(0).permutation(20)

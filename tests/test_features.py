@@ -90,6 +90,14 @@ def test_refreshed_every_few_epochs_the_next_views_are_read(bottom, source, stor
     assert len(seen) == 3 * views * 2, "each view is computed once, in two batches"
 
 
+def test_soft_labels_are_those_of_the_view_that_is_read(bottom, source, store):
+    soft = dataclasses.replace(source, soft_labels=lambda epoch, rows: np.stack([rows, rows * 0 + epoch], axis=1))
+    stored = cached(bottom, soft, 2, 3, store)
+    for epoch, view in ((0, 0), (1, 1), (2, 0), (3, 2), (5, 2), (7, 5)):
+        assert stored.soft_labels(epoch, np.array([4, 1])).tolist() == [[4, view], [1, view]]
+    assert cached(bottom, source, 2, 3, store).soft_labels is None
+
+
 def test_threads_may_ask_across_the_border_of_a_refresh(bottom, source, store):
     """Two threads read ahead: one may already be in the next views while the other still is in those before."""
     spied, seen = watched(source)

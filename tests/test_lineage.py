@@ -34,6 +34,15 @@ def test_images_are_found_by_their_contents_in_the_run_and_in_those_that_it_bega
     assert lineage(second) == [second, first]
 
 
+def test_a_student_comes_from_its_teachers_too(tmp_path):
+    teachers = [a_run(tmp_path / name, {name: "train"}) for name in "ab"]
+    student = a_run(tmp_path / "student", dict(a="test", c="val"))
+    with (student / "config.toml").open("a") as file:
+        file.write(f"[train]\nteachers = {[*map(str, teachers), str(tmp_path / 'gone')]}\n")
+    assert lineage(student) == [student, *teachers]
+    assert parts_in_run(student, list("abc")).tolist() == ["train", "train", "val"]
+
+
 @pytest.mark.parametrize("direct", [True, False], ids=["from the run", "from one that began from it"])
 def test_a_warm_start_that_has_learned_held_out_images_is_said(tmp_path, direct):
     old = a_run(tmp_path / "old", dict(a="train", b="val", c="test", d="train"))

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, logit, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from template.config import Backbone, ConfigError, Head, Stage, Train
@@ -17,7 +17,7 @@ from template.model.blocks import find_blocks
 from template.model.build import build
 from template.progress import Timer
 from template.train.features import FeatureCache
-from template.train.losses import OVERLAP, WeightedLoss, class_weights, training_loss, weight_table
+from template.train.losses import OVERLAP, DistillationLoss, WeightedLoss, class_weights, training_loss, weight_table
 from template.train.one_stage import TrainContext, compile_stage
 
 COUNTS = np.array([100, 20, 5])
@@ -204,3 +204,45 @@ def test_weights_find_their_class_in_another_spelling():
     np.testing.assert_allclose(class_weights([5, 5], {"caf\xe9": 3.0, "tea": 1.0}, names), [1.5, 0.5])
     with pytest.raises(ConfigError, match="'coffee'"):
         check_class_names({"coffee": 1.0}, names)
+
+
+# Distillation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soft(some) -> np.ndarray:
+    """Probabilities of a teacher, float32 [n, 3]."""
+    return softmax(np.random.default_rng(1).normal(0, 3, (40, 3)), axis=1).astype(np.float32)
+
+
+def test_at_temperature_1_a_student_has_the_gradient_of_cross_entropy_with_soft_labels(some, soft):
+    logits, _ = some
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    np.testing.assert_allclose(gradient(DistillationLoss(1.0), soft, logits), gradient(plain, soft, logits), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn(soft, temperature):
+    loss, said = DistillationLoss(temperature), np.log(soft) + 7
+    assert float(loss(soft, said)) == pytest.approx(0, abs=1e-5)
+    np.testing.assert_allclose(gradient(loss, soft, said), 0, atol=1e-6)
+    assert float(loss(soft, said + np.float32([1, 0, 0]))) > 0.01
+
+
+def test_by_hand_at_a_temperature_a_student_learns_softened_probabilities(some, soft):
+    logits, _ = some
+    wanted, said = softmax(np.log(soft) / 3, axis=1), log_softmax(logits / 3.0, axis=1)
+    expected = 9 * (wanted * (np.log(wanted) - said)).sum(axis=1).mean()
+    loss = training_loss(Train(teachers=("a run",)), COUNTS)
+    assert float(loss(soft, logits)) == pytest.approx(expected, rel=1e-4)
+    assert float(loss(np.eye(3)[:1], logits[:1])) < np.inf, "also of a teacher that is sure"
+
+
+def test_of_several_labels_an_image_a_student_learns_each_by_itself(some):
+    logits, _ = some
+    soft = np.random.default_rng(2).random((40, 3)).astype(np.float32)
+    loss = training_loss(Train(teachers=("a run",)), COUNTS, multi=True)
+    np.testing.assert_allclose(gradient(loss, soft, logit(soft)), 0, atol=1e-6)
+    plain = keras.losses.BinaryCrossentropy(from_logits=True)
+    at_1 = DistillationLoss(1.0, multi=True)
+    np.testing.assert_allclose(gradient(at_1, soft, logits), gradient(plain, soft, logits), atol=1e-6)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from .. import device
 from ..labels import to_matrix
-from .dataset import ArrayDataset
+from .dataset import ArrayDataset, Reader
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def shuffled_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels, float32 [n, classes], of the batch with this number in an epoch; a pure function.
 
-    Labels are one-hot or multi-hot, or mixed by mixup and cutmix.
+    Labels are one-hot or multi-hot, or the soft ones of the dataset; or mixed by mixup and cutmix.
     """
     order = shuffled_rows(dataset.labels, batch_size, seed, epoch, sampling)
     return _shuffled_batch(dataset, classes, order[number], mixing, (seed, epoch, number))
@@ -110,7 +110,9 @@ def _shuffled_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`shuffled_batch` of these passes and rows; `numbers` are seed, epoch and number."""
     passes, rows = drawn
-    inputs, labels = _in_passes(dataset, passes, rows), to_matrix(dataset.labels[rows], classes)
+    inputs = _in_passes(dataset.read, passes, rows)
+    soft = dataset.soft_labels
+    labels = _in_passes(soft, passes, rows) if soft else to_matrix(dataset.labels[rows], classes)
     if mixing is None or not (mixing.mixup or mixing.cutmix) or numbers[1] >= mixing.until:
         return inputs, labels
     return mix_batch(inputs, labels, mixing, *numbers)
@@ -152,13 +154,13 @@ def _balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
     return np.concatenate(passes), np.concatenate(rows)
 
 
-def _in_passes(dataset: ArrayDataset, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a dataset, each as in the epoch with the number of its pass."""
+def _in_passes(read: Reader, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What a dataset reads of rows, each as in the epoch with the number of its pass."""
     numbers = np.unique(passes)
     if len(numbers) == 1:
-        return dataset.read(int(numbers[0]), rows)
-    inputs = np.concatenate([dataset.read(int(number), rows[passes == number]) for number in numbers])
-    return inputs[np.argsort(np.argsort(passes, kind="stable"))]
+        return read(int(numbers[0]), rows)
+    found = np.concatenate([read(int(number), rows[passes == number]) for number in numbers])
+    return found[np.argsort(np.argsort(passes, kind="stable"))]
 
 
 def ordered_batches(dataset: ArrayDataset, classes: int, batch_size: int) -> tf.data.Dataset:

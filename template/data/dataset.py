@@ -12,26 +12,31 @@ from .array_file import Rows
 from .augment import POLICIES, VERSION, augment, strengthen
 from .images.load import zoom_center
 
+Reader = Callable[[int, np.ndarray], np.ndarray]
+"""(epoch, rows) -> [rows, ...]. Pure: the same arguments give the same numbers."""
+
 
 @dataclass(frozen=True)
 class ArrayDataset:
     """Labels, and a function that reads the inputs that belong to them.
 
     Args:
-        read: (epoch, rows) -> batch of inputs. Pure: the same arguments give the same numbers.
+        read: inputs.
         labels: int64 [n], or uint8 [n, classes] where an image may have several (`labels`).
         key: cache key of the inputs: datasets with the same key have equal inputs. Empty if unknown.
         names: [n] of the images, for messages; or empty.
         groups: int64 [n]; cross-validation keeps a group in one fold (`split.clusters`). Or None.
         whole: what this is a `share` of, and its rows there; or None.
+        soft_labels: float32 [rows, classes], from which training learns in place of the labels; or None.
     """
 
-    read: Callable[[int, np.ndarray], np.ndarray]
+    read: Reader
     labels: np.ndarray
     key: str = ""
     names: Sequence[str] = ()
     groups: np.ndarray | None = None
     whole: "tuple[ArrayDataset, np.ndarray] | None" = None
+    soft_labels: Reader | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,6 +97,7 @@ def subset(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
     if np.array_equal(rows, np.arange(len(dataset))):
         return dataset
     key = dataset.key and f"{dataset.key} of {hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest()}"
+    soft = dataset.soft_labels
     return ArrayDataset(
         lambda epoch, i: dataset.read(epoch, rows[i]),
         dataset.labels[rows],
@@ -99,6 +105,7 @@ def subset(dataset: ArrayDataset, rows: np.ndarray) -> ArrayDataset:
         [dataset.names[row] for row in rows] if len(dataset.names) else (),
         None if dataset.groups is None else dataset.groups[rows],
         dataset.whole and (dataset.whole[0], dataset.whole[1][rows]),
+        soft and (lambda epoch, i: soft(epoch, rows[i])),
     )
 
 
@@ -124,18 +131,25 @@ def concatenate(datasets: Sequence[ArrayDataset]) -> ArrayDataset:
     """One dataset of several, in their order."""
     starts = np.cumsum([0, *map(len, datasets)])
 
-    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
-        example = datasets[0].read(epoch, rows[:0])
-        out = np.empty((len(rows), *example.shape[1:]), example.dtype)
-        for dataset, start, stop in zip(datasets, starts, starts[1:], strict=False):
-            inside = (rows >= start) & (rows < stop)
-            out[inside] = dataset.read(epoch, rows[inside] - start)
-        return out
+    def together(each: Sequence[Reader]) -> Reader:
+        def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+            example = each[0](epoch, rows[:0])
+            out = np.empty((len(rows), *example.shape[1:]), example.dtype)
+            for one, start, stop in zip(each, starts, starts[1:], strict=False):
+                inside = (rows >= start) & (rows < stop)
+                out[inside] = one(epoch, rows[inside] - start)
+            return out
+
+        return read
 
     key = " + ".join(d.key for d in datasets) if all(d.key for d in datasets) else ""
     names = list(np.concatenate([d.names for d in datasets])) if all(len(d.names) for d in datasets) else ()
     groups = None if any(d.groups is None for d in datasets) else np.concatenate([d.groups for d in datasets])
-    return ArrayDataset(read, np.concatenate([d.labels for d in datasets]), key, names, groups)
+    soft = [d.soft_labels for d in datasets if d.soft_labels]
+    return ArrayDataset(
+        together([d.read for d in datasets]), np.concatenate([d.labels for d in datasets]), key, names, groups,
+        soft_labels=together(soft) if len(soft) == len(datasets) else None,
+    )  # fmt: skip
 
 
 def channel_statistics(dataset: ArrayDataset) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Which images a run, or the runs that its weights come from, had in which part: by the digests in split.csv."""
+"""Which images a run, or the runs that it comes from, had in which part: by the digests in split.csv."""
 
 import csv
 import tomllib
@@ -12,7 +12,7 @@ from .examples import PARTS, Examples
 
 
 def parts_in_run(run: Path, digests: Sequence[str]) -> np.ndarray:
-    """Part of each image in the split of a run, or of those it started from: [n] of PARTS, "" for new images.
+    """Part of each image in the split of a run, or of those it comes from: [n] of PARTS, "" for new images.
 
     Of several parts it is the first of train, val and test. Train and val decided about the weights: val selected
     them, and may be trained on in a refit.
@@ -32,16 +32,18 @@ def parts_in_run(run: Path, digests: Sequence[str]) -> np.ndarray:
 
 
 def lineage(run: Path) -> list[Path]:
-    """The folder of a run, and those of the runs whose weights it started from, as far as they still exist."""
+    """The folder of a run, and those of the runs that it started from or learned from, as far as they still exist."""
     folders = [run]
     for folder in folders:  # grows
         try:
-            weights = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))["backbone"]["weights"]
+            settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+            teachers = map(Path, settings.get("train", {}).get("teachers", ()))
+            before = [Path(settings["backbone"]["weights"]).parent, *teachers]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        before = Path(weights).expanduser().parent
-        if (before / "split.csv").is_file() and before.resolve() not in {each.resolve() for each in folders}:
-            folders.append(before)
+        for one in (each.expanduser() for each in before):
+            if (one / "split.csv").is_file() and one.resolve() not in {each.resolve() for each in folders}:
+                folders.append(one)
     return folders
 
 

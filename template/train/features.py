@@ -162,6 +162,7 @@ def cached(
         dtype: of them; float16 is enough to train on.
     """
     n, lock, held = len(dataset), threading.Lock(), dict[int, ArrayFile | Selection]()
+    soft = dataset.soft_labels
 
     def values(generation: int) -> ArrayFile | Selection:
         with lock:  # two threads may read ahead
@@ -171,12 +172,21 @@ def cached(
                 held[generation] = cache.outputs(bottom, dataset, epochs, dtype)
             return held[generation]
 
-    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+    def view(epoch: int) -> tuple[int, int]:
         generation = epoch // refresh if refresh else 0
-        return values(generation)[(epoch - generation * refresh) % views * n + rows]
+        return generation, (epoch - generation * refresh) % views
+
+    def read(epoch: int, rows: np.ndarray) -> np.ndarray:
+        generation, number = view(epoch)
+        return values(generation)[number * n + rows]
+
+    def soft_labels(epoch: int, rows: np.ndarray) -> np.ndarray:
+        generation, number = view(epoch)
+        assert soft  # or this is not called
+        return soft(generation * views + number, rows)
 
     values(0)
-    return dataclasses.replace(dataset, read=read, key="", whole=None)
+    return dataclasses.replace(dataset, read=read, key="", whole=None, soft_labels=soft and soft_labels)
 
 
 def from_boundary(
