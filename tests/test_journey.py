@@ -407,6 +407,21 @@ def test_images_without_labels_are_chosen_labelled_and_learned_from(journey, run
     assert {Path(name).name for name in test[0]} == {Path(name).name for name in test[1]}, "the test part is the same"
 
 
+def test_a_student_learns_from_a_run_and_is_used_as_one(journey, run):
+    """It knows its teacher's images: what both have learned is told apart from what is new."""
+    with without_plots():
+        student, said = journey.train(*SMALL, f"--train.teachers={run}")
+    assert f"teacher {run}: tiny, 32 pixels" in said
+    assert "taught by 1 other run" in (student / "report.md").read_text()
+    on_the_test_part(journey, student, journey.home / "photos")
+    with (student / "split.csv").open(newline="", encoding="utf-8") as file:
+        used = [row["part"] for row in csv.DictReader(file)]
+    said = journey.walk("evaluate", "--run", student, "--path", "photos")
+    assert f"has learned from or selected its weights by {len(used) - used.count('test')} of these images" in said
+    code, said = journey.end("cross_validate", *SMALL, f"--train.teachers={run}", "--folds", "2")
+    assert "test images of this run" in str(code) and "They would measure nothing" in str(code)
+
+
 @pytest.mark.skipif(not BENCHMARKS.exists(), reason="a project that new_project.py made has no benchmarks")
 def test_a_row_of_the_benchmark_is_repeated(journey):
     size = ("--seeds", 1, "--methods", "probe", "--size", 32)
