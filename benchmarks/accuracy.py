@@ -8,7 +8,7 @@ training images per class and tests on the rest; or has train/ and test/ (or val
 them in another size, decoding included, counts. Ours sees them as the recipe says (`--data.image_size`), guide and
 probe at `--size` pixels: 224 unless given, as the networks were trained and as the guides have it. A fourth method,
 `best_probe`, chooses size and resizing of the probe by cross-validation; a fifth, `networks`, chooses the network of
-those at hand, and says how good that choice was.
+those at hand, and says how good that choice was; a sixth, `student`, is ours taught by a run of EfficientNet-Lite0.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import numpy as np
 from template import config as configuration
 from template import runs
 
+TEACHER = "efficientnet_lite0"
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 
 
@@ -181,14 +182,28 @@ def best_probe(config: configuration.Config, _: Path) -> tuple[int, int, float]:
 
 def ours(config: configuration.Config, scratch: Path) -> tuple[int, int, float, dict]:
     """What scripts/train.py does; and where its seconds went."""
+    return _run(config, runs.new_folder(scratch, "ours"))
+
+
+def _run(config: configuration.Config, folder: Path) -> tuple[int, int, float, dict]:
     from template import recipe
 
-    folder = runs.new_folder(scratch, "ours")
     metrics = recipe.run(config, folder)
     spent = metrics["seconds"]
     seconds = spent["total"] - sum(spent[phase] for phase in ("decode", "audit", "evaluation", "diagnosis", "report"))
     test = metrics["test"]
     return round(test["accuracy"]["value"] * test["images"]), test["images"], seconds, spent
+
+
+def student(config: configuration.Config, scratch: Path) -> tuple[int, int, float, dict]:
+    """`ours`, taught by a run of `TEACHER` on the same images; seconds are those of both."""
+    folder = runs.new_folder(scratch, "teacher")
+    large = dataclasses.replace(config, backbone=configuration.Backbone(name=TEACHER))
+    correct, tested, before, _ = _run(large, folder)
+    print(f"  teacher: {correct / tested:.4f} in {before:.1f} s")
+    taught = dataclasses.replace(config, train=dataclasses.replace(config.train, teachers=(str(folder),)))
+    correct, tested, seconds, spent = _run(taught, runs.new_folder(scratch, "student"))
+    return correct, tested, before + seconds, spent | {"teacher": before}
 
 
 def networks(config: configuration.Config, _: Path) -> tuple[int, int, float, dict]:
@@ -223,7 +238,14 @@ def networks(config: configuration.Config, _: Path) -> tuple[int, int, float, di
     return int(hits[picked].sum()), len(ahead), seconds, {"behind": float(behind), "standard_error": float(error)}
 
 
-METHODS = {"guide": guide, "probe": probe, "best_probe": best_probe, "ours": ours, "networks": networks}
+METHODS = {
+    "guide": guide,
+    "probe": probe,
+    "best_probe": best_probe,
+    "ours": ours,
+    "student": student,
+    "networks": networks,
+}
 
 
 def summarise(rows: list[dict], methods: list[str]) -> None:

@@ -17,6 +17,7 @@
     train/          the linear probe, stages of fine-tuning, cached activations
     model_selection/
                     what cross-validation chooses: the network, every `auto`
+    distillation.py finished runs as teachers of another
     deploy/         a finished run put to use: test-time augmentation, prediction, explanation; export/, serve/, many/
     experiments/    the runs in a folder side by side: table, page, what can be freed
     diagnose/       checks before a run, baselines, forecast, learning rate range test
@@ -25,8 +26,8 @@
     recipe.py       run(config, folder): the whole story
     search/         that story told many times: cross-validation of a recipe, search for a better one
 
-Imports go down only: search -> recipe -> publish -> diagnose -> model_selection -> train, deploy, experiments
--> data, model, evaluate -> config, runs -> disk, device -> system, progress.
+Imports go down only: search -> recipe -> publish -> diagnose -> model_selection, distillation -> train, deploy,
+experiments -> data, model, evaluate -> config, runs -> disk, device -> system, progress.
 The wings data, model and evaluate do not know each other; tests/test_floors.py holds the house to that.
 """
 

@@ -21,7 +21,7 @@ PLAN = [
     {"config", "labels", "runs"},
     {"data", "model", "evaluate", "suggest", "doctor"},
     {"train", "deploy", "experiments"},
-    {"model_selection"},
+    {"model_selection", "distillation"},
     {"diagnose"},
     {"publish", "messages"},
     {"recipe"},

@@ -151,7 +151,7 @@ def test_every_setting_is_used_by_a_run_of_the_probe_alone_or_said_to_have_no_ef
 
 @pytest.mark.parametrize(("section", "name"), [(s, n) for s, names in OF_STAGES.items() for n in names])
 def test_what_has_no_effect_is_said_if_it_was_given_and_only_then(section, name):
-    changes = {"logit_adjustment": 1.0, "sampling": "balanced"}
+    changes = {"logit_adjustment": 1.0, "sampling": "balanced", "teachers": "runs/a"}
     given = configuration.load(overrides=["backbone.name=resnet50", f"{section}.{name}={changes[name]}"]
                                if name in changes else ["backbone.name=resnet50"])  # fmt: skip
     if name not in changes:
@@ -188,7 +188,7 @@ def test_a_run_says_so_before_it_starts(capsys):
     assert "train.loss has no effect: with 60 training images no stage trains" in said
     assert len([line for line in said.splitlines() if "has no effect" in line]) == sum(
         len(names) for names in OF_STAGES.values()
-    ) - len({"logit_adjustment", "sampling"})
+    ) - len({"logit_adjustment", "sampling", "teachers"})
     choose(dataclasses.replace(given, stages=(Stage(),)), 900)
     assert "has no effect" not in capsys.readouterr().out
 
