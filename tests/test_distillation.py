@@ -20,6 +20,7 @@ from template.data.lineage import lineage
 from template.data.load import load_data
 from template.data.split import to_csv
 from template.deploy.predictor import save_model
+from template.diagnose import preflight
 from template.distillation import load_teachers, taught
 from template.evaluate.predictions import Predictions
 from template.progress import Timer
@@ -142,6 +143,8 @@ def test_what_is_no_run_or_has_other_classes_teaches_nothing(home, tmp_path):
     for folder, words in ((tmp_path, "does not hold a finished run"), (tmp_path / "no", "does not hold")):
         with pytest.raises(DataError, match=f"train.teachers: .*{words}"):
             load_teachers(settings(home, folder), parts.examples)
+    with pytest.raises(DataError, match="train.teachers: "):
+        preflight.Begun.of(settings(home, tmp_path), Timer())
     other = teacher(tmp_path / "other", settings(home), np.zeros((3, 3)), classes=("across", "disc", "up"))
     with pytest.raises(DataError, match="expected a run of the classes .*'upright'.*'up'"):
         load_teachers(settings(home, other), parts.examples)

@@ -19,6 +19,7 @@ from ..data.dataset import ArrayDataset, evenly_spaced, subsample
 from ..data.examples import DataError, Examples
 from ..data.images.load import BadImageError, load
 from ..data.load import Parts, load_data
+from ..distillation import load_teachers
 from ..model.at_hand import candidates
 from ..model.backbones import build_backbone
 from ..model.blocks import boundary, find_blocks, freeze
@@ -57,7 +58,7 @@ def preflight(config: Config, folder: Path) -> bool:
         Whether every check passed.
 
     Raises:
-        DataError: if the images cannot be trained on.
+        DataError: if the images cannot be trained on, or a run cannot teach.
         WeightsError: if the pretrained weights are not to be had.
         ConfigError: if an image may have several labels.
     """
@@ -124,6 +125,7 @@ class Begun:
             config, parts = load_data(config, config.data)
         train, val = (parts.plain(name, config.data) for name in ("train", "val"))
         config = with_stages(config, len(train))
+        load_teachers(config, parts.examples)  # what is wrong with them is said now
         base = build_backbone(config.backbone, settled(config.data.image_size))
         standardise_input(base, config, train)
         return cls(config, parts, train, val, base, FeatureCache.of(config, clock))
