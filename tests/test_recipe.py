@@ -35,7 +35,7 @@ from template.deploy.tta import predict_tta
 from template.evaluate.calibration import calibrate
 from template.evaluate.predictions import Predictions
 from template.model.backbones import build_backbone
-from template.model_selection.depth import cross_validates_depth, with_stages
+from template.model_selection.depth import with_stages
 from template.train import linear_probe as probe
 from template.train.checkpoint import read_checkpoint
 
@@ -745,17 +745,6 @@ def test_stages_are_taken_from_the_number_of_images_only_where_the_recipe_names_
     assert [stage.unfreeze for stage in with_stages(scratch, 100).stages] == ["all"]
     named = dataclasses.replace(config, stages=SHORT)
     assert with_stages(named, 100) == named
-
-
-def test_what_teachers_say_half_of_the_blocks_learns_without_a_race(images, weights):
-    config = dataclasses.replace(
-        left_open(images, weights), head=Head(), stages=None, backbone=Backbone(name="mobilenet")
-    )
-    taught = dataclasses.replace(config, train=Train(teachers=("a run",)))
-    assert cross_validates_depth(config, 100) and not cross_validates_depth(taught, 100)
-    assert [stage.unfreeze for stage in with_stages(taught, 100).stages] == [6]
-    hidden = dataclasses.replace(taught, head=Head(hidden=8))
-    assert [stage.unfreeze for stage in with_stages(hidden, 100).stages] == [0], "no probe: the head must learn"
 
 
 def test_images_without_a_group_are_not_one_group_together():

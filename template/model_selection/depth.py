@@ -61,8 +61,7 @@ Unlabelled = Callable[[Data], ArrayDataset | None]
 def with_stages(config: Config, images: int) -> Config:
     """The configuration with stages, if it names none: from the number of training images.
 
-    Where cross-validation will choose (`choose_stages`), the shallowest that it may choose. Where teachers say what is
-    learned, half of the blocks: they know the images outside a fold, so no fold could tell what they are worth.
+    Where cross-validation will choose (`choose_stages`), the shallowest that it may choose.
 
     Args:
         config: without `auto`.
@@ -72,8 +71,6 @@ def with_stages(config: Config, images: int) -> Config:
         return config
     if cross_validates_depth(config, images):
         return dataclasses.replace(config, stages=depths(config, images)[:1])
-    if config.train.teachers and starts_from_probe(config):
-        return dataclasses.replace(config, stages=depths(config, images)[-1:])
     how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
     blocks, levels = count_blocks(config.backbone.name), settled(config.head.feature_levels)
     return dataclasses.replace(config, stages=suggest.stages(images, _step(config), blocks, levels, **how))
@@ -101,11 +98,8 @@ def _step(config: Config) -> int:
 
 
 def cross_validates_depth(config: Config, images: int) -> bool:
-    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images, and no
-    teacher knows them all.
-    """
-    left_open = config.stages is None and not config.train.teachers
-    return left_open and starts_from_probe(config) and images < MAX_CV_IMAGES
+    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images."""
+    return config.stages is None and starts_from_probe(config) and images < MAX_CV_IMAGES
 
 
 def choose_stages(
