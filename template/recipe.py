@@ -184,11 +184,7 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
     initial = [variable.numpy() for variable in model.variables]
     blocks = find_blocks(model, config.backbone)
     context = TrainContext(blocks, (), config.train, cache, initial, parts.examples.class_names)
-
-    def images(config: Config) -> tuple[ArrayDataset, ArrayDataset]:
-        return parts.plain("train", config.data), taught(parts, "train", config, teachers, cache)
-
-    config, depths = choose_stages(model, base, config, images, context, parts.without_labels)
+    config, depths = choose_stages(model, base, config, parts.train, context, parts.without_labels)
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
     _record(config, choices | depths, loaded, teachers, folder)
     context = dataclasses.replace(context, stages=configuration.settled(config.stages))

@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from template import config as configuration
 from template import disk, recipe, runs
-from template.config import TTA, Backbone, Config, Data, Stage, Train
+from template.config import TTA, Backbone, Config, Data, Head, Stage, Train
 from template.data.examples import DataError
 from template.data.lineage import lineage
 from template.data.load import load_data
@@ -23,6 +23,8 @@ from template.deploy.predictor import save_model
 from template.diagnose import preflight
 from template.distillation import load_teachers, taught
 from template.evaluate.predictions import Predictions
+from template.model.backbones import count_blocks
+from template.model_selection.depth import cross_validates_depth, with_stages
 from template.progress import Timer
 from template.train.features import FeatureCache
 
@@ -166,3 +168,28 @@ def test_one_teacher_needs_no_brackets_and_paths_become_absolute(tmp_path, monke
 def test_what_is_done_to_labels_does_not_go_with_teachers(setting):
     with pytest.raises(configuration.ConfigError, match=f"{setting.partition('=')[0]}: for labels of images"):
         configuration.load(None, ["train.teachers=runs/a", f"train.{setting}"])
+
+
+def test_a_student_is_unfrozen_as_deep_as_its_deepest_teacher_without_a_race(tmp_path):
+    def run(name: str, *unfreeze: int | str, **backbone) -> str:
+        stages = tuple(Stage(unfreeze=each) for each in unfreeze)
+        of_teacher = Config(backbone=Backbone(**({"name": "efficientnet_lite0"} | backbone)), stages=stages)
+        runs.write_text(tmp_path / name / "config.toml", configuration.to_toml(of_teacher))
+        return str(tmp_path / name)
+
+    def unfrozen(*teachers: str, **more) -> list:
+        student = Config(
+            backbone=Backbone(name="mobilenet"), data=Data(image_size=224), train=Train(teachers=teachers), **more
+        )
+        assert not cross_validates_depth(student, 100)
+        return [stage.unfreeze for stage in with_stages(student, 100).stages]
+
+    none, top, half = run("none"), run("top", 1), run("half", 1, 3)
+    assert count_blocks("efficientnet_lite0") == 7 and count_blocks("mobilenet") == 13
+    assert (unfrozen(none), unfrozen(top), unfrozen(half), unfrozen(run("all", "all"))) == ([], [2], [6], [6])
+    assert unfrozen(none, half, top) == [6] and unfrozen(run("head", 0)) == []
+    assert unfrozen(half, head=Head(hidden=8)) == [0], "no probe: the head must learn first"
+    with pytest.raises(
+        configuration.ConfigError, match="train.teachers: expected the folder of a finished run.*nowhere"
+    ):
+        unfrozen(str(tmp_path / "nowhere"))

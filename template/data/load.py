@@ -67,6 +67,10 @@ class Parts:
         dataset = self._take(part, lambda rows: train_dataset(self.pixels(config.data, rows), rows, *how))
         return dataclasses.replace(dataset, names=self.examples.ids[self.rows(part)])
 
+    def train(self, config: Config) -> tuple[ArrayDataset, ArrayDataset]:
+        """The training images as they are, and augmented."""
+        return self.plain("train", config.data), self.augmented("train", config)
+
     def without_labels(self, data: Data) -> ArrayDataset | None:
         """The images without labels, not augmented, if there are any."""
         return self.unlabelled.images(data) if self.unlabelled else None

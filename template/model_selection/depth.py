@@ -8,12 +8,14 @@ by little after a fold is given up, what leads by much after two is taken (Maron
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from .. import config as configuration
 from .. import disk, suggest
-from ..config import Config, Data, Stage, settled
+from ..config import Config, ConfigError, Data, Stage, settled
 from ..data.batches import inference_batches
 from ..data.dataset import ArrayDataset, subset
 from ..evaluate.intervals import paired_z
@@ -61,19 +63,41 @@ Unlabelled = Callable[[Data], ArrayDataset | None]
 def with_stages(config: Config, images: int) -> Config:
     """The configuration with stages, if it names none: from the number of training images.
 
-    Where cross-validation will choose (`choose_stages`), the shallowest that it may choose.
+    Where cross-validation will choose (`choose_stages`), the shallowest that it may choose. A student is unfrozen as
+    deep as its teachers: how deep pays is a matter of the images, and those have found it out. Its own cross-validation
+    could not, for the teachers know the images outside a fold.
 
     Args:
         config: without `auto`.
         images: in the training part.
+
+    Raises:
+        ConfigError: if a folder of `train.teachers` does not hold a run.
     """
     if config.stages is not None:
         return config
     if cross_validates_depth(config, images):
         return dataclasses.replace(config, stages=depths(config, images)[:1])
+    if config.train.teachers and starts_from_probe(config):
+        return dataclasses.replace(config, stages=_as_deep_as_teachers(config, images))
     how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
     blocks, levels = count_blocks(config.backbone.name), settled(config.head.feature_levels)
     return dataclasses.replace(config, stages=suggest.stages(images, _step(config), blocks, levels, **how))
+
+
+def _as_deep_as_teachers(config: Config, images: int) -> tuple[Stage, ...]:
+    """That of `suggest.depths` whose share of the blocks is nearest to the largest that a teacher unfroze, if any."""
+    share, blocks = 0.0, count_blocks(config.backbone.name)
+    for folder in config.train.teachers:
+        try:
+            found = configuration.load(Path(folder) / "config.toml")
+        except ConfigError as error:
+            raise ConfigError(f"train.teachers: expected the folder of a finished run. {error}") from error
+        for stage in found.stages or ():
+            part = stage.unfreeze / count_blocks(found.backbone.name) if isinstance(stage.unfreeze, int) else 1.0
+            share = max(share, part)
+    stages = suggest.depths(images, _step(config), blocks)
+    return (min(stages, key=lambda stage: abs(int(stage.unfreeze) / blocks - share)),) if share else ()
 
 
 def depths(config: Config, images: int) -> tuple[Stage, ...]:
@@ -98,8 +122,11 @@ def _step(config: Config) -> int:
 
 
 def cross_validates_depth(config: Config, images: int) -> bool:
-    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images."""
-    return config.stages is None and starts_from_probe(config) and images < MAX_CV_IMAGES
+    """Whether cross-validation chooses the stages: where training begins with a probe on not too many images, and no
+    teacher knows them all.
+    """
+    left_open = config.stages is None and not config.train.teachers
+    return left_open and starts_from_probe(config) and images < MAX_CV_IMAGES
 
 
 def choose_stages(
@@ -109,7 +136,7 @@ def choose_stages(
     """The configuration with stages, if it names none; says which, and which settings have no effect with them.
 
     Where training begins with a linear probe on fewer than `MAX_CV_IMAGES` images, they are what cross-validation
-    prefers; else what `suggest.stages` says.
+    prefers; else those of `with_stages`.
 
     Args:
         model: from `init_model`; its weights are the same afterwards.
@@ -133,9 +160,11 @@ def choose_stages(
             stages, compared = choose_depth(model, base, config, images, context, unlabelled)
         config = dataclasses.replace(config, stages=stages)
     elif config.stages is None:
+        taught = config.train.teachers and starts_from_probe(config)
         config = with_stages(config, len(train))
         listed = ", ".join(f"unfreeze {stage.unfreeze} for {stage.epochs} epochs" for stage in settled(config.stages))
-        print(f"stages from the number of images: {listed or 'none'}")
+        source = "as deep as those of the teachers" if taught else "from the number of images"
+        print(f"stages {source}: {listed or 'none'}")
     for key, why in suggest.settings_without_effect(config, len(train)).items():
         print(f"{key} has no effect: {why}")
     return config, compared
