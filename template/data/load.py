@@ -38,10 +38,10 @@ class Parts:
     unlabelled: Unlabelled | None = None
 
     @classmethod
-    def of(cls, examples: Examples, pixels: Rows, part: str) -> "Parts":
-        """Examples that are all in one part, and their pixels."""
+    def of(cls, examples: Examples, pixels: Rows, part: str, data: Data) -> "Parts":
+        """Examples that are all in one part, and their pixels at these settings; at others they are decoded again."""
         together = dataclasses.replace(examples, parts=np.full(len(examples), part))
-        return cls(together, lambda *_: pixels, np.arange(len(examples)))
+        return cls(together, decoded_once(together, pixels, data), np.arange(len(examples)))
 
     def rows(self, part: str) -> np.ndarray:
         """Rows of the examples in a part, int64."""
@@ -110,14 +110,15 @@ def load_data(config: Config, first: Data) -> tuple[Config, Parts]:
     examples, pixels = decode(found, first)
     fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     examples = split(examples, **fractions, seed=data.split_seed)
-    others = functools.lru_cache(maxsize=3)(functools.partial(by_part, examples))  # as many sizes a run looks at
-
-    def pixels_of(data: Data, rows: np.ndarray) -> Rows:
-        return pixels if data == first else others(data).require(rows)
-
-    parts = Parts(examples, pixels_of, clusters(examples))
+    parts = Parts(examples, decoded_once(examples, pixels, first), clusters(examples))
     parts = dataclasses.replace(parts, unlabelled=load_unlabelled(first, examples, pixels))
     return dataclasses.replace(config, data=data), parts
+
+
+def decoded_once(examples: Examples, pixels: Rows, first: Data) -> Callable[[Data, np.ndarray], Rows]:
+    """(settings, rows) -> pixels, as `Parts` has them: those at the first settings, others as they are asked for."""
+    others = functools.lru_cache(maxsize=3)(functools.partial(by_part, examples))  # as many sizes a run looks at
+    return lambda data, rows: pixels if data == first else others(data).require(rows)
 
 
 def by_part(examples: Examples, data: Data) -> Divided:

@@ -45,7 +45,7 @@ def unlabelled(files: Sequence[Path], config: Config) -> tuple[Examples, ArrayFi
 
 def views_of(examples: Examples, pixels: ArrayFile, config: Config) -> list[ArrayDataset]:
     """What a run is asked about, of decoded images: `build_views` of them."""
-    return build_views(Parts.of(examples, pixels, "test"), "test", config)
+    return build_views(Parts.of(examples, pixels, "test", config.data), "test", config)
 
 
 def predict_with_features(
