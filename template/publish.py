@@ -236,7 +236,7 @@ def _description(trained: TrainedRun) -> str:
     if refitted and not (examples.parts == "test").any():
         later = " All that is shown here is of the network before the refit; model.keras has also learned from the "
         later += "validation images since, and no image is left to measure it."
-    teachers = len(config.train.teachers)
+    teachers = len(config.train.teachers) if config.stages else 0
     taught = f" Its stages were taught by {teachers} other run{'s' * (teachers > 1)}." if teachers else ""
     return (
         f"{config.backbone.name}, {weights.get(config.backbone.weights, 'from given weights')}, "
