@@ -134,6 +134,10 @@ def test_the_model_says_what_the_probe_says(pretrained, base, cache, head, class
     np.testing.assert_allclose(bottom(pixels, training=False), features[0], atol=5e-3, rtol=2e-3)
 
 
+ALONE = ({"sampling": "balanced"}, {"logit_adjustment": 1}, {"teachers": ("a run",)})
+"""Settings of training that do not go with some of the others."""
+
+
 def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, base, cache):
     plain = config(pretrained)
     other = {
@@ -145,7 +149,7 @@ def test_what_is_said_to_have_no_effect_without_a_stage_has_none(pretrained, bas
         ),
     }  # fmt: skip
     given = config(pretrained, **other)
-    others = [dataclasses.replace(plain, train=Train(**x)) for x in ({"sampling": "balanced"}, {"logit_adjustment": 1})]
+    others = [dataclasses.replace(plain, train=Train(**x)) for x in ALONE]
     assert {key for each in (given, *others) for key in settings_without_effect(each, 14)} == {
         f"{section}.{name}" for section, names in OF_STAGES.items() for name in names if name != "stochastic_depth"
     }

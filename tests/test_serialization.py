@@ -14,7 +14,7 @@ import template
 from template.model import layers
 from template.model.hub_layer import HubLayer
 from template.model.layers import DropBlock, DropConnect, StochasticDepth
-from template.train.losses import WeightedLoss
+from template.train.losses import DistillationLoss, WeightedLoss
 from template.train.optimizers import PlateauSchedule, WarmupExponentialDecay
 from template.train.penalties import StartingPoint
 
@@ -28,6 +28,7 @@ OURS = [
     DropConnect(3, 0.4, activation="relu", kernel_regularizer=keras.regularizers.L2(0.1)),
     StochasticDepth(0.3, noise_shape=(None, 1, 1, 1), seed=4),
     WeightedLoss([1.0, 2.0], [0.0, -0.5], focus=2.0, label_smoothing=0.1, reduction="sum"),
+    DistillationLoss(2.0, multi=True, reduction="sum"),
     StartingPoint(0.1, 0.2, 0.3, np.float32([[1.0, 2.0]])),
     PLATEAU,
     WarmupExponentialDecay(7, 0.1, 10, 0.5, staircase=True),
