@@ -92,7 +92,7 @@ def _as_deep_as_teachers(config: Config, images: int) -> tuple[Stage, ...]:
         try:
             found = configuration.load(Path(folder) / "config.toml")
         except ConfigError as error:
-            raise ConfigError(f"train.teachers: expected the folder of a finished run. {error}") from error
+            raise ConfigError(f"train.teachers: {folder!r} does not hold a finished run: {error}") from error
         for stage in found.stages or ():
             part = stage.unfreeze / count_blocks(found.backbone.name) if isinstance(stage.unfreeze, int) else 1.0
             share = max(share, part)
