@@ -254,6 +254,16 @@ def test_where_nothing_differs_the_first_option_stays(pretrained, cache, strengt
     assert len(set(votes["data.resize"].values())) == 1
 
 
+def test_mirror_images_are_of_the_head_and_not_of_what_is_compared(pretrained, cache):
+    """They would double the passes of every option."""
+    look = shown({option: 10 * number for number, option in enumerate(OPTIONS)})
+    how = config(pretrained, data={"resize": "auto"})
+    chosen, base, _ = resolve_auto(how, look, cache)
+    assert how.augment.flips and cache.clock.counts["features"] == 30 * len(OPTIONS)
+    init_model(base, chosen, [look(chosen.data)], cache)
+    assert cache.clock.counts["features"] == 30 * len(OPTIONS) + 30, "what was compared is found again"
+
+
 def measured(losses: np.ndarray) -> tuple[Probe, None]:
     """What `cross_validate` gives for these losses."""
     return Probe(np.zeros((1, 2)), np.zeros(2), 1.0, losses, 0.5, np.zeros((1, 2))), None
@@ -496,7 +506,7 @@ def test_no_fold_of_any_probe_parts_a_patient_or_copies_of_an_image(pretrained, 
     for labels, groups in given["begin"]:
         np.testing.assert_array_equal(labels, parts[0].labels[rows])
         assert len(set(zip(groups, names, strict=True))) == len(set(groups)) == len(set(names)) < rows.sum()
-    assert len(given["begin"]) == 2, "power_norm on and off; the head is one of these, and is not fitted again"
+    assert len(given["begin"]) == 3, "power_norm on and off; and the head, which is of mirror images too"
     assert len(given["baselines"]) > 5
     assert all(groups is not None and len(groups) == len(labels) for labels, groups in given["baselines"])
 

@@ -134,11 +134,16 @@ def test_looks_counts_what_choose_and_begin_send_through_the_network():
     )
     assert count_forward_passes(Config(backbone=Backbone(name="tiny", weights="none")), 300) == 0
     assert count_probes(voting) == 1 + 1 + 2 + 1 + 1 + 1 + 1, "the first option of each once, the others, and a refit"
+    mirrored = dataclasses.replace(voting, augment=Augment())
+    assert count_probes(mirrored) == 1 + count_probes(voting), (
+        "the head is of mirror images too, which vote for nothing"
+    )
+    assert count_forward_passes(mirrored, 300) == 4 * 300 + 3 * 300
 
 
 def test_every_network_that_auto_compares_takes_its_own_time(monkeypatch):
     monkeypatch.setattr(forecast, "seconds_per_image", lambda network, *_: network.count_params())
-    expected = build_backbone(Backbone(name="tiny", weights="none"), SIZE).count_params() * 2 * 40
+    expected = build_backbone(Backbone(name="tiny", weights="none"), SIZE).count_params() * 40  # unmirrored
     other = Backbone(name="tiny", weights="none")
     monkeypatch.setattr(preflight, "build_backbone", lambda _, size: build_backbone(other, size))
     assert preflight._of_candidate(PRETRAINED, PRETRAINED.backbone, coloured(40, 0)) == expected

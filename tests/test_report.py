@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.special import softmax
 
 from template.evaluate import document, fonts, intervals, metrics, plots, report
 from template.evaluate.calibration import calibrate
@@ -69,6 +70,16 @@ def test_of_two_classes_accuracy_is_not_said_again_as_top_1():
     two = predict_some(45, 5, ("cat", "dog"))
     titles = [row[0].text for row in report.scores_of({"test": metrics.score(two)}).tables[0].rows]
     assert "accuracy" in titles and "top-1 accuracy" not in titles
+
+
+def test_a_calibration_error_above_its_own_interval_is_explained_beside_it():
+    generator, names = np.random.default_rng(0), tuple("abcdefghijkl")
+    logits = generator.normal(0, 2, (60, 12)).astype(np.float32)
+    perfect = [generator.choice(12, p=each) for each in softmax(logits.astype(np.float64), axis=1)]
+    few = metrics.score(Predictions(np.arange(60).astype(str), np.array(perfect), logits, names))
+    assert few["classwise_ece"]["high"] < few["classwise_ece"]["value"]  # all of it is bias
+    section = report.scores_of({"test": few})
+    assert "calibration error comes out too high" in section.text[0]
 
 
 def test_without_a_test_part_the_report_says_so_at_once():

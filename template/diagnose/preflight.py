@@ -35,6 +35,7 @@ from ..model_selection.auto import (
     set_seed_and_precision,
     standardise_input,
     starts_from_probe,
+    unmirrored,
     without_auto,
 )
 from ..model_selection.depth import with_stages
@@ -250,7 +251,7 @@ def _seconds(open_config: Config, begun: Begun, clock: progress.Timer) -> dict[s
 
 def _of_candidate(config: Config, other: Backbone, train: ArrayDataset) -> float:
     """Seconds of cross-validating a network that `backbone.name=auto` compares with the first."""
-    config = without_auto(dataclasses.replace(config, backbone=other))
+    config = unmirrored(without_auto(dataclasses.replace(config, backbone=other)))
     network = build_backbone(other, settled(config.data.image_size))
     passes = count_forward_passes(config, min(len(train), MAX_CV_IMAGES))
     return passes * forecast.seconds_per_image(network, train, config.train.batch_size)

@@ -116,7 +116,10 @@ def scores_of(parts: Mapping[str, Mapping[str, Any]]) -> Section:
         for title, (key, show) in TITLES.items()
         if (key, k) != ("top_k", 1)  # of two classes, that is the accuracy
     ]
-    return Section("Metrics", tables=[Table(["metric", *parts], rows)])
+    note = (
+        "Of few images a calibration error comes out too high. Its interval is corrected for that, and may end below."
+    )
+    return Section("Metrics", [note], tables=[Table(["metric", *parts], rows)])
 
 
 def confusions(measured: Mapping[str, Any], predictions: Predictions, charts: Sequence[str]) -> Section:

@@ -226,11 +226,21 @@ def select_levels(features: tuple[np.ndarray, list[int]], head: Head) -> tuple[n
 def cross_validate(
     base: keras.Model, config: Config, dataset: ArrayDataset, cache: FeatureCache
 ) -> tuple[Probe, np.ndarray | None]:
-    """A linear probe on at most `MAX_CV_IMAGES` training images, with its out-of-fold losses; and their groups."""
+    """A linear probe on at most `MAX_CV_IMAGES` training images, with its out-of-fold losses; and their groups.
+
+    On images that are not mirrored, whatever training sees: `unmirrored`.
+    """
     sample = _subsample_classes(dataset, config.train.seed)
-    features, widths = select_levels(probe_features(base, config, [sample], cache), config.head)
+    features, widths = select_levels(probe_features(base, unmirrored(config), [sample], cache), config.head)
     classes = count_classes(sample.labels)
     return fit_once(features, sample.labels, classes, config.train.seed, widths, sample.groups, cache), sample.groups
+
+
+def unmirrored(config: Config) -> Config:
+    """The configuration to compare options with: mirror images would take twice the passes to choose the same ones
+    (docs/craft.md).
+    """
+    return _replace(config, "augment", "hflip", False)
 
 
 def count_forward_passes(config: Config, images: int, unlabelled: int = 0) -> int:
@@ -247,15 +257,17 @@ def count_forward_passes(config: Config, images: int, unlabelled: int = 0) -> in
     others = sum(len(options) - 1 for section, _, options in _auto_settings(config) if section == "data")
     # Where there are many, cross-validated is a sample of those that train.
     apart = close if images > MAX_CV_IMAGES and _auto_settings(config) else 0
-    views = (images + unlabelled) * close + min(images, MAX_CV_IMAGES) * (others + apart)
-    return (2 if config.augment.flips else 1) * views
+    views = close * (2 if config.augment.flips else 1)
+    return (images + unlabelled) * views + min(images, MAX_CV_IMAGES) * (others + apart)
 
 
 def count_probes(config: Config) -> int:
     """How many linear probes `resolve_auto` and a refit fit at most; the arguments are those of the run."""
     if not starts_from_probe(config):
         return 0
-    return 2 + sum(len(options) - 1 for _, _, options in _auto_settings(config))
+    settings = _auto_settings(config)
+    mirrored = 1 if settings and config.augment.flips else 0  # those that compare are not
+    return 2 + mirrored + sum(len(options) - 1 for _, _, options in settings)
 
 
 def _auto_settings(config: Config) -> list[tuple[str, str, tuple]]:
