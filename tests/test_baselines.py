@@ -169,6 +169,10 @@ def test_a_forecast_adds_up():
     assert everything["stage 1"] == pytest.approx(TRACING + 0.2 * (3 * 100 + 50))
     assert everything["evaluation"] == pytest.approx(0.2 * (2 * (50 + 50 + 30) + 100)), "validation images twice"
     assert "refit" not in forecast.forecast(config, COUNTS | {"train": 6000}, 0.2)
+    pair = dataclasses.replace(config, train=Train(teachers=("a run", "another")))
+    with_teachers = forecast.forecast(pair, COUNTS, 0.2)
+    assert with_teachers["stage 1"] - seconds["stage 1"] == pytest.approx(0.2 * 2 * 4 * 100), "each sees each view"
+    assert with_teachers["refit"] - seconds["refit"] == pytest.approx(0.2 * 2 * 4 * 50), "and those of validation now"
 
 
 def test_what_races_takes_time_and_little_of_it_on_small_images():

@@ -40,7 +40,8 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     """Seconds of tracing the network and of passes through it, in each phase of a run in which no stage stops early
     and nothing is found from an earlier one.
 
-    What a stage trains of the network is taken for as long as its share of the blocks.
+    What a stage trains of the network is taken for as long as its share of the blocks; a pass through a teacher, which
+    may be another network, for as long as one through this.
 
     Args:
         config: with its `auto`, which may turn out to be what takes longest; the backbone is named.
@@ -62,7 +63,7 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     again, likely = 0.0, LIKELY if "depth" in seconds else 1.0
     for number, stage in enumerate(stages, start=1):
         above = _share(stage, known)
-        below, step = (1 - above) * _views(stage), above * stage.epochs * (1 + BACKWARD)
+        below, step = (1 - above + len(config.train.teachers)) * _views(stage), above * stage.epochs * (1 + BACKWARD)
         passes = (below + step) * train + above * stage.epochs * val
         seconds[f"stage {number}"] = likely * (TRACING + per_image * passes)
         again += likely * (TRACING + per_image * (below * val + step * (train + val)))
