@@ -126,7 +126,7 @@ def test_the_top_is_tried_where_half_does_not_pay(chosen, trained):
     stages, compared = chosen()
     assert stages == (TOP,) and list(compared[KEY]) == ["0", "2", "1"]
     assert compared[KEY]["1"] < compared[KEY]["0"] < compared[KEY]["2"]
-    assert [unfrozen for unfrozen, *_ in seen] == [2, 1, 1], "of what loses the first fold says enough"
+    assert [unfrozen for unfrozen, *_ in seen] == [2, 1], "of what loses or wins by much a fold says enough"
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,11 @@ def test_what_is_decided_after_a_fold_is_not_trained_again(chosen, trained, monk
     assert [unfrozen for unfrozen, *_ in seen] == raced
 
 
-def test_with_images_enough_the_top_has_won_a_standard_error_ahead_after_two_folds(chosen, trained, monkeypatch):
+def test_with_images_enough_the_top_has_won_a_standard_error_ahead_after_a_fold(chosen, trained, monkeypatch):
+    """It needs no lead; half, which needs one, has not won with twice as much."""
     seen = trained(1.0, 1.0)
     monkeypatch.setattr(module, "paired_z", lambda *_, **__: 1.1 if seen[-1][0] == 1 else 0.0)
-    assert chosen()[0] == (TOP,) and [unfrozen for unfrozen, *_ in seen] == [2, 1, 1]
+    assert chosen()[0] == (TOP,) and [unfrozen for unfrozen, *_ in seen] == [2, 1]
 
 
 def test_with_images_without_labels_each_fold_races_from_the_probe_that_they_taught(chosen, monkeypatch):
