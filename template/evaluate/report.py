@@ -116,10 +116,12 @@ def scores_of(parts: Mapping[str, Mapping[str, Any]]) -> Section:
         for title, (key, show) in TITLES.items()
         if (key, k) != ("top_k", 1)  # of two classes, that is the accuracy
     ]
+    errors = [scores[name] for scores in parts.values() for name in ("ece", "classwise_ece")]
+    above = any(error["value"] is not None and error["value"] > error["high"] for error in errors)
     note = (
-        "Of few images a calibration error comes out too high. Its interval is corrected for that, and may end below."
+        "Of few images a calibration error comes out too high. Its interval is corrected for that, and ends below it."
     )
-    return Section("Metrics", [note], tables=[Table(["metric", *parts], rows)])
+    return Section("Metrics", [note] if above else (), tables=[Table(["metric", *parts], rows)])
 
 
 def confusions(measured: Mapping[str, Any], predictions: Predictions, charts: Sequence[str]) -> Section:
