@@ -237,8 +237,8 @@ def cross_validate(
 
 
 def unmirrored(config: Config) -> Config:
-    """The configuration to compare options with: mirror images would take twice the passes to choose the same ones
-    (docs/craft.md).
+    """The configuration to compare options with: mirror images would take twice the passes, and chose something else in
+    one of 14 cases (docs/craft.md).
     """
     return _replace(config, "augment", "hflip", False)
 
