@@ -44,7 +44,7 @@ def drawn(config: configuration.Config) -> Image.Image:
     from template.diagnose.grids import epochs_grid
     from template.model_selection.auto import without_auto
     from template.model_selection.depth import with_stages
-    from template.train.one_stage import mixing_of
+    from template.train.one_stage import batch_size, mixing_of
 
     config = without_auto(config)
     config, parts = load_data(config, config.data)
@@ -61,7 +61,8 @@ def drawn(config: configuration.Config) -> Image.Image:
             print("Mixed are activations of the frozen blocks; shown are the pixels, mixed by the same shares.")
     mixing = mixing_of(config.train, stage, 0, maps=stage.unfreeze != 0)
     epochs = min(EPOCHS, stage.epochs)
-    return epochs_grid(plain, augmented, parts.examples.class_names, config.train, mixing, epochs)
+    settings = dataclasses.replace(config.train, batch_size=batch_size(stage, config.train))
+    return epochs_grid(plain, augmented, parts.examples.class_names, settings, mixing, epochs)
 
 
 if __name__ == "__main__":

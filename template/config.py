@@ -239,6 +239,9 @@ class Stage:
     and all above), or `all`."""
     epochs: Positive = 10
     """At most this many passes over the training images; early stopping may end sooner."""
+    batch_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Images per batch in this stage; 0 for train.batch_size. A stage that is chosen for few images takes half: in as
+    many passes it makes twice the steps."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad", "lion"] = "adamw"
     """How a gradient becomes a step. `sgd` (with Nesterov momentum 0.9) wants 10 to 100 times the learning rate of
     `adamw`, `adagrad` 10 times, `lion` a third to a tenth of it with as much more weight decay."""
@@ -304,7 +307,7 @@ class Stage:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Train:
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Images per batch, which is a step, unless gradients are accumulated."""
+    """Images per batch, which is a step, unless gradients are accumulated or a stage has batches of its own."""
     devices: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = 1
     """How many GPUs of this machine share each batch, `auto` for all. A batch, its loss and the predictions stay what
     they are with one; each device has batch_size / devices images at once, so raise batch_size for all to have enough

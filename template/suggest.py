@@ -3,11 +3,15 @@
 import dataclasses
 import math
 
-from .config import Config, Stage
+from .config import Config, Stage, Train
+
+STEPS = 160
+"""As many steps a stage has at least, if batches of half of `train.batch_size` are small enough for it. In as many
+passes half of the blocks learns more in 160 steps than in 80, and in 320 it may go wrong (docs/craft.md)."""
 
 
 def stages(
-    images: int, batch_size: int, blocks: int, feature_levels: int, *, pretrained: bool, probed: bool
+    images: int, train: Train, blocks: int, feature_levels: int, *, pretrained: bool, probed: bool
 ) -> tuple[Stage, ...]:
     """Stages for a recipe that names none, and where cross-validation does not choose.
 
@@ -17,7 +21,7 @@ def stages(
 
     Args:
         images: in the training part.
-        batch_size: images a step.
+        train: settings, of which the images a step are looked at.
         blocks: of the backbone.
         feature_levels: of the head.
         pretrained: whether it has weights to be careful with.
@@ -25,7 +29,7 @@ def stages(
     """
 
     def epochs(wanted_steps: int) -> int:
-        return _epochs(wanted_steps, images, batch_size)
+        return _epochs(wanted_steps, images, train)
 
     if not pretrained:
         return (Stage(unfreeze="all", epochs=epochs(480), learning_rate=3e-3),)
@@ -34,13 +38,13 @@ def stages(
     if images >= 1000 and feature_levels > 1:
         plan += [Stage(unfreeze=half, epochs=epochs(240), learning_rate=1e-3)]
     elif images >= 200 and feature_levels == 1:
-        plan += [depths(images, batch_size, blocks)[0]]
+        plan += [depths(images, train, blocks)[0]]
     if images >= 2000 and feature_levels == 1:
         plan += [Stage(unfreeze=half, epochs=epochs(128), learning_rate=2e-4, only_if_gain=0.1)]
     return tuple(plan)
 
 
-def depths(images: int, batch_size: int, blocks: int) -> tuple[Stage, ...]:
+def depths(images: int, train: Train, blocks: int) -> tuple[Stage, ...]:
     """Stages for cross-validation to choose from, shallow first: the top sixth of the blocks, and half of them.
 
     Half is for images that are far from ImageNet's, and moves faster. Three quarters take much longer, and led half by
@@ -48,17 +52,23 @@ def depths(images: int, batch_size: int, blocks: int) -> tuple[Stage, ...]:
 
     Args:
         images: in the training part.
-        batch_size: images a step.
+        train: settings, of which the images a step are looked at.
         blocks: of the backbone.
     """
     rates = {max(1, blocks // 2): 5e-4, max(1, round(blocks / 6)): 2e-4}  # of few blocks both are one: the top
-    epochs = _epochs(80, images, batch_size)
-    return tuple(Stage(unfreeze=number, epochs=epochs, learning_rate=rates[number]) for number in sorted(rates))
+    epochs = _epochs(80, images, train)
+    enough = images * epochs // (STEPS * train.gradient_accumulation_steps)
+    batch_size = min(train.batch_size, max(math.ceil(train.batch_size / 2), enough))
+    return tuple(
+        Stage(unfreeze=number, epochs=epochs, batch_size=batch_size, learning_rate=rates[number])
+        for number in sorted(rates)
+    )
 
 
-def _epochs(wanted_steps: int, images: int, batch_size: int) -> int:
+def _epochs(wanted_steps: int, images: int, train: Train) -> int:
     """Small data need more passes to move as far: a number of steps, in 8 to 40 epochs."""
-    return min(40, max(8, math.ceil(wanted_steps / math.ceil(images / batch_size))))
+    step = train.batch_size * train.gradient_accumulation_steps
+    return min(40, max(8, math.ceil(wanted_steps / math.ceil(images / step))))
 
 
 OF_STAGES = {

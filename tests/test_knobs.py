@@ -166,7 +166,7 @@ def test_the_page_of_the_craft_says_each_default_as_it_is(key, default):
 
 def test_the_page_of_the_craft_has_a_row_for_every_such_setting():
     there = {key for key, _ in craft_rows()}
-    epochs_and_views = {"unfreeze", "epochs", "cached_augmentations", "refresh", "only_if_gain"}
+    epochs_and_views = {"unfreeze", "epochs", "batch_size", "cached_augmentations", "refresh", "only_if_gain"}
     expected = {f"stages.N.{name}" for name in SECTIONS["Stage"].__pydantic_fields__ if name not in epochs_and_views}
     expected |= {
         f"train.{name}" for name in ("loss", "label_smoothing", "class_weights", "sampling", "logit_adjustment")

@@ -363,6 +363,25 @@ def test_three_batches_for_a_step_train_as_one_of_three_times_the_size_does(pret
         np.testing.assert_allclose(in_parts, whole, rtol=0, atol=0.005 * moved)
 
 
+def test_a_stage_with_batches_of_its_own_trains_as_if_all_had_them(pretrained, tmp_path, eagerly):
+    """And two stages may have different ones."""
+    first, second = (Stage(unfreeze=0, epochs=2, learning_rate=5e-3), Stage(unfreeze=1, epochs=1, learning_rate=3e-3))
+    own = (dataclasses.replace(first, batch_size=6), dataclasses.replace(second, batch_size=6))
+    mixed = (dataclasses.replace(first, batch_size=6), second)
+    settings = {size: dataclasses.replace(SETTINGS, batch_size=size) for size in (6, 24)}
+    ended, states = zip(
+        train(pretrained, tmp_path / "all", (first, second), settings[6]),
+        train(pretrained, tmp_path / "own", own, settings[24]),
+        train(pretrained, tmp_path / "mixed", mixed, settings[24]),
+        strict=True,
+    )
+    assert same(ended[0], ended[1], atol=1e-5)
+    assert not same(ended[0], ended[2], atol=1e-4)
+    losses = [[row["loss"] for row in state.history] for state in states]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2][:2] == pytest.approx(losses[0][:2], rel=1e-4) and losses[2][2] != pytest.approx(losses[0][2])
+
+
 def test_a_step_of_more_images_than_there_are_is_refused_before_any_trains(pretrained, tmp_path):
     """An epoch might end without one, and the average of its weights would be that of none."""
     settings = dataclasses.replace(SETTINGS, gradient_accumulation_steps=4)  # 24 images are 3 batches of 8

@@ -10,14 +10,15 @@ from template.config import TTA, Augment, Backbone, Config, Data, Evaluate, Head
 from template.data.dataset import ArrayDataset
 from template.model.backbones import BACKBONES
 from template.model_selection.depth import choose_stages
-from template.suggest import OF_STAGES, depths, of_probe, refits, settings_without_effect, stages
+from template.suggest import OF_STAGES, STEPS, depths, of_probe, refits, settings_without_effect, stages
 
 LEAST, MOST = 8, 40
 """Epochs of a stage."""
 
 
 def of(images: int, batch_size: int = 32, blocks: int = 13, feature_levels: int = 1, **how: bool) -> tuple[Stage, ...]:
-    return stages(images, batch_size, blocks, feature_levels, **({"pretrained": True, "probed": True} | how))
+    how = {"pretrained": True, "probed": True} | how
+    return stages(images, Train(batch_size=batch_size), blocks, feature_levels, **how)
 
 
 @pytest.mark.parametrize("feature_levels", [1, 2, 7])
@@ -199,10 +200,24 @@ def never(*_):
 
 @pytest.mark.parametrize(("blocks", "numbers"), [(1, [1]), (3, [1]), (4, [1, 2]), (7, [1, 3]), (13, [2, 6])])
 def test_depths_are_a_sixth_and_half_of_the_blocks(blocks, numbers):
-    found = depths(200, 32, blocks)
+    found = depths(200, Train(), blocks)
     assert [stage.unfreeze for stage in found] == numbers
     assert {stage.epochs for stage in found} == {12}
     assert [stage.learning_rate for stage in found] == [2e-4, 5e-4][: len(numbers)]
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+@pytest.mark.parametrize("batch_size", [1, 2, 32, 128])
+@pytest.mark.parametrize("images", [40, 160, 500, 1000, 2000, 5000])
+def test_the_fewer_images_the_smaller_their_batches_down_to_half(images, batch_size, accumulated):
+    """As many passes make more steps."""
+    settings = Train(batch_size=batch_size, gradient_accumulation_steps=accumulated)
+    stage = depths(images, settings, 7)[0]
+    assert batch_size / 2 <= stage.batch_size <= batch_size
+    steps = images * stage.epochs / (stage.batch_size * accumulated)
+    assert steps >= STEPS or stage.batch_size == -(-batch_size // 2)
+    larger = depths(2 * images, settings, 7)[0]
+    assert larger.batch_size >= stage.batch_size or larger.epochs < stage.epochs
 
 
 def test_recipes_of_the_same_probe_are_known_as_such():

@@ -40,7 +40,7 @@ from ..model_selection.auto import (
 )
 from ..model_selection.depth import with_stages
 from ..train.features import FeatureCache
-from ..train.one_stage import mixing_of
+from ..train.one_stage import batch_size, mixing_of
 from . import baselines, checks, forecast
 
 FORECAST = "seconds of the run without its report, about"
@@ -155,7 +155,8 @@ def _checks(begun: Begun) -> tuple[list[checks.Check], dict[str, Image.Image]]:
     config, train, val, examples = begun.config, begun.train, begun.val, begun.parts.examples
     names, pixels = examples.class_names, begun.parts.all_pixels(config.data)
     mixing = mixing_of(config.train, begun.stage, 0, maps=begun.stage.unfreeze != 0)
-    in_range, first_batch = checks.input_grid(begun.parts.augmented("train", config), names, config.train, mixing)
+    settings = dataclasses.replace(config.train, batch_size=batch_size(begun.stage, config.train))
+    in_range, first_batch = checks.input_grid(begun.parts.augmented("train", config), names, settings, mixing)
     off = ("dropout", "gaussian_dropout", "drop_block", "drop_connect", "l1", "l2", "max_norm")
     unregularised, model = begun.model(**dict.fromkeys(off, 0.0)), begun.model()
     at_init = checks.loss_at_init(unregularised, train)

@@ -48,10 +48,10 @@ def sweep(
         apply_layer_decay(optimizer, trial, stage.layer_decay, compiled.context.blocks)
     trial.compile(optimizer, network.loss, jit_compile=network.jit_compile)
     trial.optimizer.build(trial.trainable_variables)  # or the step is traced twice
-    epochs = range(math.ceil(count * each / steps(compiled.train, settings.batch_size)))
+    epochs = range(math.ceil(count * each / steps(compiled.train, compiled.batch_size)))
     mixing = mixing_of(settings, stage, 0, maps=compiled.takes_maps)
     mixing = dataclasses.replace(mixing, until=epochs.stop)
-    order: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed, "sampling": settings.sampling}
+    order: dict[str, Any] = {"batch_size": compiled.batch_size, "seed": settings.seed, "sampling": settings.sampling}
     batches = shuffled_batches(compiled.train, network.output_shape[-1], epochs=epochs, mixing=mixing, **order)
     losses: list[float] = []
     found: list[float] = []

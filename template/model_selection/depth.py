@@ -85,7 +85,7 @@ def with_stages(config: Config, images: int) -> Config:
         return dataclasses.replace(config, stages=_as_deep_as_teachers(config, images))
     how = {"pretrained": config.backbone.weights != "none", "probed": starts_from_probe(config)}
     blocks, levels = count_blocks(config.backbone.name), settled(config.head.feature_levels)
-    return dataclasses.replace(config, stages=suggest.stages(images, _step(config), blocks, levels, **how))
+    return dataclasses.replace(config, stages=suggest.stages(images, config.train, blocks, levels, **how))
 
 
 def _as_deep_as_teachers(config: Config, images: int) -> tuple[Stage, ...]:
@@ -99,7 +99,7 @@ def _as_deep_as_teachers(config: Config, images: int) -> tuple[Stage, ...]:
         for stage in found.stages or ():
             part = stage.unfreeze / count_blocks(found.backbone.name) if isinstance(stage.unfreeze, int) else 1.0
             share = max(share, part)
-    stages = suggest.depths(images, _step(config), blocks)
+    stages = suggest.depths(images, config.train, blocks)
     return (min(stages, key=lambda stage: abs(int(stage.unfreeze) / blocks - share)),) if share else ()
 
 
@@ -110,18 +110,13 @@ def depths(config: Config, images: int) -> tuple[Stage, ...]:
         config: without `auto`.
         images: in the training part.
     """
-    found = suggest.depths(images, _step(config), count_blocks(config.backbone.name))
+    found = suggest.depths(images, config.train, count_blocks(config.backbone.name))
     return found if images >= ENOUGH_IMAGES else found[-1:]
 
 
 def races_small(stage: Stage, config: Config) -> bool:
     """Whether one of `depths` races at `small_size`: whatever is deeper than the top."""
-    return stage.unfreeze != suggest.depths(1, _step(config), count_blocks(config.backbone.name))[0].unfreeze
-
-
-def _step(config: Config) -> int:
-    """Images a step."""
-    return config.train.batch_size * config.train.gradient_accumulation_steps
+    return stage.unfreeze != suggest.depths(1, config.train, count_blocks(config.backbone.name))[0].unfreeze
 
 
 def cross_validates_depth(config: Config, images: int) -> bool:

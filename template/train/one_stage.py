@@ -70,6 +70,11 @@ class CompiledStage:
     base: Arrays
 
     @property
+    def batch_size(self) -> int:
+        """Images per training batch."""
+        return batch_size(self.stage, self.context.settings)
+
+    @property
     def held_out(self) -> ArrayDataset:
         """`val`, where there must be one."""
         if self.val is None:
@@ -80,6 +85,11 @@ class CompiledStage:
     def takes_maps(self) -> bool:
         """Whether the network takes images or feature maps, which have an area, and not pooled features."""
         return len(self.network.input_shape) == 4
+
+
+def batch_size(stage: Stage, settings: Train) -> int:
+    """Images per training batch of a stage."""
+    return stage.batch_size or settings.batch_size
 
 
 def compile_stage(
@@ -133,7 +143,7 @@ def compile_network(
         averaged: as in `create_optimizer`.
     """
     settings = context.settings
-    rate = create_schedule(stage, stage.epochs * steps(train, settings.batch_size))
+    rate = create_schedule(stage, stage.epochs * steps(train, batch_size(stage, settings)))
     optimizer = create_optimizer(stage, rate, averaged, settings.gradient_accumulation_steps)
     if stage.layer_decay < 1:
         apply_layer_decay(optimizer, network, stage.layer_decay, context.blocks)
@@ -217,7 +227,7 @@ def train_once(compiled: CompiledStage) -> None:
 def _fit(
     compiled: CompiledStage, batches: tf.data.Dataset, epochs: range, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
-    number = steps(compiled.train, compiled.context.settings.batch_size)
+    number = steps(compiled.train, compiled.batch_size)
     with progress.step("training", number * len(epochs), "steps") as step:
         compiled.network.fit(
             batches,
@@ -274,14 +284,14 @@ def _batches(compiled: CompiledStage, mixing: Mixing, epochs: range) -> tf.data.
     """Training batches of these epochs; all of one size where XLA would compile the network for each, or devices share
     them.
     """
-    batches, size = _in_order(compiled, mixing, epochs), compiled.context.settings.batch_size
+    batches = _in_order(compiled, mixing, epochs)
     equal = compiled.network.jit_compile or replicas() > 1
-    return pad_batches(batches, len(compiled.train), size) if equal else batches
+    return pad_batches(batches, len(compiled.train), compiled.batch_size) if equal else batches
 
 
 def _in_order(compiled: CompiledStage, mixing: Mixing | None, epochs: range) -> tf.data.Dataset:
     settings, classes = compiled.context.settings, compiled.network.output_shape[-1]
-    order = (settings.batch_size, settings.seed, epochs, mixing, settings.sampling)
+    order = (compiled.batch_size, settings.seed, epochs, mixing, settings.sampling)
     return shuffled_batches(compiled.train, classes, *order)
 
 
@@ -303,6 +313,6 @@ def _first_bad_batch(
 def _image_names(compiled: CompiledStage, epoch: int, batch: int) -> list[str]:
     """Names of the images of a batch, as far as they are known."""
     train, settings = compiled.train, compiled.context.settings
-    order = shuffled_rows(train.labels, settings.batch_size, settings.seed, epoch, settings.sampling)
+    order = shuffled_rows(train.labels, compiled.batch_size, settings.seed, epoch, settings.sampling)
     _, rows = order[batch]
     return [train.names[row] for row in rows] if len(train.names) else []

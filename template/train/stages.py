@@ -17,7 +17,7 @@ from .checkpoint import TrainState, read_checkpoint
 from .features import activation_bytes
 from .gradients import Gradients
 from .nonfinite import NonFiniteError
-from .one_stage import TrainContext, compile_stage, run_epochs, update_statistics
+from .one_stage import TrainContext, batch_size, compile_stage, run_epochs, update_statistics
 from .select import candidates, choose, interpolate, per_image_losses, relative_gain, scores
 
 SKIPPED = {"epochs": 0, "averaged": False, "alpha": 0.0}
@@ -46,7 +46,8 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: Tra
         NonFiniteError: if a loss, weight or validation score became NaN or infinite. The model then has the best
             weights so far, and the last checkpoint is from before.
     """
-    batches = steps(train, context.settings.batch_size)
+    sizes = [batch_size(stage, context.settings) for stage in context.stages]
+    batches = steps(train, max(sizes, default=context.settings.batch_size))
     if batches < context.settings.gradient_accumulation_steps:
         raise ConfigError(
             f"train.gradient_accumulation_steps: expected at most {batches}, the batches of an epoch of {len(train)} "
@@ -95,7 +96,7 @@ def _fit_stage(
     epochs = range(state.epoch, end if state.wait < settings.patience else state.epoch)
     callbacks = [validate, keep, Log(state, folder, title, end, len(train), validate)]
     if settings.monitor_gradients:
-        few = subsample(compiled.train, settings.batch_size)
+        few = subsample(compiled.train, compiled.batch_size)
         callbacks.append(Gradients(few, context.blocks.titles, state.stage + 1, folder))
     try:
         run_epochs(compiled, epochs, state, folder / "checkpoints", callbacks, best=keep)
