@@ -465,6 +465,11 @@ class Config:
                 "stages.N.schedule=plateau waits a third of train.patience before the step size falls, and needs 3 or "
                 f"more; received train.patience={self.train.patience}"
             )
+        if (self.train.mixup or self.train.cutmix) and any(stage.batch_size == 1 for stage in stages):
+            raise ValueError(
+                "train.mixup and train.cutmix mix the images of a batch with one another; received a stage with "
+                "batch_size=1. Take 2 or more, or 0 for train.batch_size"
+            )
         if self.train.sampling == "balanced" and any(stage.refresh for stage in stages):
             raise ValueError(
                 "stages.N.refresh counts epochs, and with train.sampling=balanced each class goes through its images "

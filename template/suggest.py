@@ -58,7 +58,7 @@ def depths(images: int, train: Train, blocks: int) -> tuple[Stage, ...]:
     rates = {max(1, blocks // 2): 5e-4, max(1, round(blocks / 6)): 2e-4}  # of few blocks both are one: the top
     epochs = _epochs(80, images, train)
     enough = images * epochs // (STEPS * train.gradient_accumulation_steps)
-    batch_size = min(train.batch_size, max(math.ceil(train.batch_size / 2), enough))
+    batch_size = min(train.batch_size, max(2, math.ceil(train.batch_size / 2), enough))  # 2: one has none to mix with
     return tuple(
         Stage(unfreeze=number, epochs=epochs, batch_size=batch_size, learning_rate=rates[number])
         for number in sorted(rates)

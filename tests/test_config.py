@@ -207,6 +207,14 @@ def test_holding_on_to_weights_that_are_random_is_refused():
     assert load(None, ["stages=[{unfreeze=1, l2_sp=0.1}]"]).stages[0].l2_sp == 0.1
 
 
+@pytest.mark.parametrize("mixing", ["train.mixup=0.2", "train.cutmix=1"])
+def test_a_stage_of_batches_of_one_image_has_nothing_to_mix(mixing):
+    said = refusal(["stages.1.batch_size=1", mixing])
+    assert said.startswith("train.mixup and train.cutmix mix the images of a batch with one another; received a stage")
+    assert load(None, ["stages.1.batch_size=2", mixing]).stages[1].batch_size == 2
+    assert load(None, ["stages.1.batch_size=1"]).stages[1].batch_size == 1
+
+
 def test_a_plateau_without_time_to_see_one_is_refused():
     said = refusal(["train.patience=2", "stages.0.schedule=plateau"])
     assert said.startswith("stages.N.schedule=plateau waits a third of train.patience") and "patience=2" in said
