@@ -211,8 +211,8 @@ def test_holding_on_to_weights_that_are_random_is_refused():
 def test_a_stage_of_batches_of_one_image_has_nothing_to_mix(mixing):
     said = refusal(["stages.1.batch_size=1", mixing])
     assert said.startswith("train.mixup and train.cutmix mix the images of a batch with one another; received a stage")
-    assert load(None, ["stages.1.batch_size=2", mixing]).stages[1].batch_size == 2
-    assert load(None, ["stages.1.batch_size=1"]).stages[1].batch_size == 1
+    assert load(None, ["stages.0.batch_size=2", mixing]).stages[0].batch_size == 2
+    assert load(None, ["stages.0.batch_size=1"]).stages[0].batch_size == 1
 
 
 def test_a_plateau_without_time_to_see_one_is_refused():
