@@ -38,14 +38,14 @@ it does not race: it led in none of 24 races that half of the blocks had not won
 
 LEAD = 1.0
 """Standard errors by which a depth must lead the probe. More would leave much to luck, since the noise of training is
-nearly as large as that of the images: with other units dropped, half of MobileNet's blocks leads by 1.3 to 3.6 on hand
-signs (six races), where it gains three or four points."""
+nearly as large as that of the images: half of MobileNet's blocks leads by 1.9, -0.1 and 0.7 with three seeds on hand
+signs, where it gains four points."""
 
 SMALL = 160
-"""Pixels a side at which half of the blocks races, for a third of the time. It leads the probe by 4.8 standard errors
-there on hand signs and by 3.5 on clothing, where it gains five points and one at full size; by 0.3 on ants and bees
-and less on objects, where it does not. The top, which costs little, races at full size: at this one, where the
-probe is worse than it need be, it looks better than it is (ants and bees: 2.8 in place of -0.6)."""
+"""Pixels a side at which half of the blocks races, for a third of the time. It leads the probe by 3.5 standard errors
+there on hand signs and by 2.7 on clothing, where it gains seven points and one at full size; by 0.7 on ants and bees
+and less on objects, where it is not known to gain. The top, which costs little, races at full size: at this one, where
+the probe is worse than it need be, it looks better than it is (ants and bees: 2.8 in place of -0.6)."""
 
 NINE_IN_TEN = 1.28
 """Standard deviations below which a normal draw is, nine times in ten."""
