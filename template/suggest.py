@@ -55,14 +55,14 @@ def depths(images: int, train: Train, blocks: int) -> tuple[Stage, ...]:
         train: settings, of which the images a step are looked at.
         blocks: of the backbone.
     """
-    rates = {max(1, blocks // 2): 5e-4, max(1, round(blocks / 6)): 2e-4}  # of few blocks both are one: the top
+    top, half = max(1, round(blocks / 6)), blocks // 2
     epochs = _epochs(80, images, train)
     enough = images * epochs // (STEPS * train.gradient_accumulation_steps)
     batch_size = min(train.batch_size, max(2, math.ceil(train.batch_size / 2), enough))  # 2: one has none to mix with
-    return tuple(
-        Stage(unfreeze=number, epochs=epochs, batch_size=batch_size, learning_rate=rates[number])
-        for number in sorted(rates)
-    )
+    shallow = Stage(unfreeze=top, epochs=epochs, batch_size=batch_size, learning_rate=2e-4)
+    # With less warm-up the first steps may undo more of the network than the others mend.
+    deep = dataclasses.replace(shallow, unfreeze=half, learning_rate=5e-4, warmup=0.3)
+    return (shallow, deep) if half > top else (shallow,)  # of few blocks both are one: the top
 
 
 def _epochs(wanted_steps: int, images: int, train: Train) -> int:

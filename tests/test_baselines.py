@@ -176,14 +176,14 @@ def test_a_forecast_adds_up():
 
 
 def test_what_races_takes_time_and_little_of_it_on_small_images():
-    """A race may end after the first of three folds, each of which trains on two thirds."""
+    """A race may end after the first of three folds, each of which trains as many steps as the stage."""
     config = Config(backbone=Backbone(name="mobilenet"), data=Data(image_size=2 * SMALL), augment=Augment(hflip=False))
     for images in (100, 400):
         *top, half = depths(config, images)
         assert [stage.unfreeze for stage in (*top, half)] == ([6] if images == 100 else [2, 6]), "of 13 blocks"
 
         def race(stage: Stage, above: float, views: int, images: int = images) -> float:
-            return (1 - above) * views * images + above * 0.5 * (stage.epochs * 3 * 2 * images + images)
+            return (1 - above) * views * images + above * 0.5 * (stage.epochs * 3 * 3 * images + images)
 
         expected = race(half, 6 / 13, 1 + min(half.cached_augmentations or 99, half.epochs)) / 4
         expected += sum(race(stage, 2 / 13, 1) for stage in top)

@@ -204,6 +204,7 @@ def test_depths_are_a_sixth_and_half_of_the_blocks(blocks, numbers):
     assert [stage.unfreeze for stage in found] == numbers
     assert {stage.epochs for stage in found} == {12}
     assert [stage.learning_rate for stage in found] == [2e-4, 5e-4][: len(numbers)]
+    assert [stage.warmup for stage in found] == [0.1, 0.3][: len(numbers)], "what moves more begins more slowly"
 
 
 @pytest.mark.parametrize("accumulated", [1, 4])

@@ -57,7 +57,7 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
         small, above = races_small(stage, known), _share(stage, known)
         smaller = (small_size(known) / settled(known.data.image_size)) ** 2 if small else 1.0
         views = 1 + (_views(stage) if small else 0)
-        folds = GIVEN_UP * (stage.epochs * (1 + BACKWARD) * train * (FOLDS - 1) + train)
+        folds = GIVEN_UP * (stage.epochs * (1 + BACKWARD) * train * FOLDS + train)  # as many steps each as on all
         passes = smaller * ((1 - above) * views * train + above * folds)
         seconds["depth"] = seconds.get("depth", 0.0) + TRACING + per_image * passes
     again, likely = 0.0, LIKELY if "depth" in seconds else 1.0
