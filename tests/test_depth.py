@@ -76,9 +76,9 @@ def chosen(base, begun):
     """Chooses for `coloured`, and returns what was chosen, and the losses; the model is as it was."""
     model, cache = begun
 
-    def choose(function=choose_depth, levels=1, **train):
+    def choose(function=choose_depth, levels=1, augment=CONFIG.augment, **train):
         head = dataclasses.replace(CONFIG.head, feature_levels=levels)
-        config = dataclasses.replace(CONFIG, head=head, train=Train(**train))
+        config = dataclasses.replace(CONFIG, head=head, augment=augment, train=Train(**train))
         before, initial = model.get_weights(), [variable.numpy() for variable in model.variables]
         context = TrainContext(find_blocks(model, CONFIG.backbone), (), config.train, cache, initial, ("a", "b", "c"))
         result = function(model, base, config, images, context)
@@ -204,6 +204,23 @@ def test_with_images_enough_the_top_is_kept_unless_it_is_clearly_worse(chosen, t
     monkeypatch.setattr(module, "paired_z", lambda *_, **__: z)
     assert chosen()[0] == STAGES[: int(kept)]
     assert {unfrozen for unfrozen, *_ in seen} == ({1, 2} if enough == N else {2})
+
+
+@pytest.mark.parametrize(
+    ("augment", "half", "said"),
+    [
+        (Augment(hflip=True), 9.0, True),
+        (Augment(hflip=True), -3.0, False),  # the probe hardly minds
+        (Augment(hflip=False), 9.0, False),
+        (Augment(hflip=True, policy="none"), 9.0, False),
+    ],
+)
+def test_who_fine_tunes_half_of_the_network_is_told_what_mirror_images_may_cost(
+    chosen, trained, capsys, augment, half, said
+):
+    trained(9.0, half)
+    chosen(augment=augment)
+    assert ("train with --augment.hflip=false" in capsys.readouterr().out) == said
 
 
 @pytest.mark.slow

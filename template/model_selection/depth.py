@@ -200,6 +200,11 @@ def choose_depth(
         compared.setdefault(f"blocks to unfreeze, at {at.data.image_size} pixels", {}).update(losses)
         if z > needed:
             chosen = (stage,)
+            if small and config.augment.flips:
+                print(
+                    "  If left and right differ in these images (text, signs, hands), train with --augment.hflip=false: "
+                    "to learn mirror images too costs accuracy."
+                )
             break
     print(f"blocks to unfreeze = {chosen[0].unfreeze if chosen else 0}")
     return chosen, compared
