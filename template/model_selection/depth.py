@@ -202,8 +202,8 @@ def choose_depth(
             chosen = (stage,)
             if small and config.augment.flips:
                 print(
-                    "  If left and right differ in these images (text, signs, hands), train with --augment.hflip=false: "
-                    "to learn mirror images too costs accuracy."
+                    "  If left and right differ in these images (text, signs, hands), train with "
+                    "--augment.hflip=false: to learn mirror images too costs accuracy."
                 )
             break
     print(f"blocks to unfreeze = {chosen[0].unfreeze if chosen else 0}")
