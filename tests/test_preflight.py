@@ -14,10 +14,11 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from template.config import Augment, Backbone, Head, Train
+from template import progress
+from template.config import Augment, Backbone, Config, Data, Head, Stage, Train
 from template.data.batches import Mixing, shuffled_batches, shuffled_rows
 from template.data.dataset import ArrayDataset, eval_dataset, train_dataset
-from template.diagnose import baselines, checks, grids
+from template.diagnose import baselines, checks, grids, preflight
 from template.model.backbones import build_backbone
 from template.model.blocks import boundary, find_blocks, freeze
 from template.model.build import build
@@ -289,6 +290,26 @@ def test_too_little_memory_is_found(monkeypatch):
     assert not check.passed and "2.0 GiB" in check.found and "3.0 GiB" in check.expected
     monkeypatch.setattr(checks.device, "available_memory", lambda: float("inf"))
     assert checks.memory(1e15).passed, "where the system does not say, nothing is asked"
+
+
+def test_the_disk_that_a_run_needs_is_that_of_its_images_and_not_the_limit_of_the_cache(
+    make_folder, tmp_path, monkeypatch
+):
+    folder, asked = str(make_folder(each=20)), []
+    monkeypatch.setattr(checks, "disk_space", lambda folder, needed: asked.append(needed))
+
+    def needed(epochs: int, gb: float = 8.0) -> tuple[float, int]:
+        data = Data(path=folder, image_size=SIZE, cache=str(tmp_path / f"cache {gb}"), cache_gb=gb)
+        config = Config(data=data, backbone=TINY, stages=(Stage(unfreeze=1, epochs=epochs),))
+        begun = preflight.Begun.of(config, progress.Timer())
+        model = begun.model()
+        preflight._machine(begun, model, decoded=0)
+        activations = boundary(model, find_blocks(model, TINY), 1).shape[1:]
+        return asked[-1], 2 * len(begun.train) * int(np.prod(activations))
+
+    (two, view), (four, _), (none, _) = needed(2), needed(4), needed(4, gb=0.0001)
+    assert four - two == 2 * view and two < 2**27
+    assert four - none > 4 * view, "what does not fit is not cached"
 
 
 def run(*arguments) -> tuple[int, str, str]:

@@ -38,9 +38,10 @@ from ..model_selection.auto import (
     unmirrored,
     without_auto,
 )
-from ..model_selection.depth import with_stages
+from ..model_selection.depth import cross_validates_depth, depths, with_stages
 from ..train.features import FeatureCache
-from ..train.one_stage import batch_size, mixing_of
+from ..train.one_stage import TrainContext, batch_size, mixing_of
+from ..train.stages import checkpoint_bytes, feature_bytes
 from . import baselines, checks, forecast
 
 FORECAST = "seconds of the run without its report, about"
@@ -103,6 +104,7 @@ class Begun:
 
     Args:
         config: without `auto`, with stages.
+        stages: those, or all that cross-validation will choose among.
         parts: the images.
         train: those of training, as they are.
         val: likewise.
@@ -111,6 +113,7 @@ class Begun:
     """
 
     config: Config
+    stages: tuple[Stage, ...]
     parts: Parts
     train: ArrayDataset
     val: ArrayDataset
@@ -125,11 +128,12 @@ class Begun:
         with clock("decode"):
             config, parts = load_data(config, config.data)
         train, val = (parts.plain(name, config.data) for name in ("train", "val"))
+        raced = depths(config, len(train)) if cross_validates_depth(config, len(train)) else ()
         config = with_stages(config, len(train))
         load_teachers(config, parts.examples)  # what is wrong with them is said now
         base = build_backbone(config.backbone, settled(config.data.image_size))
         standardise_input(base, config, train)
-        return cls(config, parts, train, val, base, FeatureCache.of(config, clock))
+        return cls(config, raced or settled(config.stages), parts, train, val, base, FeatureCache.of(config, clock))
 
     @property
     def stage(self) -> Stage:
@@ -163,11 +167,7 @@ def _checks(begun: Begun) -> tuple[list[checks.Check], dict[str, Image.Image]]:
     bottom = boundary(unregularised, find_blocks(unregularised, config.backbone), begun.unfrozen)
     memorised, drawn = checks.overfit_small_batch(unregularised, bottom, train, names)
     served = [_served(examples, row, config) for row in begun.parts.rows("val")[:8]]
-    decoded, weights, limit = (
-        len(pixels) * pixels[np.array([0])].nbytes,
-        4 * model.count_params(),
-        begun.cache.limit_bytes,
-    )
+    decoded = len(pixels) * pixels[np.array([0])].nbytes
     found = [
         in_range,
         checks.train_serve_parity(val.read(0, np.arange(len(served))), np.stack(served)),
@@ -176,10 +176,27 @@ def _checks(begun: Begun) -> tuple[list[checks.Check], dict[str, Image.Image]]:
         checks.no_batch_leakage(model, train),
         memorised,
         checks.frozen_unchanged(model, train, len(names), config.backbone.weights != "none"),
-        checks.disk_space(begun.cache.folder, 3 * 6 * weights + max(limit, decoded)),
-        checks.memory(min(config.data.memory_gb * 2**30, decoded) + limit / 8 + 6 * weights + 2**30),
+        *_machine(begun, model, decoded),
     ]
     return found, {"preflight.png": first_batch, "memorised.png": drawn}
+
+
+def _machine(begun: Begun, model: keras.Model, decoded: float) -> list[checks.Check]:
+    """Whether the disk and the memory have room for a run.
+
+    Args:
+        begun: the run.
+        model: of it.
+        decoded: bytes of all images at one size. They are in the cache already; another size may be tried.
+    """
+    config, cache = begun.config, begun.cache
+    context = TrainContext(find_blocks(model, config.backbone), begun.stages, config.train, cache)
+    features, saved = feature_bytes(model, begun.train, begun.val, context), checkpoint_bytes(model, config.train)
+    in_memory = min(config.data.memory_gb * 2**30, decoded) + cache.limit_bytes / 8
+    return [
+        checks.disk_space(cache.folder, 3 * saved + decoded + features),
+        checks.memory(in_memory + saved + 2**30),
+    ]
 
 
 def _baselines(begun: Begun) -> dict[str, float]:

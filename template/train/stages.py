@@ -53,7 +53,7 @@ def fit(model: keras.Model, train: ArrayDataset, val: ArrayDataset, context: Tra
             f"train.gradient_accumulation_steps: expected at most {batches}, the batches of an epoch of {len(train)} "
             f"images, so that each epoch makes a step. Received: {context.settings.gradient_accumulation_steps}"
         )
-    needed = 3 * _checkpoint_bytes(model, context.settings)
+    needed = 3 * checkpoint_bytes(model, context.settings)
     disk.require_space({folder: needed, context.cache.folder: feature_bytes(model, train, val, context)})
     state, saved = read_checkpoint(folder / "checkpoints")
     for number, stage in list(enumerate(context.stages))[state.stage :]:
@@ -149,7 +149,7 @@ def _title(number: int, context: TrainContext) -> str:
     return f"stage {number + 1}/{len(context.stages)}"
 
 
-def _checkpoint_bytes(model: keras.Model, settings: Train) -> int:
+def checkpoint_bytes(model: keras.Model, settings: Train) -> int:
     """At most: the weights; twice their gradients and once their average in the optimizer; the best; and those of the
     beginning, of the whole and of what trains. Where gradients are accumulated, those too.
     """
