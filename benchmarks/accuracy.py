@@ -30,9 +30,9 @@ TEACHER = "efficientnet_lite0"
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 
 
+@runs.script()
 def main() -> None:
     """Run the three methods on every seed, print a table, write JSON."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-class", type=int, default=50, help="training images per class (default: 50)")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")

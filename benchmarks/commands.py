@@ -48,9 +48,9 @@ PHOTOS = "python scripts/train.py --data.path=photos"
 SECOND = f"{PHOTOS} --train.seed=1"
 
 
+@runs.script()
 def main() -> None:
     """Walk the pages and write a table."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="class folders")
     parser.add_argument("--per-class", type=int, default=50, help="images of each class to train on (default: 50)")

@@ -828,9 +828,9 @@ def cost(run: Path) -> dict:
     }
 
 
+@runs.script()
 def main() -> None:
     """Parse, measure one part, print."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["kills", "damage", "writers", "labels", "near", "fuzz", "cache", "cost", "fuzz-worker"]
     parser.add_argument("part", choices=parts, metavar="PART", help=" ".join(parts[:-1]))

@@ -23,9 +23,9 @@ RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 TARGETS = (20, 30, 40, 50)
 
 
+@runs.script()
 def main() -> None:
     """Features once, then all seeds."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=5, help="labels per class at the beginning (default: 5)")
     parser.add_argument("--step", type=int, default=50, help="labels asked for at a time (default: 50)")

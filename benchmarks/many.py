@@ -45,9 +45,9 @@ PAUSE = 2.0
 CHUNK = 32
 
 
+@runs.script()
 def main() -> None:
     """Measure one part, print it, write JSON."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     for measure, images in ((rate, [2000]), (memory, [2000, 20_000]), (kills, [2000]), (stages, [500])):

@@ -23,9 +23,9 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 NETWORKS = ("efficientnet_lite0", "mobilenet", "resnet50", "efficientnetb0", "convnexttiny", "vgg16")
 
 
+@runs.script()
 def main() -> None:
     """Train, export, print a table and write it."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data.path", dest="path", required=True, help="a folder of class folders, as in training")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help=f"default: {' '.join(NETWORKS)}")

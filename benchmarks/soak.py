@@ -404,9 +404,9 @@ def _by_predict(run: Path, images: list[bytes], lasting: float) -> float:
     raise AssertionError
 
 
+@runs.script()
 def main() -> None:
     """Parse, measure, print."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("mixed", "rate"))
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")

@@ -33,9 +33,9 @@ CLASSES, BATCH, SEED = 3, 32, 0
 UNFROZEN = 2  # top blocks that train, in `tail` and `memory`
 
 
+@runs.script()
 def main() -> None:
     """Measure one part, print a table and say whether its claims hold, write JSON."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     for measure, images, least in (

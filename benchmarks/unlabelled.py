@@ -27,9 +27,9 @@ from template import runs
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 
 
+@runs.script()
 def main() -> None:
     """Measure every seed, print a table, write JSON."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-class", type=int, default=5, help="images per class that keep their labels (default: 5)")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds (default: 10)")

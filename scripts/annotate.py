@@ -32,10 +32,9 @@ from template.evaluate.intervals import number, percent
 from template.evaluate.predictions import Predictions
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Serve until Ctrl-C, then compare."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--data.path", dest="path", help="where the images are now, if the run comes from elsewhere")

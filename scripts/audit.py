@@ -31,9 +31,9 @@ from template.labels import texts
 RECIPE = Path(__file__).parent.parent / "configs" / "folder.toml"
 
 
+@runs.script()
 def main() -> None:
     """Audit; print, and write what was asked for."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--out", type=Path, help="folder for audit.html and audit.json")

@@ -18,9 +18,9 @@ from template import config as configuration
 from template import runs
 
 
+@runs.script()
 def main() -> None:
     """Read the settings as train.py does, compare, draw and print."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path("choose_backbone.png")
     parser.add_argument("--out", type=Path, default=default, help=f"plot to write (default: {default})")

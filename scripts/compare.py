@@ -19,10 +19,9 @@ from template.evaluate.predictions import Predictions
 SIGNIFICANT = 0.05
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Compare, print a table, write JSON if asked."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, help="JSON to write")

@@ -21,9 +21,9 @@ from template.data.sources.names import DataError
 from template.evaluate.intervals import percent
 
 
+@runs.script()
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then train fold by fold."""
-    runs.any_terminal()
     clock = progress.Timer()
     config, folder, known = parse()
     resume = f"python scripts/cross_validate.py --resume {system.quote(str(folder))}{' --refit' * known.refit}"

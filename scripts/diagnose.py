@@ -18,10 +18,9 @@ from template.evaluate.intervals import percent
 from template.evaluate.predictions import Predictions
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Read and print."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of a finished run, or of several")
     folders = parser.parse_args().run

@@ -13,9 +13,9 @@ from template import runs
 from template.doctor import INSTALL, Line, examine
 
 
+@runs.script()
 def main() -> None:
     """Look, and print."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     parser.add_argument("--data.cache", dest="cache", type=Path, default=Path("cache"), help="as of train.py")

@@ -26,10 +26,9 @@ from template.evaluate.predictions import Predictions, average
 from template.labels import thresholds_of
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Parse, predict where needed, print and write."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of a finished run, or of several")
     parser.add_argument("--path", help="labelled images: a folder, CSV file or tfds:NAME, as in training")

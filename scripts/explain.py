@@ -21,9 +21,9 @@ from template import runs
 from template.labels import thresholds_of
 
 
+@runs.script()
 def main() -> None:
     """Parse, load, explain one image after the other."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, default=Path("heat"), help="folder to write to (default: heat)")
@@ -32,6 +32,8 @@ def main() -> None:
     )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     arguments = parser.parse_args()
+    if arguments.out.suffix.lower() in (".png", ".jpg", ".jpeg") and not arguments.out.is_dir():
+        parser.error(f"--out: expected a folder, for each image has a file. Received: {str(arguments.out)!r}")
     runs.check_output(arguments.out, "folder")
 
     from template.config import ConfigError

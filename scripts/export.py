@@ -17,10 +17,9 @@ from template import runs
 from template.deploy.runtime import CARD, FILES, FOLDER
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Parse, export, print the table."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     words = "one or several (default: onnx)"

@@ -18,9 +18,9 @@ from template import config as configuration
 from template import runs
 
 
+@runs.script()
 def main() -> None:
     """Read the settings as train.py does, sweep, draw and say."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("find_lr.png"), help="image to write (default: find_lr.png)")
     config, known = configuration.parse(parser)

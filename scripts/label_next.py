@@ -21,10 +21,9 @@ from template import config as configuration
 from template import runs
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Look at all of them, choose, write."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--pool", type=Path, nargs="+", required=True, metavar="FOLDER", help="images without labels")

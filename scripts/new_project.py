@@ -55,9 +55,9 @@ pip install -c constraints.txt -e ".[test]" && python -m pytest
 """
 
 
+@runs.script()
 def main() -> None:
     """Check the names, copy, rename, say what comes next."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to: a new folder, or an empty one")
     parser.add_argument("--name", help="of the project, as pip knows it (default: that of the folder)")

@@ -19,7 +19,6 @@ could be classified, or if something named is not there or cannot be listed; the
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,10 +32,9 @@ from template.evaluate.tree import sure_answer
 from template.labels import thresholds_of
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Parse, classify, write."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="CSV file to write; by default the rows are printed")
@@ -165,7 +163,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:  # of `| head`: no error, but Python would write of one when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    main()

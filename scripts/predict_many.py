@@ -25,12 +25,12 @@ from template.deploy.runtime import FILES
 NEEDED = {"ray": "Ray", "pyarrow": "PyArrow", "fsspec": "fsspec"}
 
 
+@runs.script()
 def main() -> None:
     """Parse, classify, say what came of it."""
-    runs.any_terminal()
     arguments = parse()
     again = " ".join(map(system.quote, ["python", "scripts/predict_many.py", *sys.argv[1:]]))
-    with runs.graceful_stop(f"Stopped. Finished parts are kept. Go on with: {again}"), runs.exit_if_damaged():
+    with runs.graceful_stop(f"Stopped. Finished parts are kept. Go on with: {again}"):
         from template.deploy.many.predict import Options, predict_many
 
         try:

@@ -15,9 +15,9 @@ from template import config as configuration
 from template import runs
 
 
+@runs.script()
 def main() -> None:
     """Read the settings as train.py does, and check."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("preflight"), help="folder to write to (default: preflight)")
     config, known = configuration.parse(parser)

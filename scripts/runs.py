@@ -23,10 +23,9 @@ from template.experiments.prune import freeable, remove
 from template.experiments.read import Run, find
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Find, sort and filter; then print, write or prune."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(
         description=__doc__.format(columns=", ".join(table.COLUMNS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,

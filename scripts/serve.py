@@ -33,10 +33,9 @@ GRACE = 8
 """Seconds that requests have to end in when the server stops."""
 
 
-@runs.exit_if_damaged()
+@runs.script()
 def main() -> None:
     """Parse, load, serve."""
-    runs.any_terminal()
     device.give_back_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = "folder of a finished run; several are known by the names of their folders, the first answers by default"

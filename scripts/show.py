@@ -19,9 +19,9 @@ from template import runs
 EPOCHS = 5
 
 
+@runs.script()
 def main() -> None:
     """Read the settings as train.py does, and draw."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("show.png"), help="image to write (default: show.png)")
     config, known = configuration.parse(parser)

@@ -20,9 +20,9 @@ from template.data.sources.names import DataError
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+@runs.script()
 def main() -> None:
     """Check the settings, which takes no TensorFlow; then run."""
-    runs.any_terminal()
     clock = progress.Timer()
     config, folder, known = parse(sys.argv[1:])
     new = not (folder / "config.toml").exists()

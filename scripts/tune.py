@@ -26,9 +26,9 @@ from template.search.space import read_space
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+@runs.script()
 def main() -> None:
     """Check recipe and space, which takes no TensorFlow; then search, and say what came of it."""
-    runs.any_terminal()
     config, space, folder, known = parse()
     resume = f"python scripts/tune.py --resume {system.quote(str(folder))}"
     with runs.graceful_stop(f"Stopped. All trials that ended are kept. Go on with: {resume}"):

@@ -95,15 +95,6 @@ def short(name: str, most: int = 100) -> str:
     return os.fsdecode(beginning.encode())  # which is another text only where the system's encoding lacks letters
 
 
-def any_terminal() -> None:
-    r"""Print what the terminal's encoding lacks spelled out (`\u732b`); an error in mid-run would end it.
-
-    And print line by line, into a log as well: what is said now is of use now.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-
-
 def check_output(path: Path, kind: Literal["file", "folder"], option: str = "--out") -> None:
     """Of a script, before its work: leave with a message and exit code 2 unless this can be written afterwards."""
     try:
@@ -114,12 +105,27 @@ def check_output(path: Path, kind: Literal["file", "folder"], option: str = "--o
 
 
 @contextlib.contextmanager
-def exit_if_damaged() -> Iterator[None]:
-    """Of a script: a file of a run that is not whole ends it with a message and exit code 1."""
+def script() -> Iterator[None]:
+    r"""What every script does beside its work: the decorator of its `main`.
+
+    It prints what the terminal's encoding lacks spelled out (`\u732b`), for an error in mid-run would end it; and line
+    by line, into a log as well: what is said now is of use now. A file of a run that is not whole ends it with a
+    message and exit code 1. If what reads its output is gone (`| head`), it ends as other programs do: silent, with
+    128 + SIGPIPE.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         yield
     except disk.DamagedError as error:
         sys.exit(str(error))
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so when it flushes
+            sys.exit(141)
+        raise  # of another pipe
 
 
 def write_text(path: Path, text: str) -> None:

@@ -543,9 +543,9 @@ def write(root: Path) -> dict[str, dict]:
     return expected
 
 
+@runs.script()
 def main() -> None:
     """Parse, write, count."""
-    runs.any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder to make")
     folder = parser.parse_args().folder

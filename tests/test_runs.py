@@ -105,10 +105,26 @@ def test_no_run_is_begun_where_its_name_cannot_be_written(tmp_path):
 
 
 def test_a_terminal_of_ascii_shows_every_name(tmp_path):
-    code = "from template import runs; runs.any_terminal(); print('caf\\xe9 \\u732b \\udce9 \\U0001f98a')"
+    code = "from template import runs\nwith runs.script(): print('caf\\xe9 \\u732b \\udce9 \\U0001f98a')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "caf\\xe9 \\u732b \\udce9 \\U0001f98a\n"
+
+
+def test_a_script_whose_output_nobody_reads_any_more_ends_silently():
+    code = (
+        "import sys\nfrom template import runs\nwith runs.script():\n    sys.stdin.read()\n    print(1)\n    print(2)"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as script:
+        script.stdout.close()
+        script.stdin.close()
+        assert (script.stderr.read(), script.wait()) == (b"", 141)
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(capsys):
+    with pytest.raises(BrokenPipeError, match="a worker's"), runs.script():
+        raise BrokenPipeError("a worker's")
 
 
 def test_json_comes_back_equal(tmp_path):

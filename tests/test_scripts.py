@@ -632,6 +632,13 @@ def test_a_image_is_explained_beside_itself_and_a_broken_one_is_named(finished, 
     assert f"{str(files[1])!r}: text, not an image" in said
 
 
+def test_explain_asks_for_a_folder_where_it_is_given_a_file(tmp_path):
+    said = io.StringIO()
+    code, _ = call("explain", "--run", "none", "image.jpg", "--out", tmp_path / "heat.png", errors=said)
+    assert code == 2 and not list(tmp_path.iterdir())
+    assert "--out: expected a folder" in said.getvalue()
+
+
 @pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(class_folder):
     answers = (  # without TensorFlow, which has no part in it
@@ -639,11 +646,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(class_folder):
         "model = types.SimpleNamespace(load_run=lambda run: (None, ['a', 'b'], None), "
         "classify_with_novelty=lambda m, c, files, *_: [(file, (np.array([0.5, 0.5]), 0.1)) for file in files]); "
         "sys.modules['template.deploy.predictor'] = model; runs.import_tensorflow = lambda: None; "
-        "runpy.run_path(sys.argv[0], run_name='__main__'); print('done', file=sys.stderr)"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     line = [sys.executable, "-c", answers, str(SCRIPTS / "predict.py"), "--run", "none", str(class_folder)]
     done = subprocess.run(f"{shlex.join(line)} | true", shell=True, capture_output=True, text=True, check=False)
-    assert done.stderr == "done\n"
+    assert done.stderr == ""
     told = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(told) == 1 + 36 and "0.500000" in told[-1]
 
