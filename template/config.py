@@ -419,9 +419,10 @@ class TTA:
     hflip: Literal["auto"] | bool = "auto"
     """Test-time augmentation: average the probabilities of each image and its mirror image, in validation, test and
     predict.py: a little more accurate, twice the time. `auto`: where training sees them too (augment.hflip)."""
-    full_image: bool = False
+    full_image: Literal["auto"] | bool = False
     """Average also with those of the whole image, its aspect changed, where data.resize is crop: what the crop cuts
-    off is seen too. A little more accurate, twice the time."""
+    off is seen too, in twice the time. `auto`: where stages train (a little more accurate; a linear probe gains
+    nothing)."""
     center_zoom: Literal["auto"] | bool = False
     """Average also with those of a closer look at the middle of the image (two thirds of each side), and let the
     probe learn from it: twice the time once more. Good where what matters is in the middle and may be small. `auto`:

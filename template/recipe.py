@@ -179,8 +179,6 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
     """
     loaded, teachers = parts, load_teachers(config, parts.examples)
     config, parts, base, model, choices = _choose(config, loaded, cache)
-    with cache.clock("decode"):
-        views = {name: build_views(parts, name, config) for name in ("val", "test")}
     initial = [variable.numpy() for variable in model.variables]
     blocks = find_blocks(model, config.backbone)
     context = TrainContext(blocks, (), config.train, cache, initial, parts.examples.class_names)
@@ -188,6 +186,8 @@ def prepare(config: Config, parts: Parts, cache: FeatureCache, folder: Path) -> 
     set_seed_and_precision(config.train)  # a resumed run has nothing to choose, and must draw the same numbers
     _record(config, choices | depths, loaded, teachers, folder)
     context = dataclasses.replace(context, stages=configuration.settled(config.stages))
+    with cache.clock("decode"):
+        views = {name: build_views(parts, name, config) for name in ("val", "test")}
     return Prepared(config, parts, base, model, context, views, teachers)
 
 

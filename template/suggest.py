@@ -133,3 +133,15 @@ def refits(config: Config, images: int) -> bool:
 def uses_hflip(config: Config) -> bool:
     """Whether an answer is the mean over an image and its mirror image; by itself where training sees such."""
     return config.augment.flips if config.tta.hflip == "auto" else config.tta.hflip
+
+
+def uses_full_image(config: Config) -> bool:
+    """Whether an answer is the mean over an image's crop and the whole image; by itself where a stage trains.
+
+    What it brings with stages and without is measured in docs/craft.md.
+
+    Args:
+        config: without `auto`, and with the stages that will run.
+    """
+    wanted = bool(config.stages) if config.tta.full_image == "auto" else config.tta.full_image
+    return wanted and config.data.resize == "crop"

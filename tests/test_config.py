@@ -662,3 +662,20 @@ def test_answers_are_of_mirror_images_where_training_sees_them(overrides, mirror
     assert suggest.uses_hflip(config) == mirrors
     (tmp_path / "saved.toml").write_text(to_toml(config))
     assert suggest.uses_hflip(load(tmp_path / "saved.toml")) == mirrors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "whole"),
+    [
+        (["stages=[]"], False),
+        (["stages=[{unfreeze=1}]"], True),
+        (["stages=[{unfreeze=1}]", "data.resize=pad"], False),  # the whole image is seen already
+        (["stages=[]", "tta.full_image=true"], True),
+        (["stages=[{unfreeze=1}]", "tta.full_image=false"], False),
+    ],
+)
+def test_answers_are_of_the_whole_image_too_where_stages_train(overrides, whole, tmp_path):
+    config = load(Path(__file__).parents[1] / "configs" / "folder.toml", overrides)
+    assert suggest.uses_full_image(config) == whole
+    (tmp_path / "saved.toml").write_text(to_toml(config))
+    assert suggest.uses_full_image(load(tmp_path / "saved.toml")) == whole

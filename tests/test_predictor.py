@@ -18,9 +18,9 @@ from conftest import image
 from keras.src.saving import object_registration
 
 from template import disk, runs
-from template.config import Backbone, Config, Data, Head, Stage, Train, to_toml
+from template.config import TTA, Backbone, Config, Data, Head, Stage, Train, to_toml
 from template.data.examples import DataError
-from template.deploy.predictor import load_run, save_model
+from template.deploy.predictor import inputs_of, load_run, save_model
 from template.model.backbones import BACKBONES, build_backbone, standardise
 from template.model.blocks import find_blocks
 from template.model.build import build
@@ -295,3 +295,9 @@ def test_another_size_or_number_of_classes_than_written_beside_is_refused(tmp_pa
         load_run(tmp_path)
     folder_of(backbone, Head(), tmp_path)
     load_run(tmp_path)
+
+
+@pytest.mark.parametrize(("stages", "views"), [((), ("crop",)), ((Stage(unfreeze=1),), ("crop", "stretch"))])
+def test_a_network_of_which_no_stage_trained_anything_is_not_asked_about_whole_images(stages, views):
+    tta = TTA(full_image="auto", center_zoom=False)
+    assert inputs_of(Config(data=Data(image_size=SIZE), tta=tta, stages=stages)).views == views

@@ -20,7 +20,7 @@ from ..model.hub_layer import HubLayer, import_keras_hub
 from ..model.inference import fold_batch_norm
 from ..model.layers import strip_training_layers
 from ..model.weights import WeightsError
-from ..suggest import uses_hflip
+from ..suggest import uses_full_image, uses_hflip
 from .novelty import Novelty
 from .runtime import Answer, Inputs, classify_all
 
@@ -247,6 +247,6 @@ def inputs_of(config: Config) -> Inputs:
         resize=settled(data.resize),
         bits=data.bits,
         max_megapixels=data.max_megapixels,
-        full_image=tta.full_image,
+        full_image=uses_full_image(config),
         center_zoom=settled(tta.center_zoom),
     )

@@ -14,7 +14,7 @@ from ..data.load import Parts
 from ..data.split import group_names
 from ..evaluate.predictions import Predictions, average, predict
 from ..model.inference import fold_batch_norm
-from ..suggest import uses_hflip
+from ..suggest import uses_full_image, uses_hflip
 
 
 def build_views(parts: Parts, part: str, config: Config) -> list[ArrayDataset]:
@@ -23,7 +23,7 @@ def build_views(parts: Parts, part: str, config: Config) -> list[ArrayDataset]:
     Args:
         parts: from `load_data` or `Parts.of`.
         part: name of one.
-        config: without `auto`.
+        config: without `auto`, and with stages.
 
     Raises:
         DataError: if images that must be decoded once more cannot be read any more.
@@ -31,7 +31,7 @@ def build_views(parts: Parts, part: str, config: Config) -> list[ArrayDataset]:
     views = [parts.plain(part, config.data)]
     if config.tta.center_zoom:
         views.append(center_zoom(views[0]))
-    if config.tta.full_image and config.data.resize == "crop":
+    if uses_full_image(config):
         views.append(parts.plain(part, dataclasses.replace(config.data, resize="stretch", memory_gb=0.0)))
     return views + ([hflip(view) for view in views] if uses_hflip(config) else [])
 

@@ -13,7 +13,7 @@ from ..model.backbones import count_blocks
 from ..model.inference import inference
 from ..model_selection.auto import count_forward_passes, starts_from_probe, without_auto
 from ..model_selection.depth import FOLDS, cross_validates_depth, depths, races_small, small_size, with_stages
-from ..suggest import refits, uses_hflip
+from ..suggest import refits, uses_full_image, uses_hflip
 from ..train.features import FeatureCache
 from .baselines import FEW
 
@@ -50,7 +50,8 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
     """
     train, val, test = (counts[name] for name in ("train", "val", "test"))
     known = without_auto(config)
-    stages = settled(with_stages(known, train).stages)
+    staged = with_stages(known, train)
+    stages = settled(staged.stages)
     seconds = {"probe": per_image * count_forward_passes(config, train, counts.get("unlabelled", 0))}
     for stage in depths(known, train) if cross_validates_depth(config, train) else ():
         # At the size of the run it finds the views of the images as they are, and leaves the others.
@@ -69,7 +70,7 @@ def forecast(config: Config, counts: Mapping[str, int], per_image: float) -> dic
         again += likely * (TRACING + per_image * (below * val + step * (train + val)))
     if refits(config, train + val + test):
         seconds["refit"] = again
-    shown = 1 + config.tta.full_image + bool(config.tta.center_zoom)
+    shown = 1 + uses_full_image(staged) + bool(config.tta.center_zoom)
     shown *= 2 if uses_hflip(config) else 1
     # Validation images once, before the stages; and after them where nothing was frozen.
     times = 1 + any(stage.unfreeze == "all" for stage in stages)
