@@ -241,12 +241,12 @@ def with_features(model: keras.Model) -> keras.Model:
 
 def inputs_of(config: Config) -> Inputs:
     """How images become what the network of a run is asked about; beside each view its mirror image, if it uses one."""
-    data, tta = config.data, config.tta
+    data = config.data
     return Inputs(
         image_size=settled(data.image_size),
         resize=settled(data.resize),
         bits=data.bits,
         max_megapixels=data.max_megapixels,
         full_image=uses_full_image(config),
-        center_zoom=settled(tta.center_zoom),
+        center_zoom=settled(config.tta.center_zoom),
     )
